@@ -1,0 +1,2 @@
+/** An x86-64 assembler: registers, labels, and an encoder for the instructions that kernels use. */
+package io.fletch.ffm.x86;

@@ -1,0 +1,84 @@
+package io.fletch.graph;
+
+import java.util.List;
+
+/**
+ * Inputs and outputs of {@link Executable#forward}: spans of rows of one or more sequences, the rows whose logits are wanted, unit gates,
+ * and the logits. Reused from step to step; after warm-up filling and running it allocates nothing. Used by one thread at a time.
+ *
+ * <p>Each backend has its own implementation, made by {@link Executable#newBatch}.
+ */
+public interface Batch extends AutoCloseable {
+  /** Rows that fit. */
+  int maxRows();
+
+  /** Logit rows that fit. */
+  int maxLogitRows();
+
+  /** Empties inputs and outputs and sets all gates to {@link Gate#RUN}. */
+  void clear();
+
+  /**
+   * Adds a span; {@code tokens[offset .. offset + span.rows())} are its token ids. A row's result does not depend on which other rows are
+   * in the batch.
+   *
+   * @return index of its first row in the batch
+   * @throws IllegalArgumentException if the batch is full or a token id is outside the vocabulary
+   */
+  int add(Span span, int[] tokens, int offset);
+
+  /**
+   * The allocation-free form of {@code add(Span.append(kv, count), ...)}: appends causally at the end of the cache (without committing).
+   */
+  int append(KvCache kv, int[] tokens, int offset, int count);
+
+  /** Asks for logits of a row; returns the index of its logit row (in call order). */
+  int wantLogits(int row);
+
+  /** Sets the gate byte of (gate, row). */
+  void gate(int layer, Gate.Unit unit, int row, byte value);
+
+  /** Rows added. */
+  int rows();
+
+  /** Logit rows asked for. */
+  int logitRows();
+
+  /** The spans added, in order; for inspection, may allocate. */
+  List<Span> spans();
+
+  /** After forward: copies a logit row into {@code dst[0 .. vocabulary)}. */
+  void logits(int logitRow, float[] dst);
+
+  /** After forward: the token with the largest logit, the lowest id on ties. */
+  int argmax(int logitRow);
+
+  /** After forward: reduces a logit row to its statistics, one pass, into {@code into}. */
+  void statistics(int logitRow, RowStatistics into);
+
+  @Override
+  void close();
+
+  /** What decode schedules need of a logit row (specs diffusion 1); a reusable holder. */
+  final class RowStatistics {
+    /** Token with the largest logit, lowest id on ties. */
+    public int argmax;
+
+    /** Largest logit. */
+    public float top1;
+
+    /** Second largest logit (equal to {@link #top1} on a tie). */
+    public float top2;
+
+    /** log of the sum of exp of all logits. */
+    public double logSumExp;
+
+    /** Entropy of the softmax in nats. */
+    public double entropy;
+
+    /** Probability of {@link #argmax}. */
+    public double probability() {
+      return Math.exp(top1 - logSumExp);
+    }
+  }
+}

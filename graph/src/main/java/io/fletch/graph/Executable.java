@@ -1,0 +1,33 @@
+package io.fletch.graph;
+
+import java.util.List;
+
+/**
+ * A graph compiled for a backend. Safe for use by several threads: forwards of different batches are serialised on its workers. Closing it
+ * releases workers and packed weights; batches and caches made by it must be closed before.
+ */
+public interface Executable extends AutoCloseable {
+  /** The graph it was compiled from. */
+  Graph graph();
+
+  /** One plan per row bucket, smallest first; a forward runs the smallest that holds its rows. */
+  List<Plan> plans();
+
+  /** One line: backend, kernels, threads, and the reason for the choice. */
+  String description();
+
+  /** Makes an empty cache. */
+  KvCache newKvCache(int capacity, KvCache.Type type);
+
+  /** Makes a reusable batch. */
+  Batch newBatch(int maxRows, int maxLogitRows);
+
+  /**
+   * Runs all rows of the batch and fills in the logits asked for. Does not change the length of any cache. Keys and values of all rows are
+   * stored before any row attends within a layer.
+   */
+  void forward(Batch batch);
+
+  @Override
+  void close();
+}

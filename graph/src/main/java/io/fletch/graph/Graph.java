@@ -1,0 +1,185 @@
+package io.fletch.graph;
+
+import io.fletch.graph.Value.Rows;
+import io.fletch.quant.LinearOp;
+import io.fletch.quant.Tensor;
+import java.util.ArrayList;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Objects;
+import java.util.Optional;
+import java.util.Set;
+
+/**
+ * An immutable list of {@link Op}s in execution order. Shapes are static: only the number of rows is left open until a plan fixes its
+ * bucket.
+ *
+ * @param name for printing
+ * @param ops in execution order; every input is defined before it is read
+ * @param logits the value that holds the logits, of {@link Rows#LOGITS} rows
+ * @param vocabulary width of the logits and number of embedding rows
+ * @param kvLayers shape of each KV cache layer
+ */
+public record Graph(String name, List<Op> ops, Value logits, int vocabulary, List<AttentionSpec> kvLayers) {
+  /** Checks that values are defined once, before use. */
+  public Graph {
+    ops = List.copyOf(ops);
+    kvLayers = List.copyOf(kvLayers);
+    Set<Value> defined = new HashSet<>();
+    for (Op op : ops) {
+      for (Value in : op.inputs()) {
+        if (!defined.contains(in)) {
+          throw new IllegalArgumentException("value read before it is defined: " + in.name() + " in " + op);
+        }
+      }
+      op.output()
+          .ifPresent(
+              v -> {
+                if (!defined.add(v)) {
+                  throw new IllegalArgumentException("value defined twice: " + v.name());
+                }
+              });
+    }
+    if (!defined.contains(logits) || logits.rows() != Rows.LOGITS) {
+      throw new IllegalArgumentException("logits are not a LOGITS value of the graph: " + logits);
+    }
+  }
+
+  /** Starts a graph. */
+  public static Builder builder(String name) {
+    return new Builder(name);
+  }
+
+  /** Appends ops; each method returns the value it defines. Used by one thread. */
+  public static final class Builder {
+    private final String name;
+    private final List<Op> ops = new ArrayList<>();
+    private final List<AttentionSpec> kvLayers = new ArrayList<>();
+    private int next;
+    private int vocabulary;
+
+    private Builder(String name) {
+      this.name = Objects.requireNonNull(name, "name");
+    }
+
+    private Value value(String valueName, long width, Rows rows) {
+      return new Value(next++, Math.toIntExact(width), rows, valueName);
+    }
+
+    /** Token embedding. */
+    public Value embedding(String valueName, Tensor table, float scale) {
+      vocabulary = Math.toIntExact(table.rows());
+      Value out = value(valueName, table.cols(), Rows.BATCH);
+      ops.add(new Op.Embedding(table, scale, out));
+      return out;
+    }
+
+    /** RMSNorm; {@code weight} has {@code in.width / groups} elements. */
+    public Value rmsNorm(String valueName, Value in, Tensor weight, float eps, int groups, float outScale) {
+      if (in.width() % groups != 0 || weight.elements() != in.width() / groups) {
+        throw new IllegalArgumentException(
+            "norm weight does not fit: " + weight + " for width=" + in.width() + " groups=" + groups);
+      }
+      Value out = value(valueName, in.width(), in.rows());
+      ops.add(new Op.RmsNorm(in, weight, eps, groups, outScale, out));
+      return out;
+    }
+
+    /** Linear layer. */
+    public Value linear(String valueName, Value in, LinearOp weight, Optional<Tensor> bias, Optional<Gate> gate) {
+      if (weight.in() != in.width()) {
+        throw new IllegalArgumentException(
+            valueName + ": weight does not fit its input: expected in=" + in.width() + " actual=" + weight.in());
+      }
+      if (bias.isPresent() && bias.get().elements() != weight.out()) {
+        throw new IllegalArgumentException(valueName + ": bias does not fit: expected=" + weight.out() + " actual=" + bias.get());
+      }
+      Value out = value(valueName, weight.out(), in.rows());
+      ops.add(new Op.Linear(in, weight, bias, gate, out));
+      return out;
+    }
+
+    /** Rotary embedding. */
+    public Value rope(String valueName, Value in, RopeSpec spec, int heads, int headDim) {
+      if ((long) heads * headDim != in.width() || 2 * spec.inverseFrequency().length > headDim) {
+        throw new IllegalArgumentException(
+            valueName + ": heads do not fit: width=" + in.width() + " heads=" + heads + " headDim=" + headDim);
+      }
+      Value out = value(valueName, in.width(), in.rows());
+      ops.add(new Op.Rope(in, spec, heads, headDim, out));
+      return out;
+    }
+
+    /** Stores keys and values, then attends; {@code spec.layer()} must be the next KV layer. */
+    public Value attention(String valueName, AttentionSpec spec, Value query, Value key, Value value, Optional<Gate> gate) {
+      if (spec.layer() != kvLayers.size()) {
+        throw new IllegalArgumentException("KV layers must be numbered in order: expected=" + kvLayers.size() + " actual=" + spec.layer());
+      }
+      if (query.width() != spec.heads() * spec.keyDim()
+          || key.width() != spec.kvHeads() * spec.keyDim()
+          || value.width() != spec.kvHeads() * spec.valueDim()) {
+        throw new IllegalArgumentException(
+            valueName + ": q/k/v do not fit " + spec + ": q=" + query.width() + " k=" + key.width() + " v=" + value.width());
+      }
+      kvLayers.add(spec);
+      ops.add(new Op.KvStore(spec, key, value));
+      Value out = value(valueName, (long) spec.heads() * spec.valueDim(), query.rows());
+      ops.add(new Op.Attention(spec, query, gate, out));
+      return out;
+    }
+
+    /** Gated activation. */
+    public Value activate(String valueName, Activation activation, Optional<Value> gateHalf, Value up, Optional<Gate> gate) {
+      if (gateHalf.isPresent() && gateHalf.get().width() != up.width()) {
+        throw new IllegalArgumentException(valueName + ": widths differ: " + gateHalf.get().width() + " and " + up.width());
+      }
+      Value out = value(valueName, up.width(), up.rows());
+      ops.add(new Op.Activate(activation, gateHalf, up, gate, out));
+      return out;
+    }
+
+    /** Residual add. */
+    public Value add(String valueName, Value residual, Value branch, float scale, Optional<Gate> gate) {
+      if (residual.width() != branch.width() || residual.rows() != branch.rows()) {
+        throw new IllegalArgumentException(valueName + ": shapes differ: " + residual + " and " + branch);
+      }
+      Value out = value(valueName, residual.width(), residual.rows());
+      ops.add(new Op.Add(residual, branch, scale, gate, out));
+      return out;
+    }
+
+    /** Multiplication by a constant. */
+    public Value scale(String valueName, Value in, float factor) {
+      Value out = value(valueName, in.width(), in.rows());
+      ops.add(new Op.Scale(in, factor, out));
+      return out;
+    }
+
+    /** Soft cap. */
+    public Value softCap(String valueName, Value in, float cap) {
+      Value out = value(valueName, in.width(), in.rows());
+      ops.add(new Op.SoftCap(in, cap, out));
+      return out;
+    }
+
+    /** Part of each row. */
+    public Value slice(String valueName, Value in, int from, int width) {
+      Objects.checkFromIndexSize(from, width, in.width());
+      Value out = value(valueName, width, in.rows());
+      ops.add(new Op.Slice(in, from, out));
+      return out;
+    }
+
+    /** Rows whose logits were asked for. */
+    public Value selectRows(String valueName, Value in) {
+      Value out = value(valueName, in.width(), Rows.LOGITS);
+      ops.add(new Op.SelectRows(in, out));
+      return out;
+    }
+
+    /** Ends the graph. */
+    public Graph build(Value logits) {
+      return new Graph(name, ops, logits, vocabulary, kvLayers);
+    }
+  }
+}

@@ -1,0 +1,177 @@
+package io.fletch.graph;
+
+import io.fletch.quant.LinearOp;
+import io.fletch.quant.Tensor;
+import java.util.List;
+import java.util.Optional;
+
+/**
+ * The closed op set of the graph. Every op defines at most one value; norm weights, biases and embeddings are tensors, matrices are
+ * {@link LinearOp}s. Backends switch over this family exhaustively.
+ */
+public sealed interface Op {
+  /** The value this op defines, if any. */
+  Optional<Value> output();
+
+  /** The values it reads. */
+  List<Value> inputs();
+
+  /** Row of {@code table} for each token id, times {@code scale}. */
+  record Embedding(Tensor table, float scale, Value out) implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of();
+    }
+  }
+
+  /**
+   * RMSNorm over groups: the row is split into {@code groups} equal parts, each normalised by itself and multiplied by the same weight
+   * (groups = heads gives QK-norm, 1 the usual norm), then by {@code outScale}.
+   */
+  record RmsNorm(Value in, Tensor weight, float eps, int groups, float outScale, Value out) implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(in);
+    }
+  }
+
+  /** {@code y = W x + bias}; rows whose gate says skip are not computed and read as zero. */
+  record Linear(Value in, LinearOp weight, Optional<Tensor> bias, Optional<Gate> gate, Value out) implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(in);
+    }
+  }
+
+  /** Rotates each of {@code heads} heads of {@code headDim} by the row's position. */
+  record Rope(Value in, RopeSpec spec, int heads, int headDim, Value out) implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(in);
+    }
+  }
+
+  /** Writes keys and values of each row into the row's KV slot. Never gated, so the cache is complete. */
+  record KvStore(AttentionSpec spec, Value key, Value value) implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.empty();
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(key, value);
+    }
+  }
+
+  /** Attention of each row over the slots its span lets it see; after the layer's {@link KvStore}. */
+  record Attention(AttentionSpec spec, Value query, Optional<Gate> gate, Value out) implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(query);
+    }
+  }
+
+  /** {@code act(gate) * up}, or {@code act(up)} without a gate half. */
+  record Activate(Activation activation, Optional<Value> gateHalf, Value up, Optional<Gate> gate, Value out) implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return gateHalf.map(g -> List.of(g, up)).orElse(List.of(up));
+    }
+  }
+
+  /** {@code residual + scale * branch}; rows whose gate says skip keep the residual bit for bit. */
+  record Add(Value residual, Value branch, float scale, Optional<Gate> gate, Value out) implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(residual, branch);
+    }
+  }
+
+  /** {@code factor * x}. */
+  record Scale(Value in, float factor, Value out) implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(in);
+    }
+  }
+
+  /** {@code cap * tanh(x / cap)}. */
+  record SoftCap(Value in, float cap, Value out) implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(in);
+    }
+  }
+
+  /** Elements {@code [from, from + out.width)} of each row (splits fused projections). */
+  record Slice(Value in, int from, Value out) implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(in);
+    }
+  }
+
+  /** Keeps the rows whose logits were asked for. */
+  record SelectRows(Value in, Value out) implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(in);
+    }
+  }
+}

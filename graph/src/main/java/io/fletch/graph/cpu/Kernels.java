@@ -1,0 +1,162 @@
+package io.fletch.graph.cpu;
+
+import io.fletch.graph.Activation;
+import io.fletch.graph.KvCache;
+import io.fletch.graph.RopeSpec;
+import io.fletch.quant.TensorType;
+import java.lang.foreign.MemorySegment;
+
+/**
+ * One complete set of CPU kernels: scalar, Vector API, or machine code. Stateless and thread-safe; nothing allocates; every result depends on
+ * the operands of its row alone, with a fixed order of reduction, so it is the same bit for bit for any row count, thread count and split.
+ *
+ * <p>Offsets and strides into float32 segments count <em>floats</em>; offsets into anything else count bytes. All segments are native.
+ * Reads and writes never leave the stated ranges.
+ */
+public interface Kernels {
+  /** Name for plans and logs: {@code scalar}, {@code vector-256}, {@code x86-avx2}, {@code x86-avx512-vnni}. */
+  String name();
+
+  /** The product kernel for weights of a type with rows of {@code in} elements. */
+  Matmul matmul(TensorType type, int in);
+
+  /** Products with one weight matrix {@code [out, in]}. */
+  interface Matmul {
+    /** Name for plans, for example {@code q4_0 x8 avx2}. */
+    String name();
+
+    /** The form activations are wanted in. */
+    ActivationFormat activation();
+
+    /** Whether {@link #pack} gives a layout of its own (else the tensor's bytes are used as they are). */
+    boolean packs();
+
+    /** Bytes of the packed matrix. */
+    long packedBytes(long out);
+
+    /** Rows that a worker's range must be a multiple of (except at the end of the matrix). */
+    int rowGranule();
+
+    /**
+     * Packs rows {@code [from, to)} (multiples of the granule but at the end) of the row-major matrix into the packed one, from base to
+     * base. A permutation of the bytes, possibly with padding.
+     */
+    void pack(MemorySegment rowMajor, MemorySegment packed, long out, long from, long to);
+
+    /**
+     * {@code y[r, o] = sum_i W[o, i] x[r, i]} for rows {@code r} in {@code [0, rows)} and outputs {@code o} in {@code [from, to)}, stored
+     * at {@code y[yOffset + r * yStride + o]}.
+     *
+     * @param weight the packed matrix (or the tensor where {@link #packs} is false), from its base
+     * @param out rows of the whole matrix
+     * @param x activations in {@link #activation()} form, row {@code r} at byte {@code xOffset + r * activationBytes(format, in)}
+     */
+    void run(
+        MemorySegment weight,
+        long out,
+        long from,
+        long to,
+        MemorySegment x,
+        long xOffset,
+        int rows,
+        MemorySegment y,
+        long yOffset,
+        long yStride);
+  }
+
+  /** Forms of activations that products read. The byte layout is private to a kernel set. */
+  enum ActivationFormat {
+    /** float32 as it is. */
+    F32,
+    /** 8-bit blocks of 32 with a scale (and sums). */
+    Q8_BLOCK32,
+    /** 8-bit blocks of 256 with a scale and sums of 16 or 32. */
+    Q8_BLOCK256
+  }
+
+  /** Bytes of one row of activations in a format, a multiple of 64. */
+  long activationBytes(ActivationFormat format, int n);
+
+  /** Converts {@code x[offset .. offset + n)} into one row of a format other than F32. */
+  void quantize(ActivationFormat format, MemorySegment x, long offset, int n, MemorySegment dst, long dstOffset);
+
+  /** Dequantizes {@code n} elements of a weight type starting at a block boundary: {@code dst[i] = scale * w[i]}. */
+  void dequantize(TensorType type, MemorySegment src, long srcOffset, int n, float scale, MemorySegment dst, long dstOffset);
+
+  /** {@code dst = x * weight * (scale / sqrt(mean(x^2) + eps))}. */
+  void rmsNorm(
+      MemorySegment x, long offset, MemorySegment weight, int n, float eps, float scale, MemorySegment dst, long dstOffset);
+
+  /**
+   * Rotates one head: pair {@code i} by (cos[i], sin[i]); elements beyond the pairs are copied. In place when source and destination are the
+   * same.
+   *
+   * @param table {@code cos} of all pairs then {@code sin} of all pairs, from {@code tableOffset}
+   */
+  void rope(
+      RopeSpec.Style style,
+      MemorySegment x,
+      long offset,
+      int headDim,
+      MemorySegment table,
+      long tableOffset,
+      int pairs,
+      MemorySegment dst,
+      long dstOffset);
+
+  /** {@code dst = act(gate) * up}. */
+  void activate(
+      Activation activation, MemorySegment gate, long gateOffset, MemorySegment up, long upOffset, int n, MemorySegment dst, long dstOffset);
+
+  /** {@code dst = act(x)}. */
+  void activate(Activation activation, MemorySegment x, long offset, int n, MemorySegment dst, long dstOffset);
+
+  /** {@code dst = a + scale * b}. */
+  void add(
+      MemorySegment a, long aOffset, MemorySegment b, long bOffset, float scale, int n, MemorySegment dst, long dstOffset);
+
+  /** {@code dst = factor * x}. */
+  void scale(MemorySegment x, long offset, float factor, int n, MemorySegment dst, long dstOffset);
+
+  /** {@code dst = cap * tanh(x / cap)}. */
+  void softCap(MemorySegment x, long offset, float cap, int n, MemorySegment dst, long dstOffset);
+
+  /** Bytes of {@code n} cache elements of a head. {@code n} is a multiple of 32 for Q8_0. */
+  long kvBytes(KvCache.Type type, int n);
+
+  /** Stores one key or value head of {@code n} floats into the cache at a byte offset. */
+  void kvStore(KvCache.Type type, MemorySegment x, long offset, int n, MemorySegment kv, long kvOffset);
+
+  /** Floats of scratch that {@link #attention} needs for a group of that many heads. */
+  int attentionScratch(int group, int keyDim, int valueDim);
+
+  /**
+   * Softmax attention of one row for a group of query heads that share a key/value head, over slots {@code [a0, a1)} then {@code [b0, b1)}.
+   * Query head {@code h} is {@code q[qOffset + h * keyDim ..]}, its result {@code out[outOffset + h * valueDim ..]}. The key of slot {@code s}
+   * is at byte {@code kOffset + s * kvBytes(type, keyDim)} of {@code kv}, the value at {@code vOffset + s * kvBytes(type, valueDim)}. With no
+   * visible slot the result is zero.
+   */
+  void attention(
+      KvCache.Type type,
+      MemorySegment q,
+      long qOffset,
+      int group,
+      int keyDim,
+      int valueDim,
+      MemorySegment kv,
+      long kOffset,
+      long vOffset,
+      int a0,
+      int a1,
+      int b0,
+      int b1,
+      float scale,
+      float softCap,
+      MemorySegment scratch,
+      long scratchOffset,
+      MemorySegment out,
+      long outOffset);
+
+  /** The index of the largest element, the lowest on ties; NaN is never chosen. */
+  int argmax(MemorySegment x, long offset, int n);
+}

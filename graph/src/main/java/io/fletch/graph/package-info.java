@@ -1,0 +1,2 @@
+/** Graph, plan, executable: what a model is below its tokens. */
+package io.fletch.graph;

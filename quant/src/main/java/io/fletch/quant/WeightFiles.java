@@ -1,0 +1,12 @@
+package io.fletch.quant;
+
+import java.nio.file.Path;
+
+/** Chooses the reader for a path. */
+final class WeightFiles {
+  private WeightFiles() {}
+
+  static WeightFile open(Path path) {
+    throw new WeightFileException("unknown weight file: " + path);
+  }
+}

@@ -1,0 +1,2 @@
+/** Weight files, tensors and quantized block formats. */
+package io.fletch.quant;

@@ -1,0 +1,16 @@
+/**
+ * Weight files (GGUF, safetensors), tensors held in Arrow buffers, and the block formats of quantized weights.
+ *
+ * <p>It reads and writes weights and never runs a model.
+ */
+module io.fletch.quant {
+  requires io.fletch.ffm;
+  requires transitive org.apache.arrow.memory.core;
+  requires com.fasterxml.jackson.core;
+  requires com.fasterxml.jackson.jr.ob;
+
+  exports io.fletch.quant to
+      io.fletch.graph,
+      io.fletch.runtime,
+      io.fletch.tools;
+}

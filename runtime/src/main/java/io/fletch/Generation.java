@@ -1,0 +1,76 @@
+package io.fletch;
+
+import java.util.Iterator;
+import java.util.List;
+
+/**
+ * An answer being generated: an iterator of {@link Chunk}s, each computed when it is asked for, and a {@link Result} at the end. Used by the
+ * session's thread; {@link #cancel()} may be called by any thread. Closing it early cancels; the session stays usable and keeps what was
+ * generated.
+ */
+public interface Generation extends Iterator<Generation.Chunk>, AutoCloseable {
+  /**
+   * Newly committed tokens.
+   *
+   * @param ids token ids
+   * @param position index of the first of them in the answer; autoregressive models count up, diffusion models may fill in anywhere
+   * @param text text that is now final (possibly empty while a UTF-8 sequence or a stop string is undecided)
+   * @param logprobs one per id if asked for, else empty
+   */
+  record Chunk(List<Integer> ids, int position, String text, List<TokenLogprob> logprobs) {}
+
+  /**
+   * Log-probability of a token.
+   *
+   * @param id the token
+   * @param logprob natural logarithm of its probability under the model (before temperature)
+   * @param top the most likely alternatives, best first
+   */
+  record TokenLogprob(int id, double logprob, List<Alternative> top) {}
+
+  /** An alternative token with its log-probability. */
+  record Alternative(int id, double logprob) {}
+
+  /** Why a generation ended. */
+  enum FinishReason {
+    /** The model ended it, or a stop token or string was met. */
+    STOP,
+    /** Token limit or end of the context. */
+    LENGTH,
+    /** Cancelled. */
+    CANCELLED
+  }
+
+  /**
+   * What came out.
+   *
+   * @param text the whole answer
+   * @param ids its tokens, without the one that ended it
+   * @param finishReason why it ended
+   * @param promptTokens tokens of the prompt, reused ones included
+   * @param reusedTokens prompt tokens whose keys and values were in the cache already
+   * @param completionTokens tokens generated, an ending token included
+   * @param prefillNanos time for the prompt
+   * @param decodeNanos time for the answer after its first token
+   * @param forwards forward passes
+   */
+  record Result(
+      String text,
+      List<Integer> ids,
+      FinishReason finishReason,
+      int promptTokens,
+      int reusedTokens,
+      int completionTokens,
+      long prefillNanos,
+      long decodeNanos,
+      long forwards) {}
+
+  /** Asks for the end; takes effect before the next step. Any thread. */
+  void cancel();
+
+  /** Generates what is left and returns the result. */
+  Result result();
+
+  @Override
+  void close();
+}

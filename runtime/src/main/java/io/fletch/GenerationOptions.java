@@ -1,0 +1,71 @@
+package io.fletch;
+
+import io.fletch.sampling.SamplingOptions;
+import java.util.List;
+import java.util.Objects;
+
+/**
+ * How an answer is generated.
+ *
+ * @param sampling temperature and friends; greedy by {@code SamplingOptions.greedy()}
+ * @param maxTokens most tokens of the answer; 0 for what the context still holds
+ * @param stopStrings texts that end the answer (and are not part of it)
+ * @param stopTokens ids that end the answer, besides the model's own
+ * @param ignoreEnd go on after end-of-generation tokens
+ * @param logprobs number of alternatives to report per token; -1 for none
+ */
+public record GenerationOptions(
+    SamplingOptions sampling, int maxTokens, List<String> stopStrings, List<Integer> stopTokens, boolean ignoreEnd, int logprobs) {
+  /** Copies and checks. */
+  public GenerationOptions {
+    Objects.requireNonNull(sampling, "sampling");
+    stopStrings = List.copyOf(stopStrings);
+    stopTokens = List.copyOf(stopTokens);
+    if (maxTokens < 0 || logprobs < -1) {
+      throw new IllegalArgumentException("out of range: maxTokens=" + maxTokens + " logprobs=" + logprobs);
+    }
+    if (stopStrings.stream().anyMatch(String::isEmpty)) {
+      throw new IllegalArgumentException("a stop string is empty");
+    }
+  }
+
+  /** Default sampling, no limits. */
+  public static GenerationOptions defaults() {
+    return new GenerationOptions(SamplingOptions.defaults(), 0, List.of(), List.of(), false, -1);
+  }
+
+  /** Greedy decoding. */
+  public static GenerationOptions greedy() {
+    return defaults().withSampling(SamplingOptions.greedy());
+  }
+
+  /** With other sampling. */
+  public GenerationOptions withSampling(SamplingOptions value) {
+    return new GenerationOptions(value, maxTokens, stopStrings, stopTokens, ignoreEnd, logprobs);
+  }
+
+  /** With another limit. */
+  public GenerationOptions withMaxTokens(int value) {
+    return new GenerationOptions(sampling, value, stopStrings, stopTokens, ignoreEnd, logprobs);
+  }
+
+  /** With stop strings. */
+  public GenerationOptions withStopStrings(List<String> value) {
+    return new GenerationOptions(sampling, maxTokens, value, stopTokens, ignoreEnd, logprobs);
+  }
+
+  /** With stop tokens. */
+  public GenerationOptions withStopTokens(List<Integer> value) {
+    return new GenerationOptions(sampling, maxTokens, stopStrings, value, ignoreEnd, logprobs);
+  }
+
+  /** With or without stopping at the model's own end tokens. */
+  public GenerationOptions withIgnoreEnd(boolean value) {
+    return new GenerationOptions(sampling, maxTokens, stopStrings, stopTokens, value, logprobs);
+  }
+
+  /** With log-probabilities of that many alternatives. */
+  public GenerationOptions withLogprobs(int value) {
+    return new GenerationOptions(sampling, maxTokens, stopStrings, stopTokens, ignoreEnd, value);
+  }
+}

@@ -1,0 +1,80 @@
+package io.fletch;
+
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
+
+/** An open model: immutable, shared between threads. Sessions must be closed before it. */
+public interface Model extends AutoCloseable {
+  /**
+   * Opens a model file or folder: GGUF, or safetensors with config.json and tokenizer.json.
+   *
+   * @throws FletchException if it cannot be run
+   * @throws java.io.UncheckedIOException if reading fails
+   */
+  static Model open(Path path) {
+    return open(path, ModelOptions.defaults());
+  }
+
+  /** Opens a model with options. */
+  static Model open(Path path, ModelOptions options) {
+    return Models.open(path, options);
+  }
+
+  /** Opens an embedded demo model by name: {@code demo}, {@code demo-small}, {@code demo-diffusion}. */
+  static Model demo(String name, ModelOptions options) {
+    return Models.demo(name, options);
+  }
+
+  /** Name for people. */
+  String name();
+
+  /** What it is made of. */
+  Info info();
+
+  /** The tokenizer. */
+  Tokenizer tokenizer();
+
+  /**
+   * Renders messages with the model's chat template.
+   *
+   * @param addGenerationPrompt end with the start of an assistant turn
+   * @param variables further template variables, for example {@code tools}
+   */
+  String chatPrompt(List<Message> messages, boolean addGenerationPrompt, Map<String, Object> variables);
+
+  /** Makes a session with the model's context length. */
+  Session newSession();
+
+  /** One line: backend, kernels, threads, and why. */
+  String backendDescription();
+
+  @Override
+  void close();
+
+  /**
+   * What a model is made of.
+   *
+   * @param architecture for example {@code llama}
+   * @param decoding {@code autoregressive} or {@code diffusion}
+   * @param contextLength most tokens of a session
+   * @param vocabularySize rows of the output matrix
+   * @param layers blocks
+   * @param embeddingLength width of the residual stream
+   * @param parameters number of weights
+   * @param weightBytes bytes of all tensors
+   * @param bytesPerToken bytes of weights read to decode one token
+   * @param mainType the most common weight type, for example {@code Q8_0}
+   */
+  record Info(
+      String architecture,
+      String decoding,
+      int contextLength,
+      int vocabularySize,
+      int layers,
+      int embeddingLength,
+      long parameters,
+      long weightBytes,
+      long bytesPerToken,
+      String mainType) {}
+}

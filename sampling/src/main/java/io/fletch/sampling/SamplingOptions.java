@@ -1,0 +1,49 @@
+package io.fletch.sampling;
+
+import java.util.Map;
+
+/**
+ * How the next token is drawn from logits.
+ *
+ * @param temperature 0 is greedy
+ * @param topK keep the k most likely; 0 for all
+ * @param topP keep the smallest set with this probability; 1 for all
+ * @param minP keep tokens with at least this share of the best probability; 0 for all
+ * @param repetitionPenalty divides positive and multiplies negative logits of recent tokens; 1 for none
+ * @param frequencyPenalty subtracted per occurrence of a recent token
+ * @param presencePenalty subtracted once for a recent token
+ * @param penaltyWindow how many latest tokens count as recent; 0 for none, -1 for all
+ * @param logitBias added to single tokens; negative infinity forbids
+ * @param seed of the counter-based generator
+ */
+public record SamplingOptions(
+    float temperature,
+    int topK,
+    float topP,
+    float minP,
+    float repetitionPenalty,
+    float frequencyPenalty,
+    float presencePenalty,
+    int penaltyWindow,
+    Map<Integer, Float> logitBias,
+    long seed) {
+  /** Copies and checks. */
+  public SamplingOptions {
+    logitBias = Map.copyOf(logitBias);
+    if (!(temperature >= 0) || topK < 0 || !(topP > 0 && topP <= 1) || !(minP >= 0 && minP <= 1) || !(repetitionPenalty > 0) || penaltyWindow < -1) {
+      throw new IllegalArgumentException(
+          "out of range: temperature=" + temperature + " topK=" + topK + " topP=" + topP + " minP=" + minP
+              + " repetitionPenalty=" + repetitionPenalty + " penaltyWindow=" + penaltyWindow);
+    }
+  }
+
+  /** Temperature 0.8, top-k 40, top-p 0.95, min-p 0.05, seed 0. */
+  public static SamplingOptions defaults() {
+    return new SamplingOptions(0.8f, 40, 0.95f, 0.05f, 1, 0, 0, 64, Map.of(), 0);
+  }
+
+  /** The most likely token, always. */
+  public static SamplingOptions greedy() {
+    return new SamplingOptions(0, 0, 1, 0, 1, 0, 0, 64, Map.of(), 0);
+  }
+}

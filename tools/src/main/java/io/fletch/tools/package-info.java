@@ -1,0 +1,2 @@
+/** Commands of the {@code fletch} program. */
+package io.fletch.tools;
