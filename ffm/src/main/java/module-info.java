@@ -1,8 +1,9 @@
 /**
- * Everything below Java: mapped files, native memory, executable memory with an x86-64 assembler, CPU features, threads, and the CUDA driver.
+ * Everything below Java: mapped files, native memory, executable memory with an x86-64 assembler,
+ * CPU features, threads, and the CUDA driver.
  *
- * <p>The sole module that makes restricted foreign calls, so the only name in {@code --enable-native-access}. It knows bytes, not
- * tensors, and depends on nothing.
+ * <p>The sole module that makes restricted foreign calls, so the only name in {@code
+ * --enable-native-access}. It knows bytes, not tensors, and depends on nothing.
  */
 module io.fletch.ffm {
   exports io.fletch.ffm to

@@ -1,5 +1,6 @@
 /**
- * The static graph: ops, passes, plan, memory planner, KV cache, and the backends with their kernels.
+ * The static graph: ops, passes, plan, memory planner, KV cache, and the backends with their
+ * kernels.
  *
  * <p>It knows neither tokenizers nor model families.
  */

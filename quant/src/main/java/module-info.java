@@ -1,5 +1,6 @@
 /**
- * Weight files (GGUF, safetensors), tensors held in Arrow buffers, and the block formats of quantized weights.
+ * Weight files (GGUF, safetensors), tensors held in Arrow buffers, and the block formats of
+ * quantized weights.
  *
  * <p>It reads and writes weights and never runs a model.
  */

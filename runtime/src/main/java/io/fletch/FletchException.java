@@ -1,6 +1,8 @@
 package io.fletch;
 
-/** A model cannot be opened or run as asked. The message says what was expected and what was found. */
+/**
+ * A model cannot be opened or run as asked. The message says what was expected and what was found.
+ */
 public class FletchException extends RuntimeException {
   private static final long serialVersionUID = 1L;
 

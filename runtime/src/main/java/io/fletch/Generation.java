@@ -4,17 +4,19 @@ import java.util.Iterator;
 import java.util.List;
 
 /**
- * An answer being generated: an iterator of {@link Chunk}s, each computed when it is asked for, and a {@link Result} at the end. Used by the
- * session's thread; {@link #cancel()} may be called by any thread. Closing it early cancels; the session stays usable and keeps what was
- * generated.
+ * An answer being generated: an iterator of {@link Chunk}s, each computed when it is asked for, and
+ * a {@link Result} at the end. Used by the session's thread; {@link #cancel()} may be called by any
+ * thread. Closing it early cancels; the session stays usable and keeps what was generated.
  */
 public interface Generation extends Iterator<Generation.Chunk>, AutoCloseable {
   /**
    * Newly committed tokens.
    *
    * @param ids token ids
-   * @param position index of the first of them in the answer; autoregressive models count up, diffusion models may fill in anywhere
-   * @param text text that is now final (possibly empty while a UTF-8 sequence or a stop string is undecided)
+   * @param position index of the first of them in the answer; autoregressive models count up,
+   *     diffusion models may fill in anywhere
+   * @param text text that is now final (possibly empty while a UTF-8 sequence or a stop string is
+   *     undecided)
    * @param logprobs one per id if asked for, else empty
    */
   record Chunk(List<Integer> ids, int position, String text, List<TokenLogprob> logprobs) {}

@@ -15,14 +15,20 @@ import java.util.Objects;
  * @param logprobs number of alternatives to report per token; -1 for none
  */
 public record GenerationOptions(
-    SamplingOptions sampling, int maxTokens, List<String> stopStrings, List<Integer> stopTokens, boolean ignoreEnd, int logprobs) {
+    SamplingOptions sampling,
+    int maxTokens,
+    List<String> stopStrings,
+    List<Integer> stopTokens,
+    boolean ignoreEnd,
+    int logprobs) {
   /** Copies and checks. */
   public GenerationOptions {
     Objects.requireNonNull(sampling, "sampling");
     stopStrings = List.copyOf(stopStrings);
     stopTokens = List.copyOf(stopTokens);
     if (maxTokens < 0 || logprobs < -1) {
-      throw new IllegalArgumentException("out of range: maxTokens=" + maxTokens + " logprobs=" + logprobs);
+      throw new IllegalArgumentException(
+          "out of range: maxTokens=" + maxTokens + " logprobs=" + logprobs);
     }
     if (stopStrings.stream().anyMatch(String::isEmpty)) {
       throw new IllegalArgumentException("a stop string is empty");

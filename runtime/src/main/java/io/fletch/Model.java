@@ -21,7 +21,9 @@ public interface Model extends AutoCloseable {
     return Models.open(path, options);
   }
 
-  /** Opens an embedded demo model by name: {@code demo}, {@code demo-small}, {@code demo-diffusion}. */
+  /**
+   * Opens an embedded demo model by name: {@code demo}, {@code demo-small}, {@code demo-diffusion}.
+   */
   static Model demo(String name, ModelOptions options) {
     return Models.demo(name, options);
   }
@@ -41,7 +43,8 @@ public interface Model extends AutoCloseable {
    * @param addGenerationPrompt end with the start of an assistant turn
    * @param variables further template variables, for example {@code tools}
    */
-  String chatPrompt(List<Message> messages, boolean addGenerationPrompt, Map<String, Object> variables);
+  String chatPrompt(
+      List<Message> messages, boolean addGenerationPrompt, Map<String, Object> variables);
 
   /** Makes a session with the model's context length. */
   Session newSession();

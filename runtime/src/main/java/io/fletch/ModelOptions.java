@@ -3,18 +3,27 @@ package io.fletch;
 import java.util.Objects;
 
 /**
- * How a model is opened. Immutable; start from {@link #defaults()} and change with the {@code with} methods.
+ * How a model is opened. Immutable; start from {@link #defaults()} and change with the {@code with}
+ * methods.
  *
- * @param contextLength most tokens of a session, prompt and answer together; 0 for the model's own limit or 4096, whichever is less
+ * @param contextLength most tokens of a session, prompt and answer together; 0 for the model's own
+ *     limit or 4096, whichever is less
  * @param threads worker threads; 0 for one per physical core available to the process
  * @param backend which backend runs the model
- * @param kernels which CPU kernels; {@code AUTO} takes the fastest that the machine and the flags allow and logs why
+ * @param kernels which CPU kernels; {@code AUTO} takes the fastest that the machine and the flags
+ *     allow and logs why
  * @param weights how CPU weights are laid out
  * @param kvType element type of the KV cache
  * @param prefillChunk most rows of one forward pass
  */
 public record ModelOptions(
-    int contextLength, int threads, Backend backend, Kernels kernels, Weights weights, KvType kvType, int prefillChunk) {
+    int contextLength,
+    int threads,
+    Backend backend,
+    Kernels kernels,
+    Weights weights,
+    KvType kvType,
+    int prefillChunk) {
   /** Backends. */
   public enum Backend {
     /** Fast CPU kernels. */
@@ -59,7 +68,12 @@ public record ModelOptions(
     Objects.requireNonNull(kvType, "kvType");
     if (contextLength < 0 || threads < 0 || threads > 1024 || prefillChunk < 1) {
       throw new IllegalArgumentException(
-          "out of range: contextLength=" + contextLength + " threads=" + threads + " prefillChunk=" + prefillChunk);
+          "out of range: contextLength="
+              + contextLength
+              + " threads="
+              + threads
+              + " prefillChunk="
+              + prefillChunk);
     }
   }
 

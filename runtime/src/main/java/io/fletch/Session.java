@@ -3,8 +3,9 @@ package io.fletch;
 import java.util.List;
 
 /**
- * One conversation: a KV cache and its token history. Belongs to one thread at a time: concurrent use is detected and refused with {@link
- * java.util.ConcurrentModificationException}. At most one {@link Generation} is open.
+ * One conversation: a KV cache and its token history. Belongs to one thread at a time: concurrent
+ * use is detected and refused with {@link java.util.ConcurrentModificationException}. At most one
+ * {@link Generation} is open.
  */
 public interface Session extends AutoCloseable {
   /** The model. */
@@ -14,8 +15,8 @@ public interface Session extends AutoCloseable {
   List<Integer> tokens();
 
   /**
-   * Answers a chat: renders the messages with the model's template and generates. The part of the prompt that equals the start of the cache
-   * is not computed again.
+   * Answers a chat: renders the messages with the model's template and generates. The part of the
+   * prompt that equals the start of the cache is not computed again.
    */
   Generation chat(List<Message> messages, GenerationOptions options);
 
@@ -28,7 +29,10 @@ public interface Session extends AutoCloseable {
   /** Logits {@code [ids.length][vocabulary]} of the ids, from an empty cache. */
   float[][] logits(int[] ids);
 
-  /** Log-likelihood (natural) of each token after the first, given those before it, from an empty cache. */
+  /**
+   * Log-likelihood (natural) of each token after the first, given those before it, from an empty
+   * cache.
+   */
   double[] score(int[] ids);
 
   /** Drops tokens from {@code length} on; O(1). */

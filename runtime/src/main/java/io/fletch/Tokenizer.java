@@ -9,8 +9,8 @@ public interface Tokenizer {
   int vocabularySize();
 
   /**
-   * Token ids of a text, with beginning/end tokens added as the model wants them and special tokens in the text recognised. The common
-   * case for a prompt that is a finished string.
+   * Token ids of a text, with beginning/end tokens added as the model wants them and special tokens
+   * in the text recognised. The common case for a prompt that is a finished string.
    */
   int[] encode(String text);
 
@@ -18,7 +18,8 @@ public interface Tokenizer {
    * Token ids of a text.
    *
    * @param addSpecial add the beginning (and end) tokens that the model declares
-   * @param parseSpecial recognise special tokens written in the text; false treats them as plain text (for untrusted input)
+   * @param parseSpecial recognise special tokens written in the text; false treats them as plain
+   *     text (for untrusted input)
    */
   int[] encode(String text, boolean addSpecial, boolean parseSpecial);
 
@@ -52,7 +53,9 @@ public interface Tokenizer {
   /** All tokens that end a generation (EOS, end of turn, ...). */
   List<Integer> endOfGeneration();
 
-  /** A decoder that takes ids one by one and never gives a broken UTF-8 sequence. Not thread-safe. */
+  /**
+   * A decoder that takes ids one by one and never gives a broken UTF-8 sequence. Not thread-safe.
+   */
   StreamDecoder streamDecoder();
 
   /** Incremental decoding. */

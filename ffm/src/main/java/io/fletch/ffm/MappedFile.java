@@ -10,11 +10,12 @@ import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 
 /**
- * A file mapped as a whole, of any size. The mapping is private (copy-on-write), so that a stray write changes neither the file nor, as a
- * write to a read-only mapping would, ends the process.
+ * A file mapped as a whole, of any size. The mapping is private (copy-on-write), so that a stray
+ * write changes neither the file nor, as a write to a read-only mapping would, ends the process.
  *
- * <p>Usable by any thread until {@link #close()}, which is costly (it stops all threads once) and must be called exactly once. Truncating
- * the file while it is mapped is undefined: the JVM reports it as an {@link InternalError} on access.
+ * <p>Usable by any thread until {@link #close()}, which is costly (it stops all threads once) and
+ * must be called exactly once. Truncating the file while it is mapped is undefined: the JVM reports
+ * it as an {@link InternalError} on access.
  */
 public final class MappedFile implements AutoCloseable {
   private final Path path;
@@ -36,14 +37,17 @@ public final class MappedFile implements AutoCloseable {
     Arena arena = Arena.ofShared();
     try {
       if (!Files.isRegularFile(path)) {
-        throw new IOException((Files.exists(path) ? "not a regular file: " : "no such file: ") + path);
+        throw new IOException(
+            (Files.exists(path) ? "not a regular file: " : "no such file: ") + path);
       }
-      try (FileChannel channel = FileChannel.open(path, StandardOpenOption.READ, StandardOpenOption.WRITE)) {
+      try (FileChannel channel =
+          FileChannel.open(path, StandardOpenOption.READ, StandardOpenOption.WRITE)) {
         return map(path, arena, channel);
       } catch (java.nio.file.FileSystemException e) {
         // PRIVATE wants a writable channel; a file that we may only read is mapped read-only.
         try (FileChannel channel = FileChannel.open(path, StandardOpenOption.READ)) {
-          return new MappedFile(path, arena, channel.map(FileChannel.MapMode.READ_ONLY, 0, channel.size(), arena));
+          return new MappedFile(
+              path, arena, channel.map(FileChannel.MapMode.READ_ONLY, 0, channel.size(), arena));
         }
       }
     } catch (IOException e) {
@@ -56,7 +60,8 @@ public final class MappedFile implements AutoCloseable {
   }
 
   private static MappedFile map(Path path, Arena arena, FileChannel channel) throws IOException {
-    return new MappedFile(path, arena, channel.map(FileChannel.MapMode.PRIVATE, 0, channel.size(), arena));
+    return new MappedFile(
+        path, arena, channel.map(FileChannel.MapMode.PRIVATE, 0, channel.size(), arena));
   }
 
   /** The file. */

@@ -1,8 +1,8 @@
 package io.fletch.graph;
 
 /**
- * Shape and scoring of one attention unit. What a row may see is data of the batch ({@link Span}), not part of the graph; only a sliding
- * window, being a property of the layer, is here.
+ * Shape and scoring of one attention unit. What a row may see is data of the batch ({@link Span}),
+ * not part of the graph; only a sliding window, being a property of the layer, is here.
  *
  * @param layer index of the KV cache layer
  * @param heads query heads
@@ -14,11 +14,19 @@ package io.fletch.graph;
  * @param window a row sees at most this many latest slots, itself included; 0 for no limit
  */
 public record AttentionSpec(
-    int layer, int heads, int kvHeads, int keyDim, int valueDim, float scale, float softCap, int window) {
+    int layer,
+    int heads,
+    int kvHeads,
+    int keyDim,
+    int valueDim,
+    float scale,
+    float softCap,
+    int window) {
   /** Checks the head counts. */
   public AttentionSpec {
     if (heads <= 0 || kvHeads <= 0 || heads % kvHeads != 0) {
-      throw new IllegalArgumentException("kvHeads must divide heads: heads=" + heads + " kvHeads=" + kvHeads);
+      throw new IllegalArgumentException(
+          "kvHeads must divide heads: heads=" + heads + " kvHeads=" + kvHeads);
     }
   }
 }

@@ -3,8 +3,9 @@ package io.fletch.graph;
 import java.util.List;
 
 /**
- * Inputs and outputs of {@link Executable#forward}: spans of rows of one or more sequences, the rows whose logits are wanted, unit gates,
- * and the logits. Reused from step to step; after warm-up filling and running it allocates nothing. Used by one thread at a time.
+ * Inputs and outputs of {@link Executable#forward}: spans of rows of one or more sequences, the
+ * rows whose logits are wanted, unit gates, and the logits. Reused from step to step; after warm-up
+ * filling and running it allocates nothing. Used by one thread at a time.
  *
  * <p>Each backend has its own implementation, made by {@link Executable#newBatch}.
  */
@@ -19,8 +20,8 @@ public interface Batch extends AutoCloseable {
   void clear();
 
   /**
-   * Adds a span; {@code tokens[offset .. offset + span.rows())} are its token ids. A row's result does not depend on which other rows are
-   * in the batch.
+   * Adds a span; {@code tokens[offset .. offset + span.rows())} are its token ids. A row's result
+   * does not depend on which other rows are in the batch.
    *
    * @return index of its first row in the batch
    * @throws IllegalArgumentException if the batch is full or a token id is outside the vocabulary
@@ -28,7 +29,8 @@ public interface Batch extends AutoCloseable {
   int add(Span span, int[] tokens, int offset);
 
   /**
-   * The allocation-free form of {@code add(Span.append(kv, count), ...)}: appends causally at the end of the cache (without committing).
+   * The allocation-free form of {@code add(Span.append(kv, count), ...)}: appends causally at the
+   * end of the cache (without committing).
    */
   int append(KvCache kv, int[] tokens, int offset, int count);
 

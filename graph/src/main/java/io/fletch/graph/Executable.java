@@ -3,8 +3,9 @@ package io.fletch.graph;
 import java.util.List;
 
 /**
- * A graph compiled for a backend. Safe for use by several threads: forwards of different batches are serialised on its workers. Closing it
- * releases workers and packed weights; batches and caches made by it must be closed before.
+ * A graph compiled for a backend. Safe for use by several threads: forwards of different batches
+ * are serialised on its workers. Closing it releases workers and packed weights; batches and caches
+ * made by it must be closed before.
  */
 public interface Executable extends AutoCloseable {
   /** The graph it was compiled from. */
@@ -23,8 +24,8 @@ public interface Executable extends AutoCloseable {
   Batch newBatch(int maxRows, int maxLogitRows);
 
   /**
-   * Runs all rows of the batch and fills in the logits asked for. Does not change the length of any cache. Keys and values of all rows are
-   * stored before any row attends within a layer.
+   * Runs all rows of the batch and fills in the logits asked for. Does not change the length of any
+   * cache. Keys and values of all rows are stored before any row attends within a layer.
    */
   void forward(Batch batch);
 

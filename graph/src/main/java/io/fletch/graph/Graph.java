@@ -11,8 +11,8 @@ import java.util.Optional;
 import java.util.Set;
 
 /**
- * An immutable list of {@link Op}s in execution order. Shapes are static: only the number of rows is left open until a plan fixes its
- * bucket.
+ * An immutable list of {@link Op}s in execution order. Shapes are static: only the number of rows
+ * is left open until a plan fixes its bucket.
  *
  * @param name for printing
  * @param ops in execution order; every input is defined before it is read
@@ -20,7 +20,8 @@ import java.util.Set;
  * @param vocabulary width of the logits and number of embedding rows
  * @param kvLayers shape of each KV cache layer
  */
-public record Graph(String name, List<Op> ops, Value logits, int vocabulary, List<AttentionSpec> kvLayers) {
+public record Graph(
+    String name, List<Op> ops, Value logits, int vocabulary, List<AttentionSpec> kvLayers) {
   /** Checks that values are defined once, before use. */
   public Graph {
     ops = List.copyOf(ops);
@@ -29,16 +30,16 @@ public record Graph(String name, List<Op> ops, Value logits, int vocabulary, Lis
     for (Op op : ops) {
       for (Value in : op.inputs()) {
         if (!defined.contains(in)) {
-          throw new IllegalArgumentException("value read before it is defined: " + in.name() + " in " + op);
+          throw new IllegalArgumentException(
+              "value read before it is defined: " + in.name() + " in " + op);
         }
       }
       op.output()
-          .ifPresent(
-              v -> {
-                if (!defined.add(v)) {
-                  throw new IllegalArgumentException("value defined twice: " + v.name());
-                }
-              });
+          .ifPresent(v -> {
+            if (!defined.add(v)) {
+              throw new IllegalArgumentException("value defined twice: " + v.name());
+            }
+          });
     }
     if (!defined.contains(logits) || logits.rows() != Rows.LOGITS) {
       throw new IllegalArgumentException("logits are not a LOGITS value of the graph: " + logits);
@@ -75,10 +76,16 @@ public record Graph(String name, List<Op> ops, Value logits, int vocabulary, Lis
     }
 
     /** RMSNorm; {@code weight} has {@code in.width / groups} elements. */
-    public Value rmsNorm(String valueName, Value in, Tensor weight, float eps, int groups, float outScale) {
+    public Value rmsNorm(
+        String valueName, Value in, Tensor weight, float eps, int groups, float outScale) {
       if (in.width() % groups != 0 || weight.elements() != in.width() / groups) {
         throw new IllegalArgumentException(
-            "norm weight does not fit: " + weight + " for width=" + in.width() + " groups=" + groups);
+            "norm weight does not fit: "
+                + weight
+                + " for width="
+                + in.width()
+                + " groups="
+                + groups);
       }
       Value out = value(valueName, in.width(), in.rows());
       ops.add(new Op.RmsNorm(in, weight, eps, groups, outScale, out));
@@ -86,13 +93,19 @@ public record Graph(String name, List<Op> ops, Value logits, int vocabulary, Lis
     }
 
     /** Linear layer. */
-    public Value linear(String valueName, Value in, LinearOp weight, Optional<Tensor> bias, Optional<Gate> gate) {
+    public Value linear(
+        String valueName, Value in, LinearOp weight, Optional<Tensor> bias, Optional<Gate> gate) {
       if (weight.in() != in.width()) {
         throw new IllegalArgumentException(
-            valueName + ": weight does not fit its input: expected in=" + in.width() + " actual=" + weight.in());
+            valueName
+                + ": weight does not fit its input: expected in="
+                + in.width()
+                + " actual="
+                + weight.in());
       }
       if (bias.isPresent() && bias.get().elements() != weight.out()) {
-        throw new IllegalArgumentException(valueName + ": bias does not fit: expected=" + weight.out() + " actual=" + bias.get());
+        throw new IllegalArgumentException(
+            valueName + ": bias does not fit: expected=" + weight.out() + " actual=" + bias.get());
       }
       Value out = value(valueName, weight.out(), in.rows());
       ops.add(new Op.Linear(in, weight, bias, gate, out));
@@ -103,7 +116,13 @@ public record Graph(String name, List<Op> ops, Value logits, int vocabulary, Lis
     public Value rope(String valueName, Value in, RopeSpec spec, int heads, int headDim) {
       if ((long) heads * headDim != in.width() || 2 * spec.inverseFrequency().length > headDim) {
         throw new IllegalArgumentException(
-            valueName + ": heads do not fit: width=" + in.width() + " heads=" + heads + " headDim=" + headDim);
+            valueName
+                + ": heads do not fit: width="
+                + in.width()
+                + " heads="
+                + heads
+                + " headDim="
+                + headDim);
       }
       Value out = value(valueName, in.width(), in.rows());
       ops.add(new Op.Rope(in, spec, heads, headDim, out));
@@ -111,15 +130,33 @@ public record Graph(String name, List<Op> ops, Value logits, int vocabulary, Lis
     }
 
     /** Stores keys and values, then attends; {@code spec.layer()} must be the next KV layer. */
-    public Value attention(String valueName, AttentionSpec spec, Value query, Value key, Value value, Optional<Gate> gate) {
+    public Value attention(
+        String valueName,
+        AttentionSpec spec,
+        Value query,
+        Value key,
+        Value value,
+        Optional<Gate> gate) {
       if (spec.layer() != kvLayers.size()) {
-        throw new IllegalArgumentException("KV layers must be numbered in order: expected=" + kvLayers.size() + " actual=" + spec.layer());
+        throw new IllegalArgumentException(
+            "KV layers must be numbered in order: expected="
+                + kvLayers.size()
+                + " actual="
+                + spec.layer());
       }
       if (query.width() != spec.heads() * spec.keyDim()
           || key.width() != spec.kvHeads() * spec.keyDim()
           || value.width() != spec.kvHeads() * spec.valueDim()) {
         throw new IllegalArgumentException(
-            valueName + ": q/k/v do not fit " + spec + ": q=" + query.width() + " k=" + key.width() + " v=" + value.width());
+            valueName
+                + ": q/k/v do not fit "
+                + spec
+                + ": q="
+                + query.width()
+                + " k="
+                + key.width()
+                + " v="
+                + value.width());
       }
       kvLayers.add(spec);
       ops.add(new Op.KvStore(spec, key, value));
@@ -129,9 +166,15 @@ public record Graph(String name, List<Op> ops, Value logits, int vocabulary, Lis
     }
 
     /** Gated activation. */
-    public Value activate(String valueName, Activation activation, Optional<Value> gateHalf, Value up, Optional<Gate> gate) {
+    public Value activate(
+        String valueName,
+        Activation activation,
+        Optional<Value> gateHalf,
+        Value up,
+        Optional<Gate> gate) {
       if (gateHalf.isPresent() && gateHalf.get().width() != up.width()) {
-        throw new IllegalArgumentException(valueName + ": widths differ: " + gateHalf.get().width() + " and " + up.width());
+        throw new IllegalArgumentException(
+            valueName + ": widths differ: " + gateHalf.get().width() + " and " + up.width());
       }
       Value out = value(valueName, up.width(), up.rows());
       ops.add(new Op.Activate(activation, gateHalf, up, gate, out));
@@ -139,9 +182,11 @@ public record Graph(String name, List<Op> ops, Value logits, int vocabulary, Lis
     }
 
     /** Residual add. */
-    public Value add(String valueName, Value residual, Value branch, float scale, Optional<Gate> gate) {
+    public Value add(
+        String valueName, Value residual, Value branch, float scale, Optional<Gate> gate) {
       if (residual.width() != branch.width() || residual.rows() != branch.rows()) {
-        throw new IllegalArgumentException(valueName + ": shapes differ: " + residual + " and " + branch);
+        throw new IllegalArgumentException(
+            valueName + ": shapes differ: " + residual + " and " + branch);
       }
       Value out = value(valueName, residual.width(), residual.rows());
       ops.add(new Op.Add(residual, branch, scale, gate, out));

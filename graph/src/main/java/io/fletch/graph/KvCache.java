@@ -1,7 +1,8 @@
 package io.fletch.graph;
 
 /**
- * Keys and values of one sequence for every layer: {@link #capacity()} slots of which the first {@link #length()} are committed.
+ * Keys and values of one sequence for every layer: {@link #capacity()} slots of which the first
+ * {@link #length()} are committed.
  *
  * <p>Owned by one session; used by one thread at a time. Created by {@link Executable#newKvCache}.
  */
@@ -23,7 +24,8 @@ public interface KvCache extends AutoCloseable {
   int length();
 
   /**
-   * Sets the number of committed slots: larger commits rows that a forward has written, smaller truncates in O(1).
+   * Sets the number of committed slots: larger commits rows that a forward has written, smaller
+   * truncates in O(1).
    *
    * @throws IndexOutOfBoundsException if outside {@code [0, capacity]}
    */

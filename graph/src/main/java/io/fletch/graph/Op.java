@@ -6,8 +6,9 @@ import java.util.List;
 import java.util.Optional;
 
 /**
- * The closed op set of the graph. Every op defines at most one value; norm weights, biases and embeddings are tensors, matrices are
- * {@link LinearOp}s. Backends switch over this family exhaustively.
+ * The closed op set of the graph. Every op defines at most one value; norm weights, biases and
+ * embeddings are tensors, matrices are {@link LinearOp}s. Backends switch over this family
+ * exhaustively.
  */
 public sealed interface Op {
   /** The value this op defines, if any. */
@@ -30,10 +31,12 @@ public sealed interface Op {
   }
 
   /**
-   * RMSNorm over groups: the row is split into {@code groups} equal parts, each normalised by itself and multiplied by the same weight
-   * (groups = heads gives QK-norm, 1 the usual norm), then by {@code outScale}.
+   * RMSNorm over groups: the row is split into {@code groups} equal parts, each normalised by
+   * itself and multiplied by the same weight (groups = heads gives QK-norm, 1 the usual norm), then
+   * by {@code outScale}.
    */
-  record RmsNorm(Value in, Tensor weight, float eps, int groups, float outScale, Value out) implements Op {
+  record RmsNorm(Value in, Tensor weight, float eps, int groups, float outScale, Value out)
+      implements Op {
     @Override
     public Optional<Value> output() {
       return Optional.of(out);
@@ -46,7 +49,8 @@ public sealed interface Op {
   }
 
   /** {@code y = W x + bias}; rows whose gate says skip are not computed and read as zero. */
-  record Linear(Value in, LinearOp weight, Optional<Tensor> bias, Optional<Gate> gate, Value out) implements Op {
+  record Linear(Value in, LinearOp weight, Optional<Tensor> bias, Optional<Gate> gate, Value out)
+      implements Op {
     @Override
     public Optional<Value> output() {
       return Optional.of(out);
@@ -71,7 +75,10 @@ public sealed interface Op {
     }
   }
 
-  /** Writes keys and values of each row into the row's KV slot. Never gated, so the cache is complete. */
+  /**
+   * Writes keys and values of each row into the row's KV slot. Never gated, so the cache is
+   * complete.
+   */
   record KvStore(AttentionSpec spec, Value key, Value value) implements Op {
     @Override
     public Optional<Value> output() {
@@ -84,7 +91,9 @@ public sealed interface Op {
     }
   }
 
-  /** Attention of each row over the slots its span lets it see; after the layer's {@link KvStore}. */
+  /**
+   * Attention of each row over the slots its span lets it see; after the layer's {@link KvStore}.
+   */
   record Attention(AttentionSpec spec, Value query, Optional<Gate> gate, Value out) implements Op {
     @Override
     public Optional<Value> output() {
@@ -98,7 +107,9 @@ public sealed interface Op {
   }
 
   /** {@code act(gate) * up}, or {@code act(up)} without a gate half. */
-  record Activate(Activation activation, Optional<Value> gateHalf, Value up, Optional<Gate> gate, Value out) implements Op {
+  record Activate(
+      Activation activation, Optional<Value> gateHalf, Value up, Optional<Gate> gate, Value out)
+      implements Op {
     @Override
     public Optional<Value> output() {
       return Optional.of(out);
@@ -111,7 +122,8 @@ public sealed interface Op {
   }
 
   /** {@code residual + scale * branch}; rows whose gate says skip keep the residual bit for bit. */
-  record Add(Value residual, Value branch, float scale, Optional<Gate> gate, Value out) implements Op {
+  record Add(Value residual, Value branch, float scale, Optional<Gate> gate, Value out)
+      implements Op {
     @Override
     public Optional<Value> output() {
       return Optional.of(out);

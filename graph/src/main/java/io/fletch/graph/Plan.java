@@ -3,8 +3,8 @@ package io.fletch.graph;
 import java.util.List;
 
 /**
- * What a backend will do for one row bucket: the steps in order with their kernels, buffers and costs. Immutable; {@link #toString()} is
- * what {@code fletch inspect --plan} prints.
+ * What a backend will do for one row bucket: the steps in order with their kernels, buffers and
+ * costs. Immutable; {@link #toString()} is what {@code fletch inspect --plan} prints.
  *
  * @param graph name of the graph
  * @param backend name of the backend and its kernel set
@@ -13,7 +13,13 @@ import java.util.List;
  * @param weightBytes bytes of weights that one forward of one row reads
  * @param steps in execution order
  */
-public record Plan(String graph, String backend, int maxRows, long scratchBytes, long weightBytes, List<Step> steps) {
+public record Plan(
+    String graph,
+    String backend,
+    int maxRows,
+    long scratchBytes,
+    long weightBytes,
+    List<Step> steps) {
   /** Copies the steps. */
   public Plan {
     steps = List.copyOf(steps);
@@ -31,7 +37,13 @@ public record Plan(String graph, String backend, int maxRows, long scratchBytes,
    * @param flops floating-point (or integer multiply-add, counted as two) operations per row
    */
   public record Step(
-      String name, String kernel, int ops, List<Long> inputs, List<Long> outputs, long weightBytes, long flops) {
+      String name,
+      String kernel,
+      int ops,
+      List<Long> inputs,
+      List<Long> outputs,
+      long weightBytes,
+      long flops) {
     /** Copies the lists. */
     public Step {
       inputs = List.copyOf(inputs);

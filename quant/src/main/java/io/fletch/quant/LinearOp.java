@@ -3,8 +3,8 @@ package io.fletch.quant;
 import java.util.Objects;
 
 /**
- * A linear map {@code y = W x} as an expression over tensors (specs weights 3.5). The graph lowers it to kernels; model code never asks
- * how a weight is encoded.
+ * A linear map {@code y = W x} as an expression over tensors (specs weights 3.5). The graph lowers
+ * it to kernels; model code never asks how a weight is encoded.
  */
 public sealed interface LinearOp {
   /** Length of {@code x}. */

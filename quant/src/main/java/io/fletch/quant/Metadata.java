@@ -4,14 +4,18 @@ import java.util.Map;
 import java.util.Optional;
 
 /**
- * Typed access to the key/values of a weight file. Keys of JSON objects inside objects are joined with a dot ({@code
- * rope_scaling.factor}). A value of another type than asked for is a {@link WeightFileException} naming key, wanted and actual type.
+ * Typed access to the key/values of a weight file. Keys of JSON objects inside objects are joined
+ * with a dot ({@code rope_scaling.factor}). A value of another type than asked for is a {@link
+ * WeightFileException} naming key, wanted and actual type.
  */
 public interface Metadata {
   /** Whether the key exists. */
   boolean has(String key);
 
-  /** All entries in file order; values are Boolean, Long, Double, String, or arrays boxed as {@link java.util.List}. */
+  /**
+   * All entries in file order; values are Boolean, Long, Double, String, or arrays boxed as {@link
+   * java.util.List}.
+   */
   Map<String, Object> entries();
 
   /** A string. */

@@ -6,11 +6,11 @@ import java.util.Objects;
 import org.apache.arrow.memory.ArrowBuf;
 
 /**
- * A named weight: a type, a shape and the Arrow buffer that holds it. Immutable; the buffer is owned by the {@link WeightFile} (or
- * {@link TensorStore}) it came from and dies with that.
+ * A named weight: a type, a shape and the Arrow buffer that holds it. Immutable; the buffer is
+ * owned by the {@link WeightFile} (or {@link TensorStore}) it came from and dies with that.
  *
- * <p>Shapes are row-major with the outermost axis first, as in safetensors: a linear layer is {@code [out, in]}. (GGUF lists axes the
- * other way round; its reader turns them.)
+ * <p>Shapes are row-major with the outermost axis first, as in safetensors: a linear layer is
+ * {@code [out, in]}. (GGUF lists axes the other way round; its reader turns them.)
  */
 public final class Tensor {
   private final String name;
@@ -25,7 +25,8 @@ public final class Tensor {
    * @param buffer the bytes, exactly {@code type.bytes(product(shape))} of them
    * @param segment a view of the same bytes; its lifetime is that of the buffer's owner
    */
-  public Tensor(String name, TensorType type, long[] shape, ArrowBuf buffer, MemorySegment segment) {
+  public Tensor(
+      String name, TensorType type, long[] shape, ArrowBuf buffer, MemorySegment segment) {
     this.name = Objects.requireNonNull(name, "name");
     this.type = Objects.requireNonNull(type, "type");
     this.shape = shape.clone();
@@ -34,7 +35,16 @@ public final class Tensor {
     long expected = type.bytes(elements());
     if (segment.byteSize() != expected || buffer.capacity() != expected) {
       throw new IllegalArgumentException(
-          "tensor " + name + " " + type + " " + Arrays.toString(shape) + ": expected=" + expected + " bytes, actual=" + segment.byteSize());
+          "tensor "
+              + name
+              + " "
+              + type
+              + " "
+              + Arrays.toString(shape)
+              + ": expected="
+              + expected
+              + " bytes, actual="
+              + segment.byteSize());
     }
   }
 

@@ -1,7 +1,8 @@
 package io.fletch.quant;
 
 /**
- * How the elements of a tensor are stored: {@link #blockSize()} consecutive elements of a row share {@link #blockBytes()} bytes.
+ * How the elements of a tensor are stored: {@link #blockSize()} consecutive elements of a row share
+ * {@link #blockBytes()} bytes.
  *
  * <p>Ids are those of GGUF (specs weights 1.1); layouts are in specs weights 2.2.
  */
@@ -67,7 +68,12 @@ public enum TensorType {
   public long bytes(long elements) {
     if (elements < 0 || elements % blockSize != 0) {
       throw new IllegalArgumentException(
-          "not a whole number of " + this + " blocks: blockSize=" + blockSize + " elements=" + elements);
+          "not a whole number of "
+              + this
+              + " blocks: blockSize="
+              + blockSize
+              + " elements="
+              + elements);
     }
     return Math.multiplyExact(elements / blockSize, (long) blockBytes);
   }

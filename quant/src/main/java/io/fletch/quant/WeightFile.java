@@ -5,8 +5,9 @@ import java.util.Map;
 import java.util.Optional;
 
 /**
- * An open weight file (all its shards): metadata, and tensors over memory-mapped Arrow buffers. Closing it unmaps everything, so nothing
- * that came from it may be used afterwards. Safe for use by several threads; closing must happen once, after the last use.
+ * An open weight file (all its shards): metadata, and tensors over memory-mapped Arrow buffers.
+ * Closing it unmaps everything, so nothing that came from it may be used afterwards. Safe for use
+ * by several threads; closing must happen once, after the last use.
  */
 public interface WeightFile extends AutoCloseable {
   /** The container. */
@@ -36,8 +37,8 @@ public interface WeightFile extends AutoCloseable {
   void close();
 
   /**
-   * Opens a {@code .gguf} file (first shard of a split one), a {@code .safetensors} file, or a folder with {@code
-   * model.safetensors[.index.json]} and {@code config.json}.
+   * Opens a {@code .gguf} file (first shard of a split one), a {@code .safetensors} file, or a
+   * folder with {@code model.safetensors[.index.json]} and {@code config.json}.
    *
    * @throws WeightFileException if the content is damaged or unsupported
    * @throws java.io.UncheckedIOException if reading fails

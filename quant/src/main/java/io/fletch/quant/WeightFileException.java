@@ -1,8 +1,8 @@
 package io.fletch.quant;
 
 /**
- * A weight file is damaged, hostile or of a kind that is not supported. The message names the field with its expected and actual
- * value.
+ * A weight file is damaged, hostile or of a kind that is not supported. The message names the field
+ * with its expected and actual value.
  */
 public final class WeightFileException extends RuntimeException {
   private static final long serialVersionUID = 1L;

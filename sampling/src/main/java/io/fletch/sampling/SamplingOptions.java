@@ -9,7 +9,8 @@ import java.util.Map;
  * @param topK keep the k most likely; 0 for all
  * @param topP keep the smallest set with this probability; 1 for all
  * @param minP keep tokens with at least this share of the best probability; 0 for all
- * @param repetitionPenalty divides positive and multiplies negative logits of recent tokens; 1 for none
+ * @param repetitionPenalty divides positive and multiplies negative logits of recent tokens; 1 for
+ *     none
  * @param frequencyPenalty subtracted per occurrence of a recent token
  * @param presencePenalty subtracted once for a recent token
  * @param penaltyWindow how many latest tokens count as recent; 0 for none, -1 for all
@@ -30,10 +31,25 @@ public record SamplingOptions(
   /** Copies and checks. */
   public SamplingOptions {
     logitBias = Map.copyOf(logitBias);
-    if (!(temperature >= 0) || topK < 0 || !(topP > 0 && topP <= 1) || !(minP >= 0 && minP <= 1) || !(repetitionPenalty > 0) || penaltyWindow < -1) {
+    if (!(temperature >= 0)
+        || topK < 0
+        || !(topP > 0 && topP <= 1)
+        || !(minP >= 0 && minP <= 1)
+        || !(repetitionPenalty > 0)
+        || penaltyWindow < -1) {
       throw new IllegalArgumentException(
-          "out of range: temperature=" + temperature + " topK=" + topK + " topP=" + topP + " minP=" + minP
-              + " repetitionPenalty=" + repetitionPenalty + " penaltyWindow=" + penaltyWindow);
+          "out of range: temperature="
+              + temperature
+              + " topK="
+              + topK
+              + " topP="
+              + topP
+              + " minP="
+              + minP
+              + " repetitionPenalty="
+              + repetitionPenalty
+              + " penaltyWindow="
+              + penaltyWindow);
     }
   }
 

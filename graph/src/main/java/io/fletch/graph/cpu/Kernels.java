@@ -7,14 +7,18 @@ import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
 
 /**
- * One complete set of CPU kernels: scalar, Vector API, or machine code. Stateless and thread-safe; nothing allocates; every result depends on
- * the operands of its row alone, with a fixed order of reduction, so it is the same bit for bit for any row count, thread count and split.
+ * One complete set of CPU kernels: scalar, Vector API, or machine code. Stateless and thread-safe;
+ * nothing allocates; every result depends on the operands of its row alone, with a fixed order of
+ * reduction, so it is the same bit for bit for any row count, thread count and split.
  *
- * <p>Offsets and strides into float32 segments count <em>floats</em>; offsets into anything else count bytes. All segments are native.
- * Reads and writes never leave the stated ranges.
+ * <p>Offsets and strides into float32 segments count <em>floats</em>; offsets into anything else
+ * count bytes. All segments are native. Reads and writes never leave the stated ranges.
  */
 public interface Kernels {
-  /** Name for plans and logs: {@code scalar}, {@code vector-256}, {@code x86-avx2}, {@code x86-avx512-vnni}. */
+  /**
+   * Name for plans and logs: {@code scalar}, {@code vector-256}, {@code x86-avx2}, {@code
+   * x86-avx512-vnni}.
+   */
   String name();
 
   /** The product kernel for weights of a type with rows of {@code in} elements. */
@@ -28,7 +32,10 @@ public interface Kernels {
     /** The form activations are wanted in. */
     ActivationFormat activation();
 
-    /** Whether {@link #pack} gives a layout of its own (else the tensor's bytes are used as they are). */
+    /**
+     * Whether {@link #pack} gives a layout of its own (else the tensor's bytes are used as they
+     * are).
+     */
     boolean packs();
 
     /** Bytes of the packed matrix. */
@@ -38,18 +45,20 @@ public interface Kernels {
     int rowGranule();
 
     /**
-     * Packs rows {@code [from, to)} (multiples of the granule but at the end) of the row-major matrix into the packed one, from base to
-     * base. A permutation of the bytes, possibly with padding.
+     * Packs rows {@code [from, to)} (multiples of the granule but at the end) of the row-major
+     * matrix into the packed one, from base to base. A permutation of the bytes, possibly with
+     * padding.
      */
     void pack(MemorySegment rowMajor, MemorySegment packed, long out, long from, long to);
 
     /**
-     * {@code y[r, o] = sum_i W[o, i] x[r, i]} for rows {@code r} in {@code [0, rows)} and outputs {@code o} in {@code [from, to)}, stored
-     * at {@code y[yOffset + r * yStride + o]}.
+     * {@code y[r, o] = sum_i W[o, i] x[r, i]} for rows {@code r} in {@code [0, rows)} and outputs
+     * {@code o} in {@code [from, to)}, stored at {@code y[yOffset + r * yStride + o]}.
      *
      * @param weight the packed matrix (or the tensor where {@link #packs} is false), from its base
      * @param out rows of the whole matrix
-     * @param x activations in {@link #activation()} form, row {@code r} at byte {@code xOffset + r * activationBytes(format, in)}
+     * @param x activations in {@link #activation()} form, row {@code r} at byte {@code xOffset + r
+     *     * activationBytes(format, in)}
      */
     void run(
         MemorySegment weight,
@@ -78,18 +87,41 @@ public interface Kernels {
   long activationBytes(ActivationFormat format, int n);
 
   /** Converts {@code x[offset .. offset + n)} into one row of a format other than F32. */
-  void quantize(ActivationFormat format, MemorySegment x, long offset, int n, MemorySegment dst, long dstOffset);
+  void quantize(
+      ActivationFormat format,
+      MemorySegment x,
+      long offset,
+      int n,
+      MemorySegment dst,
+      long dstOffset);
 
-  /** Dequantizes {@code n} elements of a weight type starting at a block boundary: {@code dst[i] = scale * w[i]}. */
-  void dequantize(TensorType type, MemorySegment src, long srcOffset, int n, float scale, MemorySegment dst, long dstOffset);
+  /**
+   * Dequantizes {@code n} elements of a weight type starting at a block boundary: {@code dst[i] =
+   * scale * w[i]}.
+   */
+  void dequantize(
+      TensorType type,
+      MemorySegment src,
+      long srcOffset,
+      int n,
+      float scale,
+      MemorySegment dst,
+      long dstOffset);
 
   /** {@code dst = x * weight * (scale / sqrt(mean(x^2) + eps))}. */
   void rmsNorm(
-      MemorySegment x, long offset, MemorySegment weight, int n, float eps, float scale, MemorySegment dst, long dstOffset);
+      MemorySegment x,
+      long offset,
+      MemorySegment weight,
+      int n,
+      float eps,
+      float scale,
+      MemorySegment dst,
+      long dstOffset);
 
   /**
-   * Rotates one head: pair {@code i} by (cos[i], sin[i]); elements beyond the pairs are copied. In place when source and destination are the
-   * same.
+   * Rotates one head: pair {@code i} by (cos[i], sin[i]); elements beyond the pairs are copied. In
+   * place when source and destination are the same.
    *
    * @param table {@code cos} of all pairs then {@code sin} of all pairs, from {@code tableOffset}
    */
@@ -106,14 +138,34 @@ public interface Kernels {
 
   /** {@code dst = act(gate) * up}. */
   void activate(
-      Activation activation, MemorySegment gate, long gateOffset, MemorySegment up, long upOffset, int n, MemorySegment dst, long dstOffset);
+      Activation activation,
+      MemorySegment gate,
+      long gateOffset,
+      MemorySegment up,
+      long upOffset,
+      int n,
+      MemorySegment dst,
+      long dstOffset);
 
   /** {@code dst = act(x)}. */
-  void activate(Activation activation, MemorySegment x, long offset, int n, MemorySegment dst, long dstOffset);
+  void activate(
+      Activation activation,
+      MemorySegment x,
+      long offset,
+      int n,
+      MemorySegment dst,
+      long dstOffset);
 
   /** {@code dst = a + scale * b}. */
   void add(
-      MemorySegment a, long aOffset, MemorySegment b, long bOffset, float scale, int n, MemorySegment dst, long dstOffset);
+      MemorySegment a,
+      long aOffset,
+      MemorySegment b,
+      long bOffset,
+      float scale,
+      int n,
+      MemorySegment dst,
+      long dstOffset);
 
   /** {@code dst = factor * x}. */
   void scale(MemorySegment x, long offset, float factor, int n, MemorySegment dst, long dstOffset);
@@ -125,16 +177,18 @@ public interface Kernels {
   long kvBytes(KvCache.Type type, int n);
 
   /** Stores one key or value head of {@code n} floats into the cache at a byte offset. */
-  void kvStore(KvCache.Type type, MemorySegment x, long offset, int n, MemorySegment kv, long kvOffset);
+  void kvStore(
+      KvCache.Type type, MemorySegment x, long offset, int n, MemorySegment kv, long kvOffset);
 
   /** Floats of scratch that {@link #attention} needs for a group of that many heads. */
   int attentionScratch(int group, int keyDim, int valueDim);
 
   /**
-   * Softmax attention of one row for a group of query heads that share a key/value head, over slots {@code [a0, a1)} then {@code [b0, b1)}.
-   * Query head {@code h} is {@code q[qOffset + h * keyDim ..]}, its result {@code out[outOffset + h * valueDim ..]}. The key of slot {@code s}
-   * is at byte {@code kOffset + s * kvBytes(type, keyDim)} of {@code kv}, the value at {@code vOffset + s * kvBytes(type, valueDim)}. With no
-   * visible slot the result is zero.
+   * Softmax attention of one row for a group of query heads that share a key/value head, over slots
+   * {@code [a0, a1)} then {@code [b0, b1)}. Query head {@code h} is {@code q[qOffset + h * keyDim
+   * ..]}, its result {@code out[outOffset + h * valueDim ..]}. The key of slot {@code s} is at byte
+   * {@code kOffset + s * kvBytes(type, keyDim)} of {@code kv}, the value at {@code vOffset + s *
+   * kvBytes(type, valueDim)}. With no visible slot the result is zero.
    */
   void attention(
       KvCache.Type type,
