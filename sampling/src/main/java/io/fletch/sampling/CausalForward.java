@@ -1,0 +1,77 @@
+package io.fletch.sampling;
+
+/**
+ * A causal model with one sequence's cache, as the autoregressive decoder and guided diffusion see
+ * it. The runtime adapts the graph to it; tests put a table behind it. Used by one thread at a
+ * time.
+ *
+ * <p>The sequence is the list of tokens appended and not truncated. It may lag behind what the
+ * caller has decided (specs/autoregressive.md P2): the caller appends all it is missing in one
+ * call. After warm-up no method allocates.
+ */
+public interface CausalForward {
+  /** Which rows of an {@link #append} need logits. */
+  enum Logits {
+    /** None: only keys and values are stored. */
+    NONE,
+    /** The last token's; it becomes logit row 0. */
+    LAST,
+    /** Every token's; token {@code i} of the call becomes logit row {@code i}. */
+    ALL
+  }
+
+  /** Number of token ids. */
+  int vocabulary();
+
+  /** Most tokens that the sequence can hold. */
+  int capacity();
+
+  /** Tokens in the sequence. */
+  int length();
+
+  /**
+   * Runs {@code tokens[offset .. offset + count)} behind the sequence and makes them part of it.
+   * The implementation may split long inputs into several passes. Logit rows of earlier calls are
+   * lost.
+   *
+   * @param count at least 1
+   * @throws IndexOutOfBoundsException if the sequence would outgrow {@link #capacity()}; nothing is
+   *     appended then
+   * @throws IllegalArgumentException if a token id is outside the vocabulary
+   */
+  void append(int[] tokens, int offset, int count, Logits wanted);
+
+  /**
+   * Most tokens per {@link #append} for {@link Logits#ALL}; a caller that wants more logit rows
+   * splits.
+   */
+  default int maxLogitRows() {
+    return capacity();
+  }
+
+  /** Drops the tokens from {@code length} on; O(1). Logit rows stay readable. */
+  void truncate(int length);
+
+  /** Logit rows of the latest {@link #append}. */
+  int logitRows();
+
+  /** Copies a logit row into {@code target[0 .. vocabulary)}. */
+  void logits(int row, float[] target);
+
+  /** Token with the largest logit of a row, the lowest id on ties. */
+  int argmax(int row);
+
+  /** Reduces a logit row, where the backend can on the device. */
+  void statistics(int row, RowStatistics into);
+
+  /** Passes over the weights so far; never decreases. */
+  long forwards();
+
+  /** Rows (tokens) run so far; never decreases. */
+  long rows();
+
+  /** Bytes of weights and cache read so far, or -1 if not known. */
+  default long bytesRead() {
+    return -1;
+  }
+}
