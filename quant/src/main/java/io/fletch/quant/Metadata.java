@@ -13,8 +13,8 @@ public interface Metadata {
   boolean has(String key);
 
   /**
-   * All entries in file order; values are Boolean, Long, Double, String, or arrays boxed as {@link
-   * java.util.List}.
+   * All entries in file order; values are Boolean, Long (BigInteger for integers beyond 64 bits),
+   * Double, String, or arrays boxed as {@link java.util.List}.
    */
   Map<String, Object> entries();
 

@@ -7,7 +7,7 @@ import java.util.Optional;
 /**
  * An open weight file (all its shards): metadata, and tensors over memory-mapped Arrow buffers.
  * Closing it unmaps everything, so nothing that came from it may be used afterwards. Safe for use
- * by several threads; closing must happen once, after the last use.
+ * by several threads; close it after the last use (closing again does nothing).
  */
 public interface WeightFile extends AutoCloseable {
   /** The container. */
@@ -25,12 +25,27 @@ public interface WeightFile extends AutoCloseable {
   /** Metadata: GGUF key/values, or the content of {@code config.json} for safetensors. */
   Metadata metadata();
 
-  /** All tensors by name, in file order. */
+  /** All tensors by name, in file order, apart from the {@link #unsupported()} ones. */
   Map<String, Tensor> tensors();
 
-  /** The tensor of that name, if present. */
+  /** Tensors of element types that cannot be computed with, by name, in file order. */
+  default Map<String, UnsupportedTensor> unsupported() {
+    return Map.of();
+  }
+
+  /**
+   * The tensor of that name, if present.
+   *
+   * @throws WeightFileException if it is an {@linkplain #unsupported() unsupported} one
+   */
   default Optional<Tensor> tensor(String name) {
-    return Optional.ofNullable(tensors().get(name));
+    Tensor tensor = tensors().get(name);
+    UnsupportedTensor other = tensor == null ? unsupported().get(name) : null;
+    if (other != null) {
+      throw new WeightFileException(
+          path() + ": tensor " + name + ": element type " + other.type() + " is not supported");
+    }
+    return Optional.ofNullable(tensor);
   }
 
   @Override

@@ -7,6 +7,6 @@ final class WeightFiles {
   private WeightFiles() {}
 
   static WeightFile open(Path path) {
-    throw new WeightFileException("unknown weight file: " + path);
+    return GgufFiles.open(path);
   }
 }

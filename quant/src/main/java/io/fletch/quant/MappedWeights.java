@@ -1,0 +1,138 @@
+package io.fletch.quant;
+
+import io.fletch.ffm.MappedFile;
+import java.lang.foreign.MemorySegment;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Collections;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import org.apache.arrow.memory.ArrowBuf;
+
+/**
+ * The parts that all weight files share: mapped shards, each wrapped once in an Arrow buffer, and
+ * tensors that are slices of them. Built by one thread, then immutable.
+ */
+final class MappedWeights implements WeightFile {
+  private final Format format;
+  private final Path path;
+  private final ArrowMemory memory;
+  private final Metadata metadata;
+  private final Map<String, Tensor> tensors;
+  private final Map<String, UnsupportedTensor> unsupported;
+
+  private MappedWeights(Builder builder, Format format, Path path, Metadata metadata) {
+    this.format = format;
+    this.path = path;
+    this.metadata = metadata;
+    this.memory = builder.memory;
+    this.tensors = Collections.unmodifiableMap(builder.tensors);
+    this.unsupported = Collections.unmodifiableMap(builder.unsupported);
+  }
+
+  @Override
+  public Format format() {
+    return format;
+  }
+
+  @Override
+  public Path path() {
+    return path;
+  }
+
+  @Override
+  public Metadata metadata() {
+    return metadata;
+  }
+
+  @Override
+  public Map<String, Tensor> tensors() {
+    return tensors;
+  }
+
+  @Override
+  public Map<String, UnsupportedTensor> unsupported() {
+    return unsupported;
+  }
+
+  @Override
+  public void close() {
+    memory.close();
+  }
+
+  /** A mapped file and the buffer over it. */
+  record Shard(Path path, MemorySegment segment, ArrowBuf buffer) {}
+
+  /** Collects shards and tensors. Closing it before {@link #build} releases what it has. */
+  static final class Builder implements AutoCloseable {
+    private final ArrowMemory memory = new ArrowMemory();
+    private final Map<String, Tensor> tensors = new LinkedHashMap<>();
+    private final Map<String, UnsupportedTensor> unsupported = new LinkedHashMap<>();
+    private boolean built;
+
+    /**
+     * Maps a file.
+     *
+     * @throws java.io.UncheckedIOException if it cannot be read
+     */
+    Shard map(Path file) {
+      MappedFile mapped = MappedFile.open(file);
+      MemorySegment segment = mapped.segment();
+      if (segment.byteSize() == 0) {
+        mapped.close();
+        throw new WeightFileException(file + ": file size: expected=>0 actual=0");
+      }
+      return new Shard(file, segment, memory.wrap(segment, mapped::close));
+    }
+
+    /**
+     * Adds a tensor whose place in the shard was checked.
+     *
+     * @param type null if it cannot be computed with
+     * @throws WeightFileException if there is one of that name
+     */
+    void add(
+        Shard shard,
+        String name,
+        TensorType type,
+        String typeName,
+        long[] shape,
+        long start,
+        long bytes) {
+      if (tensors.containsKey(name) || unsupported.containsKey(name)) {
+        throw new WeightFileException(
+            shard.path() + ": tensor " + name + ": expected=in one shard only actual=in two");
+      }
+      if (type == null) {
+        List<Long> dims = new ArrayList<>();
+        for (long dim : shape) {
+          dims.add(dim);
+        }
+        unsupported.put(name, new UnsupportedTensor(name, typeName, dims, bytes));
+      } else {
+        ArrowBuf buffer = bytes == 0 ? memory.empty() : shard.buffer().slice(start, bytes);
+        tensors.put(
+            name, new Tensor(name, type, shape, buffer, shard.segment().asSlice(start, bytes)));
+      }
+    }
+
+    /** Number of tensors of any type. */
+    int size() {
+      return tensors.size() + unsupported.size();
+    }
+
+    /** The open file, which owns everything from here on. */
+    WeightFile build(Format format, Path path, Metadata metadata) {
+      built = true;
+      return new MappedWeights(this, format, path, metadata);
+    }
+
+    @Override
+    public void close() {
+      if (!built) {
+        memory.close();
+      }
+    }
+  }
+}
