@@ -1,0 +1,499 @@
+package io.fletch.graph.cpu;
+
+import io.fletch.graph.Activation;
+import io.fletch.graph.KvCache;
+import io.fletch.graph.RopeSpec;
+import io.fletch.quant.TensorType;
+import java.lang.foreign.MemorySegment;
+
+/**
+ * Kernels in plain Java, without the Vector API and without machine code: the last resort, and the
+ * definition of the bits that the other sets are compared with. Orders of reduction are those of
+ * {@link ActivationLayout}; elementary functions those of {@link FloatMath}.
+ *
+ * <p>Non-finite values propagate: a NaN or infinite element makes what is computed from it NaN or
+ * infinite by the usual rules. Destinations may be the same range as a source of the same shape,
+ * but must not overlap it otherwise.
+ */
+final class ScalarKernels implements Kernels {
+  static final ScalarKernels INSTANCE = new ScalarKernels();
+
+  /** Slots whose scores are computed before the running maximum and sums are updated once. */
+  static final int ATTENTION_CHUNK = 32;
+
+  private static final float NAN = Float.intBitsToFloat(0x7fc00000);
+  private static final int INFINITY_BITS = 0x7f800000;
+  private static final int MIN_AMAX_BITS = Float.floatToRawIntBits(ActivationLayout.MIN_AMAX);
+
+  private ScalarKernels() {}
+
+  @Override
+  public String name() {
+    return "scalar";
+  }
+
+  @Override
+  public Matmul matmul(TensorType type, int in) {
+    return new ScalarMatmul(type, in);
+  }
+
+  @Override
+  public long activationBytes(ActivationFormat format, int n) {
+    return ActivationLayout.bytes(format, n);
+  }
+
+  @Override
+  public void quantize(
+      ActivationFormat format,
+      MemorySegment x,
+      long offset,
+      int n,
+      MemorySegment dst,
+      long dstOffset) {
+    int block = ActivationLayout.blockSize(format);
+    long scales = dstOffset + ActivationLayout.scalesOffset(format, n);
+    long sums = dstOffset + ActivationLayout.sumsOffset(format, n);
+    for (int b = 0, i = 0; i < n; b++, i += block) {
+      float amax = amax(x, offset + i, block);
+      dst.set(Segments.FLOAT, scales + 4L * b, blockScale(amax));
+      quantizeCodes(x, offset + i, block, blockInverse(amax), dst, dstOffset + i);
+    }
+    if (format == ActivationFormat.Q8_BLOCK32) {
+      for (int i = 0; i < n; i += 32) {
+        dst.set(Segments.INT, sums + i / 8, sum(dst, dstOffset + i, 32));
+      }
+    } else {
+      for (int i = 0; i < n; i += ActivationLayout.SUM_GROUP) {
+        int sum = sum(dst, dstOffset + i, ActivationLayout.SUM_GROUP);
+        dst.set(Segments.SHORT, sums + i / 8, (short) sum);
+      }
+    }
+  }
+
+  /** The largest magnitude; NaN counts as larger than infinity. */
+  static float amax(MemorySegment x, long offset, int n) {
+    int bits = 0;
+    for (int i = 0; i < n; i++) {
+      bits = Math.max(bits, x.get(Segments.INT, offset + i << 2) & 0x7fffffff);
+    }
+    return Float.intBitsToFloat(bits);
+  }
+
+  /** The scale of a block (see {@link ActivationLayout}). */
+  static float blockScale(float amax) {
+    int bits = Float.floatToRawIntBits(amax);
+    return bits >= INFINITY_BITS ? NAN : bits < MIN_AMAX_BITS ? 0f : amax / 127f;
+  }
+
+  /** What elements are multiplied by, 0 where all codes are 0. */
+  static float blockInverse(float amax) {
+    int bits = Float.floatToRawIntBits(amax);
+    return bits >= INFINITY_BITS || bits < MIN_AMAX_BITS ? 0f : 127f / amax;
+  }
+
+  private static void quantizeCodes(
+      MemorySegment x, long offset, int n, float inverse, MemorySegment dst, long dstOffset) {
+    for (int i = 0; i < n; i++) {
+      // (int) of NaN, which infinity * 0 gives, is 0.
+      int code = (int) Math.rint(Segments.f32(x, offset + i) * inverse);
+      dst.set(Segments.BYTE, dstOffset + i, (byte) code);
+    }
+  }
+
+  private static int sum(MemorySegment codes, long offset, int n) {
+    int sum = 0;
+    for (int i = 0; i < n; i++) {
+      sum += codes.get(Segments.BYTE, offset + i);
+    }
+    return sum;
+  }
+
+  @Override
+  public void dequantize(
+      TensorType type,
+      MemorySegment src,
+      long srcOffset,
+      int n,
+      float scale,
+      MemorySegment dst,
+      long dstOffset) {
+    switch (type) {
+      case F32 -> {
+        for (int i = 0; i < n; i++) {
+          Segments.f32(dst, dstOffset + i, scale * src.get(Segments.FLOAT, srcOffset + 4L * i));
+        }
+      }
+      case F16 -> {
+        for (int i = 0; i < n; i++) {
+          Segments.f32(dst, dstOffset + i, scale * Segments.f16(src, srcOffset + 2L * i));
+        }
+      }
+      case BF16 -> {
+        for (int i = 0; i < n; i++) {
+          Segments.f32(dst, dstOffset + i, scale * Segments.bf16(src, srcOffset + 2L * i));
+        }
+      }
+      default -> {
+        WeightBlocks blocks = ScalarScratch.get().blocks;
+        int size = type.blockSize();
+        for (int i = 0; i < n; i += size, srcOffset += type.blockBytes()) {
+          blocks.unpack(type, src, srcOffset, size, 0);
+          int m = Math.min(size, n - i);
+          for (int j = 0; j < m; j++) {
+            Segments.f32(dst, dstOffset + i + j, scale * blocks.value(type, j));
+          }
+        }
+      }
+    }
+  }
+
+  @Override
+  public void rmsNorm(
+      MemorySegment x,
+      long offset,
+      MemorySegment weight,
+      int n,
+      float eps,
+      float scale,
+      MemorySegment dst,
+      long dstOffset) {
+    float[] lanes = ScalarScratch.get().clearedLanes();
+    for (int i = 0; i < n; i++) {
+      float v = Segments.f32(x, offset + i);
+      int l = i & ActivationLayout.LANES - 1;
+      lanes[l] = Math.fma(v, v, lanes[l]);
+    }
+    float factor = rmsFactor(ScalarScratch.reduce(lanes), n, eps, scale);
+    for (int i = 0; i < n; i++) {
+      float v = Segments.f32(x, offset + i) * factor * Segments.f32(weight, i);
+      Segments.f32(dst, dstOffset + i, v);
+    }
+  }
+
+  /** {@code scale / sqrt(sum / n + eps)}; elements are multiplied by it, then by their weight. */
+  static float rmsFactor(float sumOfSquares, int n, float eps, float scale) {
+    return scale / (float) Math.sqrt(sumOfSquares / n + eps);
+  }
+
+  @Override
+  public void rope(
+      RopeSpec.Style style,
+      MemorySegment x,
+      long offset,
+      int headDim,
+      MemorySegment table,
+      long tableOffset,
+      int pairs,
+      MemorySegment dst,
+      long dstOffset) {
+    boolean adjacent = style == RopeSpec.Style.NORM;
+    for (int i = 0; i < pairs; i++) {
+      int first = adjacent ? 2 * i : i;
+      int second = adjacent ? 2 * i + 1 : i + pairs;
+      float cos = Segments.f32(table, tableOffset + i);
+      float sin = Segments.f32(table, tableOffset + pairs + i);
+      float a = Segments.f32(x, offset + first);
+      float b = Segments.f32(x, offset + second);
+      Segments.f32(dst, dstOffset + first, Math.fma(-b, sin, a * cos));
+      Segments.f32(dst, dstOffset + second, Math.fma(b, cos, a * sin));
+    }
+    for (int i = 2 * pairs; i < headDim; i++) {
+      Segments.f32(dst, dstOffset + i, Segments.f32(x, offset + i));
+    }
+  }
+
+  @Override
+  public void activate(
+      Activation activation,
+      MemorySegment gate,
+      long gateOffset,
+      MemorySegment up,
+      long upOffset,
+      int n,
+      MemorySegment dst,
+      long dstOffset) {
+    for (int i = 0; i < n; i++) {
+      float v = activate(activation, Segments.f32(gate, gateOffset + i));
+      Segments.f32(dst, dstOffset + i, v * Segments.f32(up, upOffset + i));
+    }
+  }
+
+  @Override
+  public void activate(
+      Activation activation,
+      MemorySegment x,
+      long offset,
+      int n,
+      MemorySegment dst,
+      long dstOffset) {
+    for (int i = 0; i < n; i++) {
+      Segments.f32(dst, dstOffset + i, activate(activation, Segments.f32(x, offset + i)));
+    }
+  }
+
+  private static float activate(Activation activation, float x) {
+    return switch (activation) {
+      case SILU -> FloatMath.silu(x);
+      case GELU_TANH -> FloatMath.geluTanh(x);
+      case RELU -> FloatMath.relu(x);
+      case RELU_SQUARED -> FloatMath.reluSquared(x);
+    };
+  }
+
+  @Override
+  public void add(
+      MemorySegment a,
+      long aOffset,
+      MemorySegment b,
+      long bOffset,
+      float scale,
+      int n,
+      MemorySegment dst,
+      long dstOffset) {
+    for (int i = 0; i < n; i++) {
+      float v = Math.fma(scale, Segments.f32(b, bOffset + i), Segments.f32(a, aOffset + i));
+      Segments.f32(dst, dstOffset + i, v);
+    }
+  }
+
+  @Override
+  public void scale(
+      MemorySegment x, long offset, float factor, int n, MemorySegment dst, long dstOffset) {
+    for (int i = 0; i < n; i++) {
+      Segments.f32(dst, dstOffset + i, factor * Segments.f32(x, offset + i));
+    }
+  }
+
+  @Override
+  public void softCap(
+      MemorySegment x, long offset, float cap, int n, MemorySegment dst, long dstOffset) {
+    for (int i = 0; i < n; i++) {
+      Segments.f32(dst, dstOffset + i, softCap(Segments.f32(x, offset + i), cap));
+    }
+  }
+
+  private static float softCap(float x, float cap) {
+    return cap * FloatMath.tanh(x / cap);
+  }
+
+  @Override
+  public long kvBytes(KvCache.Type type, int n) {
+    return KvLayout.bytes(type, n);
+  }
+
+  @Override
+  public void kvStore(
+      KvCache.Type type, MemorySegment x, long offset, int n, MemorySegment kv, long kvOffset) {
+    switch (type) {
+      case F32 -> MemorySegment.copy(x, offset << 2, kv, kvOffset, 4L * n);
+      case F16 -> {
+        for (int i = 0; i < n; i++) {
+          short half = Float.floatToFloat16(Segments.f32(x, offset + i));
+          kv.set(Segments.SHORT, kvOffset + 2L * i, half);
+        }
+      }
+      case Q8_0 -> {
+        KvLayout.bytes(type, n);
+        for (int i = 0; i < n; i += 32) {
+          float amax = amax(x, offset + i, 32);
+          quantizeCodes(x, offset + i, 32, blockInverse(amax), kv, kvOffset + i);
+          kv.set(Segments.SHORT, kvOffset + n + i / 16, Float.floatToFloat16(blockScale(amax)));
+        }
+      }
+    }
+  }
+
+  @Override
+  public int attentionScratch(int group, int keyDim, int valueDim) {
+    return group * (ATTENTION_CHUNK + valueDim + 2);
+  }
+
+  /**
+   * Online softmax. The visible slots, {@code [a0, a1)} then {@code [b0, b1)}, each range cut into
+   * chunks of {@link #ATTENTION_CHUNK} from its start, are taken in order. Per chunk and head, with
+   * running maximum m, running sum l and the unnormalised result v:
+   *
+   * <pre>
+   *   s_j = scale * dot16(q, k_j)                 then softCap, if not 0
+   *   m' = max(m, max s_j);  f = exp(m - m')  (0 for the first chunk)
+   *   p_j = exp(s_j - m');   l = fma(l, f, p_0 + p_1 + ...)   the sum by sixteen partial sums
+   *   v = v * f;             v_i = fma(p_j, value_j[i], v_i)  slots ascending
+   * </pre>
+   *
+   * and at the end {@code out = v * (1 / l)}. For a Q8_0 cache the dot product of a block of 32 is
+   * taken in two steps, lane l: {@code t = fma(q_(l+16), c_(l+16), q_l * c_l); s_l = fma(d, t,
+   * s_l)} and the value term is {@code fma(p_j * d, c_i, v_i)}.
+   */
+  @Override
+  public void attention(
+      KvCache.Type type,
+      MemorySegment q,
+      long qOffset,
+      int group,
+      int keyDim,
+      int valueDim,
+      MemorySegment kv,
+      long kOffset,
+      long vOffset,
+      int a0,
+      int a1,
+      int b0,
+      int b1,
+      float scale,
+      float softCap,
+      MemorySegment scratch,
+      long scratchOffset,
+      MemorySegment out,
+      long outOffset) {
+    long kStride = KvLayout.bytes(type, keyDim);
+    long vStride = KvLayout.bytes(type, valueDim);
+    long scores = scratchOffset;
+    long values = scores + (long) group * ATTENTION_CHUNK;
+    long maxima = values + (long) group * valueDim;
+    long sums = maxima + group;
+    for (int h = 0; h < group; h++) {
+      Segments.f32(scratch, maxima + h, Float.NEGATIVE_INFINITY);
+      Segments.f32(scratch, sums + h, 0f);
+    }
+    for (long i = 0; i < (long) group * valueDim; i++) {
+      Segments.f32(scratch, values + i, 0f);
+    }
+    float[] lanes = ScalarScratch.get().lanes;
+    for (int range = 0; range < 2; range++) {
+      int end = range == 0 ? a1 : b1;
+      for (int s = range == 0 ? a0 : b0; s < end; s += ATTENTION_CHUNK) {
+        int slots = Math.min(ATTENTION_CHUNK, end - s);
+        for (int h = 0; h < group; h++) {
+          long score = scores + (long) h * ATTENTION_CHUNK;
+          for (int j = 0; j < slots; j++) {
+            long key = kOffset + (s + j) * kStride;
+            float dot = scale * dot(type, q, qOffset + (long) h * keyDim, kv, key, keyDim, lanes);
+            Segments.f32(scratch, score + j, softCap == 0f ? dot : softCap(dot, softCap));
+          }
+          long v = values + (long) h * valueDim;
+          softmaxStep(scratch, score, slots, maxima + h, sums + h, v, valueDim, lanes);
+          for (int j = 0; j < slots; j++) {
+            float p = Segments.f32(scratch, score + j);
+            accumulate(type, p, kv, vOffset + (s + j) * vStride, valueDim, scratch, v);
+          }
+        }
+      }
+    }
+    for (int h = 0; h < group; h++) {
+      float sum = Segments.f32(scratch, sums + h);
+      float inverse = sum == 0f ? 0f : 1f / sum;
+      for (int i = 0; i < valueDim; i++) {
+        float v = Segments.f32(scratch, values + (long) h * valueDim + i) * inverse;
+        Segments.f32(out, outOffset + (long) h * valueDim + i, v);
+      }
+    }
+  }
+
+  /** Turns the scores of a chunk into weights and rescales what was accumulated before. */
+  private static void softmaxStep(
+      MemorySegment scratch,
+      long score,
+      int slots,
+      long maximum,
+      long sum,
+      long values,
+      int valueDim,
+      float[] lanes) {
+    float before = Segments.f32(scratch, maximum);
+    float max = before;
+    for (int j = 0; j < slots; j++) {
+      max = Math.max(max, Segments.f32(scratch, score + j));
+    }
+    // All scores -inf: nothing to subtract from; NaN and +inf give NaN weights below.
+    float base = max == Float.NEGATIVE_INFINITY ? 0f : max;
+    ScalarScratch.clear(lanes);
+    for (int j = 0; j < slots; j++) {
+      float p = FloatMath.exp(Segments.f32(scratch, score + j) - base);
+      Segments.f32(scratch, score + j, p);
+      lanes[j & ActivationLayout.LANES - 1] += p;
+    }
+    float factor = FloatMath.exp(before - base);
+    float total = Math.fma(Segments.f32(scratch, sum), factor, ScalarScratch.reduce(lanes));
+    Segments.f32(scratch, maximum, max);
+    Segments.f32(scratch, sum, total);
+    for (int i = 0; i < valueDim; i++) {
+      Segments.f32(scratch, values + i, Segments.f32(scratch, values + i) * factor);
+    }
+  }
+
+  private static float dot(
+      KvCache.Type type,
+      MemorySegment q,
+      long qo,
+      MemorySegment kv,
+      long ko,
+      int n,
+      float[] lanes) {
+    ScalarScratch.clear(lanes);
+    int mask = ActivationLayout.LANES - 1;
+    switch (type) {
+      case F32 -> {
+        for (int i = 0; i < n; i++) {
+          float k = kv.get(Segments.FLOAT, ko + 4L * i);
+          lanes[i & mask] = Math.fma(Segments.f32(q, qo + i), k, lanes[i & mask]);
+        }
+      }
+      case F16 -> {
+        for (int i = 0; i < n; i++) {
+          float k = Segments.f16(kv, ko + 2L * i);
+          lanes[i & mask] = Math.fma(Segments.f32(q, qo + i), k, lanes[i & mask]);
+        }
+      }
+      case Q8_0 -> {
+        for (int i = 0; i < n; i += 32) {
+          float d = Segments.f16(kv, ko + n + i / 16);
+          for (int l = 0; l < ActivationLayout.LANES; l++) {
+            float t = Segments.f32(q, qo + i + l) * Segments.i8(kv, ko + i + l);
+            t = Math.fma(Segments.f32(q, qo + i + l + 16), Segments.i8(kv, ko + i + l + 16), t);
+            lanes[l] = Math.fma(d, t, lanes[l]);
+          }
+        }
+      }
+    }
+    return ScalarScratch.reduce(lanes);
+  }
+
+  private static void accumulate(
+      KvCache.Type type, float p, MemorySegment kv, long vo, int n, MemorySegment acc, long at) {
+    switch (type) {
+      case F32 -> {
+        for (int i = 0; i < n; i++) {
+          float v = kv.get(Segments.FLOAT, vo + 4L * i);
+          Segments.f32(acc, at + i, Math.fma(p, v, Segments.f32(acc, at + i)));
+        }
+      }
+      case F16 -> {
+        for (int i = 0; i < n; i++) {
+          float v = Segments.f16(kv, vo + 2L * i);
+          Segments.f32(acc, at + i, Math.fma(p, v, Segments.f32(acc, at + i)));
+        }
+      }
+      case Q8_0 -> {
+        for (int i = 0; i < n; i++) {
+          float d = p * Segments.f16(kv, vo + n + (i >> 5) * 2);
+          float v = Segments.i8(kv, vo + i);
+          Segments.f32(acc, at + i, Math.fma(d, v, Segments.f32(acc, at + i)));
+        }
+      }
+    }
+  }
+
+  @Override
+  public int argmax(MemorySegment x, long offset, int n) {
+    int best = -1;
+    float max = 0f;
+    for (int i = 0; i < n; i++) {
+      float v = Segments.f32(x, offset + i);
+      if (best < 0 ? v == v : v > max) {
+        best = i;
+        max = v;
+      }
+    }
+    return best;
+  }
+}

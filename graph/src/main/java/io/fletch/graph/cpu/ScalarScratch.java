@@ -1,0 +1,49 @@
+package io.fletch.graph.cpu;
+
+import java.util.Arrays;
+
+/**
+ * Working memory of the Java kernels, one per thread: grows to the widest matrix a thread has seen,
+ * then nothing is allocated.
+ */
+final class ScalarScratch {
+  private static final ThreadLocal<ScalarScratch> CURRENT =
+      ThreadLocal.withInitial(ScalarScratch::new);
+
+  final WeightBlocks blocks = new WeightBlocks();
+  final float[] lanes = new float[ActivationLayout.LANES];
+  private float[] row = new float[256];
+
+  private ScalarScratch() {}
+
+  static ScalarScratch get() {
+    return CURRENT.get();
+  }
+
+  /** At least {@code n} floats, content unspecified. */
+  float[] row(int n) {
+    if (row.length < n) {
+      row = new float[n];
+    }
+    return row;
+  }
+
+  float[] clearedLanes() {
+    clear(lanes);
+    return lanes;
+  }
+
+  static void clear(float[] lanes) {
+    Arrays.fill(lanes, 0f);
+  }
+
+  /** Adds sixteen partial sums in the order of {@link ActivationLayout}; overwrites them. */
+  static float reduce(float[] lanes) {
+    for (int width = ActivationLayout.LANES / 2; width > 0; width >>= 1) {
+      for (int l = 0; l < width; l++) {
+        lanes[l] += lanes[l + width];
+      }
+    }
+    return lanes[0];
+  }
+}

@@ -1,0 +1,282 @@
+package io.fletch.graph.cpu;
+
+import io.fletch.graph.cpu.Kernels.ActivationFormat;
+import io.fletch.quant.TensorType;
+import java.lang.foreign.MemorySegment;
+
+/**
+ * Weights of one or more rows unpacked to signed 8-bit codes with their scales, in heap arrays that
+ * grow on first use and are reused. Owned by one thread.
+ *
+ * <p>The value of element {@code i} is
+ *
+ * <pre>
+ *   32-element types:   d[i / 32] * codes[i] + (Q4_1, Q5_1: min[i / 32])
+ *   256-element types:  d[i / 256] * subScale[i / 16] * codes[i]
+ *                         + (Q2_K, Q4_K, Q5_K: min[i / 256] * subMin[i / 16])
+ * </pre>
+ *
+ * with {@code min} negative for the K types (it holds {@code -dmin}). Bit orders are those of specs
+ * weights 2.2.
+ */
+final class WeightBlocks {
+  /** Values of the 4-bit non-linear types (specs weights 2.2, table T). */
+  private static final byte[] IQ4 = {
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
+  };
+
+  /** E2M1 values doubled (specs weights 2.2, table V). */
+  private static final byte[] E2M1 = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+  byte[] codes = new byte[256];
+  float[] d = new float[8];
+  float[] min = new float[8];
+  int[] subScale = new int[16];
+  int[] subMin = new int[16];
+
+  /** The activation format a weight type is multiplied with. */
+  static ActivationFormat activation(TensorType type) {
+    return switch (type) {
+      case F32, F16, BF16 -> ActivationFormat.F32;
+      case Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4 -> ActivationFormat.Q8_BLOCK32;
+      case Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS -> ActivationFormat.Q8_BLOCK256;
+      case I8, I16, I32, I64, F64 ->
+          throw new IllegalArgumentException("not a weight type: actual=" + type);
+    };
+  }
+
+  /** Whether blocks add a minimum to the scaled codes. */
+  static boolean hasMin(TensorType type) {
+    return switch (type) {
+      case Q4_1, Q5_1, Q2_K, Q4_K, Q5_K -> true;
+      default -> false;
+    };
+  }
+
+  /** Makes room for {@code n} elements. */
+  void reserve(int n) {
+    if (codes.length < n) {
+      codes = new byte[n];
+      d = new float[n / 32];
+      min = new float[n / 32];
+      subScale = new int[n / 16];
+      subMin = new int[n / 16];
+    }
+  }
+
+  /** Unpacks {@code n} elements (whole blocks) that start at a byte offset, to index {@code at}. */
+  void unpack(TensorType type, MemorySegment w, long offset, int n, int at) {
+    int size = type.blockSize();
+    int bytes = type.blockBytes();
+    for (int i = 0; i < n; i += size, offset += bytes) {
+      unpackBlock(type, w, offset, at + i);
+    }
+  }
+
+  /** The value of an unpacked element. */
+  float value(TensorType type, int i) {
+    boolean super256 = type.blockSize() == 256;
+    int block = super256 ? i >> 8 : i >> 5;
+    // Every product is exact in float32; only the addition of a minimum rounds.
+    float v = super256 ? d[block] * subScale[i >> 4] * codes[i] : d[block] * codes[i];
+    if (hasMin(type)) {
+      v += super256 ? min[block] * subMin[i >> 4] : min[block];
+    }
+    return v;
+  }
+
+  private void unpackBlock(TensorType type, MemorySegment w, long o, int at) {
+    switch (type) {
+      case Q4_0 -> {
+        d[at >> 5] = Segments.f16(w, o);
+        nibbles(w, o + 2, at, 8);
+      }
+      case Q4_1 -> {
+        d[at >> 5] = Segments.f16(w, o);
+        min[at >> 5] = Segments.f16(w, o + 2);
+        nibbles(w, o + 4, at, 0);
+      }
+      case Q5_0 -> {
+        d[at >> 5] = Segments.f16(w, o);
+        fiveBits(w, o + 2, at, 16);
+      }
+      case Q5_1 -> {
+        d[at >> 5] = Segments.f16(w, o);
+        min[at >> 5] = Segments.f16(w, o + 2);
+        fiveBits(w, o + 4, at, 0);
+      }
+      case Q8_0 -> {
+        d[at >> 5] = Segments.f16(w, o);
+        for (int j = 0; j < 32; j++) {
+          codes[at + j] = w.get(Segments.BYTE, o + 2 + j);
+        }
+      }
+      case IQ4_NL -> {
+        d[at >> 5] = Segments.f16(w, o);
+        table(IQ4, w, o + 2, at);
+      }
+      case MXFP4 -> {
+        d[at >> 5] = halvedE8m0(Segments.u8(w, o));
+        table(E2M1, w, o + 1, at);
+      }
+      case Q2_K -> q2k(w, o, at);
+      case Q3_K -> q3k(w, o, at);
+      case Q4_K -> q4k(w, o, at);
+      case Q5_K -> q5k(w, o, at);
+      case Q6_K -> q6k(w, o, at);
+      case IQ4_XS -> iq4xs(w, o, at);
+      default -> throw new IllegalArgumentException("not a block type: actual=" + type);
+    }
+  }
+
+  /** {@code 2^(e - 128)}; the two smallest are subnormal. */
+  private static float halvedE8m0(int e) {
+    return Float.intBitsToFloat(e < 2 ? 0x00200000 << e : (e - 1) << 23);
+  }
+
+  private void nibbles(MemorySegment w, long o, int at, int zero) {
+    for (int j = 0; j < 16; j++) {
+      int b = w.get(Segments.BYTE, o + j);
+      codes[at + j] = (byte) ((b & 15) - zero);
+      codes[at + 16 + j] = (byte) ((b >> 4 & 15) - zero);
+    }
+  }
+
+  private void table(byte[] values, MemorySegment w, long o, int at) {
+    for (int j = 0; j < 16; j++) {
+      int b = w.get(Segments.BYTE, o + j);
+      codes[at + j] = values[b & 15];
+      codes[at + 16 + j] = values[b >> 4 & 15];
+    }
+  }
+
+  private void fiveBits(MemorySegment w, long o, int at, int zero) {
+    int high = w.get(Segments.INT, o);
+    for (int j = 0; j < 16; j++) {
+      int b = w.get(Segments.BYTE, o + 4 + j);
+      codes[at + j] = (byte) ((b & 15 | (high >>> j & 1) << 4) - zero);
+      codes[at + 16 + j] = (byte) ((b >> 4 & 15 | (high >>> j + 16 & 1) << 4) - zero);
+    }
+  }
+
+  private void q2k(MemorySegment w, long o, int at) {
+    for (int j = 0; j < 16; j++) {
+      int s = Segments.u8(w, o + j);
+      subScale[(at >> 4) + j] = s & 15;
+      subMin[(at >> 4) + j] = s >> 4;
+    }
+    twoBits(w, o + 16, at);
+    d[at >> 8] = Segments.f16(w, o + 80);
+    min[at >> 8] = -Segments.f16(w, o + 82);
+  }
+
+  private void twoBits(MemorySegment w, long o, int at) {
+    for (int half = 0; half < 2; half++) {
+      for (int l = 0; l < 32; l++) {
+        int b = w.get(Segments.BYTE, o + 32 * half + l);
+        int i = at + 128 * half + l;
+        codes[i] = (byte) (b & 3);
+        codes[i + 32] = (byte) (b >> 2 & 3);
+        codes[i + 64] = (byte) (b >> 4 & 3);
+        codes[i + 96] = (byte) (b >> 6 & 3);
+      }
+    }
+  }
+
+  private void q3k(MemorySegment w, long o, int at) {
+    twoBits(w, o + 32, at);
+    for (int l = 0; l < 32; l++) {
+      int mask = w.get(Segments.BYTE, o + l);
+      for (int r = 0; r < 8; r++) {
+        codes[at + 32 * r + l] -= (byte) (4 - (mask >> r & 1) * 4);
+      }
+    }
+    for (int j = 0; j < 16; j++) {
+      int low = Segments.u8(w, o + 96 + (j & 7)) >> (j < 8 ? 0 : 4) & 15;
+      int high = Segments.u8(w, o + 104 + (j & 3)) >> 2 * (j >> 2) & 3;
+      subScale[(at >> 4) + j] = (low | high << 4) - 32;
+    }
+    d[at >> 8] = Segments.f16(w, o + 108);
+  }
+
+  /** The eight 6-bit scales and minimums of Q4_K and Q5_K, each for two groups of 16. */
+  private void sixBitScales(MemorySegment w, long o, int at) {
+    for (int j = 0; j < 8; j++) {
+      int scale;
+      int minimum;
+      if (j < 4) {
+        scale = Segments.u8(w, o + j) & 63;
+        minimum = Segments.u8(w, o + j + 4) & 63;
+      } else {
+        int b = Segments.u8(w, o + j + 4);
+        scale = b & 15 | Segments.u8(w, o + j - 4) >> 6 << 4;
+        minimum = b >> 4 | Segments.u8(w, o + j) >> 6 << 4;
+      }
+      int s = (at >> 4) + 2 * j;
+      subScale[s] = scale;
+      subScale[s + 1] = scale;
+      subMin[s] = minimum;
+      subMin[s + 1] = minimum;
+    }
+  }
+
+  private void q4k(MemorySegment w, long o, int at) {
+    d[at >> 8] = Segments.f16(w, o);
+    min[at >> 8] = -Segments.f16(w, o + 2);
+    sixBitScales(w, o + 4, at);
+    for (int g = 0; g < 4; g++) {
+      for (int l = 0; l < 32; l++) {
+        int b = w.get(Segments.BYTE, o + 16 + 32 * g + l);
+        int i = at + 64 * g + l;
+        codes[i] = (byte) (b & 15);
+        codes[i + 32] = (byte) (b >> 4 & 15);
+      }
+    }
+  }
+
+  private void q5k(MemorySegment w, long o, int at) {
+    d[at >> 8] = Segments.f16(w, o);
+    min[at >> 8] = -Segments.f16(w, o + 2);
+    sixBitScales(w, o + 4, at);
+    for (int g = 0; g < 4; g++) {
+      for (int l = 0; l < 32; l++) {
+        int b = w.get(Segments.BYTE, o + 48 + 32 * g + l);
+        int high = w.get(Segments.BYTE, o + 16 + l) >> 2 * g;
+        int i = at + 64 * g + l;
+        codes[i] = (byte) (b & 15 | (high & 1) << 4);
+        codes[i + 32] = (byte) (b >> 4 & 15 | (high >> 1 & 1) << 4);
+      }
+    }
+  }
+
+  private void q6k(MemorySegment w, long o, int at) {
+    for (int half = 0; half < 2; half++) {
+      for (int l = 0; l < 32; l++) {
+        int low = w.get(Segments.BYTE, o + 64 * half + l);
+        int low32 = w.get(Segments.BYTE, o + 64 * half + 32 + l);
+        int high = w.get(Segments.BYTE, o + 128 + 32 * half + l);
+        int i = at + 128 * half + l;
+        codes[i] = (byte) ((low & 15 | (high & 3) << 4) - 32);
+        codes[i + 32] = (byte) ((low32 & 15 | (high >> 2 & 3) << 4) - 32);
+        codes[i + 64] = (byte) ((low >> 4 & 15 | (high >> 4 & 3) << 4) - 32);
+        codes[i + 96] = (byte) ((low32 >> 4 & 15 | (high >> 6 & 3) << 4) - 32);
+      }
+    }
+    for (int j = 0; j < 16; j++) {
+      subScale[(at >> 4) + j] = Segments.i8(w, o + 192 + j);
+    }
+    d[at >> 8] = Segments.f16(w, o + 208);
+  }
+
+  private void iq4xs(MemorySegment w, long o, int at) {
+    d[at >> 8] = Segments.f16(w, o);
+    int scalesHigh = w.get(Segments.SHORT, o + 2) & 0xffff;
+    for (int ib = 0; ib < 8; ib++) {
+      int low = Segments.u8(w, o + 4 + (ib >> 1)) >> 4 * (ib & 1) & 15;
+      int scale = (low | (scalesHigh >> 2 * ib & 3) << 4) - 32;
+      subScale[(at >> 4) + 2 * ib] = scale;
+      subScale[(at >> 4) + 2 * ib + 1] = scale;
+      table(IQ4, w, o + 8 + 16 * ib, at + 32 * ib);
+    }
+  }
+}
