@@ -58,7 +58,10 @@ public interface CausalForward {
   /** Copies a logit row into {@code target[0 .. vocabulary)}. */
   void logits(int row, float[] target);
 
-  /** Token with the largest logit of a row, the lowest id on ties. */
+  /**
+   * Token with the largest logit of a row, the lowest id on ties; -1 if no logit is larger than
+   * negative infinity (all are NaN).
+   */
   int argmax(int row);
 
   /** Reduces a logit row, where the backend can on the device. */

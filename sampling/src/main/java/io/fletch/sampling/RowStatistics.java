@@ -57,7 +57,7 @@ public final class RowStatistics {
         best = i;
       } else if (l > second) {
         second = l;
-      } else if (l != l) {
+      } else if (Float.isNaN(l)) {
         throw SamplingException.nan(i);
       }
     }

@@ -31,11 +31,13 @@ public record SamplingOptions(
   /** Copies and checks. */
   public SamplingOptions {
     logitBias = Map.copyOf(logitBias);
-    if (!(temperature >= 0)
+    if (!(temperature >= 0 && temperature < Float.POSITIVE_INFINITY)
         || topK < 0
         || !(topP > 0 && topP <= 1)
         || !(minP >= 0 && minP <= 1)
-        || !(repetitionPenalty > 0)
+        || !(repetitionPenalty > 0 && repetitionPenalty < Float.POSITIVE_INFINITY)
+        || !Float.isFinite(frequencyPenalty)
+        || !Float.isFinite(presencePenalty)
         || penaltyWindow < -1) {
       throw new IllegalArgumentException(
           "out of range: temperature="
@@ -48,8 +50,18 @@ public record SamplingOptions(
               + minP
               + " repetitionPenalty="
               + repetitionPenalty
+              + " frequencyPenalty="
+              + frequencyPenalty
+              + " presencePenalty="
+              + presencePenalty
               + " penaltyWindow="
               + penaltyWindow);
+    }
+    for (Map.Entry<Integer, Float> bias : logitBias.entrySet()) {
+      if (bias.getKey() < 0 || !(bias.getValue() < Float.POSITIVE_INFINITY)) {
+        throw new IllegalArgumentException(
+            "logit bias out of range: token=" + bias.getKey() + " value=" + bias.getValue());
+      }
     }
   }
 
@@ -61,5 +73,102 @@ public record SamplingOptions(
   /** The most likely token, always. */
   public static SamplingOptions greedy() {
     return new SamplingOptions(0, 0, 1, 0, 1, 0, 0, 64, Map.of(), 0);
+  }
+
+  /** With another temperature. */
+  public SamplingOptions withTemperature(float value) {
+    return new SamplingOptions(
+        value,
+        topK,
+        topP,
+        minP,
+        repetitionPenalty,
+        frequencyPenalty,
+        presencePenalty,
+        penaltyWindow,
+        logitBias,
+        seed);
+  }
+
+  /** With another top-k. */
+  public SamplingOptions withTopK(int value) {
+    return new SamplingOptions(
+        temperature,
+        value,
+        topP,
+        minP,
+        repetitionPenalty,
+        frequencyPenalty,
+        presencePenalty,
+        penaltyWindow,
+        logitBias,
+        seed);
+  }
+
+  /** With another top-p. */
+  public SamplingOptions withTopP(float value) {
+    return new SamplingOptions(
+        temperature,
+        topK,
+        value,
+        minP,
+        repetitionPenalty,
+        frequencyPenalty,
+        presencePenalty,
+        penaltyWindow,
+        logitBias,
+        seed);
+  }
+
+  /** With another min-p. */
+  public SamplingOptions withMinP(float value) {
+    return new SamplingOptions(
+        temperature,
+        topK,
+        topP,
+        value,
+        repetitionPenalty,
+        frequencyPenalty,
+        presencePenalty,
+        penaltyWindow,
+        logitBias,
+        seed);
+  }
+
+  /** With other penalties over the latest {@code window} tokens. */
+  public SamplingOptions withPenalties(
+      float repetition, float frequency, float presence, int window) {
+    return new SamplingOptions(
+        temperature, topK, topP, minP, repetition, frequency, presence, window, logitBias, seed);
+  }
+
+  /** With another logit bias. */
+  public SamplingOptions withLogitBias(Map<Integer, Float> value) {
+    return new SamplingOptions(
+        temperature,
+        topK,
+        topP,
+        minP,
+        repetitionPenalty,
+        frequencyPenalty,
+        presencePenalty,
+        penaltyWindow,
+        value,
+        seed);
+  }
+
+  /** With another seed. */
+  public SamplingOptions withSeed(long value) {
+    return new SamplingOptions(
+        temperature,
+        topK,
+        topP,
+        minP,
+        repetitionPenalty,
+        frequencyPenalty,
+        presencePenalty,
+        penaltyWindow,
+        logitBias,
+        value);
   }
 }

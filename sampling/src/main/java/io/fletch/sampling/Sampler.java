@@ -1,0 +1,173 @@
+package io.fletch.sampling;
+
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.Objects;
+
+/**
+ * Draws a token from a row of logits: a chain of {@link SamplerStep}s and a counter-based draw. The
+ * order is that of specs/autoregressive.md P3: penalties, bias, grammar mask, temperature, top-k,
+ * top-p, min-p, the application's own steps, draw. The result is a function of (logits, history,
+ * options, mask): equal inputs give equal tokens on every machine that computes equal logits. After
+ * construction nothing is allocated. Belongs to one decoder; not thread-safe.
+ */
+public final class Sampler {
+  private final SamplingOptions options;
+  private final TokenCandidates candidates;
+  private final List<SamplerStep> edits = new ArrayList<>();
+  private final List<SamplerStep> filters = new ArrayList<>();
+  private final boolean argmaxOnly;
+  private final long[] bits;
+
+  private Sampler(SamplingOptions options, int vocabulary, List<SamplerStep> more) {
+    this.options = Objects.requireNonNull(options, "options");
+    candidates = new TokenCandidates(vocabulary);
+    bits = new long[(vocabulary + 63) >> 6];
+    boolean penalties =
+        options.penaltyWindow() != 0
+            && (options.repetitionPenalty() != 1
+                || options.frequencyPenalty() != 0
+                || options.presencePenalty() != 0);
+    if (penalties) {
+      edits.add(
+          SamplerStep.penalties(
+              vocabulary,
+              options.repetitionPenalty(),
+              options.frequencyPenalty(),
+              options.presencePenalty(),
+              options.penaltyWindow()));
+    }
+    if (!options.logitBias().isEmpty()) {
+      edits.add(SamplerStep.bias(edits(options.logitBias(), vocabulary)));
+    }
+    if (options.temperature() > 0) {
+      if (options.temperature() != 1) {
+        filters.add(SamplerStep.temperature(options.temperature()));
+      }
+      if (options.topK() > 0) {
+        filters.add(SamplerStep.topK(options.topK()));
+      }
+      if (options.topP() < 1) {
+        filters.add(SamplerStep.topP(options.topP()));
+      }
+      if (options.minP() > 0) {
+        filters.add(SamplerStep.minP(options.minP()));
+      }
+    }
+    filters.addAll(more);
+    argmaxOnly = options.temperature() == 0 && edits.isEmpty() && filters.isEmpty();
+  }
+
+  private static LogitEdits edits(Map<Integer, Float> bias, int vocabulary) {
+    int[] ids = bias.keySet().stream().mapToInt(Integer::intValue).sorted().toArray();
+    float[] addends = new float[ids.length];
+    for (int i = 0; i < ids.length; i++) {
+      if (ids[i] >= vocabulary) {
+        throw new IllegalArgumentException(
+            "logit bias: token expected=below " + vocabulary + " actual=" + ids[i]);
+      }
+      addends[i] = bias.get(ids[i]);
+    }
+    return LogitEdits.of(ids, addends);
+  }
+
+  /** The chain that the options describe. */
+  public static Sampler of(SamplingOptions options, int vocabulary) {
+    return of(options, vocabulary, List.of());
+  }
+
+  /** The chain that the options describe, with further steps in front of the draw. */
+  public static Sampler of(SamplingOptions options, int vocabulary, List<SamplerStep> more) {
+    return new Sampler(options, vocabulary, more);
+  }
+
+  /** The options. */
+  public SamplingOptions options() {
+    return options;
+  }
+
+  /** Number of logits of a row. */
+  public int vocabulary() {
+    return candidates.vocabulary();
+  }
+
+  /**
+   * Whether the result is the token with the largest logit and nothing else matters, so that a
+   * decoder need not fetch the logits.
+   */
+  public boolean isArgmax() {
+    return argmaxOnly;
+  }
+
+  /**
+   * Draws without a grammar.
+   *
+   * @param logits at least the vocabulary's length; not changed
+   * @param history tokens so far; its length keys the draw
+   * @throws SamplingException if a logit is NaN or positive infinity, or no token is left
+   */
+  public int sample(float[] logits, TokenHistory history) {
+    prepare(logits, history, null);
+    return draw(history, 0);
+  }
+
+  /**
+   * Draws under a grammar and commits the token to it: a token that fails the exact check is
+   * forbidden and the chain runs again.
+   *
+   * @throws SamplingException also if the grammar has no way on
+   */
+  public int sample(float[] logits, TokenHistory history, TokenMask mask) {
+    long[] allowed = mask.allowed();
+    if (allowed.length < bits.length) {
+      throw new IllegalArgumentException(
+          "mask words: expected=" + bits.length + " actual=" + allowed.length);
+    }
+    System.arraycopy(allowed, 0, bits, 0, bits.length);
+    for (int attempt = 0; ; attempt++) {
+      prepare(logits, history, bits);
+      int token = draw(history, attempt);
+      if (mask.check(token)) {
+        mask.commit(token);
+        return token;
+      }
+      bits[token >> 6] &= ~(1L << token);
+    }
+  }
+
+  private void prepare(float[] logits, TokenHistory history, long[] mask) {
+    candidates.load(logits);
+    run(edits, history);
+    if (mask != null) {
+      candidates.retain(mask);
+    }
+    run(filters, history);
+  }
+
+  private void run(List<SamplerStep> steps, TokenHistory history) {
+    for (int i = 0; i < steps.size(); i++) {
+      steps.get(i).apply(candidates, history);
+    }
+  }
+
+  private int draw(TokenHistory history, int attempt) {
+    int index =
+        options.temperature() == 0
+            ? candidates.best()
+            : candidates.draw(
+                CounterRandom.uniform(
+                    options.seed(), CounterRandom.AUTOREGRESSIVE, history.length(), attempt, 0));
+    if (index < 0) {
+      throw new SamplingException(
+          "no token may follow at position "
+              + history.length()
+              + ": candidates="
+              + candidates.size()
+              + " of "
+              + candidates.vocabulary()
+              + ", all forbidden by logits, bias or grammar");
+    }
+    return candidates.id(index);
+  }
+}
