@@ -6,8 +6,8 @@ import java.util.SortedSet;
 import java.util.TreeSet;
 
 /**
- * Which tokens end an answer: those that the file declares, and those whose spelling is known to
- * do so, since many files declare only one of them.
+ * Which tokens end an answer: those that the file declares, and those whose spelling is known to do
+ * so, since many files declare only one of them.
  */
 final class EndTokens {
   private static final List<String> NAMES =

@@ -77,8 +77,7 @@ final class GgufTokenizers {
 
   private void checkCount(String key, int actual) {
     if (actual != count) {
-      throw new FletchException(
-          key + ": length, expected=" + count + " (tokens) actual=" + actual);
+      throw new FletchException(key + ": length, expected=" + count + " (tokens) actual=" + actual);
     }
   }
 
@@ -103,8 +102,7 @@ final class GgufTokenizers {
     TokenTable spellings = spellings(tokens);
     byte[][] bytes = new byte[tokens.length][];
     for (int i = 0; i < tokens.length; i++) {
-      boolean text =
-          kinds[i] == Vocabulary.Kind.NORMAL || kinds[i] == Vocabulary.Kind.UNUSED;
+      boolean text = kinds[i] == Vocabulary.Kind.NORMAL || kinds[i] == Vocabulary.Kind.UNUSED;
       byte[] decoded =
           text ? ByteAlphabet.bytes(new String(tokens[i], StandardCharsets.UTF_8)) : null;
       bytes[i] = decoded == null ? tokens[i] : decoded;
@@ -152,8 +150,7 @@ final class GgufTokenizers {
 
   private PairTable merges(TokenTable spellings) {
     String key = PREFIX + "merges";
-    byte[][] merges =
-        metadata.bytes(key).orElseThrow(() -> new FletchException(key + ": missing"));
+    byte[][] merges = metadata.bytes(key).orElseThrow(() -> new FletchException(key + ": missing"));
     PairTable table = new PairTable(merges.length);
     byte[] joined = new byte[64];
     for (int rank = 0; rank < merges.length; rank++) {
@@ -222,10 +219,8 @@ final class GgufTokenizers {
     boolean spacePrefix = metadata.bool(PREFIX + "add_space_prefix").orElse(true);
     Normalizer normalizer =
         (text, first) ->
-            (spacePrefix ? Normalizer.SPACE_MARK + text : text)
-                .replace(' ', Normalizer.SPACE_MARK);
-    PreTokenizer words =
-        pieces.crossesWords() ? sink -> sink : Pieces::splitWords;
+            (spacePrefix ? Normalizer.SPACE_MARK + text : text).replace(' ', Normalizer.SPACE_MARK);
+    PreTokenizer words = pieces.crossesWords() ? sink -> sink : Pieces::splitWords;
     return tokenizer(
         vocabulary,
         normalizer,
@@ -311,14 +306,12 @@ final class GgufTokenizers {
     String key = PREFIX + name + "_token_id";
     return metadata
         .integer(key)
-        .map(
-            id -> {
-              if (id < 0 || id >= count) {
-                throw new FletchException(
-                    key + ": expected=0 to " + (count - 1) + " actual=" + id);
-              }
-              return OptionalInt.of((int) (long) id);
-            })
+        .map(id -> {
+          if (id < 0 || id >= count) {
+            throw new FletchException(key + ": expected=0 to " + (count - 1) + " actual=" + id);
+          }
+          return OptionalInt.of((int) (long) id);
+        })
         .orElse(OptionalInt.empty());
   }
 }

@@ -4,8 +4,8 @@ import java.util.Arrays;
 
 /**
  * Merges the symbols of one piece: the best pair first, of equal pairs the leftmost, until none is
- * left. Short pieces are scanned, long ones go through a heap (O(n log n)). Holds the scratch of one
- * encoder call; not thread-safe.
+ * left. Short pieces are scanned, long ones go through a heap (O(n log n)). Holds the scratch of
+ * one encoder call; not thread-safe.
  */
 final class Merger {
   /** How good a pair is. */
@@ -123,8 +123,7 @@ final class Merger {
     for (int i = 0; i < count; i++) {
       previous[i] = i - 1;
       next[i] = i + 1;
-      pairs[i] =
-          i + 1 < count ? table.pair(ids[i], ids[i + 1], starts[i], starts[i + 2]) : -1;
+      pairs[i] = i + 1 < count ? table.pair(ids[i], ids[i + 1], starts[i], starts[i + 2]) : -1;
       if (pairs[i] >= 0) {
         heap[heapSize++] = pairs[i] >>> 32 << 32 | i;
       }

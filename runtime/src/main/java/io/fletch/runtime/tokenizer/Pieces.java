@@ -36,9 +36,7 @@ record Pieces(byte[][] bytes, int[] byteIds, boolean crossesWords) {
         default -> {
           int mark = token.lastIndexOf(Normalizer.SPACE_MARK);
           bytes[id] =
-              mark < 0
-                  ? tokens[id]
-                  : TextTokenizer.utf8(token.replace(Normalizer.SPACE_MARK, ' '));
+              mark < 0 ? tokens[id] : TextTokenizer.utf8(token.replace(Normalizer.SPACE_MARK, ' '));
           for (int i = 1; i <= mark && !crosses; i++) {
             crosses =
                 token.charAt(i) == Normalizer.SPACE_MARK

@@ -83,12 +83,7 @@ final class PreTokenizers {
    */
   static PreTokenizer named(String pre) {
     return switch (pre) {
-      case "default" ->
-          steps(
-              "[\\p{P}\\$\\+<=>\\^~\\|]+",
-              GPT2,
-              "\\p{N}+",
-              "[0-9][0-9][0-9]");
+      case "default" -> steps("[\\p{P}\\$\\+<=>\\^~\\|]+", GPT2, "\\p{N}+", "[0-9][0-9][0-9]");
       case "llama3",
           "llama-v3",
           "llama-bpe",
@@ -130,17 +125,9 @@ final class PreTokenizers {
           steps("[\r\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", "[一-龥ࠀ-一가-퟿]+", "\\p{N}");
       case "deepseek-v3", "step35", "hunyuan-dense", "joyai-llm" ->
           steps("\\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK3);
-      case "youtu" ->
-          steps(
-              "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+", YOUTU);
+      case "youtu" -> steps("[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+", YOUTU);
       case "falcon" -> steps("[\\p{P}\\$\\+<=>\\^~\\|`]+", GPT2, "[0-9][0-9][0-9]");
-      case "starcoder",
-          "refact",
-          "command-r",
-          "smollm",
-          "codeshell",
-          "exaone",
-          "minerva-7b" ->
+      case "starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b" ->
           steps("\\p{N}", GPT2);
       case "gpt-2",
           "phi-2",

@@ -368,7 +368,9 @@ sealed interface Regex {
     private int hex(int digits) {
       int end = digits < 0 ? pattern.indexOf('}', at) : at + digits;
       int from = digits < 0 ? at + 1 : at;
-      if (end < 0 || end > pattern.length() || !pattern.substring(from, end).matches("\\p{XDigit}{1,6}")) {
+      if (end < 0
+          || end > pattern.length()
+          || !pattern.substring(from, end).matches("\\p{XDigit}{1,6}")) {
         throw error("malformed hexadecimal escape");
       }
       int value = Integer.parseInt(pattern.substring(from, end), 16);

@@ -38,11 +38,10 @@ final class ScoreEncoder implements PieceEncoder {
       merger.symbol(find(utf8, i, end), end);
       i = end;
     }
-    merger.merge(
-        (left, right, start, end) -> {
-          int id = find(utf8, start, end);
-          return id < 0 ? -1 : (long) ranks[id] << 32 | id;
-        });
+    merger.merge((left, right, start, end) -> {
+      int id = find(utf8, start, end);
+      return id < 0 ? -1 : (long) ranks[id] << 32 | id;
+    });
     boolean afterUnknown = false;
     for (int i = 0; i < merger.count(); i++) {
       int id = merger.id(i);

@@ -18,8 +18,8 @@ import java.util.concurrent.atomic.AtomicReferenceArray;
  * <p>A state is the ordered list of places in the program where a backtracking engine could be,
  * most preferred first; places after a finished match are cut off since they would never be tried.
  * Characters are mapped to classes (characters that no set of the pattern tells apart), a page of
- * 256 at a time. Look-ahead over one character is decided when that character is read: a state
- * says whether a match ended <em>before</em> the character that led to it.
+ * 256 at a time. Look-ahead over one character is decided when that character is read: a state says
+ * whether a match ended <em>before</em> the character that led to it.
  *
  * <p>Thread-safe: states and pages are immutable once published; only building one takes the lock.
  */
@@ -256,7 +256,10 @@ final class SplitPattern {
     if (successor == null) {
       if (states.size() >= MAX_STATES) {
         throw new FletchException(
-            "pre-tokenizer pattern needs too many states, expected<=" + MAX_STATES + ": " + pattern);
+            "pre-tokenizer pattern needs too many states, expected<="
+                + MAX_STATES
+                + ": "
+                + pattern);
       }
       successor = new State(key.places, matched);
       states.put(key, successor);

@@ -90,8 +90,6 @@ final class Vocabulary {
 
   /** Whether plain text may become this token by merging. */
   boolean isOrdinary(int id) {
-    return kinds[id] == Kind.NORMAL
-        || kinds[id] == Kind.USER_DEFINED
-        || kinds[id] == Kind.UNUSED;
+    return kinds[id] == Kind.NORMAL || kinds[id] == Kind.USER_DEFINED || kinds[id] == Kind.UNUSED;
   }
 }

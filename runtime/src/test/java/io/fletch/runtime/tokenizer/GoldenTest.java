@@ -56,7 +56,8 @@ class GoldenTest {
       Map<?, ?> example = (Map<?, ?>) entry;
       String text = (String) example.get("text");
       int[] expected =
-          ((List<?>) example.get("ids")).stream().mapToInt(id -> ((Number) id).intValue()).toArray();
+          ((List<?>) example.get("ids"))
+              .stream().mapToInt(id -> ((Number) id).intValue()).toArray();
       assertArrayEquals(expected, tokenizer.encode(text), text);
       assertEquals(text, tokenizer.decode(expected, true));
     }
