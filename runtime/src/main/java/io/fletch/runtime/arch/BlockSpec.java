@@ -1,0 +1,167 @@
+package io.fletch.runtime.arch;
+
+import io.fletch.FletchException;
+import io.fletch.graph.Activation;
+import java.util.Objects;
+import java.util.Optional;
+
+/**
+ * One transformer block as data (specs weights 5.2). With {@code a} = attention, {@code N} = norms:
+ *
+ * <ul>
+ *   <li>{@code PRE}: {@code x = s (alpha x + b N(x) -> a)}
+ *   <li>{@code SANDWICH}: as PRE with a second norm on the branch before it is added
+ *   <li>{@code POST}: {@code x = N(alpha x + b a(x))}
+ * </ul>
+ *
+ * and the same with the feed-forward unit.
+ *
+ * @param norms where norms are
+ * @param residualAlpha factor on the residual before a branch is added (DeepNorm); 1 for none
+ * @param attentionScale factor on the attention branch
+ * @param feedForwardScale factor on the feed-forward branch
+ * @param postAddScale factor on the residual after each add (GPAS); 1 for none
+ * @param normScale factor on the output of the norms before attention and feed-forward (LayerNorm
+ *     Scaling)
+ * @param attention empty if the layer has no attention
+ * @param feedForward empty if the layer has no feed-forward unit
+ */
+public record BlockSpec(
+    Norms norms,
+    float residualAlpha,
+    float attentionScale,
+    float feedForwardScale,
+    float postAddScale,
+    float normScale,
+    Optional<Attention> attention,
+    Optional<FeedForward> feedForward) {
+  /** Norm placements. */
+  public enum Norms {
+    PRE,
+    POST,
+    SANDWICH
+  }
+
+  /** Checks for nulls. */
+  public BlockSpec {
+    Objects.requireNonNull(norms, "norms");
+    Objects.requireNonNull(attention, "attention");
+    Objects.requireNonNull(feedForward, "feedForward");
+  }
+
+  /** A block with unit scales. */
+  public static BlockSpec of(
+      Norms norms, Optional<Attention> attention, Optional<FeedForward> feedForward) {
+    return new BlockSpec(norms, 1, 1, 1, 1, 1, attention, feedForward);
+  }
+
+  BlockSpec withUnits(Optional<Attention> newAttention, Optional<FeedForward> newFeedForward) {
+    return new BlockSpec(
+        norms,
+        residualAlpha,
+        attentionScale,
+        feedForwardScale,
+        postAddScale,
+        normScale,
+        newAttention,
+        newFeedForward);
+  }
+
+  /**
+   * Attention of a block.
+   *
+   * @param heads query heads
+   * @param kvHeads key and value heads; divides {@code heads}
+   * @param keyDim elements of a query and a key head
+   * @param valueDim elements of a value head
+   * @param scale factor on the scores
+   * @param softCap cap of the scores; 0 for none
+   * @param window latest positions that a row sees, itself included; 0 for all
+   * @param qkNorm RMS norms on each query and key head before rotation
+   * @param fusedQkv one matrix for queries, keys and values, in this order of rows
+   * @param rope rotary embedding
+   */
+  public record Attention(
+      int heads,
+      int kvHeads,
+      int keyDim,
+      int valueDim,
+      float scale,
+      float softCap,
+      int window,
+      boolean qkNorm,
+      boolean fusedQkv,
+      RopeParameters rope) {
+    /** Largest width of a projection. */
+    private static final long MAX_WIDTH = 1 << 24;
+
+    /** Checks the ranges. */
+    public Attention {
+      Objects.requireNonNull(rope, "rope");
+      if (heads < 1 || kvHeads < 1 || heads % kvHeads != 0) {
+        throw new FletchException(
+            "key/value heads must divide heads: heads=" + heads + " kvHeads=" + kvHeads);
+      }
+      if (keyDim < 1
+          || valueDim < 1
+          || (long) heads * keyDim > MAX_WIDTH
+          || (long) heads * valueDim > MAX_WIDTH) {
+        throw new FletchException(
+            "attention width: expected=[1, "
+                + MAX_WIDTH
+                + "] actual heads="
+                + heads
+                + " keyDim="
+                + keyDim
+                + " valueDim="
+                + valueDim);
+      }
+      if (rope.rotated() > keyDim) {
+        throw new FletchException(
+            "rotated elements of a head: expected <= keyDim="
+                + keyDim
+                + " actual="
+                + rope.rotated());
+      }
+      if (window < 0 || !(softCap >= 0) || !Float.isFinite(scale)) {
+        throw new FletchException(
+            "attention: window=" + window + " softCap=" + softCap + " scale=" + scale);
+      }
+    }
+
+    Attention withHeads(int newHeads, int newKvHeads) {
+      return new Attention(
+          newHeads, newKvHeads, keyDim, valueDim, scale, softCap, window, qkNorm, fusedQkv, rope);
+    }
+
+    Attention withRope(RopeParameters value) {
+      return new Attention(
+          heads, kvHeads, keyDim, valueDim, scale, softCap, window, qkNorm, fusedQkv, value);
+    }
+  }
+
+  /**
+   * Feed-forward unit of a block.
+   *
+   * @param width inner width
+   * @param activation activation function
+   * @param gated {@code act(gate x) * up x} if true, {@code act(up x)} if not
+   * @param fusedGateUp one matrix for gate and up, in this order of rows
+   */
+  public record FeedForward(int width, Activation activation, boolean gated, boolean fusedGateUp) {
+    /** Checks the ranges. */
+    public FeedForward {
+      Objects.requireNonNull(activation, "activation");
+      if (width < 1) {
+        throw new FletchException("feed-forward width: expected >= 1 actual=" + width);
+      }
+      if (fusedGateUp && !gated) {
+        throw new FletchException("a fused gate needs a gated feed-forward unit");
+      }
+    }
+
+    FeedForward withWidth(int value) {
+      return new FeedForward(value, activation, gated, fusedGateUp);
+    }
+  }
+}

@@ -1,0 +1,233 @@
+package io.fletch.runtime.arch;
+
+import io.fletch.FletchException;
+import io.fletch.graph.Activation;
+import io.fletch.quant.Metadata;
+import io.fletch.runtime.arch.Architecture.Trait;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Optional;
+import java.util.OptionalInt;
+import java.util.Set;
+
+/**
+ * Hyper-parameters from GGUF metadata (specs weights 1.5, specs diffusion 2.7).
+ *
+ * <p>A key below the architecture's prefix that is not known here is an error unless its value is
+ * neutral (0, false, empty): it may change what the model computes.
+ */
+final class GgufHyperParameters {
+  /** Keys that say nothing about the computation, or repeat what the tensors say. */
+  private static final Set<String> IGNORED =
+      Set.of(
+          "tensor_data_layout",
+          "rope.scaling.finetuned",
+          "attention.layer_norm_epsilon",
+          "use_parallel_residual",
+          "interleave_moe_layer_step");
+
+  private GgufHyperParameters() {}
+
+  static HyperParameters read(Metadata metadata) {
+    Architecture arch =
+        Architecture.ofGguf(
+            metadata
+                .string("general.architecture")
+                .orElseThrow(() -> new FletchException("general.architecture: missing")));
+    Settings s = new Settings(metadata, arch.id() + ".");
+    int layers = s.integer("block_count", 1, HyperParameters.MAX_LAYERS);
+    int embedding = s.integer("embedding_length", 1, HyperParameters.MAX_WIDTH);
+    int context = s.integer("context_length", 1, Integer.MAX_VALUE);
+    boolean diffusion = arch.has(Trait.DIFFUSION);
+    if (!s.bool("attention.causal", !diffusion) && !diffusion) {
+      throw new FletchException(s.key("attention.causal") + ": not supported: false");
+    }
+    List<BlockSpec> blocks = blocks(arch, s, layers, embedding, context);
+    HyperParameters out =
+        new HyperParameters(
+            arch,
+            context,
+            embedding,
+            s.integer("vocab_size", 0, 1, HyperParameters.MAX_VOCABULARY),
+            (float) s.number("attention.layer_norm_rms_epsilon"),
+            arch.has(Trait.GEMMA) ? (float) Math.sqrt(embedding) : 1,
+            1,
+            arch.has(Trait.GEMMA) ? (float) s.number("final_logit_softcapping", 0) : 0,
+            0,
+            arch.has(Trait.TIED),
+            diffusion,
+            metadata.bool("diffusion.shift_logits").orElse(arch.has(Trait.SHIFTED_LOGITS)),
+            diffusion ? mask(metadata) : OptionalInt.empty(),
+            blocks);
+    checkUnknown(s, arch);
+    return out;
+  }
+
+  private static OptionalInt mask(Metadata metadata) {
+    String key = "tokenizer.ggml.mask_token_id";
+    long id =
+        metadata
+            .integer(key)
+            .orElseThrow(() -> new FletchException(key + ": missing in a diffusion model"));
+    if (id < 0 || id >= HyperParameters.MAX_VOCABULARY) {
+      throw new FletchException(key + ": out of range: " + id);
+    }
+    return OptionalInt.of((int) id);
+  }
+
+  private static List<BlockSpec> blocks(
+      Architecture arch, Settings s, int layers, int embedding, int context) {
+    int[] heads = s.perLayer("attention.head_count", layers, 0, 1 << 16);
+    int[] kvHeads = s.perLayer("attention.head_count_kv", heads, 0, 1 << 16);
+    int[] widths = s.perLayer("feed_forward_length", layers, 0, 1 << 24);
+    int mostHeads = 1;
+    for (int h : heads) {
+      mostHeads = Math.max(mostHeads, h);
+    }
+    Optional<Integer> keyLength = s.optionalInteger("attention.key_length", 1, 1 << 16);
+    if (keyLength.isEmpty() && embedding % mostHeads != 0) {
+      throw new FletchException(
+          s.key("attention.head_count")
+              + ": must divide embedding_length where key_length is absent: embedding_length="
+              + embedding
+              + " head_count="
+              + mostHeads);
+    }
+    int keyDim = keyLength.orElse(embedding / mostHeads);
+    int valueDim = s.integer("attention.value_length", keyDim, 1, 1 << 16);
+    int rotated = s.integer("rope.dimension_count", keyDim, 2, 1 << 16);
+    if (arch == Architecture.LLAMA && rotated != keyDim) {
+      throw new FletchException(
+          s.key("rope.dimension_count") + ": expected=" + keyDim + " actual=" + rotated);
+    }
+    int experts = s.integer("expert_count", 0, 0, 512);
+    if (experts > 0) {
+      throw new FletchException(
+          s.key("expert_count")
+              + ": mixtures of experts are not supported for "
+              + arch.id()
+              + ": "
+              + experts);
+    }
+    int window =
+        s.integer(
+            "attention.sliding_window",
+            arch == Architecture.GEMMA2 ? 4096 : 0,
+            0,
+            Integer.MAX_VALUE);
+    if (arch == Architecture.GEMMA3 && window == 0) {
+      throw new FletchException(s.key("attention.sliding_window") + ": missing");
+    }
+    RopeParameters rope =
+        new RopeParameters(
+            arch.ggufRope(), rotated, s.number("rope.freq_base", 10000), scaling(arch, s, context));
+    RopeParameters local =
+        new RopeParameters(
+            arch.ggufRope(),
+            rotated,
+            arch == Architecture.GEMMA3 ? s.number("rope.freq_base_swa", 10000) : rope.base(),
+            arch == Architecture.GEMMA3 ? new RopeScaling.None() : rope.scaling());
+    // The 27B models scale queries by the width per head instead of the head's own width.
+    boolean wide =
+        arch == Architecture.GEMMA2 && layers == 46 || arch == Architecture.GEMMA3 && layers == 62;
+    double scale = 1 / Math.sqrt(wide ? (double) embedding / mostHeads : keyDim);
+    scale = s.number("attention.scale", scale);
+    float softCap =
+        arch == Architecture.GEMMA2 ? (float) s.number("attn_logit_softcapping", 50) : 0;
+    Activation activation = arch.has(Trait.GEMMA) ? Activation.GELU_TANH : Activation.SILU;
+    List<BlockSpec> blocks = new ArrayList<>();
+    for (int i = 0; i < layers; i++) {
+      if (heads[i] == 0 != (kvHeads[i] == 0)) {
+        throw new FletchException(
+            s.key("attention.head_count_kv")
+                + ": layer "
+                + i
+                + ": head_count="
+                + heads[i]
+                + " head_count_kv="
+                + kvHeads[i]);
+      }
+      boolean sliding = Windows.slides(arch, i);
+      Optional<BlockSpec.Attention> attention =
+          heads[i] == 0
+              ? Optional.empty()
+              : Optional.of(
+                  new BlockSpec.Attention(
+                      heads[i],
+                      kvHeads[i],
+                      keyDim,
+                      valueDim,
+                      (float) scale,
+                      softCap,
+                      sliding ? window : 0,
+                      arch.has(Trait.QK_NORM),
+                      arch.has(Trait.FUSED),
+                      sliding ? local : rope));
+      Optional<BlockSpec.FeedForward> feedForward =
+          widths[i] == 0
+              ? Optional.empty()
+              : Optional.of(
+                  new BlockSpec.FeedForward(widths[i], activation, true, arch.has(Trait.FUSED)));
+      blocks.add(
+          BlockSpec.of(
+              arch.has(Trait.GEMMA) ? BlockSpec.Norms.SANDWICH : BlockSpec.Norms.PRE,
+              attention,
+              feedForward));
+    }
+    return blocks;
+  }
+
+  private static RopeScaling scaling(Architecture arch, Settings s, int context) {
+    double factor = s.number("rope.scaling.factor", s.number("rope.scale_linear", 0));
+    factor = factor == 0 ? 1 : factor;
+    String type = s.string("rope.scaling.type").orElse("linear");
+    double original =
+        s.integer("rope.scaling.original_context_length", context, 1, Integer.MAX_VALUE);
+    double attention =
+        s.number("rope.scaling.attn_factor", s.number("rope.scaling.yarn_attn_factor", 1));
+    double extrapolation = s.number("rope.scaling.yarn_ext_factor", 1);
+    double betaFast = s.number("rope.scaling.yarn_beta_fast", 32);
+    double betaSlow = s.number("rope.scaling.yarn_beta_slow", 1);
+    if (arch == Architecture.PHI3) {
+      return new RopeScaling.LongRopeTensors(original, attention);
+    }
+    return switch (type) {
+      case "none" -> new RopeScaling.None();
+      case "linear" -> factor == 1 ? new RopeScaling.None() : new RopeScaling.Linear(factor);
+      case "yarn" ->
+          new RopeScaling.Yarn(
+              factor,
+              original,
+              betaFast,
+              betaSlow,
+              extrapolation,
+              extrapolation == 0 ? attention : attention * (1 + 0.1 * Math.log(factor)));
+      default ->
+          throw new FletchException(
+              s.key("rope.scaling.type") + ": not supported: \"" + type + "\"");
+    };
+  }
+
+  private static void checkUnknown(Settings s, Architecture arch) {
+    String prefix = s.key("");
+    for (String key : s.metadata().entries().keySet()) {
+      if (key.startsWith(prefix)
+          && !s.wasAsked(key)
+          && !IGNORED.contains(key.substring(prefix.length()))
+          && !isNeutral(s.metadata().entries().get(key))) {
+        throw new FletchException(
+            key + ": not supported for " + arch.id() + ": " + s.metadata().entries().get(key));
+      }
+    }
+  }
+
+  private static boolean isNeutral(Object value) {
+    return switch (value) {
+      case Number n -> n.doubleValue() == 0;
+      case Boolean b -> !b;
+      case String t -> t.isEmpty();
+      case List<?> l -> l.stream().allMatch(GgufHyperParameters::isNeutral);
+      default -> false;
+    };
+  }
+}

@@ -1,0 +1,304 @@
+package io.fletch.runtime.arch;
+
+import io.fletch.FletchException;
+import io.fletch.graph.Activation;
+import io.fletch.graph.RopeSpec;
+import io.fletch.quant.Metadata;
+import io.fletch.runtime.arch.Architecture.Trait;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Optional;
+import java.util.OptionalInt;
+
+/**
+ * Hyper-parameters from a Hugging Face {@code config.json} (specs weights 1.5).
+ *
+ * <p>These files are full of settings of training and generation, so unknown keys are let pass; the
+ * keys that would change the computation are checked one by one.
+ */
+final class HfHyperParameters {
+  private HfHyperParameters() {}
+
+  static HyperParameters read(Metadata metadata) {
+    Settings s = new Settings(metadata, "");
+    Architecture arch =
+        Architecture.ofModelType(
+            s.string("model_type")
+                .orElseThrow(() -> new FletchException("config.json model_type: missing")));
+    for (String key : metadata.entries().keySet()) {
+      if (key.equals("quantization_config") || key.startsWith("quantization_config.")) {
+        throw new FletchException(
+            "config.json quantization_config: quantized safetensors are not supported; convert the"
+                + " model to GGUF");
+      }
+    }
+    return arch == Architecture.LLADA ? llada(s) : llama(arch, s);
+  }
+
+  private static HyperParameters llama(Architecture arch, Settings s) {
+    int layers = s.integer("num_hidden_layers", 1, HyperParameters.MAX_LAYERS);
+    int embedding = s.integer("hidden_size", 1, HyperParameters.MAX_WIDTH);
+    int context = s.integer("max_position_embeddings", 1, Integer.MAX_VALUE);
+    int heads = s.integer("num_attention_heads", 1, 1 << 16);
+    int kvHeads = s.integer("num_key_value_heads", heads, 1, 1 << 16);
+    int keyDim = headDim(s, embedding, heads);
+    int width = s.integer("intermediate_size", 1, 1 << 24);
+    int rotated = (int) Math.round(keyDim * s.number("partial_rotary_factor", 1));
+    RopeParameters rope = rope(arch, s, rotated, context);
+    RopeParameters local =
+        arch == Architecture.GEMMA3
+            ? new RopeParameters(
+                RopeSpec.Style.NEOX,
+                rotated,
+                s.number("rope_local_base_freq", 10000),
+                new RopeScaling.None())
+            : rope;
+    double scale = 1 / Math.sqrt(keyDim);
+    if (arch.has(Trait.GEMMA)) {
+      scale = 1 / Math.sqrt(s.number("query_pre_attn_scalar"));
+    }
+    float softCap = arch.has(Trait.GEMMA) ? (float) s.number("attn_logit_softcapping", 0) : 0;
+    BlockSpec.FeedForward feedForward =
+        new BlockSpec.FeedForward(width, activation(arch, s), true, arch.has(Trait.FUSED));
+    List<BlockSpec> blocks = new ArrayList<>();
+    int[] windows = windows(arch, s, layers);
+    for (int i = 0; i < layers; i++) {
+      BlockSpec.Attention attention =
+          new BlockSpec.Attention(
+              heads,
+              kvHeads,
+              keyDim,
+              keyDim,
+              (float) scale,
+              softCap,
+              windows[i],
+              arch.has(Trait.QK_NORM),
+              arch.has(Trait.FUSED),
+              windows[i] > 0 ? local : rope);
+      blocks.add(
+          BlockSpec.of(
+              arch.has(Trait.GEMMA) ? BlockSpec.Norms.SANDWICH : BlockSpec.Norms.PRE,
+              Optional.of(attention),
+              Optional.of(feedForward)));
+    }
+    boolean diffusion = arch.has(Trait.DIFFUSION);
+    return new HyperParameters(
+        arch,
+        context,
+        embedding,
+        s.integer("vocab_size", 1, HyperParameters.MAX_VOCABULARY),
+        (float) s.number("rms_norm_eps"),
+        arch.has(Trait.GEMMA) ? (float) Math.sqrt(embedding) : 1,
+        1,
+        arch.has(Trait.GEMMA) ? (float) s.number("final_logit_softcapping", 0) : 0,
+        arch.has(Trait.GEMMA) ? 1 : 0,
+        s.bool("tie_word_embeddings", arch.has(Trait.TIED)),
+        diffusion,
+        arch.has(Trait.SHIFTED_LOGITS),
+        diffusion ? mask(s) : OptionalInt.empty(),
+        blocks);
+  }
+
+  private static HyperParameters llada(Settings s) {
+    int layers = s.integer("n_layers", 1, HyperParameters.MAX_LAYERS);
+    int embedding = s.integer("d_model", 1, HyperParameters.MAX_WIDTH);
+    int context = s.integer("max_sequence_length", 1, Integer.MAX_VALUE);
+    int heads = s.integer("n_heads", 1, 1 << 16);
+    int kvHeads =
+        s.integer("n_kv_heads", s.bool("multi_query_attention", false) ? 1 : heads, 1, 1 << 16);
+    s.requireString("block_type", "llama");
+    s.requireString("layer_norm_type", "rms");
+    s.requireBool("alibi", false);
+    s.requireBool("rope", true);
+    s.requireBool("input_emb_norm", false);
+    s.requireBool("attention_layer_norm", false);
+    s.requireBool("residual_dropout_at_inference", false);
+    if (s.integer("block_group_size", 1, 1, HyperParameters.MAX_LAYERS) != 1) {
+      throw new FletchException(
+          "block_group_size: expected=1 actual=" + s.integer("block_group_size", 1, 4096));
+    }
+    if (s.optionalNumber("clip_qkv").isPresent()) {
+      throw new FletchException("clip_qkv: not supported: " + s.number("clip_qkv"));
+    }
+    int keyDim = headDim(s, embedding, heads);
+    BlockSpec.Attention attention =
+        new BlockSpec.Attention(
+            heads,
+            kvHeads,
+            keyDim,
+            keyDim,
+            (float) (1 / Math.sqrt(keyDim)),
+            0,
+            0,
+            false,
+            false,
+            new RopeParameters(
+                RopeSpec.Style.NEOX,
+                keyDim,
+                s.number("rope_theta", 10000),
+                new RopeScaling.None()));
+    BlockSpec.FeedForward feedForward =
+        new BlockSpec.FeedForward(
+            s.integer("mlp_hidden_size", 1, 1 << 24),
+            activation("activation_type", s.string("activation_type").orElse("silu")),
+            true,
+            false);
+    List<BlockSpec> blocks = new ArrayList<>();
+    for (int i = 0; i < layers; i++) {
+      blocks.add(
+          BlockSpec.of(BlockSpec.Norms.PRE, Optional.of(attention), Optional.of(feedForward)));
+    }
+    int vocabulary = s.integer("vocab_size", 1, HyperParameters.MAX_VOCABULARY);
+    return new HyperParameters(
+        Architecture.LLADA,
+        context,
+        embedding,
+        s.integer("embedding_size", vocabulary, 1, HyperParameters.MAX_VOCABULARY),
+        (float) s.number("rms_norm_eps"),
+        1,
+        s.bool("scale_logits", false) ? (float) (1 / Math.sqrt(embedding)) : 1,
+        0,
+        0,
+        s.bool("weight_tying", false),
+        true,
+        false,
+        mask(s),
+        blocks);
+  }
+
+  private static int headDim(Settings s, int embedding, int heads) {
+    Optional<Integer> dim = s.optionalInteger("head_dim", 1, 1 << 16);
+    if (dim.isEmpty() && embedding % heads != 0) {
+      throw new FletchException(
+          "attention heads must divide the width where head_dim is absent: width="
+              + embedding
+              + " heads="
+              + heads);
+    }
+    return dim.orElse(embedding / heads);
+  }
+
+  private static OptionalInt mask(Settings s) {
+    return OptionalInt.of(s.integer("mask_token_id", 0, HyperParameters.MAX_VOCABULARY - 1));
+  }
+
+  private static Activation activation(Architecture arch, Settings s) {
+    String key =
+        arch.has(Trait.GEMMA) && s.has("hidden_activation") ? "hidden_activation" : "hidden_act";
+    return activation(
+        key, s.string(key).orElse(arch.has(Trait.GEMMA) ? "gelu_pytorch_tanh" : "silu"));
+  }
+
+  private static Activation activation(String key, String name) {
+    return switch (name) {
+      case "silu", "swish" -> Activation.SILU;
+      case "gelu_pytorch_tanh", "gelu_new" -> Activation.GELU_TANH;
+      case "relu" -> Activation.RELU;
+      case "relu2" -> Activation.RELU_SQUARED;
+      default -> throw new FletchException(key + ": not supported: \"" + name + "\"");
+    };
+  }
+
+  private static int[] windows(Architecture arch, Settings s, int layers) {
+    int window = s.integer("sliding_window", 0, 0, Integer.MAX_VALUE);
+    int[] out = new int[layers];
+    boolean isQwen =
+        arch == Architecture.QWEN2 || arch == Architecture.QWEN3 || arch == Architecture.DREAM;
+    if (window == 0 || isQwen && !s.bool("use_sliding_window", false)) {
+      return out;
+    }
+    Optional<String[]> types = s.strings("layer_types");
+    if (types.isPresent() && types.get().length != layers) {
+      throw new FletchException(
+          "layer_types: expected=" + layers + " values actual=" + types.get().length);
+    }
+    int firstOfQwen = isQwen ? s.integer("max_window_layers", 28, 0, Integer.MAX_VALUE) : 0;
+    int pattern =
+        arch == Architecture.GEMMA3
+            ? s.integer("sliding_window_pattern", 6, 1, Integer.MAX_VALUE)
+            : 0;
+    for (int i = 0; i < layers; i++) {
+      boolean slides;
+      if (types.isPresent()) {
+        slides =
+            switch (types.get()[i]) {
+              case "sliding_attention" -> true;
+              case "full_attention" -> false;
+              default ->
+                  throw new FletchException(
+                      "layer_types[" + i + "]: not supported: \"" + types.get()[i] + "\"");
+            };
+      } else if (pattern > 0) {
+        slides = (i + 1) % pattern != 0;
+      } else {
+        slides = isQwen ? i >= firstOfQwen : Windows.slides(arch, i);
+      }
+      out[i] = slides ? window : 0;
+    }
+    return out;
+  }
+
+  /**
+   * Newer files have one object {@code rope_parameters}, older ones {@code rope_theta} and {@code
+   * rope_scaling}.
+   */
+  private static RopeParameters rope(Architecture arch, Settings s, int rotated, int context) {
+    boolean isNew = s.has("rope_parameters.rope_theta") || s.has("rope_parameters.rope_type");
+    String at = isNew ? "rope_parameters." : "rope_scaling.";
+    double base = s.number(isNew ? "rope_parameters.rope_theta" : "rope_theta", 10000);
+    String type = s.string(at + "rope_type").or(() -> s.string(at + "type")).orElse("default");
+    RopeScaling scaling =
+        switch (type) {
+          case "default" -> new RopeScaling.None();
+          case "linear" -> new RopeScaling.Linear(s.number(at + "factor"));
+          case "llama3" ->
+              new RopeScaling.Llama3(
+                  s.number(at + "factor"),
+                  s.number(at + "low_freq_factor", 1),
+                  s.number(at + "high_freq_factor", 4),
+                  s.number(at + "original_max_position_embeddings", 8192));
+          case "yarn" -> yarn(s, at, context);
+          case "longrope", "su" -> longRope(arch, s, at, context);
+          default -> throw new FletchException(at + "rope_type: not supported: \"" + type + "\"");
+        };
+    return new RopeParameters(RopeSpec.Style.NEOX, rotated, base, scaling);
+  }
+
+  private static RopeScaling yarn(Settings s, String at, int context) {
+    double factor = s.number(at + "factor");
+    if (s.has(at + "mscale") || s.has(at + "mscale_all_dim")) {
+      throw new FletchException(at + "mscale: not supported");
+    }
+    if (!s.bool(at + "truncate", true)) {
+      throw new FletchException(at + "truncate: not supported: false");
+    }
+    return new RopeScaling.Yarn(
+        factor,
+        s.number(at + "original_max_position_embeddings", context),
+        s.number(at + "beta_fast", 32),
+        s.number(at + "beta_slow", 1),
+        1,
+        s.number(at + "attention_factor", factor <= 1 ? 1 : 1 + 0.1 * Math.log(factor)));
+  }
+
+  private static RopeScaling longRope(Architecture arch, Settings s, String at, int context) {
+    double original =
+        s.optionalNumber(at + "original_max_position_embeddings")
+            .or(() -> s.optionalNumber("original_max_position_embeddings"))
+            .orElseThrow(() ->
+                new FletchException(
+                    "original_max_position_embeddings: missing, needed by longrope in "
+                        + arch.id()));
+    double stretch = context / original;
+    double magnitude = stretch <= 1 ? 1 : Math.sqrt(1 + Math.log(stretch) / Math.log(original));
+    return new RopeScaling.LongRope(
+        factors(s, at + "short_factor"),
+        factors(s, at + "long_factor"),
+        original,
+        s.number(at + "attention_factor", magnitude));
+  }
+
+  private static float[] factors(Settings s, String key) {
+    return s.floats(key).orElseThrow(() -> new FletchException(key + ": missing"));
+  }
+}

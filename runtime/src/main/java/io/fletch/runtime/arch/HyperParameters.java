@@ -1,0 +1,93 @@
+package io.fletch.runtime.arch;
+
+import io.fletch.FletchException;
+import io.fletch.quant.Metadata;
+import io.fletch.quant.WeightFile;
+import java.util.List;
+import java.util.Objects;
+import java.util.OptionalInt;
+
+/**
+ * Everything that the graph and the decode loop need to know about a model besides its weights.
+ * Read from metadata by {@link #read}, then fitted to the tensors' shapes by {@link
+ * WeightTensors#fit}.
+ *
+ * @param architecture the family
+ * @param contextLength tokens the model was made for
+ * @param embeddingLength width of the residual stream
+ * @param vocabulary rows of the embedding matrix; 0 until known
+ * @param normEps epsilon of the RMS norms
+ * @param embeddingScale factor on embeddings
+ * @param logitScale factor on logits
+ * @param logitSoftCap cap of the logits; 0 for none
+ * @param normOffset added to norm weights at load (1 for Hugging Face Gemma)
+ * @param tiedOutput whether the embedding matrix is the output matrix even if there is another
+ * @param diffusion whether rows see later rows and text is made by unmasking
+ * @param shiftLogits diffusion: the logits of row i predict position i + 1
+ * @param maskToken diffusion: the mask
+ * @param blocks the layers
+ */
+public record HyperParameters(
+    Architecture architecture,
+    int contextLength,
+    int embeddingLength,
+    int vocabulary,
+    float normEps,
+    float embeddingScale,
+    float logitScale,
+    float logitSoftCap,
+    float normOffset,
+    boolean tiedOutput,
+    boolean diffusion,
+    boolean shiftLogits,
+    OptionalInt maskToken,
+    List<BlockSpec> blocks) {
+  static final int MAX_LAYERS = 4096;
+  static final int MAX_WIDTH = 1 << 20;
+  static final int MAX_VOCABULARY = 1 << 24;
+
+  /** Checks the ranges. */
+  public HyperParameters {
+    Objects.requireNonNull(architecture, "architecture");
+    Objects.requireNonNull(maskToken, "maskToken");
+    blocks = List.copyOf(blocks);
+    if (!(normEps >= 0 && normEps < 1)) {
+      throw new FletchException("epsilon of the norms: expected=[0, 1) actual=" + normEps);
+    }
+    if (diffusion && maskToken.isEmpty()) {
+      throw new FletchException("a diffusion model needs a mask token: none is declared");
+    }
+  }
+
+  /**
+   * Reads the hyper-parameters of a weight file.
+   *
+   * @throws FletchException if the architecture or one of its settings is missing, out of range or
+   *     not supported; the message names it
+   * @throws io.fletch.quant.WeightFileException if a value has the wrong type
+   */
+  public static HyperParameters read(WeightFile.Format format, Metadata metadata) {
+    return switch (format) {
+      case GGUF -> GgufHyperParameters.read(metadata);
+      case SAFETENSORS -> HfHyperParameters.read(metadata);
+    };
+  }
+
+  HyperParameters withShapes(int newVocabulary, List<BlockSpec> newBlocks) {
+    return new HyperParameters(
+        architecture,
+        contextLength,
+        embeddingLength,
+        newVocabulary,
+        normEps,
+        embeddingScale,
+        logitScale,
+        logitSoftCap,
+        normOffset,
+        tiedOutput,
+        diffusion,
+        shiftLogits,
+        maskToken,
+        newBlocks);
+  }
+}

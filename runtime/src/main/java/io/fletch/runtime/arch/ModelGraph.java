@@ -1,0 +1,202 @@
+package io.fletch.runtime.arch;
+
+import io.fletch.graph.AttentionSpec;
+import io.fletch.graph.Gate;
+import io.fletch.graph.Graph;
+import io.fletch.graph.RopeSpec;
+import io.fletch.graph.Value;
+import io.fletch.quant.LinearOp;
+import io.fletch.quant.Tensor;
+import io.fletch.runtime.arch.BlockSpec.Norms;
+import java.util.HashMap;
+import java.util.Map;
+import java.util.Optional;
+
+/**
+ * Builds the graph of any model that {@link HyperParameters} can describe. Every attention and
+ * feed-forward unit obeys its gate; keys and values are computed whatever the gate says, so that
+ * the cache is complete. Used once, by one thread.
+ */
+public final class ModelGraph {
+  private final HyperParameters hp;
+  private final WeightTensors weights;
+  private final int contextLength;
+  private final Graph.Builder graph;
+
+  /** One table per distinct embedding, so that a backend computes its sines once for all layers. */
+  private final Map<RopeParameters, RopeSpec> ropes = new HashMap<>();
+
+  private int kvLayer;
+
+  private ModelGraph(HyperParameters hp, WeightTensors weights, int contextLength, String name) {
+    this.hp = hp;
+    this.weights = weights;
+    this.contextLength = contextLength;
+    this.graph = Graph.builder(name);
+  }
+
+  /**
+   * Builds the graph.
+   *
+   * @param hp hyper-parameters, fitted to the weights
+   * @param contextLength most tokens of a session
+   * @param name for printing
+   * @throws io.fletch.FletchException if a tensor is missing, has the wrong shape, or is unknown
+   */
+  public static Graph build(
+      HyperParameters hp, WeightTensors weights, int contextLength, String name) {
+    return new ModelGraph(hp, weights, contextLength, name).build();
+  }
+
+  private Graph build() {
+    Tensor table = weights.matrix("token_embd.weight", hp.vocabulary(), hp.embeddingLength());
+    Value x = graph.embedding("embedding", table, hp.embeddingScale());
+    for (int i = 0; i < hp.blocks().size(); i++) {
+      BlockSpec block = hp.blocks().get(i);
+      String at = "blk." + i + ".";
+      if (block.attention().isPresent()) {
+        x = unit(x, block, i, block.attention().get());
+      }
+      if (block.feedForward().isPresent()) {
+        x = unit(x, block, i, block.feedForward().get());
+      }
+    }
+    Value selected = graph.selectRows("selected", x);
+    Value normed = norm("output_norm", selected, 1);
+    Value logits =
+        graph.linear(
+            "logits", normed, LinearOp.dense(output(table)), Optional.empty(), Optional.empty());
+    if (hp.logitScale() != 1) {
+      logits = graph.scale("scaled_logits", logits, hp.logitScale());
+    }
+    if (hp.logitSoftCap() > 0) {
+      logits = graph.softCap("capped_logits", logits, hp.logitSoftCap());
+    }
+    weights.checkAllUsed();
+    return graph.build(logits);
+  }
+
+  private Tensor output(Tensor table) {
+    if (hp.tiedOutput()) {
+      weights.ignore("output.weight");
+      return table;
+    }
+    return weights.optional("output.weight").isPresent()
+        ? weights.matrix("output.weight", hp.vocabulary(), hp.embeddingLength())
+        : table;
+  }
+
+  private Value unit(Value x, BlockSpec block, int layer, BlockSpec.Attention spec) {
+    String at = "blk." + layer + ".";
+    Gate gate = new Gate(layer, Gate.Unit.ATTENTION);
+    Value in = block.norms() == Norms.POST ? x : norm(at + "attn_norm", x, block.normScale());
+    Value branch = attention(at, in, spec, gate);
+    return residual(
+        x, branch, block, block.attentionScale(), at + "attn", "post_attention_norm", gate);
+  }
+
+  private Value unit(Value x, BlockSpec block, int layer, BlockSpec.FeedForward spec) {
+    String at = "blk." + layer + ".";
+    Gate gate = new Gate(layer, Gate.Unit.FFN);
+    Value in = block.norms() == Norms.POST ? x : norm(at + "ffn_norm", x, block.normScale());
+    Value branch = feedForward(at, in, spec, gate);
+    return residual(x, branch, block, block.feedForwardScale(), at + "ffn", "post_ffw_norm", gate);
+  }
+
+  private Value residual(
+      Value x,
+      Value branch,
+      BlockSpec block,
+      float scale,
+      String name,
+      String postNorm,
+      Gate gate) {
+    String layer = name.substring(0, name.lastIndexOf('.') + 1);
+    if (block.norms() == Norms.SANDWICH) {
+      branch = norm(layer + postNorm, branch, 1);
+    }
+    if (block.residualAlpha() != 1) {
+      x = graph.scale(name + "_alpha", x, block.residualAlpha());
+    }
+    Value sum = graph.add(name + "_residual", x, branch, scale, Optional.of(gate));
+    if (block.norms() == Norms.POST) {
+      sum = norm(layer + postNorm, sum, 1);
+    }
+    return block.postAddScale() == 1
+        ? sum
+        : graph.scale(name + "_scaled", sum, block.postAddScale());
+  }
+
+  private Value attention(String at, Value in, BlockSpec.Attention spec, Gate gate) {
+    int queryWidth = spec.heads() * spec.keyDim();
+    int keyWidth = spec.kvHeads() * spec.keyDim();
+    int valueWidth = spec.kvHeads() * spec.valueDim();
+    Value q;
+    Value k;
+    Value v;
+    if (spec.fusedQkv()) {
+      Value qkv = linear(at + "attn_qkv", in, queryWidth + keyWidth + valueWidth, Optional.empty());
+      q = graph.slice(at + "attn_q", qkv, 0, queryWidth);
+      k = graph.slice(at + "attn_k", qkv, queryWidth, keyWidth);
+      v = graph.slice(at + "attn_v", qkv, queryWidth + keyWidth, valueWidth);
+    } else {
+      q = linear(at + "attn_q", in, queryWidth, Optional.of(gate));
+      k = linear(at + "attn_k", in, keyWidth, Optional.empty());
+      v = linear(at + "attn_v", in, valueWidth, Optional.empty());
+    }
+    if (spec.qkNorm()) {
+      q = headNorm(at + "attn_q_norm", q, spec.keyDim(), spec.heads());
+      k = headNorm(at + "attn_k_norm", k, spec.keyDim(), spec.kvHeads());
+    }
+    RopeSpec rope = ropes.computeIfAbsent(spec.rope(), r -> r.spec(contextLength));
+    q = graph.rope(at + "attn_q_rope", q, rope, spec.heads(), spec.keyDim());
+    k = graph.rope(at + "attn_k_rope", k, rope, spec.kvHeads(), spec.keyDim());
+    AttentionSpec shape =
+        new AttentionSpec(
+            kvLayer++,
+            spec.heads(),
+            spec.kvHeads(),
+            spec.keyDim(),
+            spec.valueDim(),
+            spec.scale(),
+            spec.softCap(),
+            spec.window());
+    Value mixed = graph.attention(at + "attn", shape, q, k, v, Optional.of(gate));
+    return linear(at + "attn_output", mixed, hp.embeddingLength(), Optional.of(gate));
+  }
+
+  private Value feedForward(String at, Value in, BlockSpec.FeedForward spec, Gate gate) {
+    Optional<Gate> gated = Optional.of(gate);
+    Value inner;
+    if (spec.fusedGateUp()) {
+      Value both = linear(at + "ffn_up", in, 2 * spec.width(), gated);
+      Value gateHalf = graph.slice(at + "ffn_gate_half", both, 0, spec.width());
+      Value up = graph.slice(at + "ffn_up_half", both, spec.width(), spec.width());
+      inner = graph.activate(at + "ffn_act", spec.activation(), Optional.of(gateHalf), up, gated);
+    } else {
+      Optional<Value> gateHalf =
+          spec.gated()
+              ? Optional.of(linear(at + "ffn_gate", in, spec.width(), gated))
+              : Optional.empty();
+      Value up = linear(at + "ffn_up", in, spec.width(), gated);
+      inner = graph.activate(at + "ffn_act", spec.activation(), gateHalf, up, gated);
+    }
+    return linear(at + "ffn_down", inner, hp.embeddingLength(), gated);
+  }
+
+  private Value linear(String name, Value in, int out, Optional<Gate> gate) {
+    Tensor weight = weights.matrix(name + ".weight", out, in.width());
+    return graph.linear(
+        name, in, LinearOp.dense(weight), weights.optionalVector(name + ".bias", out), gate);
+  }
+
+  private Value norm(String name, Value in, float outScale) {
+    Tensor weight = weights.norm(name + ".weight", in.width(), hp.normOffset());
+    return graph.rmsNorm(name, in, weight, hp.normEps(), 1, outScale);
+  }
+
+  private Value headNorm(String name, Value in, int headDim, int heads) {
+    Tensor weight = weights.norm(name + ".weight", headDim, hp.normOffset());
+    return graph.rmsNorm(name, in, weight, hp.normEps(), heads, 1);
+  }
+}

@@ -1,0 +1,95 @@
+package io.fletch.runtime.arch;
+
+import java.util.HashMap;
+import java.util.Map;
+import java.util.Optional;
+
+/**
+ * From the names that the graph builder uses (those of GGUF, specs weights 1.6) to the names in a
+ * file. {@code {}} stands for the layer.
+ */
+public final class TensorNames {
+  /** GGUF: names are as they are. */
+  static final TensorNames GGUF = new TensorNames(Map.of());
+
+  /** Hugging Face checkpoints of the llama family. */
+  static final TensorNames HF_LLAMA =
+      new TensorNames(
+          Map.ofEntries(
+              Map.entry("token_embd", "model.embed_tokens"),
+              Map.entry("output_norm", "model.norm"),
+              Map.entry("output", "lm_head"),
+              Map.entry("blk.{}.attn_norm", "model.layers.{}.input_layernorm"),
+              Map.entry("blk.{}.attn_q", "model.layers.{}.self_attn.q_proj"),
+              Map.entry("blk.{}.attn_k", "model.layers.{}.self_attn.k_proj"),
+              Map.entry("blk.{}.attn_v", "model.layers.{}.self_attn.v_proj"),
+              Map.entry("blk.{}.attn_qkv", "model.layers.{}.self_attn.qkv_proj"),
+              Map.entry("blk.{}.attn_output", "model.layers.{}.self_attn.o_proj"),
+              Map.entry("blk.{}.attn_q_norm", "model.layers.{}.self_attn.q_norm"),
+              Map.entry("blk.{}.attn_k_norm", "model.layers.{}.self_attn.k_norm"),
+              Map.entry("blk.{}.ffn_norm", "model.layers.{}.post_attention_layernorm"),
+              Map.entry("blk.{}.ffn_gate", "model.layers.{}.mlp.gate_proj"),
+              Map.entry("blk.{}.ffn_up", "model.layers.{}.mlp.up_proj"),
+              Map.entry("blk.{}.ffn_down", "model.layers.{}.mlp.down_proj")));
+
+  /** The llama family with norms after the units too (Gemma 2 and 3). */
+  static final TensorNames HF_SANDWICH =
+      HF_LLAMA.with(
+          Map.of(
+              "blk.{}.post_attention_norm", "model.layers.{}.post_attention_layernorm",
+              "blk.{}.ffn_norm", "model.layers.{}.pre_feedforward_layernorm",
+              "blk.{}.post_ffw_norm", "model.layers.{}.post_feedforward_layernorm"));
+
+  /** Phi-3: gate and up in one matrix. */
+  static final TensorNames HF_PHI3 =
+      HF_LLAMA.with(Map.of("blk.{}.ffn_up", "model.layers.{}.mlp.gate_up_proj"));
+
+  /** LLaDA's own code. */
+  static final TensorNames HF_LLADA =
+      new TensorNames(
+          Map.ofEntries(
+              Map.entry("token_embd", "model.transformer.wte"),
+              Map.entry("output_norm", "model.transformer.ln_f"),
+              Map.entry("output", "model.transformer.ff_out"),
+              Map.entry("blk.{}.attn_norm", "model.transformer.blocks.{}.attn_norm"),
+              Map.entry("blk.{}.attn_q", "model.transformer.blocks.{}.q_proj"),
+              Map.entry("blk.{}.attn_k", "model.transformer.blocks.{}.k_proj"),
+              Map.entry("blk.{}.attn_v", "model.transformer.blocks.{}.v_proj"),
+              Map.entry("blk.{}.attn_output", "model.transformer.blocks.{}.attn_out"),
+              Map.entry("blk.{}.ffn_norm", "model.transformer.blocks.{}.ff_norm"),
+              Map.entry("blk.{}.ffn_gate", "model.transformer.blocks.{}.ff_proj"),
+              Map.entry("blk.{}.ffn_up", "model.transformer.blocks.{}.up_proj"),
+              Map.entry("blk.{}.ffn_down", "model.transformer.blocks.{}.ff_out")));
+
+  private final Map<String, String> templates;
+
+  private TensorNames(Map<String, String> templates) {
+    this.templates = templates;
+  }
+
+  private TensorNames with(Map<String, String> changes) {
+    Map<String, String> all = new HashMap<>(templates);
+    all.putAll(changes);
+    return new TensorNames(Map.copyOf(all));
+  }
+
+  /** The name in the file of, for example, {@code blk.3.attn_q.weight}; empty if it has none. */
+  Optional<String> fileName(String name) {
+    if (this == GGUF) {
+      return Optional.of(name);
+    }
+    int dot = name.lastIndexOf('.');
+    String stem = name.substring(0, dot);
+    String suffix = name.substring(dot);
+    String layer = "";
+    if (stem.startsWith("blk.")) {
+      int end = stem.indexOf('.', 4);
+      layer = stem.substring(4, end);
+      stem = "blk.{}" + stem.substring(end);
+    }
+    String template = templates.get(stem);
+    return template == null
+        ? Optional.empty()
+        : Optional.of(template.replace("{}", layer) + suffix);
+  }
+}

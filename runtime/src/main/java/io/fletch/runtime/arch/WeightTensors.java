@@ -1,0 +1,295 @@
+package io.fletch.runtime.arch;
+
+import io.fletch.FletchException;
+import io.fletch.quant.Dequantizer;
+import io.fletch.quant.Tensor;
+import io.fletch.quant.TensorStore;
+import io.fletch.quant.TensorType;
+import io.fletch.quant.WeightFile;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HashMap;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.OptionalLong;
+import java.util.Set;
+import java.util.regex.Pattern;
+
+/**
+ * The tensors of a file under the names that the graph builder uses, shape-checked when asked for.
+ * It remembers what was asked for: a tensor that nobody wanted is an error, since a model that
+ * ignores some of its weights is not that model. Used by the thread that opens the model.
+ */
+public final class WeightTensors {
+  /** Left-overs of training code that inference does not need. */
+  private static final Pattern IGNORABLE =
+      Pattern.compile(".*(rotary_emb\\.inv_freq|\\.masked_bias|\\.attn_rot_embd\\.weight)");
+
+  private final Map<String, Tensor> tensors;
+  private final TensorNames names;
+  private final TensorStore derived;
+  private final Set<String> asked = new HashSet<>();
+
+  /** Layers share one embedding, so that its table is computed once. */
+  private final Map<RopeParameters, RopeParameters> fittedRopes = new HashMap<>();
+
+  private WeightTensors(Map<String, Tensor> tensors, TensorNames names, TensorStore derived) {
+    this.tensors = tensors;
+    this.names = names;
+    this.derived = derived;
+  }
+
+  /**
+   * The tensors of a file in the naming of its format and architecture.
+   *
+   * @param derived takes weights that must be computed from those of the file; the caller closes it
+   *     after the last use of the graph
+   */
+  public static WeightTensors of(
+      WeightFile.Format format,
+      Map<String, Tensor> tensors,
+      Architecture architecture,
+      TensorStore derived) {
+    return new WeightTensors(
+        tensors,
+        switch (format) {
+          case GGUF -> TensorNames.GGUF;
+          case SAFETENSORS -> architecture.hfNames();
+        },
+        derived);
+  }
+
+  /** The tensor, if the file has it. */
+  Optional<Tensor> optional(String name) {
+    return names
+        .fileName(name)
+        .map(n -> {
+          asked.add(n);
+          return tensors.get(n);
+        });
+  }
+
+  /** The tensor. */
+  Tensor required(String name) {
+    return optional(name)
+        .orElseThrow(() ->
+            new FletchException(
+                "tensor missing: "
+                    + names
+                        .fileName(name)
+                        .filter(n -> !n.equals(name))
+                        .map(n -> n + " (" + name + ")")
+                        .orElse(name)));
+  }
+
+  /** A matrix {@code [out, in]} of weights. */
+  Tensor matrix(String name, long out, long in) {
+    return check(required(name), out, in);
+  }
+
+  /** A vector of {@code n} weights. */
+  Tensor vector(String name, long n) {
+    return check(required(name), n);
+  }
+
+  /** A vector of {@code n} norm weights, to each of which {@code offset} is added. */
+  Tensor norm(String name, long n, float offset) {
+    Tensor stored = vector(name, n);
+    if (offset == 0) {
+      return stored;
+    }
+    float[] values = Dequantizer.toFloats(stored);
+    for (int i = 0; i < values.length; i++) {
+      values[i] += offset;
+    }
+    return derived.floats(stored.name(), values, n);
+  }
+
+  /** A vector of {@code n} weights, if the file has it. */
+  Optional<Tensor> optionalVector(String name, long n) {
+    return optional(name).map(t -> check(t, n));
+  }
+
+  private static Tensor check(Tensor t, long... shape) {
+    if (!Arrays.equals(t.shape(), shape)) {
+      throw new FletchException(
+          t.name()
+              + ": shape expected="
+              + Arrays.toString(shape)
+              + " actual="
+              + Arrays.toString(t.shape()));
+    }
+    switch (t.type()) {
+      case I8, I16, I32, I64, F64 ->
+          throw new FletchException(t.name() + ": type not supported for weights: " + t.type());
+      default -> {}
+    }
+    return t;
+  }
+
+  /**
+   * Hyper-parameters as the tensors have them: rotary factors from tensors, and head counts and
+   * widths of layers that were pruned without a trace in the configuration (they may be smaller
+   * there, not larger).
+   */
+  public HyperParameters fit(HyperParameters hp) {
+    Tensor embedding = required("token_embd.weight");
+    if (embedding.rank() != 2 || embedding.cols() != hp.embeddingLength()) {
+      throw new FletchException(
+          embedding.name()
+              + ": shape expected=[vocabulary, "
+              + hp.embeddingLength()
+              + "] actual="
+              + Arrays.toString(embedding.shape()));
+    }
+    long rows = embedding.rows();
+    if (rows < 1
+        || rows > HyperParameters.MAX_VOCABULARY
+        || hp.vocabulary() != 0 && rows != hp.vocabulary()) {
+      throw new FletchException(
+          embedding.name()
+              + ": rows expected="
+              + (hp.vocabulary() == 0
+                  ? "[1, " + HyperParameters.MAX_VOCABULARY + "]"
+                  : "" + hp.vocabulary())
+              + " actual="
+              + rows);
+    }
+    hp.maskToken()
+        .ifPresent(mask -> {
+          if (mask >= rows) {
+            throw new FletchException(
+                "mask token: expected < vocabulary=" + rows + " actual=" + mask);
+          }
+        });
+    List<BlockSpec> blocks = new ArrayList<>();
+    for (int i = 0; i < hp.blocks().size(); i++) {
+      BlockSpec block = hp.blocks().get(i);
+      String at = "blk." + i + ".";
+      Optional<BlockSpec.Attention> attention = block.attention().map(a -> fit(at, a));
+      Optional<BlockSpec.FeedForward> feedForward = block.feedForward().map(f -> fit(at, f));
+      blocks.add(block.withUnits(attention, feedForward));
+    }
+    return hp.withShapes((int) rows, blocks);
+  }
+
+  private BlockSpec.Attention fit(String at, BlockSpec.Attention a) {
+    BlockSpec.Attention out = a.withRope(fittedRopes.computeIfAbsent(a.rope(), this::fit));
+    if (a.fusedQkv()) {
+      return out;
+    }
+    int heads = heads(at + "attn_q.weight", a.keyDim(), a.heads());
+    int kvHeads = heads(at + "attn_k.weight", a.keyDim(), a.kvHeads());
+    if (heads % kvHeads != 0) {
+      throw new FletchException(
+          at + "attn_k: key/value heads must divide heads: heads=" + heads + " kvHeads=" + kvHeads);
+    }
+    return out.withHeads(heads, kvHeads);
+  }
+
+  private int heads(String name, int headDim, int declared) {
+    Tensor t = required(name);
+    long rows = t.rows();
+    if (rows < headDim || rows % headDim != 0 || rows / headDim > declared) {
+      throw new FletchException(
+          t.name()
+              + ": rows expected="
+              + (long) declared * headDim
+              + " ("
+              + declared
+              + " heads of "
+              + headDim
+              + ", or fewer) actual="
+              + rows);
+    }
+    return (int) (rows / headDim);
+  }
+
+  private BlockSpec.FeedForward fit(String at, BlockSpec.FeedForward f) {
+    if (f.fusedGateUp()) {
+      return f;
+    }
+    Tensor up = required(at + "ffn_up.weight");
+    if (up.rows() < 1 || up.rows() > f.width()) {
+      throw new FletchException(
+          up.name() + ": rows expected=" + f.width() + " (or fewer) actual=" + up.rows());
+    }
+    return f.withWidth((int) up.rows());
+  }
+
+  private RopeParameters fit(RopeParameters rope) {
+    int pairs = rope.rotated() / 2;
+    if (rope.scaling() instanceof RopeScaling.LongRopeTensors(double original, double magnitude)) {
+      Optional<Tensor> shortFactors = optional("rope_factors_short.weight");
+      if (shortFactors.isEmpty()) {
+        return rope.withScaling(new RopeScaling.None());
+      }
+      return rope.withScaling(
+          new RopeScaling.LongRope(
+              floats(vector("rope_factors_short.weight", pairs)),
+              floats(vector("rope_factors_long.weight", pairs)),
+              original,
+              magnitude));
+    }
+    Optional<Tensor> factors = optionalVector("rope_freqs.weight", pairs);
+    if (factors.isEmpty()) {
+      return rope;
+    }
+    if (!(rope.scaling() instanceof RopeScaling.None)) {
+      throw new FletchException(
+          "rope_freqs.weight: not supported together with rope scaling " + rope.scaling());
+    }
+    return rope.withScaling(new RopeScaling.Factors(floats(factors.get())));
+  }
+
+  private static float[] floats(Tensor t) {
+    if (t.type() != TensorType.F32) {
+      throw new FletchException(t.name() + ": type expected=F32 actual=" + t.type());
+    }
+    return Dequantizer.toFloats(t);
+  }
+
+  /** Marks a tensor as known although it is not used (an output matrix beside tied embeddings). */
+  void ignore(String name) {
+    names.fileName(name).ifPresent(asked::add);
+  }
+
+  /** Refuses tensors that nobody asked for. */
+  void checkAllUsed() {
+    List<String> left =
+        tensors.keySet().stream()
+            .filter(n -> !asked.contains(n) && !IGNORABLE.matcher(n).matches())
+            .toList();
+    if (!left.isEmpty()) {
+      throw new FletchException(
+          "tensors that this architecture does not know: "
+              + String.join(", ", left.subList(0, Math.min(4, left.size())))
+              + (left.size() > 4 ? ", ... (" + left.size() + ")" : ""));
+    }
+  }
+
+  /** Bytes of all tensors. */
+  public long bytes() {
+    return tensors.values().stream().mapToLong(Tensor::bytes).sum();
+  }
+
+  /** Elements of all tensors. */
+  public long elements() {
+    return tensors.values().stream().mapToLong(Tensor::elements).sum();
+  }
+
+  /** The type that most bytes have. */
+  public TensorType mainType() {
+    long[] bytes = new long[TensorType.values().length];
+    tensors.values().forEach(t -> bytes[t.type().ordinal()] += t.bytes());
+    OptionalLong most = Arrays.stream(bytes).max();
+    for (TensorType type : TensorType.values()) {
+      if (bytes[type.ordinal()] == most.getAsLong()) {
+        return type;
+      }
+    }
+    throw new AssertionError();
+  }
+}

@@ -1,0 +1,15 @@
+package io.fletch.runtime.arch;
+
+/** Which layers of a family have a sliding window where the file does not list them. */
+final class Windows {
+  private Windows() {}
+
+  /** Whether layer {@code layer} slides, given that the model has a window at all. */
+  static boolean slides(Architecture arch, int layer) {
+    return switch (arch) {
+      case GEMMA2 -> layer % 2 == 0;
+      case GEMMA3 -> (layer + 1) % 6 != 0;
+      default -> true;
+    };
+  }
+}
