@@ -52,6 +52,14 @@ public interface Model extends AutoCloseable {
   /** One line: backend, kernels, threads, and why. */
   String backendDescription();
 
+  /** The execution plans as a table: for every row bucket its steps, kernels, buffers and bytes. */
+  String plan();
+
+  /**
+   * Releases the weights. Closing a closed model does nothing.
+   *
+   * @throws IllegalStateException if sessions are open; the model stays open then
+   */
   @Override
   void close();
 
