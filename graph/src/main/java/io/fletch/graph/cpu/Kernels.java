@@ -13,6 +13,8 @@ import java.lang.foreign.MemorySegment;
  *
  * <p>Offsets and strides into float32 segments count <em>floats</em>; offsets into anything else
  * count bytes. All segments are native. Reads and writes never leave the stated ranges.
+ * Element-wise kernels (activate, add, scale, softCap, rope) accept a destination that is one of
+ * their operands.
  */
 public interface Kernels {
   /**
@@ -23,6 +25,11 @@ public interface Kernels {
 
   /** The product kernel for weights of a type with rows of {@code in} elements. */
   Matmul matmul(TensorType type, int in);
+
+  /** As {@link #matmul}, but reading the tensor's bytes as they are: a product that never packs. */
+  default Matmul matmulMapped(TensorType type, int in) {
+    return matmul(type, in);
+  }
 
   /** Products with one weight matrix {@code [out, in]}. */
   interface Matmul {

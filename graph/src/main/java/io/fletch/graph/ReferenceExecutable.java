@@ -1,0 +1,376 @@
+package io.fletch.graph;
+
+import io.fletch.graph.support.AbstractBatch;
+import io.fletch.graph.support.Visibility;
+import io.fletch.quant.Dequantizer;
+import io.fletch.quant.LinearOp;
+import io.fletch.quant.Tensor;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+
+/**
+ * Interprets a graph op by op. Forwards of several threads run one after the other. Nothing is
+ * prepared or kept between forwards, so what an op does is what its method says.
+ */
+final class ReferenceExecutable implements Executable {
+  private final Graph graph;
+  private final int maxRows;
+  private final Plan plan;
+  private boolean closed;
+
+  ReferenceExecutable(Graph graph, int maxRows) {
+    if (maxRows < 1) {
+      throw new IllegalArgumentException("maxRows: expected>=1 actual=" + maxRows);
+    }
+    this.graph = graph;
+    this.maxRows = maxRows;
+    plan = describe(graph, maxRows);
+  }
+
+  private static Plan describe(Graph graph, int maxRows) {
+    List<Plan.Step> steps = new ArrayList<>();
+    long weights = 0;
+    for (Op op : graph.ops()) {
+      long bytes = 0;
+      long flops = 0;
+      if (op instanceof Op.Linear l) {
+        bytes = l.weight().bytes();
+        flops = 2 * l.weight().in() * l.weight().out();
+      } else if (op instanceof Op.Embedding e) {
+        bytes = e.table().rowBytes();
+      }
+      weights += bytes;
+      String name = op.output().map(Value::name).orElse("kv_store");
+      steps.add(
+          new Plan.Step(
+              name, op.getClass().getSimpleName(), 1, List.of(), List.of(), bytes, flops));
+    }
+    return new Plan(graph.name(), "reference", maxRows, 0, weights, steps);
+  }
+
+  @Override
+  public Graph graph() {
+    return graph;
+  }
+
+  @Override
+  public List<Plan> plans() {
+    return List.of(plan);
+  }
+
+  @Override
+  public String description() {
+    return "reference: float32, 1 thread (asked for; the oracle of the tests, not meant for use)";
+  }
+
+  @Override
+  public KvCache newKvCache(int capacity, KvCache.Type type) {
+    if (capacity < 1) {
+      throw new IllegalArgumentException("capacity: expected>=1 actual=" + capacity);
+    }
+    if (type == KvCache.Type.Q8_0) {
+      for (AttentionSpec spec : graph.kvLayers()) {
+        if (spec.keyDim() % 32 != 0 || spec.valueDim() % 32 != 0) {
+          throw new IllegalArgumentException(
+              "a Q8_0 cache needs head dimensions that are multiples of 32: " + spec);
+        }
+      }
+    }
+    return new ReferenceKvCache(this, capacity, type);
+  }
+
+  @Override
+  public Batch newBatch(int rows, int maxLogitRows) {
+    if (rows > maxRows) {
+      throw new IllegalArgumentException("rows: expected<=" + maxRows + " actual=" + rows);
+    }
+    return new ReferenceBatch(this, rows, maxLogitRows);
+  }
+
+  @Override
+  public synchronized void forward(Batch batch) {
+    if (closed) {
+      throw new IllegalStateException("the executable is closed");
+    }
+    if (!(batch instanceof ReferenceBatch b) || !b.isOf(this)) {
+      throw new IllegalArgumentException("the batch was made by another executable: " + batch);
+    }
+    b.checkRunnable();
+    Map<Value, float[]> values = new HashMap<>();
+    for (Op op : graph.ops()) {
+      float[] out =
+          switch (op) {
+            case Op.Embedding o -> embedding(o, b);
+            case Op.RmsNorm o -> rmsNorm(o, values.get(o.in()));
+            case Op.Linear o -> linear(o, values.get(o.in()), b);
+            case Op.Rope o -> rope(o, values.get(o.in()), b);
+            case Op.KvStore o -> kvStore(o, values.get(o.key()), values.get(o.value()), b);
+            case Op.Attention o -> attention(o, values.get(o.query()), b);
+            case Op.Activate o -> activate(o, values, b);
+            case Op.Add o -> add(o, values.get(o.residual()), values.get(o.branch()), b);
+            case Op.Scale o -> scale(o, values.get(o.in()));
+            case Op.SoftCap o -> softCap(o, values.get(o.in()));
+            case Op.Slice o -> slice(o, values.get(o.in()));
+            case Op.SelectRows o -> selectRows(o, values.get(o.in()), b);
+          };
+      op.output().ifPresent(v -> values.put(v, out));
+    }
+    b.results(values.get(graph.logits()));
+  }
+
+  private static boolean skipped(Optional<Gate> gate, Value.Rows rows, int row, AbstractBatch b) {
+    if (gate.isEmpty()) {
+      return false;
+    }
+    int g = AbstractBatch.gateIndex(gate.get().layer(), gate.get().unit());
+    int batchRow = rows == Value.Rows.LOGITS ? b.logitSource(row) : row;
+    return b.gate(g, batchRow) == Gate.SKIP;
+  }
+
+  private static float[] embedding(Op.Embedding o, AbstractBatch b) {
+    int n = o.out().width();
+    float[] y = new float[b.rows() * n];
+    for (int r = 0; r < b.rows(); r++) {
+      Dequantizer.row(o.table(), b.token(r), y, r * n);
+      for (int i = 0; i < n; i++) {
+        y[r * n + i] *= o.scale();
+      }
+    }
+    return y;
+  }
+
+  private static float[] rmsNorm(Op.RmsNorm o, float[] x) {
+    float[] weight = Dequantizer.toFloats(o.weight());
+    int n = weight.length;
+    float[] y = new float[x.length];
+    for (int from = 0; from < x.length; from += n) {
+      double squares = 0;
+      for (int i = 0; i < n; i++) {
+        squares += (double) x[from + i] * x[from + i];
+      }
+      double factor = o.outScale() / Math.sqrt(squares / n + o.eps());
+      for (int i = 0; i < n; i++) {
+        y[from + i] = (float) (x[from + i] * factor * weight[i]);
+      }
+    }
+    return y;
+  }
+
+  private static float[] linear(Op.Linear o, float[] x, AbstractBatch b) {
+    int in = o.in().width();
+    int out = o.out().width();
+    int rows = x.length / in;
+    float[] y = new float[rows * out];
+    product(o.weight(), x, rows, y);
+    float[] bias = o.bias().map(Dequantizer::toFloats).orElse(new float[out]);
+    for (int r = 0; r < rows; r++) {
+      boolean skip = skipped(o.gate(), o.in().rows(), r, b);
+      for (int i = 0; i < out; i++) {
+        y[r * out + i] = skip ? 0 : y[r * out + i] + bias[i];
+      }
+    }
+    return y;
+  }
+
+  private static void product(LinearOp op, float[] x, int rows, float[] y) {
+    switch (op) {
+      case LinearOp.Dense d -> {
+        Tensor w = d.weight();
+        int in = Math.toIntExact(w.cols());
+        int out = Math.toIntExact(w.rows());
+        float[] row = new float[in];
+        for (int i = 0; i < out; i++) {
+          Dequantizer.row(w, i, row, 0);
+          for (int r = 0; r < rows; r++) {
+            double sum = 0;
+            for (int j = 0; j < in; j++) {
+              sum += (double) row[j] * x[r * in + j];
+            }
+            y[r * out + i] = (float) sum;
+          }
+        }
+      }
+    }
+  }
+
+  private static float[] rope(Op.Rope o, float[] x, AbstractBatch b) {
+    float[] y = x.clone();
+    float[] frequency = o.spec().inverseFrequency();
+    int width = o.in().width();
+    int pairs = frequency.length;
+    for (int r = 0; r < x.length / width; r++) {
+      int row = o.in().rows() == Value.Rows.LOGITS ? b.logitSource(r) : r;
+      for (int i = 0; i < pairs; i++) {
+        double angle = (double) b.position(row) * frequency[i];
+        double cos = Math.cos(angle) * o.spec().magnitude();
+        double sin = Math.sin(angle) * o.spec().magnitude();
+        for (int h = 0; h < o.heads(); h++) {
+          int head = r * width + h * o.headDim();
+          int p = head + (o.spec().style() == RopeSpec.Style.NORM ? 2 * i : i);
+          int q = head + (o.spec().style() == RopeSpec.Style.NORM ? 2 * i + 1 : i + pairs);
+          y[p] = (float) (x[p] * cos - x[q] * sin);
+          y[q] = (float) (x[p] * sin + x[q] * cos);
+        }
+      }
+    }
+    return y;
+  }
+
+  private static float[] kvStore(Op.KvStore o, float[] key, float[] value, AbstractBatch b) {
+    for (int r = 0; r < b.rows(); r++) {
+      ((ReferenceKvCache) b.cache(r))
+          .store(o.spec(), b.slot(r), key, r * o.key().width(), value, r * o.value().width());
+    }
+    return new float[0];
+  }
+
+  private static float[] attention(Op.Attention o, float[] q, AbstractBatch b) {
+    AttentionSpec spec = o.spec();
+    int out = o.out().width();
+    float[] y = new float[q.length / o.query().width() * out];
+    int[] ranges = new int[Visibility.INTS];
+    for (int r = 0; r < y.length / out; r++) {
+      int row = o.query().rows() == Value.Rows.LOGITS ? b.logitSource(r) : r;
+      if (skipped(o.gate(), o.query().rows(), r, b)) {
+        continue;
+      }
+      int count = b.visible(row, spec.window(), ranges, 0);
+      List<Integer> slots = new ArrayList<>();
+      for (int k = 0; k < count; k++) {
+        for (int s = ranges[2 * k]; s < ranges[2 * k + 1]; s++) {
+          slots.add(s);
+        }
+      }
+      for (int h = 0; h < spec.heads(); h++) {
+        int from = r * o.query().width() + h * spec.keyDim();
+        int to = r * out + h * spec.valueDim();
+        attend(spec, (ReferenceKvCache) b.cache(row), h, slots, q, from, y, to);
+      }
+    }
+    return y;
+  }
+
+  /** Softmax attention of one query head over the slots. */
+  private static void attend(
+      AttentionSpec spec,
+      ReferenceKvCache kv,
+      int head,
+      List<Integer> slots,
+      float[] q,
+      int from,
+      float[] y,
+      int to) {
+    int kvHead = head / (spec.heads() / spec.kvHeads());
+    double[] p = new double[slots.size()];
+    double max = Double.NEGATIVE_INFINITY;
+    for (int k = 0; k < p.length; k++) {
+      double dot = 0;
+      for (int i = 0; i < spec.keyDim(); i++) {
+        dot += (double) q[from + i] * kv.key(spec, slots.get(k), kvHead, i);
+      }
+      p[k] = dot * spec.scale();
+      if (spec.softCap() > 0) {
+        p[k] = spec.softCap() * Math.tanh(p[k] / spec.softCap());
+      }
+      max = Math.max(max, p[k]);
+    }
+    double sum = 0;
+    for (int k = 0; k < p.length; k++) {
+      p[k] = Math.exp(p[k] - max);
+      sum += p[k];
+    }
+    for (int i = 0; i < spec.valueDim(); i++) {
+      double value = 0;
+      for (int k = 0; k < p.length; k++) {
+        value += p[k] * kv.value(spec, slots.get(k), kvHead, i);
+      }
+      y[to + i] = p.length == 0 ? 0 : (float) (value / sum);
+    }
+  }
+
+  private static float[] activate(Op.Activate o, Map<Value, float[]> values, AbstractBatch b) {
+    float[] up = values.get(o.up());
+    Optional<float[]> gate = o.gateHalf().map(values::get);
+    int width = o.up().width();
+    float[] y = new float[up.length];
+    for (int r = 0; r < up.length / width; r++) {
+      if (skipped(o.gate(), o.up().rows(), r, b)) {
+        continue;
+      }
+      for (int i = r * width; i < (r + 1) * width; i++) {
+        y[i] =
+            gate.isPresent()
+                ? (float) (activation(o.activation(), gate.get()[i]) * up[i])
+                : (float) activation(o.activation(), up[i]);
+      }
+    }
+    return y;
+  }
+
+  private static double activation(Activation kind, double x) {
+    return switch (kind) {
+      case SILU -> x / (1 + Math.exp(-x));
+      case GELU_TANH ->
+          0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x * x * x)));
+      case RELU -> Math.max(x, 0);
+      case RELU_SQUARED -> Math.max(x, 0) * Math.max(x, 0);
+    };
+  }
+
+  private static float[] add(Op.Add o, float[] residual, float[] branch, AbstractBatch b) {
+    float[] y = residual.clone();
+    int width = o.residual().width();
+    for (int r = 0; r < y.length / width; r++) {
+      if (skipped(o.gate(), o.residual().rows(), r, b)) {
+        continue;
+      }
+      for (int i = r * width; i < (r + 1) * width; i++) {
+        y[i] = (float) (residual[i] + (double) o.scale() * branch[i]);
+      }
+    }
+    return y;
+  }
+
+  private static float[] scale(Op.Scale o, float[] x) {
+    float[] y = new float[x.length];
+    for (int i = 0; i < x.length; i++) {
+      y[i] = x[i] * o.factor();
+    }
+    return y;
+  }
+
+  private static float[] softCap(Op.SoftCap o, float[] x) {
+    float[] y = new float[x.length];
+    for (int i = 0; i < x.length; i++) {
+      y[i] = (float) (o.cap() * Math.tanh((double) x[i] / o.cap()));
+    }
+    return y;
+  }
+
+  private static float[] slice(Op.Slice o, float[] x) {
+    int in = o.in().width();
+    int n = o.out().width();
+    float[] y = new float[x.length / in * n];
+    for (int r = 0; r < x.length / in; r++) {
+      System.arraycopy(x, r * in + o.from(), y, r * n, n);
+    }
+    return y;
+  }
+
+  private static float[] selectRows(Op.SelectRows o, float[] x, AbstractBatch b) {
+    int n = o.in().width();
+    float[] y = new float[b.logitRows() * n];
+    for (int k = 0; k < b.logitRows(); k++) {
+      System.arraycopy(x, b.logitSource(k) * n, y, k * n, n);
+    }
+    return y;
+  }
+
+  @Override
+  public synchronized void close() {
+    closed = true;
+  }
+}

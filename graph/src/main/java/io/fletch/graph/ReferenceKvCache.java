@@ -1,0 +1,144 @@
+package io.fletch.graph;
+
+import java.util.Arrays;
+import java.util.Objects;
+
+/**
+ * Keys and values as floats that have been rounded to the cache's type, growing as slots are
+ * written. Slots never written read as zero.
+ */
+final class ReferenceKvCache implements KvCache {
+  private static final int BLOCK = 32;
+
+  private final ReferenceExecutable owner;
+  private final Type type;
+  private final int capacity;
+  private final float[][] keys;
+  private final float[][] values;
+  private int length;
+  private boolean closed;
+
+  ReferenceKvCache(ReferenceExecutable owner, int capacity, Type type) {
+    this.owner = owner;
+    this.type = Objects.requireNonNull(type, "type");
+    this.capacity = capacity;
+    int layers = owner.graph().kvLayers().size();
+    keys = new float[layers][0];
+    values = new float[layers][0];
+  }
+
+  boolean isOf(ReferenceExecutable executable) {
+    return owner == executable;
+  }
+
+  void checkOpen() {
+    if (closed) {
+      throw new IllegalStateException("the cache is closed");
+    }
+  }
+
+  /** Rounds and stores one row's keys and values, all heads. */
+  void store(AttentionSpec spec, int slot, float[] key, int keyAt, float[] value, int valueAt) {
+    int k = spec.kvHeads() * spec.keyDim();
+    int v = spec.kvHeads() * spec.valueDim();
+    float[] to = room(keys, spec.layer(), (slot + 1) * k);
+    for (int h = 0; h < spec.kvHeads(); h++) {
+      int n = spec.keyDim();
+      round(key, keyAt + h * n, to, slot * k + h * n, n);
+    }
+    to = room(values, spec.layer(), (slot + 1) * v);
+    for (int h = 0; h < spec.kvHeads(); h++) {
+      int n = spec.valueDim();
+      round(value, valueAt + h * n, to, slot * v + h * n, n);
+    }
+  }
+
+  float key(AttentionSpec spec, int slot, int head, int i) {
+    int at = (slot * spec.kvHeads() + head) * spec.keyDim() + i;
+    float[] from = keys[spec.layer()];
+    return at < from.length ? from[at] : 0;
+  }
+
+  float value(AttentionSpec spec, int slot, int head, int i) {
+    int at = (slot * spec.kvHeads() + head) * spec.valueDim() + i;
+    float[] from = values[spec.layer()];
+    return at < from.length ? from[at] : 0;
+  }
+
+  private static float[] room(float[][] layers, int layer, int size) {
+    if (layers[layer].length < size) {
+      layers[layer] = Arrays.copyOf(layers[layer], Math.max(size, 2 * layers[layer].length));
+    }
+    return layers[layer];
+  }
+
+  private void round(float[] from, int fromAt, float[] to, int toAt, int n) {
+    switch (type) {
+      case F32 -> System.arraycopy(from, fromAt, to, toAt, n);
+      case F16 -> {
+        for (int i = 0; i < n; i++) {
+          to[toAt + i] = Float.float16ToFloat(Float.floatToFloat16(from[fromAt + i]));
+        }
+      }
+      case Q8_0 -> {
+        for (int b = 0; b < n; b += BLOCK) {
+          roundBlock(from, fromAt + b, to, toAt + b);
+        }
+      }
+    }
+  }
+
+  private static void roundBlock(float[] from, int fromAt, float[] to, int toAt) {
+    float amax = 0;
+    for (int i = 0; i < BLOCK; i++) {
+      amax = Math.max(amax, Math.abs(from[fromAt + i]));
+    }
+    float d = amax / 127;
+    float inverse = d == 0 ? 0 : 1 / d;
+    float stored = Float.float16ToFloat(Float.floatToFloat16(d));
+    for (int i = 0; i < BLOCK; i++) {
+      to[toAt + i] = (float) Math.rint(from[fromAt + i] * inverse) * stored;
+    }
+  }
+
+  @Override
+  public Type type() {
+    return type;
+  }
+
+  @Override
+  public int capacity() {
+    return capacity;
+  }
+
+  @Override
+  public int length() {
+    return length;
+  }
+
+  @Override
+  public void length(int newLength) {
+    checkOpen();
+    if (newLength < 0 || newLength > capacity) {
+      throw new IndexOutOfBoundsException(
+          "length: expected in [0, " + capacity + "] actual=" + newLength);
+    }
+    length = newLength;
+  }
+
+  @Override
+  public long bytes() {
+    long floats = 0;
+    for (int i = 0; i < keys.length; i++) {
+      floats += keys[i].length + values[i].length;
+    }
+    return floats * Float.BYTES;
+  }
+
+  @Override
+  public void close() {
+    closed = true;
+    Arrays.fill(keys, new float[0]);
+    Arrays.fill(values, new float[0]);
+  }
+}

@@ -1,0 +1,455 @@
+package io.fletch.graph.support;
+
+import io.fletch.graph.Batch;
+import io.fletch.graph.Gate;
+import io.fletch.graph.Graph;
+import io.fletch.graph.KvCache;
+import io.fletch.graph.Op;
+import io.fletch.graph.Span;
+import io.fletch.graph.Span.Own;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Objects;
+import java.util.Optional;
+
+/**
+ * The inputs of a batch, checked and held in flat arrays, and the readers of its logits. A backend
+ * extends it with the storage of the logits. Used by one thread at a time, except that the workers
+ * of a forward read it.
+ */
+public abstract class AbstractBatch implements Batch {
+  private static final int CHUNK = 4096;
+  private static final int UNITS = Gate.Unit.values().length;
+
+  private final Graph graph;
+  private final int maxRows;
+  private final int maxLogitRows;
+
+  // Spans, one entry each.
+  private final KvCache[] kv;
+  private final int[] spanStart;
+  private final int[] spanRows;
+  private final int[] spanPosition;
+  private final int[] spanSlot;
+  private final int[] spanPrefix;
+  private final int[] suffixFrom;
+  private final int[] suffixTo;
+  private final Own[] own;
+  private final int[] block;
+
+  // Rows, one entry each.
+  private final int[] token;
+  private final int[] spanOf;
+  private final int[] logitOf;
+  private final int[] logitSource;
+
+  // Gate bytes, [gate index][row].
+  private final boolean[] gateExists;
+  private final byte[] gates;
+  private boolean anyGate;
+
+  private final float[] chunk;
+  private final LogitReduction reduction = new LogitReduction();
+  private int spans;
+  private int rows;
+  private int logitRows;
+  private boolean ran;
+  private boolean closed;
+
+  /** Makes an empty batch for a graph. */
+  protected AbstractBatch(Graph graph, int maxRows, int maxLogitRows) {
+    if (maxRows < 1 || maxLogitRows < 0 || maxLogitRows > maxRows) {
+      throw new IllegalArgumentException(
+          "batch size: expected 1<=maxRows, 0<=maxLogitRows<=maxRows, actual maxRows="
+              + maxRows
+              + " maxLogitRows="
+              + maxLogitRows);
+    }
+    this.graph = graph;
+    this.maxRows = maxRows;
+    this.maxLogitRows = maxLogitRows;
+    kv = new KvCache[maxRows];
+    spanStart = new int[maxRows];
+    spanRows = new int[maxRows];
+    spanPosition = new int[maxRows];
+    spanSlot = new int[maxRows];
+    spanPrefix = new int[maxRows];
+    suffixFrom = new int[maxRows];
+    suffixTo = new int[maxRows];
+    own = new Own[maxRows];
+    block = new int[maxRows];
+    token = new int[maxRows];
+    spanOf = new int[maxRows];
+    logitOf = new int[maxRows];
+    logitSource = new int[maxLogitRows];
+    gateExists = gatesOf(graph);
+    gates = new byte[Math.multiplyExact(gateExists.length, maxRows)];
+    chunk = new float[Math.min(CHUNK, graph.logits().width())];
+  }
+
+  private static boolean[] gatesOf(Graph graph) {
+    List<Gate> all = new ArrayList<>();
+    for (Op op : graph.ops()) {
+      gateOf(op).ifPresent(all::add);
+    }
+    int layers = all.stream().mapToInt(g -> g.layer() + 1).max().orElse(0);
+    boolean[] exists = new boolean[layers * UNITS];
+    all.forEach(g -> exists[gateIndex(g.layer(), g.unit())] = true);
+    return exists;
+  }
+
+  /** The gate that an op is declared with. */
+  public static Optional<Gate> gateOf(Op op) {
+    return switch (op) {
+      case Op.Linear o -> o.gate();
+      case Op.Attention o -> o.gate();
+      case Op.Activate o -> o.gate();
+      case Op.Add o -> o.gate();
+      case Op.Embedding o -> Optional.empty();
+      case Op.RmsNorm o -> Optional.empty();
+      case Op.Rope o -> Optional.empty();
+      case Op.KvStore o -> Optional.empty();
+      case Op.Scale o -> Optional.empty();
+      case Op.SoftCap o -> Optional.empty();
+      case Op.Slice o -> Optional.empty();
+      case Op.SelectRows o -> Optional.empty();
+    };
+  }
+
+  /** Where the bytes of a gate lie: rows of gate g start at {@code g * maxRows}. */
+  public static int gateIndex(int layer, Gate.Unit unit) {
+    return layer * UNITS + unit.ordinal();
+  }
+
+  /** The graph it was made for. */
+  public final Graph graph() {
+    return graph;
+  }
+
+  /**
+   * Refuses a cache that this backend or graph cannot use.
+   *
+   * @throws IllegalArgumentException if it was made by another executable
+   * @throws IllegalStateException if it is closed
+   */
+  protected abstract void checkCache(KvCache cache);
+
+  /** Copies {@code count} logits from id {@code from} on of a logit row that was computed. */
+  protected abstract void copyLogits(int logitRow, int from, int count, float[] dst, int dstOffset);
+
+  /** Releases the logits. Called once. */
+  protected abstract void release();
+
+  @Override
+  public final int maxRows() {
+    return maxRows;
+  }
+
+  @Override
+  public final int maxLogitRows() {
+    return maxLogitRows;
+  }
+
+  @Override
+  public final void clear() {
+    checkOpen();
+    Arrays.fill(kv, 0, spans, null);
+    if (anyGate) {
+      Arrays.fill(gates, Gate.RUN);
+      anyGate = false;
+    }
+    spans = 0;
+    rows = 0;
+    logitRows = 0;
+    ran = false;
+  }
+
+  @Override
+  public final int add(Span span, int[] tokens, int offset) {
+    return add(
+        span.kv(),
+        span.rows(),
+        span.position(),
+        span.slot(),
+        span.prefix(),
+        span.suffixFrom(),
+        span.suffixTo(),
+        span.own(),
+        span.block(),
+        tokens,
+        offset);
+  }
+
+  @Override
+  public final int append(KvCache cache, int[] tokens, int offset, int count) {
+    int n = cache.length();
+    if (count <= 0 || count > cache.capacity() - n) {
+      throw new IllegalArgumentException(
+          "append outside the cache: count="
+              + count
+              + " length="
+              + n
+              + " capacity="
+              + cache.capacity());
+    }
+    return add(cache, count, n, n, n, 0, 0, Own.CAUSAL, 0, tokens, offset);
+  }
+
+  private int add(
+      KvCache cache,
+      int count,
+      int position,
+      int slot,
+      int prefix,
+      int from,
+      int to,
+      Own kind,
+      int blockLength,
+      int[] tokens,
+      int offset) {
+    checkOpen();
+    checkCache(cache);
+    Objects.checkFromIndexSize(offset, count, tokens.length);
+    if (count > maxRows - rows) {
+      throw new IllegalArgumentException(
+          "batch is full: maxRows=" + maxRows + " rows=" + rows + " wanted=" + count);
+    }
+    if (position > Integer.MAX_VALUE - count) {
+      throw new IllegalArgumentException("position out of range: " + position);
+    }
+    for (int i = 0; i < count; i++) {
+      int id = tokens[offset + i];
+      if (id < 0 || id >= graph.vocabulary()) {
+        throw new IllegalArgumentException(
+            "token id outside the vocabulary: expected in [0, "
+                + graph.vocabulary()
+                + ") actual="
+                + id
+                + " at index "
+                + (offset + i));
+      }
+    }
+    for (int s = 0; s < spans; s++) {
+      if (kv[s] == cache && slot < spanSlot[s] + spanRows[s] && spanSlot[s] < slot + count) {
+        throw new IllegalArgumentException(
+            "two spans write the same slots: ["
+                + slot
+                + ", "
+                + (slot + count)
+                + ") and ["
+                + spanSlot[s]
+                + ", "
+                + (spanSlot[s] + spanRows[s])
+                + ")");
+      }
+    }
+    int s = spans++;
+    int first = rows;
+    kv[s] = cache;
+    spanStart[s] = first;
+    spanRows[s] = count;
+    spanPosition[s] = position;
+    spanSlot[s] = slot;
+    spanPrefix[s] = prefix;
+    suffixFrom[s] = from;
+    suffixTo[s] = to;
+    own[s] = kind;
+    block[s] = blockLength;
+    System.arraycopy(tokens, offset, token, first, count);
+    Arrays.fill(spanOf, first, first + count, s);
+    Arrays.fill(logitOf, first, first + count, -1);
+    rows += count;
+    ran = false;
+    return first;
+  }
+
+  @Override
+  public final int wantLogits(int row) {
+    checkOpen();
+    Objects.checkIndex(row, rows);
+    if (logitOf[row] >= 0) {
+      return logitOf[row];
+    }
+    if (logitRows == maxLogitRows) {
+      throw new IllegalArgumentException("no logit row left: maxLogitRows=" + maxLogitRows);
+    }
+    logitSource[logitRows] = row;
+    logitOf[row] = logitRows;
+    ran = false;
+    return logitRows++;
+  }
+
+  @Override
+  public final void gate(int layer, Gate.Unit unit, int row, byte value) {
+    checkOpen();
+    Objects.checkIndex(row, rows);
+    int g = layer < 0 ? -1 : gateIndex(layer, unit);
+    if (g < 0 || g >= gateExists.length || !gateExists[g]) {
+      throw new IllegalArgumentException("no such gate: layer=" + layer + " unit=" + unit);
+    }
+    if (value != Gate.RUN && value != Gate.SKIP) {
+      throw new IllegalArgumentException("gate byte: expected RUN or SKIP, actual=" + value);
+    }
+    gates[g * maxRows + row] = value;
+    anyGate |= value != Gate.RUN;
+    ran = false;
+  }
+
+  @Override
+  public final int rows() {
+    return rows;
+  }
+
+  @Override
+  public final int logitRows() {
+    return logitRows;
+  }
+
+  @Override
+  public final List<Span> spans() {
+    List<Span> all = new ArrayList<>(spans);
+    for (int s = 0; s < spans; s++) {
+      all.add(
+          new Span(
+              kv[s],
+              spanRows[s],
+              spanPosition[s],
+              spanSlot[s],
+              spanPrefix[s],
+              suffixFrom[s],
+              suffixTo[s],
+              own[s],
+              block[s]));
+    }
+    return all;
+  }
+
+  /** The token of a row. */
+  public final int token(int row) {
+    return token[row];
+  }
+
+  /** The position of a row. */
+  public final int position(int row) {
+    int s = spanOf[row];
+    return spanPosition[s] + row - spanStart[s];
+  }
+
+  /** The slot a row writes. */
+  public final int slot(int row) {
+    int s = spanOf[row];
+    return spanSlot[s] + row - spanStart[s];
+  }
+
+  /** The cache of a row's sequence. */
+  public final KvCache cache(int row) {
+    return kv[spanOf[row]];
+  }
+
+  /** The batch row behind a logit row. */
+  public final int logitSource(int logitRow) {
+    return logitSource[logitRow];
+  }
+
+  /** The byte of the gate with that index for a row. */
+  public final byte gate(int gateIndex, int row) {
+    return gates[gateIndex * maxRows + row];
+  }
+
+  /** Whether some gate byte is not {@link Gate#RUN}. */
+  public final boolean anyGate() {
+    return anyGate;
+  }
+
+  /**
+   * The slots a row sees under a sliding window (0 for none), see {@link Visibility}.
+   *
+   * @return the number of ranges written from {@code offset} on
+   */
+  public final int visible(int row, int window, int[] into, int offset) {
+    int s = spanOf[row];
+    int i = row - spanStart[s];
+    int end = Visibility.ownEnd(own[s], block[s], spanPosition[s], spanRows[s], i);
+    return Visibility.ranges(
+        i, spanSlot[s], spanPrefix[s], suffixFrom[s], suffixTo[s], end, window, into, offset);
+  }
+
+  /** Refuses a batch that cannot be run now; called at the start of a forward. */
+  public final void checkRunnable() {
+    checkOpen();
+    if (rows == 0) {
+      throw new IllegalArgumentException("the batch has no rows");
+    }
+    ran = false;
+    for (int s = 0; s < spans; s++) {
+      checkCache(kv[s]);
+    }
+  }
+
+  /** Lets the logits be read; called at the end of a forward. */
+  public final void ran() {
+    ran = true;
+  }
+
+  @Override
+  public final void logits(int logitRow, float[] dst) {
+    checkComputed(logitRow);
+    copyLogits(logitRow, 0, graph.logits().width(), dst, 0);
+  }
+
+  @Override
+  public int argmax(int logitRow) {
+    checkComputed(logitRow);
+    int n = graph.logits().width();
+    int best = 0;
+    float max = Float.NEGATIVE_INFINITY;
+    for (int from = 0; from < n; from += chunk.length) {
+      int count = Math.min(chunk.length, n - from);
+      copyLogits(logitRow, from, count, chunk, 0);
+      for (int i = 0; i < count; i++) {
+        if (chunk[i] > max) {
+          max = chunk[i];
+          best = from + i;
+        }
+      }
+    }
+    return best;
+  }
+
+  @Override
+  public final void statistics(int logitRow, RowStatistics into) {
+    checkComputed(logitRow);
+    int n = graph.logits().width();
+    reduction.start();
+    for (int from = 0; from < n; from += chunk.length) {
+      int count = Math.min(chunk.length, n - from);
+      copyLogits(logitRow, from, count, chunk, 0);
+      reduction.add(chunk, count, from);
+    }
+    reduction.finish(into);
+  }
+
+  /** Refuses to read logits that no forward has computed. */
+  protected final void checkComputed(int logitRow) {
+    checkOpen();
+    Objects.checkIndex(logitRow, logitRows);
+    if (!ran) {
+      throw new IllegalStateException("logits are read before the batch was run");
+    }
+  }
+
+  private void checkOpen() {
+    if (closed) {
+      throw new IllegalStateException("the batch is closed");
+    }
+  }
+
+  @Override
+  public final void close() {
+    if (!closed) {
+      closed = true;
+      release();
+    }
+  }
+}

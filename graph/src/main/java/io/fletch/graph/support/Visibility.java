@@ -1,0 +1,98 @@
+package io.fletch.graph.support;
+
+import io.fletch.graph.Span.Own;
+
+/**
+ * Which cache slots a row sees, as at most three disjoint ascending ranges. Stateless; allocates
+ * nothing.
+ *
+ * <p>A sliding window of w counts slots in the order in which the sequence has them, prefix first,
+ * then the span's own rows: a row sees itself and at most w - 1 slots before it. Slots after it (a
+ * suffix, or later rows of a bidirectional span) are not limited by the window.
+ */
+public final class Visibility {
+  /** Ints that the ranges of a row take: from and to of each. */
+  public static final int INTS = 6;
+
+  private Visibility() {}
+
+  /**
+   * Rows of the span that row {@code i} sees are {@code [0, result)}.
+   *
+   * @param position position of the span's first row
+   */
+  static int ownEnd(Own own, int block, int position, int rows, int i) {
+    return switch (own) {
+      case CAUSAL -> i + 1;
+      case BIDIRECTIONAL -> rows;
+      case BLOCK_CAUSAL -> {
+        long blockEnd = ((long) (position + i) / block + 1) * block;
+        yield (int) Math.min(rows, blockEnd - position);
+      }
+    };
+  }
+
+  /**
+   * Writes the ranges of one row as (from, to) pairs.
+   *
+   * @param ownEnd from {@link #ownEnd}
+   * @param window 0 for no limit
+   * @param into takes up to {@link #INTS} ints from {@code offset} on
+   * @return the number of ranges, 1 to 3
+   */
+  static int ranges(
+      int i,
+      int slot,
+      int prefix,
+      int suffixFrom,
+      int suffixTo,
+      int ownEnd,
+      int window,
+      int[] into,
+      int offset) {
+    int prefixFrom = 0;
+    int ownFrom = 0;
+    if (window > 0) {
+      // A prefix that reaches into the own rows counts them once.
+      int before = Math.min(prefix, slot);
+      int first = Math.max(0, before + i - window + 1);
+      prefixFrom = Math.min(first, prefix);
+      ownFrom = Math.max(0, first - before);
+    }
+    int count = insert(into, offset, 0, prefixFrom, prefix);
+    count = insert(into, offset, count, slot + ownFrom, slot + ownEnd);
+    return insert(into, offset, count, suffixFrom, suffixTo);
+  }
+
+  /** Adds a range to disjoint ascending ones, merging what touches. */
+  private static int insert(int[] into, int offset, int count, int from, int to) {
+    if (from >= to) {
+      return count;
+    }
+    int n = 0;
+    int low = from;
+    int high = to;
+    // Ranges that overlap or touch the new one are swallowed; the rest keep their order.
+    for (int k = 0; k < count; k++) {
+      int a = into[offset + 2 * k];
+      int b = into[offset + 2 * k + 1];
+      if (b < low || a > high) {
+        into[offset + 2 * n] = a;
+        into[offset + 2 * n + 1] = b;
+        n++;
+      } else {
+        low = Math.min(low, a);
+        high = Math.max(high, b);
+      }
+    }
+    int at = n;
+    while (at > 0 && into[offset + 2 * (at - 1)] > low) {
+      into[offset + 2 * at] = into[offset + 2 * (at - 1)];
+      into[offset + 2 * at + 1] = into[offset + 2 * (at - 1) + 1];
+      at--;
+    }
+    into[offset + 2 * at] = low;
+    into[offset + 2 * at + 1] = high;
+    return n + 1;
+  }
+}
