@@ -1,0 +1,105 @@
+package io.fletch.ffm;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+
+/**
+ * A large block of zeroed native memory with one owner, who closes it exactly once. Usable by any
+ * thread until then; closing stops all threads once, so it is for weights and caches, not for
+ * temporaries.
+ *
+ * <p>On Linux with native access the block is an anonymous mapping, aligned to 2 MiB and advised to
+ * use huge pages; pages are taken from the system when first touched, so a large reservation costs
+ * nothing. Elsewhere it comes from an {@link Arena} (64-byte aligned, zeroed at once).
+ */
+public final class NativeMemory implements AutoCloseable {
+  private static final long HUGE_PAGE = 2L << 20;
+
+  private final Arena arena;
+  private final MemorySegment segment;
+  private final boolean mapped;
+  private final boolean hugePages;
+
+  private NativeMemory(Arena arena, MemorySegment segment, boolean mapped, boolean hugePages) {
+    this.arena = arena;
+    this.segment = segment;
+    this.mapped = mapped;
+    this.hugePages = hugePages;
+  }
+
+  /**
+   * Allocates a block.
+   *
+   * @param bytes size, at least 0
+   * @throws OutOfMemoryError if the system refuses; the message says how much was wanted
+   */
+  public static NativeMemory allocate(long bytes) {
+    if (bytes < 0 || bytes > Long.MAX_VALUE - 2 * HUGE_PAGE) {
+      throw new IllegalArgumentException("size out of range: bytes=" + bytes);
+    }
+    return NativeAccess.libc() && bytes > 0 ? map(bytes) : fromArena(bytes);
+  }
+
+  private static NativeMemory map(long bytes) {
+    // Small blocks would waste most of a huge page.
+    boolean huge = bytes >= HUGE_PAGE;
+    long align = huge ? HUGE_PAGE : 4096;
+    long length = (bytes + 4095) & -4096L;
+    long reserved = length + align;
+    int flags = Libc.MAP_PRIVATE | Libc.MAP_ANONYMOUS | Libc.MAP_NORESERVE;
+    long base = Libc.mmap(0, reserved, Libc.PROT_READ | Libc.PROT_WRITE, flags, -1, 0);
+    if (base < 0 && base > -4096) {
+      throw new OutOfMemoryError(
+          "native memory: wanted=" + bytes + " bytes, mmap failed with " + Libc.errorName(base));
+    }
+    long start = (base + align - 1) & -align;
+    if (start > base) {
+      Libc.munmap(base, start - base);
+    }
+    long tail = base + reserved - (start + length);
+    if (tail > 0) {
+      Libc.munmap(start + length, tail);
+    }
+    boolean advised = huge && Libc.madvise(start, length, Libc.MADV_HUGEPAGE) == 0;
+    Arena arena = Arena.ofShared();
+    MemorySegment segment =
+        MemorySegment.ofAddress(start)
+            .reinterpret(bytes, arena, s -> Libc.munmap(s.address(), length));
+    return new NativeMemory(arena, segment, true, advised);
+  }
+
+  private static NativeMemory fromArena(long bytes) {
+    Arena arena = Arena.ofShared();
+    try {
+      return new NativeMemory(arena, arena.allocate(bytes, 64), false, false);
+    } catch (RuntimeException | Error e) {
+      arena.close();
+      throw e;
+    }
+  }
+
+  /** The bytes; not accessible after {@link #close()}. */
+  public MemorySegment segment() {
+    return segment;
+  }
+
+  /** Whether pages are taken when first touched (an own mapping) rather than at once. */
+  public boolean lazy() {
+    return mapped;
+  }
+
+  /** Whether the system accepted the advice to use huge pages. */
+  public boolean hugePages() {
+    return hugePages;
+  }
+
+  /**
+   * Gives the memory back.
+   *
+   * @throws IllegalStateException if already closed
+   */
+  @Override
+  public void close() {
+    arena.close();
+  }
+}

@@ -1,0 +1,116 @@
+package io.fletch.ffm;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
+
+import io.fletch.ffm.x86.Assembler;
+import io.fletch.ffm.x86.Gpr;
+import io.fletch.ffm.x86.Mem;
+import io.fletch.ffm.x86.Ymm;
+import java.io.IOException;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
+
+class ExecutableMemoryTest {
+  @BeforeEach
+  void supported() {
+    assumeTrue(ExecutableMemory.refusal().isEmpty(), () -> ExecutableMemory.refusal().get());
+  }
+
+  private static byte[] addConstant(int constant) {
+    Assembler a = new Assembler();
+    a.lea(Gpr.RAX, Mem.of(Gpr.RDI, Gpr.RSI, 2, constant));
+    a.ret();
+    return a.assemble();
+  }
+
+  @ParameterizedTest
+  @ValueSource(strings = {"mprotect", "memfd", "auto"})
+  void runsWhatWasEmitted(String choice) {
+    ExecutableMemory memory;
+    try {
+      memory = ExecutableMemory.create(choice);
+    } catch (ExecutableMemoryException e) {
+      assumeTrue(false, e.getMessage());
+      return;
+    }
+    // More than one region's worth of pages is not needed: every function starts a page of its own.
+    for (int i = 0; i < 40; i++) {
+      ExecutableMemory.Function f = memory.emit("f" + i, addConstant(i * 1000));
+      assertEquals(5 + 2 * 7 + i * 1000, ExecutableMemory.call(f, 5, 7, 0));
+      assertEquals(0, f.entry().address() % 4096);
+    }
+  }
+
+  @Test
+  void noPageIsWritableAndExecutable() throws IOException {
+    for (String choice : new String[] {"mprotect", "memfd"}) {
+      try {
+        ExecutableMemory.create(choice).emit("f", addConstant(1));
+      } catch (ExecutableMemoryException e) {
+        System.out.println("skipped " + choice + ": " + e.getMessage());
+      }
+    }
+    for (String line : Files.readAllLines(Path.of("/proc/self/maps"))) {
+      String rights = line.substring(line.indexOf(' ') + 1).split(" ")[0];
+      if (line.contains("fletch-code")) {
+        assertTrue(!(rights.contains("w") && rights.contains("x")), line);
+      }
+    }
+  }
+
+  @Test
+  void growsBeyondOneRegion() {
+    ExecutableMemory memory = ExecutableMemory.create("auto");
+    byte[] large = new byte[5 << 20];
+    byte[] code = addConstant(3);
+    System.arraycopy(code, 0, large, 0, code.length);
+    ExecutableMemory.Function first = memory.emit("first", large);
+    ExecutableMemory.Function second = memory.emit("second", large);
+    assertEquals(6, ExecutableMemory.call(first, 1, 1, 0));
+    assertEquals(6, ExecutableMemory.call(second, 1, 1, 0));
+    assertTrue(memory.emittedBytes() >= 10 << 20);
+  }
+
+  @Test
+  void vectorCodeWithConstants() {
+    assumeTrue(CpuFeatures.host().has(CpuFeatures.Feature.AVX2), "no AVX2");
+    Assembler a = new Assembler();
+    a.vmovdqu(Ymm.YMM0, Mem.of(Gpr.RDI));
+    a.vpaddd(Ymm.YMM0, Ymm.YMM0, a.ints(1, 2, 3, 4, 5, 6, 7, 8));
+    a.vmovdqu(Mem.of(Gpr.RDI), Ymm.YMM0);
+    a.vzeroupper();
+    a.ret();
+    ExecutableMemory.Function f = ExecutableMemory.shared().emit("add", a.assemble());
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment s = arena.allocateFrom(ValueLayout.JAVA_INT, 10, 20, 30, 40, 50, 60, 70, 80);
+      ExecutableMemory.call(f, s.address(), 0, 0);
+      for (int i = 0; i < 8; i++) {
+        assertEquals(11 * (i + 1), s.getAtIndex(ValueLayout.JAVA_INT, i));
+      }
+    }
+  }
+
+  @Test
+  void refusalsHaveReasons() {
+    assertTrue(
+        assertThrows(ExecutableMemoryException.class, () -> ExecutableMemory.create("off"))
+            .getMessage()
+            .contains("fletch.executable=off"));
+    assertTrue(
+        assertThrows(ExecutableMemoryException.class, () -> ExecutableMemory.create("maybe"))
+            .getMessage()
+            .contains("actual=maybe"));
+    assertThrows(
+        IllegalArgumentException.class, () -> ExecutableMemory.shared().emit("empty", new byte[0]));
+  }
+}
