@@ -1,16 +1,17 @@
 package io.fletch;
 
+import io.fletch.runtime.engine.ModelLoader;
 import java.nio.file.Path;
 
-/** Opens models. */
+/** Opens models: the way from the interfaces to their implementation. */
 final class Models {
   private Models() {}
 
   static Model open(Path path, ModelOptions options) {
-    throw new FletchException("unknown model: " + path);
+    return ModelLoader.open(path, options);
   }
 
   static Model demo(String name, ModelOptions options) {
-    throw new FletchException("unknown demo model: " + name);
+    return ModelLoader.demo(name, options);
   }
 }

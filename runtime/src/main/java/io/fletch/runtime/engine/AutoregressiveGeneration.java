@@ -1,0 +1,260 @@
+package io.fletch.runtime.engine;
+
+import io.fletch.Generation;
+import io.fletch.GenerationOptions;
+import io.fletch.Tokenizer;
+import io.fletch.sampling.AutoregressiveDecoder;
+import io.fletch.sampling.AutoregressiveOptions;
+import io.fletch.sampling.CausalForward.Logits;
+import io.fletch.sampling.LogProbabilities;
+import io.fletch.sampling.Sampler;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.NoSuchElementException;
+import java.util.Optional;
+
+/**
+ * An answer of an autoregressive model: prefill in chunks, then one token per chunk of the
+ * iterator. The prompt runs when the first chunk is asked for. Cancellation is looked at before
+ * every decode step and between prefill chunks.
+ */
+final class AutoregressiveGeneration implements Generation {
+  private final AutoregressiveSession session;
+  private final GraphForward forward;
+  private final int[] prompt;
+  private final int reused;
+  private final GenerationOptions options;
+  private final AutoregressiveDecoder decoder;
+  private final Tokenizer.StreamDecoder stream;
+  private final StopStrings stops;
+  private final PrefillEvent prefillEvent = new PrefillEvent();
+  private final DecodeStepEvent stepEvent = new DecodeStepEvent();
+  private final long forwardsBefore;
+  private final List<Integer> ids = new ArrayList<>();
+  private final StringBuilder text = new StringBuilder();
+  private volatile boolean cancelled;
+  private boolean started;
+  private boolean flushed;
+  private FinishReason reason;
+  private long forwards;
+  private int completionTokens;
+  private long prefillNanos;
+  private long decodeNanos;
+  private Optional<Chunk> ahead = Optional.empty();
+
+  /**
+   * Prepares; nothing runs yet.
+   *
+   * @param prompt ids, checked; the cache holds the first {@code reused} of them and nothing else
+   * @param maxTokens at least 1, and no more than the context holds
+   * @param stopTokens ids that end the answer
+   */
+  AutoregressiveGeneration(
+      AutoregressiveSession session,
+      GraphForward forward,
+      int[] prompt,
+      int reused,
+      int maxTokens,
+      int[] stopTokens,
+      GenerationOptions options) {
+    this.session = session;
+    this.forward = forward;
+    this.prompt = prompt;
+    this.reused = reused;
+    this.options = options;
+    this.decoder =
+        AutoregressiveDecoder.of(
+            forward,
+            Sampler.of(options.sampling(), forward.vocabulary()),
+            new AutoregressiveOptions(maxTokens, stopTokens, options.logprobs()));
+    this.stream = session.model().tokenizer().streamDecoder();
+    this.stops = new StopStrings(options.stopStrings());
+    this.forwardsBefore = forward.forwards();
+  }
+
+  @Override
+  public boolean hasNext() {
+    if (ahead.isEmpty() && !flushed) {
+      session.guard().enter();
+      try {
+        ahead = compute();
+      } catch (RuntimeException | Error e) {
+        end(FinishReason.CANCELLED);
+        flushed = true;
+        session.finished(this);
+        throw e;
+      } finally {
+        session.guard().exit();
+      }
+    }
+    return ahead.isPresent();
+  }
+
+  @Override
+  public Chunk next() {
+    if (!hasNext()) {
+      throw new NoSuchElementException("the answer is complete");
+    }
+    Chunk out = ahead.get();
+    ahead = Optional.empty();
+    return out;
+  }
+
+  private Optional<Chunk> compute() {
+    while (reason == null) {
+      if (cancelled || !started && !prefill()) {
+        end(FinishReason.CANCELLED);
+        break;
+      }
+      long start = System.nanoTime();
+      boolean isFirst = completionTokens == 0;
+      Optional<Chunk> chunk = step();
+      long nanos = System.nanoTime() - start;
+      if (isFirst) {
+        prefillNanos += nanos;
+      } else {
+        decodeNanos += nanos;
+      }
+      if (chunk.isPresent()) {
+        return chunk;
+      }
+    }
+    return flush();
+  }
+
+  /** Runs the prompt; false if cancelled on the way. What has run stays in the cache. */
+  private boolean prefill() {
+    started = true;
+    long start = System.nanoTime();
+    prefillEvent.begin();
+    boolean isWhole = true;
+    while (prompt.length - forward.length() > forward.chunk()) {
+      if (cancelled) {
+        isWhole = false;
+        break;
+      }
+      forward.append(prompt, forward.length(), forward.chunk(), Logits.NONE);
+    }
+    if (isWhole) {
+      decoder.start(prompt, prompt.length);
+    }
+    prefillNanos = System.nanoTime() - start;
+    prefillEvent.end();
+    if (prefillEvent.shouldCommit()) {
+      prefillEvent.promptTokens = prompt.length;
+      prefillEvent.reusedTokens = reused;
+      prefillEvent.commit();
+    }
+    return isWhole;
+  }
+
+  /** One token; empty if it gave no chunk (it ended the answer). */
+  private Optional<Chunk> step() {
+    stepEvent.begin();
+    boolean isToken = decoder.next();
+    stepEvent.end();
+    if (stepEvent.shouldCommit()) {
+      stepEvent.position = decoder.history().length() - (isToken ? 1 : 0);
+      stepEvent.tokens = isToken ? 1 : 0;
+      stepEvent.commit();
+    }
+    if (!isToken) {
+      end(FinishReason.LENGTH);
+      return Optional.empty();
+    }
+    completionTokens++;
+    if (decoder.finish() == AutoregressiveDecoder.Finish.STOP_TOKEN) {
+      end(FinishReason.STOP);
+      return Optional.empty();
+    }
+    int id = decoder.token();
+    String out = stops.accept(stream.accept(id));
+    List<TokenLogprob> logprobs = options.logprobs() < 0 ? List.of() : List.of(logprob(id));
+    if (stops.matched()) {
+      end(FinishReason.STOP);
+      return out.isEmpty() ? Optional.empty() : Optional.of(chunk(List.of(), out, List.of()));
+    }
+    ids.add(id);
+    if (decoder.finish() == AutoregressiveDecoder.Finish.MAX_TOKENS) {
+      end(FinishReason.LENGTH);
+      out += rest();
+    }
+    return Optional.of(new Chunk(List.of(id), ids.size() - 1, append(out), logprobs));
+  }
+
+  private Chunk chunk(List<Integer> newIds, String out, List<TokenLogprob> logprobs) {
+    return new Chunk(newIds, ids.size() - newIds.size(), append(out), logprobs);
+  }
+
+  private String append(String out) {
+    text.append(out);
+    return out;
+  }
+
+  /** Text that was withheld as undecided. */
+  private String rest() {
+    String out = stops.accept(stream.finish()) + stops.finish();
+    flushed = true;
+    return out;
+  }
+
+  private Optional<Chunk> flush() {
+    if (flushed) {
+      return Optional.empty();
+    }
+    String out = rest();
+    return out.isEmpty() ? Optional.empty() : Optional.of(chunk(List.of(), out, List.of()));
+  }
+
+  private TokenLogprob logprob(int id) {
+    LogProbabilities values = decoder.logProbabilities();
+    List<Alternative> top = new ArrayList<>();
+    for (int i = 0; i < values.alternatives(); i++) {
+      top.add(new Alternative(values.alternative(i), values.alternativeLogProbability(i)));
+    }
+    return new TokenLogprob(id, values.of(id), top);
+  }
+
+  private void end(FinishReason why) {
+    if (reason == null) {
+      reason = why;
+      forwards = forward.forwards() - forwardsBefore;
+      session.finished(this);
+    }
+  }
+
+  @Override
+  public void cancel() {
+    cancelled = true;
+  }
+
+  @Override
+  public Result result() {
+    while (hasNext()) {
+      next();
+    }
+    return new Result(
+        text.toString(),
+        List.copyOf(ids),
+        reason,
+        prompt.length,
+        reused,
+        completionTokens,
+        prefillNanos,
+        decodeNanos,
+        forwards);
+  }
+
+  @Override
+  public void close() {
+    session.guard().enter();
+    try {
+      end(FinishReason.CANCELLED);
+      if (!flushed) {
+        append(rest());
+      }
+    } finally {
+      session.guard().exit();
+    }
+  }
+}

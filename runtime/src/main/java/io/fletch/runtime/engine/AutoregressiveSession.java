@@ -1,0 +1,138 @@
+package io.fletch.runtime.engine;
+
+import io.fletch.Generation;
+import io.fletch.GenerationOptions;
+import io.fletch.sampling.CausalForward.Logits;
+import io.fletch.sampling.RowStatistics;
+import java.util.ArrayList;
+import java.util.Collections;
+import java.util.List;
+
+/**
+ * A conversation with an autoregressive model. Its history is what the cache holds; a new prompt
+ * keeps the longest common beginning, but always runs its last token again, whose logits are
+ * needed.
+ */
+final class AutoregressiveSession extends BaseSession {
+  private final GraphForward forward;
+
+  AutoregressiveSession(LoadedModel model) {
+    super(model);
+    this.forward = model.newForward(model.contextLength(), 1);
+  }
+
+  @Override
+  public List<Integer> tokens() {
+    guard().enter();
+    try {
+      checkOpen();
+      List<Integer> out = new ArrayList<>(forward.length());
+      for (int i = 0; i < forward.length(); i++) {
+        out.add(forward.token(i));
+      }
+      return Collections.unmodifiableList(out);
+    } finally {
+      guard().exit();
+    }
+  }
+
+  @Override
+  Generation start(int[] ids, GenerationOptions options) {
+    int room = forward.capacity() - ids.length;
+    int maxTokens = options.maxTokens() == 0 ? room : Math.min(options.maxTokens(), room);
+    int reused = Math.min(commonPrefix(ids), ids.length - 1);
+    AutoregressiveGeneration out =
+        new AutoregressiveGeneration(
+            this, forward, ids, reused, maxTokens, stopTokens(options), options);
+    forward.truncate(reused);
+    return out;
+  }
+
+  private int commonPrefix(int[] ids) {
+    int most = Math.min(ids.length, forward.length());
+    int n = 0;
+    while (n < most && ids[n] == forward.token(n)) {
+      n++;
+    }
+    return n;
+  }
+
+  @Override
+  public float[][] logits(int[] ids) {
+    guard().enter();
+    try {
+      checkOpen();
+      checkFits(ids);
+      float[][] out = new float[ids.length][];
+      eachRow(
+          ids,
+          (f, row, position) -> {
+            out[position] = new float[f.vocabulary()];
+            f.rawLogits(row, out[position]);
+          });
+      return out;
+    } finally {
+      guard().exit();
+    }
+  }
+
+  @Override
+  public double[] score(int[] ids) {
+    guard().enter();
+    try {
+      checkOpen();
+      checkFits(ids);
+      double[] out = new double[ids.length - 1];
+      float[] logits = new float[forward.vocabulary()];
+      RowStatistics statistics = new RowStatistics();
+      eachRow(
+          ids,
+          (f, row, position) -> {
+            if (position + 1 < ids.length) {
+              f.rawLogits(row, logits);
+              statistics.set(logits, 0, logits.length);
+              out[position] = logits[ids[position + 1]] - statistics.logSumExp;
+            }
+          });
+      return out;
+    } finally {
+      guard().exit();
+    }
+  }
+
+  private interface RowConsumer {
+    void accept(GraphForward forward, int row, int position);
+  }
+
+  /** Runs the ids in a cache of their own, so that the conversation is kept. */
+  private void eachRow(int[] ids, RowConsumer consumer) {
+    // Logits of 16 MiB at a time: enough rows to use the machine, little memory.
+    int rows = Math.clamp((4 << 20) / forward.vocabulary(), 1, forward.chunk());
+    rows = Math.min(rows, ids.length);
+    try (GraphForward own = model().newForward(ids.length, rows)) {
+      for (int done = 0; done < ids.length; done += rows) {
+        int n = Math.min(rows, ids.length - done);
+        own.append(ids, done, n, Logits.ALL);
+        for (int i = 0; i < n; i++) {
+          consumer.accept(own, i, done + i);
+        }
+      }
+    }
+  }
+
+  @Override
+  public void truncate(int length) {
+    guard().enter();
+    try {
+      checkIdle();
+      forward.truncate(length);
+    } finally {
+      guard().exit();
+    }
+  }
+
+  @Override
+  void release() {
+    forward.close();
+  }
+}

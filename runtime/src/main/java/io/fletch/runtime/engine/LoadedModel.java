@@ -1,0 +1,163 @@
+package io.fletch.runtime.engine;
+
+import io.fletch.FletchException;
+import io.fletch.Message;
+import io.fletch.Model;
+import io.fletch.ModelOptions;
+import io.fletch.Session;
+import io.fletch.Tokenizer;
+import io.fletch.graph.Executable;
+import io.fletch.graph.KvCache;
+import io.fletch.graph.Plan;
+import io.fletch.quant.TensorStore;
+import io.fletch.quant.WeightFile;
+import io.fletch.runtime.arch.HyperParameters;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.stream.Collectors;
+
+/**
+ * An open model: owns the weight file and the executable. Immutable apart from the count of open
+ * sessions; safe for use by several threads.
+ */
+final class LoadedModel implements Model {
+  private final String name;
+  private final Info info;
+  private final WeightFile file;
+  private final TensorStore derived;
+  private final HyperParameters hp;
+  private final Executable executable;
+  private final Tokenizer tokenizer;
+  private final Optional<String> templateText;
+  private final ModelOptions options;
+  private int sessions;
+  private boolean closed;
+
+  LoadedModel(
+      String name,
+      Info info,
+      WeightFile file,
+      TensorStore derived,
+      HyperParameters hp,
+      Executable executable,
+      Tokenizer tokenizer,
+      Optional<String> templateText,
+      ModelOptions options) {
+    this.name = name;
+    this.info = info;
+    this.file = file;
+    this.derived = derived;
+    this.hp = hp;
+    this.executable = executable;
+    this.tokenizer = tokenizer;
+    this.templateText = templateText;
+    this.options = options;
+  }
+
+  @Override
+  public String name() {
+    return name;
+  }
+
+  @Override
+  public Info info() {
+    return info;
+  }
+
+  @Override
+  public Tokenizer tokenizer() {
+    return tokenizer;
+  }
+
+  int contextLength() {
+    return info.contextLength();
+  }
+
+  HyperParameters hyperParameters() {
+    return hp;
+  }
+
+  Executable executable() {
+    return executable;
+  }
+
+  KvCache.Type kvType() {
+    return switch (options.kvType()) {
+      case F32 -> KvCache.Type.F32;
+      case F16 -> KvCache.Type.F16;
+      case Q8_0 -> KvCache.Type.Q8_0;
+    };
+  }
+
+  /** Ids below this are tokens; output rows from there on pad the matrix. */
+  int definedTokens() {
+    return Math.min(tokenizer.vocabularySize(), info.vocabularySize());
+  }
+
+  /** A causal forward with a cache of its own; the caller closes it. */
+  GraphForward newForward(int capacity, int maxLogitRows) {
+    int rows = Math.min(executable.plans().getLast().maxRows(), capacity);
+    return new GraphForward(
+        executable, capacity, kvType(), definedTokens(), rows, Math.min(rows, maxLogitRows));
+  }
+
+  @Override
+  public String chatPrompt(
+      List<Message> messages, boolean addGenerationPrompt, Map<String, Object> variables) {
+    throw new FletchException(
+        templateText.isPresent()
+            ? "model " + name + ": chat templates cannot be rendered yet: use a raw prompt"
+            : "model " + name + " has no chat template: use a raw prompt instead");
+  }
+
+  @Override
+  public Session newSession() {
+    synchronized (this) {
+      if (closed) {
+        throw new IllegalStateException("the model is closed");
+      }
+      sessions++;
+    }
+    try {
+      return new AutoregressiveSession(this);
+    } catch (RuntimeException | Error e) {
+      sessionClosed();
+      throw e;
+    }
+  }
+
+  synchronized void sessionClosed() {
+    sessions--;
+  }
+
+  @Override
+  public String backendDescription() {
+    return executable.description();
+  }
+
+  @Override
+  public String plan() {
+    return executable.plans().stream().map(Plan::toString).collect(Collectors.joining("\n"));
+  }
+
+  @Override
+  public void close() {
+    synchronized (this) {
+      if (closed) {
+        return;
+      }
+      if (sessions > 0) {
+        throw new IllegalStateException(
+            "the model has open sessions, close them first: sessions=" + sessions);
+      }
+      closed = true;
+    }
+    try {
+      executable.close();
+    } finally {
+      derived.close();
+      file.close();
+    }
+  }
+}

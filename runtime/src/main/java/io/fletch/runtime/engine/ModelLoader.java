@@ -1,0 +1,189 @@
+package io.fletch.runtime.engine;
+
+import com.fasterxml.jackson.jr.ob.JSON;
+import io.fletch.FletchException;
+import io.fletch.Model;
+import io.fletch.ModelOptions;
+import io.fletch.Tokenizer;
+import io.fletch.graph.Backend;
+import io.fletch.graph.Executable;
+import io.fletch.graph.Graph;
+import io.fletch.graph.GraphException;
+import io.fletch.graph.ReferenceBackend;
+import io.fletch.quant.Metadata;
+import io.fletch.quant.TensorStore;
+import io.fletch.quant.WeightFile;
+import io.fletch.quant.WeightFileException;
+import io.fletch.runtime.arch.HyperParameters;
+import io.fletch.runtime.arch.ModelGraph;
+import io.fletch.runtime.arch.WeightTensors;
+import io.fletch.runtime.tokenizer.Tokenizers;
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.lang.System.Logger;
+import java.lang.System.Logger.Level;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
+import java.util.Objects;
+import java.util.Optional;
+
+/**
+ * Opens models: file, hyper-parameters, tokenizer, graph, executable, in this order, so that what
+ * is cheap to check fails first. Stateless.
+ */
+public final class ModelLoader {
+  private static final Logger LOG = System.getLogger("io.fletch");
+
+  /** Context of sessions unless asked otherwise. */
+  private static final int DEFAULT_CONTEXT = 4096;
+
+  private ModelLoader() {}
+
+  /** Opens an embedded demo model. */
+  public static Model demo(String name, ModelOptions options) {
+    return open(DemoModels.file(name), name, options);
+  }
+
+  /** Opens a file or folder. */
+  public static Model open(Path path, ModelOptions options) {
+    Objects.requireNonNull(options, "options");
+    Path file = path.toAbsolutePath().normalize().getFileName();
+    return open(path, file == null ? path.toString() : file.toString(), options);
+  }
+
+  private static Model open(Path path, String name, ModelOptions options) {
+    ModelLoadEvent event = new ModelLoadEvent();
+    event.begin();
+    try {
+      WeightFile file = WeightFile.open(path);
+      TensorStore derived = TensorStore.create();
+      try {
+        LoadedModel model = load(file, derived, path, name, options);
+        event.end();
+        if (event.shouldCommit()) {
+          event.path = path.toString();
+          event.architecture = model.info().architecture();
+          event.weightBytes = model.info().weightBytes();
+          event.backend = model.backendDescription();
+          event.commit();
+        }
+        LOG.log(Level.INFO, () -> model.name() + ": " + model.backendDescription());
+        return model;
+      } catch (RuntimeException | Error e) {
+        derived.close();
+        file.close();
+        throw e;
+      }
+    } catch (WeightFileException | GraphException e) {
+      throw new FletchException(path + ": " + e.getMessage(), e);
+    } catch (FletchException e) {
+      throw new FletchException(path + ": " + e.getMessage(), e);
+    }
+  }
+
+  private static LoadedModel load(
+      WeightFile file, TensorStore derived, Path path, String name, ModelOptions options) {
+    Metadata metadata = file.metadata();
+    HyperParameters declared = HyperParameters.read(file.format(), metadata);
+    WeightTensors weights =
+        WeightTensors.of(file.format(), file.tensors(), declared.architecture(), derived);
+    HyperParameters hp = weights.fit(declared);
+    Tokenizer tokenizer =
+        switch (file.format()) {
+          case GGUF -> Tokenizers.fromGguf(metadata);
+          case SAFETENSORS ->
+              throw new FletchException("safetensors tokenizers are not supported yet");
+        };
+    if (tokenizer.vocabularySize() > hp.vocabulary()) {
+      throw new FletchException(
+          "the tokenizer has more tokens than the embedding has rows: tokens="
+              + tokenizer.vocabularySize()
+              + " rows="
+              + hp.vocabulary());
+    }
+    int context =
+        Math.min(
+            hp.contextLength(),
+            options.contextLength() == 0 ? DEFAULT_CONTEXT : options.contextLength());
+    Graph graph = ModelGraph.build(hp, weights, context, name);
+    // Rows that see each other must be in one forward: a diffusion canvas is not cut into chunks.
+    int rows = hp.diffusion() ? context : Math.min(context, options.prefillChunk());
+    Executable executable = backend(options).compile(graph, rows);
+    try {
+      Model.Info info =
+          new Model.Info(
+              hp.architecture().id(),
+              hp.diffusion() ? "diffusion" : "autoregressive",
+              context,
+              hp.vocabulary(),
+              hp.blocks().size(),
+              hp.embeddingLength(),
+              weights.elements(),
+              weights.bytes(),
+              executable.plans().getFirst().weightBytes(),
+              weights.mainType().name());
+      return new LoadedModel(
+          name, info, file, derived, hp, executable, tokenizer, template(file, path), options);
+    } catch (RuntimeException | Error e) {
+      executable.close();
+      throw e;
+    }
+  }
+
+  private static Backend backend(ModelOptions options) {
+    return new ReferenceBackend();
+  }
+
+  private static Path folder(Path path) {
+    return Files.isDirectory(path)
+        ? path
+        : Objects.requireNonNullElse(path.toAbsolutePath().getParent(), path);
+  }
+
+  private static Optional<String> template(WeightFile file, Path path) {
+    return switch (file.format()) {
+      case GGUF -> file.metadata().string("tokenizer.chat_template");
+      case SAFETENSORS -> folderTemplate(folder(path));
+    };
+  }
+
+  /** {@code chat_template.jinja}, or the {@code chat_template} of {@code tokenizer_config.json}. */
+  private static Optional<String> folderTemplate(Path folder) {
+    try {
+      Path jinja = folder.resolve("chat_template.jinja");
+      if (Files.isRegularFile(jinja)) {
+        return Optional.of(Files.readString(jinja));
+      }
+      Path config = folder.resolve("tokenizer_config.json");
+      if (!Files.isRegularFile(config)) {
+        return Optional.empty();
+      }
+      Object value = JSON.std.mapFrom(config.toFile()).get("chat_template");
+      return switch (value) {
+        case null -> Optional.empty();
+        case String s -> Optional.of(s);
+        case List<?> named -> Optional.of(defaultTemplate(named));
+        default ->
+            throw new FletchException(
+                "tokenizer_config.json chat_template: expected=text or list actual="
+                    + value.getClass().getSimpleName());
+      };
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
+    }
+  }
+
+  private static String defaultTemplate(List<?> named) {
+    for (Object entry : named) {
+      if (entry instanceof Map<?, ?> map
+          && "default".equals(map.get("name"))
+          && map.get("template") instanceof String text) {
+        return text;
+      }
+    }
+    throw new FletchException(
+        "tokenizer_config.json chat_template: a list without an entry named \"default\"");
+  }
+}
