@@ -8,7 +8,6 @@ module io.fletch.quant {
   requires io.fletch.ffm;
   requires transitive org.apache.arrow.memory.core;
   requires com.fasterxml.jackson.core;
-  requires com.fasterxml.jackson.jr.ob;
 
   exports io.fletch.quant to
       io.fletch.graph,

@@ -100,7 +100,7 @@ final class MappedWeights implements WeightFile {
         long[] shape,
         long start,
         long bytes) {
-      if (tensors.containsKey(name) || unsupported.containsKey(name)) {
+      if (contains(name)) {
         throw new WeightFileException(
             shard.path() + ": tensor " + name + ": expected=in one shard only actual=in two");
       }
@@ -115,6 +115,11 @@ final class MappedWeights implements WeightFile {
         tensors.put(
             name, new Tensor(name, type, shape, buffer, shard.segment().asSlice(start, bytes)));
       }
+    }
+
+    /** Whether there is a tensor of that name, of any type. */
+    boolean contains(String name) {
+      return tensors.containsKey(name) || unsupported.containsKey(name);
     }
 
     /** Number of tensors of any type. */

@@ -1,5 +1,6 @@
 package io.fletch.quant;
 
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -51,6 +52,21 @@ class SharedModelsTest {
           assertEquals(expected[i], q[i], max / 127, t.name());
         }
       }
+    }
+  }
+
+  @Test
+  void safetensorsFolderEqualsItsGguf() {
+    try (WeightFile folder = WeightFile.open(model("ar-small"));
+        WeightFile gguf = WeightFile.open(model("ar-small-F16.gguf"))) {
+      assertEquals(WeightFile.Format.SAFETENSORS, folder.format());
+      assertEquals("qwen3", folder.metadata().string("model_type").orElseThrow());
+      assertEquals(10000.0, folder.metadata().number("rope_theta").orElseThrow());
+      assertEquals("pt", folder.metadata().string("__metadata__.format").orElseThrow());
+      Tensor a = folder.tensor("model.layers.3.mlp.down_proj.weight").orElseThrow();
+      Tensor b = gguf.tensor("blk.3.ffn_down.weight").orElseThrow();
+      assertArrayEquals(a.shape(), b.shape());
+      assertArrayEquals(Dequantizer.toFloats(a), Dequantizer.toFloats(b));
     }
   }
 
