@@ -21,12 +21,12 @@ import java.lang.foreign.MemorySegment;
  */
 final class WeightBlocks {
   /** Values of the 4-bit non-linear types (specs weights 2.2, table T). */
-  private static final byte[] IQ4 = {
+  static final byte[] IQ4 = {
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
   };
 
   /** E2M1 values doubled (specs weights 2.2, table V). */
-  private static final byte[] E2M1 = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+  static final byte[] E2M1 = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
   byte[] codes = new byte[256];
   float[] d = new float[8];
@@ -85,46 +85,73 @@ final class WeightBlocks {
     return v;
   }
 
-  private void unpackBlock(TensorType type, MemorySegment w, long o, int at) {
+  /** Unpacks one block. */
+  private void unpackBlock(TensorType type, MemorySegment w, long offset, int at) {
+    unpackScales(type, w, offset, at);
+    unpackCodes(type, w, offset, at);
+  }
+
+  /** Unpacks everything but the codes of one block. */
+  void unpackScales(TensorType type, MemorySegment w, long o, int at) {
     switch (type) {
-      case Q4_0 -> {
-        d[at >> 5] = Segments.f16(w, o);
-        nibbles(w, o + 2, at, 8);
-      }
-      case Q4_1 -> {
+      case Q4_0, Q5_0, Q8_0, IQ4_NL -> d[at >> 5] = Segments.f16(w, o);
+      case Q4_1, Q5_1 -> {
         d[at >> 5] = Segments.f16(w, o);
         min[at >> 5] = Segments.f16(w, o + 2);
-        nibbles(w, o + 4, at, 0);
       }
-      case Q5_0 -> {
-        d[at >> 5] = Segments.f16(w, o);
-        fiveBits(w, o + 2, at, 16);
+      case MXFP4 -> d[at >> 5] = halvedE8m0(Segments.u8(w, o));
+      case Q2_K -> {
+        d[at >> 8] = Segments.f16(w, o + 80);
+        min[at >> 8] = -Segments.f16(w, o + 82);
+        fourBitScales(w, o, at >> 4);
       }
-      case Q5_1 -> {
-        d[at >> 5] = Segments.f16(w, o);
-        min[at >> 5] = Segments.f16(w, o + 2);
-        fiveBits(w, o + 4, at, 0);
+      case Q3_K -> {
+        d[at >> 8] = Segments.f16(w, o + 108);
+        signedSixBitScales(w, o + 96, at >> 4);
       }
+      case Q4_K, Q5_K -> {
+        d[at >> 8] = Segments.f16(w, o);
+        min[at >> 8] = -Segments.f16(w, o + 2);
+        sixBitScales(w, o + 4, at >> 4);
+      }
+      case Q6_K -> {
+        d[at >> 8] = Segments.f16(w, o + 208);
+        for (int j = 0; j < 16; j++) {
+          subScale[(at >> 4) + j] = Segments.i8(w, o + 192 + j);
+        }
+      }
+      case IQ4_XS -> {
+        d[at >> 8] = Segments.f16(w, o);
+        iq4xsScales(w, o + 2, at >> 4);
+      }
+      default -> throw new IllegalArgumentException("not a block type: actual=" + type);
+    }
+  }
+
+  /** Unpacks the codes of one block. */
+  void unpackCodes(TensorType type, MemorySegment w, long o, int at) {
+    switch (type) {
+      case Q4_0 -> nibbles(w, o + 2, at, 8);
+      case Q4_1 -> nibbles(w, o + 4, at, 0);
+      case Q5_0 -> fiveBits(w, o + 2, at, 16);
+      case Q5_1 -> fiveBits(w, o + 4, at, 0);
       case Q8_0 -> {
-        d[at >> 5] = Segments.f16(w, o);
         for (int j = 0; j < 32; j++) {
           codes[at + j] = w.get(Segments.BYTE, o + 2 + j);
         }
       }
-      case IQ4_NL -> {
-        d[at >> 5] = Segments.f16(w, o);
-        table(IQ4, w, o + 2, at);
+      case IQ4_NL -> table(IQ4, w, o + 2, at);
+      case MXFP4 -> table(E2M1, w, o + 1, at);
+      case Q2_K -> twoBits(w, o + 16, at);
+      case Q3_K -> threeBits(w, o, at);
+      case Q4_K -> pairsOfNibbles(w, o + 16, at);
+      case Q5_K -> fiveBitsOfSuperBlock(w, o + 16, at);
+      case Q6_K -> sixBits(w, o, at);
+      case IQ4_XS -> {
+        for (int g = 0; g < 8; g++) {
+          table(IQ4, w, o + 8 + 16 * g, at + 32 * g);
+        }
       }
-      case MXFP4 -> {
-        d[at >> 5] = halvedE8m0(Segments.u8(w, o));
-        table(E2M1, w, o + 1, at);
-      }
-      case Q2_K -> q2k(w, o, at);
-      case Q3_K -> q3k(w, o, at);
-      case Q4_K -> q4k(w, o, at);
-      case Q5_K -> q5k(w, o, at);
-      case Q6_K -> q6k(w, o, at);
-      case IQ4_XS -> iq4xs(w, o, at);
       default -> throw new IllegalArgumentException("not a block type: actual=" + type);
     }
   }
@@ -159,15 +186,51 @@ final class WeightBlocks {
     }
   }
 
-  private void q2k(MemorySegment w, long o, int at) {
+  private void fourBitScales(MemorySegment w, long o, int to) {
     for (int j = 0; j < 16; j++) {
       int s = Segments.u8(w, o + j);
-      subScale[(at >> 4) + j] = s & 15;
-      subMin[(at >> 4) + j] = s >> 4;
+      subScale[to + j] = s & 15;
+      subMin[to + j] = s >> 4;
     }
-    twoBits(w, o + 16, at);
-    d[at >> 8] = Segments.f16(w, o + 80);
-    min[at >> 8] = -Segments.f16(w, o + 82);
+  }
+
+  private void signedSixBitScales(MemorySegment w, long o, int to) {
+    for (int j = 0; j < 16; j++) {
+      int low = Segments.u8(w, o + (j & 7)) >> (j < 8 ? 0 : 4) & 15;
+      int high = Segments.u8(w, o + 8 + (j & 3)) >> 2 * (j >> 2) & 3;
+      subScale[to + j] = (low | high << 4) - 32;
+    }
+  }
+
+  /** The eight 6-bit scales and minimums of Q4_K and Q5_K, each for two groups of 16. */
+  private void sixBitScales(MemorySegment w, long o, int to) {
+    for (int j = 0; j < 8; j++) {
+      int scale;
+      int minimum;
+      if (j < 4) {
+        scale = Segments.u8(w, o + j) & 63;
+        minimum = Segments.u8(w, o + j + 4) & 63;
+      } else {
+        int b = Segments.u8(w, o + j + 4);
+        scale = b & 15 | Segments.u8(w, o + j - 4) >> 6 << 4;
+        minimum = b >> 4 | Segments.u8(w, o + j) >> 6 << 4;
+      }
+      int s = to + 2 * j;
+      subScale[s] = scale;
+      subScale[s + 1] = scale;
+      subMin[s] = minimum;
+      subMin[s + 1] = minimum;
+    }
+  }
+
+  private void iq4xsScales(MemorySegment w, long o, int to) {
+    int scalesHigh = w.get(Segments.SHORT, o) & 0xffff;
+    for (int j = 0; j < 8; j++) {
+      int low = Segments.u8(w, o + 2 + (j >> 1)) >> 4 * (j & 1) & 15;
+      int scale = (low | (scalesHigh >> 2 * j & 3) << 4) - 32;
+      subScale[to + 2 * j] = scale;
+      subScale[to + 2 * j + 1] = scale;
+    }
   }
 
   private void twoBits(MemorySegment w, long o, int at) {
@@ -183,7 +246,7 @@ final class WeightBlocks {
     }
   }
 
-  private void q3k(MemorySegment w, long o, int at) {
+  private void threeBits(MemorySegment w, long o, int at) {
     twoBits(w, o + 32, at);
     for (int l = 0; l < 32; l++) {
       int mask = w.get(Segments.BYTE, o + l);
@@ -191,42 +254,12 @@ final class WeightBlocks {
         codes[at + 32 * r + l] -= (byte) (4 - (mask >> r & 1) * 4);
       }
     }
-    for (int j = 0; j < 16; j++) {
-      int low = Segments.u8(w, o + 96 + (j & 7)) >> (j < 8 ? 0 : 4) & 15;
-      int high = Segments.u8(w, o + 104 + (j & 3)) >> 2 * (j >> 2) & 3;
-      subScale[(at >> 4) + j] = (low | high << 4) - 32;
-    }
-    d[at >> 8] = Segments.f16(w, o + 108);
   }
 
-  /** The eight 6-bit scales and minimums of Q4_K and Q5_K, each for two groups of 16. */
-  private void sixBitScales(MemorySegment w, long o, int at) {
-    for (int j = 0; j < 8; j++) {
-      int scale;
-      int minimum;
-      if (j < 4) {
-        scale = Segments.u8(w, o + j) & 63;
-        minimum = Segments.u8(w, o + j + 4) & 63;
-      } else {
-        int b = Segments.u8(w, o + j + 4);
-        scale = b & 15 | Segments.u8(w, o + j - 4) >> 6 << 4;
-        minimum = b >> 4 | Segments.u8(w, o + j) >> 6 << 4;
-      }
-      int s = (at >> 4) + 2 * j;
-      subScale[s] = scale;
-      subScale[s + 1] = scale;
-      subMin[s] = minimum;
-      subMin[s + 1] = minimum;
-    }
-  }
-
-  private void q4k(MemorySegment w, long o, int at) {
-    d[at >> 8] = Segments.f16(w, o);
-    min[at >> 8] = -Segments.f16(w, o + 2);
-    sixBitScales(w, o + 4, at);
+  private void pairsOfNibbles(MemorySegment w, long o, int at) {
     for (int g = 0; g < 4; g++) {
       for (int l = 0; l < 32; l++) {
-        int b = w.get(Segments.BYTE, o + 16 + 32 * g + l);
+        int b = w.get(Segments.BYTE, o + 32 * g + l);
         int i = at + 64 * g + l;
         codes[i] = (byte) (b & 15);
         codes[i + 32] = (byte) (b >> 4 & 15);
@@ -234,14 +267,11 @@ final class WeightBlocks {
     }
   }
 
-  private void q5k(MemorySegment w, long o, int at) {
-    d[at >> 8] = Segments.f16(w, o);
-    min[at >> 8] = -Segments.f16(w, o + 2);
-    sixBitScales(w, o + 4, at);
+  private void fiveBitsOfSuperBlock(MemorySegment w, long o, int at) {
     for (int g = 0; g < 4; g++) {
       for (int l = 0; l < 32; l++) {
-        int b = w.get(Segments.BYTE, o + 48 + 32 * g + l);
-        int high = w.get(Segments.BYTE, o + 16 + l) >> 2 * g;
+        int b = w.get(Segments.BYTE, o + 32 + 32 * g + l);
+        int high = w.get(Segments.BYTE, o + l) >> 2 * g;
         int i = at + 64 * g + l;
         codes[i] = (byte) (b & 15 | (high & 1) << 4);
         codes[i + 32] = (byte) (b >> 4 & 15 | (high >> 1 & 1) << 4);
@@ -249,7 +279,7 @@ final class WeightBlocks {
     }
   }
 
-  private void q6k(MemorySegment w, long o, int at) {
+  private void sixBits(MemorySegment w, long o, int at) {
     for (int half = 0; half < 2; half++) {
       for (int l = 0; l < 32; l++) {
         int low = w.get(Segments.BYTE, o + 64 * half + l);
@@ -261,22 +291,6 @@ final class WeightBlocks {
         codes[i + 64] = (byte) ((low >> 4 & 15 | (high >> 4 & 3) << 4) - 32);
         codes[i + 96] = (byte) ((low32 >> 4 & 15 | (high >> 6 & 3) << 4) - 32);
       }
-    }
-    for (int j = 0; j < 16; j++) {
-      subScale[(at >> 4) + j] = Segments.i8(w, o + 192 + j);
-    }
-    d[at >> 8] = Segments.f16(w, o + 208);
-  }
-
-  private void iq4xs(MemorySegment w, long o, int at) {
-    d[at >> 8] = Segments.f16(w, o);
-    int scalesHigh = w.get(Segments.SHORT, o + 2) & 0xffff;
-    for (int ib = 0; ib < 8; ib++) {
-      int low = Segments.u8(w, o + 4 + (ib >> 1)) >> 4 * (ib & 1) & 15;
-      int scale = (low | (scalesHigh >> 2 * ib & 3) << 4) - 32;
-      subScale[(at >> 4) + 2 * ib] = scale;
-      subScale[(at >> 4) + 2 * ib + 1] = scale;
-      table(IQ4, w, o + 8 + 16 * ib, at + 32 * ib);
     }
   }
 }

@@ -1,0 +1,8 @@
+package io.fletch.graph.cpu;
+
+final class VectorKernelsPropertyTest extends KernelsContract {
+  @Override
+  Kernels kernels() {
+    return VectorProvider.kernels().orElseThrow();
+  }
+}
