@@ -28,6 +28,15 @@ public interface Model extends AutoCloseable {
     return Models.demo(name, options);
   }
 
+  /**
+   * The file of an embedded demo model, extracted into the cache folder if it is not there yet.
+   *
+   * @throws FletchException if there is no model of that name, or the jar that holds it is missing
+   */
+  static Path demoFile(String name) {
+    return Models.demoFile(name);
+  }
+
   /** Name for people. */
   String name();
 

@@ -14,4 +14,12 @@ final class Models {
   static Model demo(String name, ModelOptions options) {
     return ModelLoader.demo(name, options);
   }
+
+  static Path demoFile(String name) {
+    return ModelLoader.demoFile(name);
+  }
+
+  static Tokenizer tokenizer(Path path) {
+    return ModelLoader.tokenizer(path);
+  }
 }

@@ -1,10 +1,22 @@
 package io.fletch;
 
+import java.nio.file.Path;
 import java.util.List;
 import java.util.OptionalInt;
 
 /** Text to token ids and back. Immutable and thread-safe. */
 public interface Tokenizer {
+  /**
+   * Opens the tokenizer of a model file or folder without opening the model; a GGUF file without
+   * tensors will do.
+   *
+   * @throws FletchException if there is none, or of a kind that is not supported
+   * @throws java.io.UncheckedIOException if reading fails
+   */
+  static Tokenizer open(Path path) {
+    return Models.tokenizer(path);
+  }
+
   /** Number of token ids. */
   int vocabularySize();
 

@@ -46,6 +46,20 @@ public final class ModelLoader {
     return open(DemoModels.file(name), name, options);
   }
 
+  /** The file of a demo model, extracted if it is not there yet. */
+  public static Path demoFile(String name) {
+    return DemoModels.file(name);
+  }
+
+  /** Opens the tokenizer of a file or folder alone; a file without tensors will do. */
+  public static Tokenizer tokenizer(Path path) {
+    try (WeightFile file = WeightFile.open(path)) {
+      return tokenizer(file, path);
+    } catch (WeightFileException | FletchException e) {
+      throw new FletchException(path + ": " + e.getMessage(), e);
+    }
+  }
+
   /** Opens a file or folder. */
   public static Model open(Path path, ModelOptions options) {
     Objects.requireNonNull(options, "options");
@@ -90,12 +104,7 @@ public final class ModelLoader {
     WeightTensors weights =
         WeightTensors.of(file.format(), file.tensors(), declared.architecture(), derived);
     HyperParameters hp = weights.fit(declared);
-    Tokenizer tokenizer =
-        switch (file.format()) {
-          case GGUF -> Tokenizers.fromGguf(metadata);
-          case SAFETENSORS ->
-              throw new FletchException("safetensors tokenizers are not supported yet");
-        };
+    Tokenizer tokenizer = tokenizer(file, path);
     if (tokenizer.vocabularySize() > hp.vocabulary()) {
       throw new FletchException(
           "the tokenizer has more tokens than the embedding has rows: tokens="
@@ -130,6 +139,13 @@ public final class ModelLoader {
       executable.close();
       throw e;
     }
+  }
+
+  private static Tokenizer tokenizer(WeightFile file, Path path) {
+    return switch (file.format()) {
+      case GGUF -> Tokenizers.fromGguf(file.metadata());
+      case SAFETENSORS -> throw new FletchException("safetensors tokenizers are not supported yet");
+    };
   }
 
   private static Backend backend(ModelOptions options) {
