@@ -12,5 +12,6 @@ module io.fletch.ffm {
       io.fletch.runtime,
       io.fletch.tools;
   exports io.fletch.ffm.x86 to
-      io.fletch.graph;
+      io.fletch.graph,
+      io.fletch.tools;
 }

@@ -6,6 +6,10 @@ module io.fletch.tools {
   requires io.fletch.ffm;
   requires com.fasterxml.jackson.core;
   requires com.fasterxml.jackson.jr.ob;
+  requires org.apache.commons.cli;
   requires org.jline.reader;
   requires org.jline.terminal;
+
+  provides System.LoggerFinder with
+      io.fletch.tools.StderrLoggerFinder;
 }

@@ -4,9 +4,8 @@ package io.fletch.tools;
 public final class Main {
   private Main() {}
 
-  /** Runs a command. */
+  /** Runs a command and ends the process with its status. */
   public static void main(String[] args) {
-    System.err.println("fletch: no commands yet");
-    System.exit(2);
+    System.exit(Cli.run(Io.system(), args));
   }
 }

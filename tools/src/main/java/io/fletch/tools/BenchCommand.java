@@ -1,0 +1,244 @@
+package io.fletch.tools;
+
+import io.fletch.Generation;
+import io.fletch.GenerationOptions;
+import io.fletch.Model;
+import io.fletch.ModelOptions;
+import io.fletch.Session;
+import io.fletch.ffm.Affinity;
+import java.io.IOException;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.random.RandomGenerator;
+import java.util.random.RandomGeneratorFactory;
+
+/**
+ * {@code fletch bench}: prefill and decode speed in the manner of llama-bench, with the memory
+ * traffic that explains the latter.
+ */
+final class BenchCommand implements Command {
+  /** Least time of warm-up: emitted kernels need none, but the code around them is compiled. */
+  private static final long WARM_UP_NANOS = 1_000_000_000L;
+
+  /** Rates of the repetitions, sorted. */
+  private record Samples(double[] sorted) {
+    static Samples of(List<Double> values) {
+      return new Samples(values.stream().mapToDouble(Double::doubleValue).sorted().toArray());
+    }
+
+    double median() {
+      int n = sorted.length;
+      return n % 2 == 1 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
+    }
+
+    double min() {
+      return sorted[0];
+    }
+
+    double max() {
+      return sorted[sorted.length - 1];
+    }
+
+    void put(Map<String, Object> report, String name) {
+      report.put(name + "_tps", Json.rounded(median()));
+      report.put(name + "_tps_min", Json.rounded(min()));
+      report.put(name + "_tps_max", Json.rounded(max()));
+      report.put(name + "_tps_samples", Arrays.stream(sorted).mapToObj(Json::rounded).toList());
+    }
+
+    String line() {
+      return Texts.format("%10.1f tok/s  (%.1f to %.1f)", median(), min(), max());
+    }
+  }
+
+  @Override
+  public String usage() {
+    return "[options]";
+  }
+
+  @Override
+  public String description() {
+    return """
+    Measures prefill (a prompt of random ids, from an empty cache) and decode (greedy,
+    after that prompt, its first token not counted): medians and ranges over the
+    repetitions, after a warm-up of at least one run and one second. The share compares
+    the weights that decoding reads with the read bandwidth of as many threads, measured
+    in the same process over a buffer larger than the caches.\
+    """;
+  }
+
+  @Override
+  public List<Section> sections() {
+    return List.of(
+        new Section(
+            "Measurement",
+            List.of(
+                Command.value("p", "prompt-tokens", "N", "tokens of the prompt (default: 128)"),
+                Command.value("n", "gen-tokens", "N", "tokens decoded after it (default: 64)"),
+                Command.value("r", "repetitions", "N", "measured runs (default: 5)"),
+                Command.flag("json", "print one JSON object"))),
+        ModelFlags.section());
+  }
+
+  @Override
+  public List<String> examples() {
+    return List.of("fletch bench --model F -p 128 -n 64 -t 1 --json", "fletch bench -r 9");
+  }
+
+  @Override
+  public int run(Arguments arguments, Io io) throws IOException {
+    arguments.checkNoRest();
+    int promptTokens = arguments.integer("prompt-tokens", 128, 0, 1 << 24);
+    int genTokens = arguments.integer("gen-tokens", 64, 0, 1 << 24);
+    int repetitions = arguments.integer("repetitions", 5, 1, 10_000);
+    if (promptTokens == 0 && genTokens == 0) {
+      throw new UsageException("nothing to measure: -p and -n are both 0");
+    }
+    // Decoding needs something to start from, and its first token comes out of the prompt.
+    int prompt = Math.max(1, promptTokens);
+    ModelOptions options = ModelFlags.options(arguments);
+    if (options.contextLength() == 0) {
+      options = options.withContextLength(prompt + genTokens + 1);
+    }
+    long loadStart = System.nanoTime();
+    try (Model model = ModelFlags.open(arguments, io, options)) {
+      long loadNanos = System.nanoTime() - loadStart;
+      if (!model.info().decoding().equals("autoregressive")) {
+        throw new CommandException(
+            "bench measures autoregressive models: "
+                + model.name()
+                + " is "
+                + model.info().decoding());
+      }
+      int[] ids = randomIds(model, prompt);
+      GenerationOptions generation =
+          GenerationOptions.greedy().withMaxTokens(genTokens + 1).withIgnoreEnd(true);
+      List<Double> prefill = new ArrayList<>();
+      List<Double> decode = new ArrayList<>();
+      try (Session session = model.newSession();
+          Progress _ = Progress.show(io, "measuring")) {
+        long start = System.nanoTime();
+        do {
+          once(session, ids, generation);
+        } while (System.nanoTime() - start < WARM_UP_NANOS);
+        for (int i = 0; i < repetitions; i++) {
+          Generation.Result result = once(session, ids, generation);
+          prefill.add(Speed.prefill(result));
+          decode.add(Speed.decode(result));
+        }
+      }
+      int threads = options.threads() > 0 ? options.threads() : Affinity.physicalCores();
+      ReadBandwidth bandwidth;
+      try (Progress _ = Progress.show(io, "measuring the read bandwidth")) {
+        bandwidth = ReadBandwidth.measure(threads);
+      }
+      report(
+          arguments.has("json"),
+          io,
+          model,
+          arguments,
+          threads,
+          loadNanos,
+          promptTokens == 0 ? null : Samples.of(prefill),
+          promptTokens,
+          genTokens == 0 ? null : Samples.of(decode),
+          genTokens,
+          bandwidth);
+      return Cli.OK;
+    }
+  }
+
+  private static Generation.Result once(Session session, int[] ids, GenerationOptions options) {
+    session.truncate(0);
+    try (Generation generation = session.generate(ids, options)) {
+      return generation.result();
+    }
+  }
+
+  /** Ordinary tokens: special ones could be treated specially. */
+  private static int[] randomIds(Model model, int count) {
+    RandomGenerator random = RandomGeneratorFactory.of("L64X128MixRandom").create(1);
+    int[] ids = new int[count];
+    for (int i = 0; i < count; i++) {
+      do {
+        ids[i] = random.nextInt(model.info().vocabularySize());
+      } while (ids[i] < model.tokenizer().vocabularySize() && model.tokenizer().isSpecial(ids[i]));
+    }
+    return ids;
+  }
+
+  private static void report(
+      boolean json,
+      Io io,
+      Model model,
+      Arguments arguments,
+      int threads,
+      long loadNanos,
+      Samples prefill,
+      int promptTokens,
+      Samples decode,
+      int genTokens,
+      ReadBandwidth bandwidth) {
+    Model.Info info = model.info();
+    double gbps = decode == null ? Double.NaN : decode.median() * info.bytesPerToken() / 1e9;
+    double share = gbps / bandwidth.gigabytesPerSecond();
+    if (json) {
+      Map<String, Object> report = new LinkedHashMap<>();
+      report.put("model", ModelFlags.name(arguments));
+      report.put("architecture", info.architecture());
+      report.put("type", info.mainType());
+      report.put("parameters", info.parameters());
+      report.put("model_bytes", info.weightBytes());
+      report.put("model_bytes_per_token", info.bytesPerToken());
+      report.put("backend", model.backendDescription());
+      report.put("threads", threads);
+      report.put("load_seconds", Json.rounded(loadNanos / 1e9));
+      if (prefill != null) {
+        report.put("prompt_tokens", promptTokens);
+        prefill.put(report, "prefill");
+      }
+      if (decode != null) {
+        report.put("gen_tokens", genTokens);
+        decode.put(report, "decode");
+        report.put("decode_gbps", Json.rounded(gbps));
+      }
+      report.put("read_bandwidth_gbps", Json.rounded(bandwidth.gigabytesPerSecond()));
+      if (decode != null) {
+        report.put("bandwidth_share", Json.rounded(share));
+      }
+      io.println(Json.line(report));
+      return;
+    }
+    io.printf(
+        "%s: %s, %s parameters, %s %s, %s read per token",
+        ModelFlags.name(arguments),
+        info.architecture(),
+        Texts.count(info.parameters()),
+        Texts.bytes(info.weightBytes()),
+        info.mainType(),
+        Texts.bytes(info.bytesPerToken()));
+    io.println(model.backendDescription());
+    if (prefill != null) {
+      io.printf("prefill %6d %s", promptTokens, prefill.line());
+    }
+    if (decode != null) {
+      io.printf("decode  %6d %s", genTokens, decode.line());
+      io.printf(
+          "weights %6.2f GB/s, %.0f %% of the %.1f GB/s that %d thread%s read%s here",
+          gbps,
+          100 * share,
+          bandwidth.gigabytesPerSecond(),
+          threads,
+          threads == 1 ? "" : "s",
+          threads == 1 ? "s" : "");
+      if (info.bytesPerToken() < bandwidth.cacheBytes()) {
+        io.printf(
+            "        (these weights fit into the %s of cache, so memory is not the limit)",
+            Texts.bytes(bandwidth.cacheBytes()));
+      }
+    }
+  }
+}

@@ -1,0 +1,106 @@
+package io.fletch.tools;
+
+import io.fletch.Model;
+import io.fletch.ModelOptions;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Set;
+
+/** The options that say which model is opened, and how. */
+final class ModelFlags {
+  private static final Set<String> DEMOS = Set.of("demo", "demo-small", "demo-diffusion");
+  private static final String DEFAULT = "demo";
+
+  private ModelFlags() {}
+
+  /** {@code --model} alone, for commands that read a file and run nothing. */
+  static Command.Section fileSection() {
+    return new Command.Section("Model", List.of(modelOption()));
+  }
+
+  /** All of them. */
+  static Command.Section section() {
+    return new Command.Section(
+        "Model",
+        List.of(
+            modelOption(),
+            Command.value(
+                "t",
+                "threads",
+                "N",
+                "worker threads (default: one per physical core; 0 means the default)"),
+            Command.value("backend", "NAME", "cpu (default) or reference (plain Java, slow)"),
+            Command.value(
+                "kernels",
+                "NAME",
+                "auto (default: the fastest that works here), scalar, vector (Vector API) or native"
+                    + " (emitted machine code)"),
+            Command.value(
+                "weights",
+                "NAME",
+                "auto (default), mapped (as in the file, instant start) or packed (repacked for"
+                    + " speed)"),
+            Command.value("kv", "TYPE", "element type of the KV cache: f16 (default), f32, q8_0"),
+            Command.value(
+                "ctx", "N", "context length in tokens (default: the model's own, at most 4096)")));
+  }
+
+  private static org.apache.commons.cli.Option modelOption() {
+    return Command.value(
+        "m",
+        "model",
+        "F",
+        "a GGUF file, a safetensors file or folder, or demo (default), demo-small, demo-diffusion");
+  }
+
+  /** What {@code --model} names. */
+  static String name(Arguments arguments) {
+    return arguments.string("model").orElse(DEFAULT);
+  }
+
+  /** Whether a name is that of an embedded model. A file of that name is {@code ./demo}. */
+  static boolean isDemo(String name) {
+    return DEMOS.contains(name);
+  }
+
+  /** The file or folder of the model of the command line. */
+  static Path path(Arguments arguments) {
+    String name = name(arguments);
+    return isDemo(name) ? Model.demoFile(name) : Path.of(name);
+  }
+
+  /** The options of the model section. */
+  static ModelOptions options(Arguments arguments) {
+    ModelOptions defaults = ModelOptions.defaults();
+    return defaults
+        .withThreads(arguments.integer("threads", defaults.threads(), 0, 1024))
+        .withBackend(arguments.choice("backend", defaults.backend()))
+        .withKernels(arguments.choice("kernels", defaults.kernels()))
+        .withWeights(arguments.choice("weights", defaults.weights()))
+        .withKvType(arguments.choice("kv", defaults.kvType()))
+        .withContextLength(
+            arguments.integer("ctx", defaults.contextLength(), 0, Integer.MAX_VALUE));
+  }
+
+  /** Opens the model of the command line. */
+  static Model open(Arguments arguments, Io io) {
+    return open(arguments, io, options(arguments));
+  }
+
+  /** Opens the model of the command line with options that the command has changed. */
+  static Model open(Arguments arguments, Io io, ModelOptions options) {
+    String name = name(arguments);
+    long start = System.nanoTime();
+    Model model;
+    try (Progress _ = Progress.show(io, "loading " + name)) {
+      VectorModule.load(options);
+      model = isDemo(name) ? Model.demo(name, options) : Model.open(Path.of(name), options);
+    }
+    if (arguments.has("verbose")) {
+      io.note(
+          Texts.format(
+              "fletch: %s loaded in %.0f ms", model.name(), (System.nanoTime() - start) / 1e6));
+    }
+    return model;
+  }
+}

@@ -1,0 +1,71 @@
+package io.fletch.tools;
+
+import java.util.function.Supplier;
+
+/**
+ * A line on standard error that says what takes so long, with the seconds gone by. Shown only on a
+ * terminal and only after a moment, and wiped when it is done, so that fast work stays silent.
+ */
+final class Progress implements AutoCloseable {
+  private static final long FIRST_MILLIS = 400;
+  private static final long STEP_MILLIS = 250;
+
+  private final Thread thread;
+
+  private Progress(Thread thread) {
+    this.thread = thread;
+  }
+
+  /** Shows a text that stays the same. */
+  static Progress show(Io io, String text) {
+    return show(io, () -> text);
+  }
+
+  /** Shows a text that is asked for again and again, by another thread. */
+  static Progress show(Io io, Supplier<String> text) {
+    if (!io.isTerminal(Io.Stream.ERR)) {
+      return new Progress(null);
+    }
+    Thread thread = new Thread(() -> run(io, text), "fletch-progress");
+    thread.setDaemon(true);
+    thread.start();
+    return new Progress(thread);
+  }
+
+  private static void run(Io io, Supplier<String> text) {
+    long start = System.nanoTime();
+    boolean shown = false;
+    try {
+      Thread.sleep(FIRST_MILLIS);
+      while (true) {
+        long seconds = (System.nanoTime() - start) / 1_000_000_000L;
+        io.status("\r\033[K" + text.get() + " ... " + seconds + " s");
+        shown = true;
+        Thread.sleep(STEP_MILLIS);
+      }
+    } catch (InterruptedException _) {
+      if (shown) {
+        io.status("\r\033[K");
+      }
+    }
+  }
+
+  @Override
+  public void close() {
+    if (thread == null) {
+      return;
+    }
+    thread.interrupt();
+    boolean interrupted = false;
+    while (thread.isAlive()) {
+      try {
+        thread.join();
+      } catch (InterruptedException _) {
+        interrupted = true;
+      }
+    }
+    if (interrupted) {
+      Thread.currentThread().interrupt();
+    }
+  }
+}

@@ -1,0 +1,46 @@
+package io.fletch.tools;
+
+import io.fletch.ModelOptions;
+import java.lang.reflect.InvocationTargetException;
+
+/**
+ * Loads the incubator module {@code jdk.incubator.vector} into the running JVM when, and only when,
+ * its kernels are wanted. With {@code --add-modules} every start would pay for it (about 0.1 s, the
+ * archived module graph is lost) and print a warning, though the emitted machine code needs none of
+ * it.
+ *
+ * <p>The way in is an internal method of the JDK, opened by {@code Add-Exports} in the manifest of
+ * the program's jar; so it works for {@code java -jar} only. Where it fails nothing is lost: the
+ * kernels say that the module is missing and name the flag.
+ */
+final class VectorModule {
+  private static final String NAME = "jdk.incubator.vector";
+
+  private VectorModule() {}
+
+  /** Loads the module if these options can make use of it. */
+  static void load(ModelOptions options) {
+    boolean wanted =
+        switch (options.kernels()) {
+          case VECTOR -> true;
+          case AUTO -> options.backend() == ModelOptions.Backend.CPU && !emitsMachineCode();
+          case SCALAR, NATIVE -> false;
+        };
+    if (wanted && ModuleLayer.boot().findModule(NAME).isEmpty()) {
+      try {
+        Class.forName("jdk.internal.module.Modules")
+            .getMethod("loadModule", String.class)
+            .invoke(null, NAME);
+      } catch (ClassNotFoundException
+          | NoSuchMethodException
+          | IllegalAccessException
+          | InvocationTargetException _) {
+        // Started without the manifest, or another JDK: the kernels report it.
+      }
+    }
+  }
+
+  private static boolean emitsMachineCode() {
+    return System.getProperty("os.arch").equals("amd64");
+  }
+}
