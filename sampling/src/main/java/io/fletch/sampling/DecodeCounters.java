@@ -1,0 +1,36 @@
+package io.fletch.sampling;
+
+/**
+ * What a run cost.
+ *
+ * @param forwards passes over the diffusion model's weights (NFE)
+ * @param rows rows run
+ * @param headRows rows whose logits were computed
+ * @param bytesRead bytes of weights and cache read, -1 if the model does not say
+ * @param steps steps that committed something
+ * @param committed tokens committed to masks by steps (not by an exit)
+ * @param filled tokens filled in by an exit
+ * @param drafted canvases evaluated ahead of their step, or tokens proposed to a guide
+ * @param accepted those of them that were used
+ * @param exitStep step before which a run exited early, -1 if it did not
+ * @param guideForwards passes over the guide's weights
+ * @param guideRows rows run by the guide
+ */
+public record DecodeCounters(
+    long forwards,
+    long rows,
+    long headRows,
+    long bytesRead,
+    long steps,
+    long committed,
+    long filled,
+    long drafted,
+    long accepted,
+    int exitStep,
+    long guideForwards,
+    long guideRows) {
+  /** Tokens of the answer per forward (TPF), the measure that does not depend on hardware. */
+  public double tokensPerForward() {
+    return forwards == 0 ? 0 : (double) (committed + filled) / forwards;
+  }
+}
