@@ -9,6 +9,7 @@ module io.fletch.tools {
   requires org.apache.commons.cli;
   requires org.jline.reader;
   requires org.jline.terminal;
+  requires java.management;
 
   provides System.LoggerFinder with
       io.fletch.tools.StderrLoggerFinder;

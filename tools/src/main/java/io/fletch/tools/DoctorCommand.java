@@ -10,6 +10,7 @@ import io.fletch.ffm.CpuFeatures;
 import io.fletch.ffm.ExecutableMemory;
 import io.fletch.ffm.NativeAccess;
 import java.io.IOException;
+import java.lang.management.ManagementFactory;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -92,30 +93,17 @@ final class DoctorCommand implements Command {
     findings.put(
         "jvm", System.getProperty("java.vm.name") + " " + System.getProperty("java.vm.version"));
     findings.put("java_home", System.getProperty("java.home"));
-    findings.put("jvm_flags", String.join(" ", flags()));
+    List<String> flags = ManagementFactory.getRuntimeMXBean().getInputArguments();
+    findings.put("jvm_flags", String.join(" ", flags));
     findings.put("native_access", NativeAccess.granted());
     if (!NativeAccess.granted()) {
       advice.add(NativeAccess.missing());
     }
-    findings.put(
-        "vector_module", ModuleLayer.boot().findModule("jdk.incubator.vector").isPresent());
-    if (flags().stream().noneMatch(flag -> flag.startsWith("--sun-misc-unsafe-memory-access"))) {
+    if (flags.stream().noneMatch(flag -> flag.startsWith("--sun-misc-unsafe-memory-access"))) {
       advice.add(
           "start java with --sun-misc-unsafe-memory-access=allow to silence the warning that Arrow"
               + " causes");
     }
-  }
-
-  /** The JVM's own arguments: what comes before the jar or the main class on its command line. */
-  private static List<String> flags() {
-    List<String> flags = new ArrayList<>();
-    for (String argument : ProcessHandle.current().info().arguments().orElse(new String[0])) {
-      if (!argument.startsWith("-") || argument.equals("-jar") || argument.equals("-cp")) {
-        break;
-      }
-      flags.add(argument);
-    }
-    return flags;
   }
 
   private void memory() {
@@ -164,6 +152,7 @@ final class DoctorCommand implements Command {
                 List.of(Message.user("What is 4 + 3?")),
                 GenerationOptions.greedy().withMaxTokens(16))) {
       findings.put("backend", model.backendDescription());
+      findings.put("vector_module", VectorModule.isLoaded() ? "loaded" : "not loaded");
       generation.next();
       findings.put(
           "first_token", Texts.format("%.0f ms after opening", (System.nanoTime() - start) / 1e6));

@@ -1,6 +1,8 @@
 package io.fletch.tools;
 
 import io.fletch.ModelOptions;
+import io.fletch.ffm.CpuFeatures;
+import io.fletch.ffm.ExecutableMemory;
 import java.lang.reflect.InvocationTargetException;
 
 /**
@@ -26,7 +28,7 @@ final class VectorModule {
           case AUTO -> options.backend() == ModelOptions.Backend.CPU && !emitsMachineCode();
           case SCALAR, NATIVE -> false;
         };
-    if (wanted && ModuleLayer.boot().findModule(NAME).isEmpty()) {
+    if (wanted && !isLoaded()) {
       try {
         Class.forName("jdk.internal.module.Modules")
             .getMethod("loadModule", String.class)
@@ -41,6 +43,16 @@ final class VectorModule {
   }
 
   private static boolean emitsMachineCode() {
-    return System.getProperty("os.arch").equals("amd64");
+    return ExecutableMemory.refusal().isEmpty() && CpuFeatures.host().has(CpuFeatures.Feature.AVX2);
+  }
+
+  /** Whether this process has the module, however it came. */
+  static boolean isLoaded() {
+    try {
+      Class.forName(NAME + ".Vector", false, null);
+      return true;
+    } catch (ClassNotFoundException _) {
+      return false;
+    }
   }
 }

@@ -18,15 +18,29 @@ final class VectorProvider {
 
   /** Why there is no such kernel set in this process, in one line with the remedy. */
   static Optional<String> obstacle() {
-    Optional<Module> vector = ModuleLayer.boot().findModule(MODULE);
+    Optional<Module> vector = module();
     if (vector.isEmpty()) {
       return Optional.of("module " + MODULE + " is not resolved: add --add-modules " + MODULE);
     }
-    if (!VectorProvider.class.getModule().canRead(vector.get())) {
-      return Optional.of(
-          "module " + MODULE + " is not readable by " + VectorProvider.class.getModule());
-    }
+    // A no-op where the descriptor's "requires static" or the class path gave it already.
+    VectorProvider.class.getModule().addReads(vector.get());
     return Optional.empty();
+  }
+
+  /**
+   * The module, from the boot layer or loaded into the boot loader later, as the command line does
+   * it: that one is in no layer that can be asked.
+   */
+  private static Optional<Module> module() {
+    Optional<Module> resolved = ModuleLayer.boot().findModule(MODULE);
+    if (resolved.isPresent()) {
+      return resolved;
+    }
+    try {
+      return Optional.of(Class.forName(MODULE + ".Vector", false, null).getModule());
+    } catch (ClassNotFoundException _) {
+      return Optional.empty();
+    }
   }
 
   private static final class Holder {
