@@ -120,7 +120,7 @@ final class LoadedModel implements Model {
       sessions++;
     }
     try {
-      return new AutoregressiveSession(this);
+      return hp.diffusion() ? new DiffusionSession(this) : new AutoregressiveSession(this);
     } catch (RuntimeException | Error e) {
       sessionClosed();
       throw e;
