@@ -1,0 +1,97 @@
+package io.fletch.graph.cpu;
+
+import io.fletch.graph.Backend;
+import io.fletch.graph.Executable;
+import io.fletch.graph.Graph;
+import java.util.Objects;
+import java.util.Optional;
+
+/** Runs graphs on the CPU with a {@link Kernels} set and a pool of workers per executable. */
+public final class CpuBackend implements Backend {
+  /** How the weights of products are laid out. */
+  public enum Layout {
+    /**
+     * Packed where the kernels have a faster layout and there is memory for it, else as mapped.
+     */
+    AUTO,
+    /** The bytes of the file as they are: instant start, no memory beyond the file. */
+    MAPPED,
+    /** Packed at compile time, for speed. */
+    PACKED
+  }
+
+  /** Hears how far the preparation of weights is; called on the compiling thread. */
+  @FunctionalInterface
+  public interface Progress {
+    /** {@code done} of {@code total} bytes are prepared. */
+    void prepared(long done, long total);
+  }
+
+  /**
+   * Options. Immutable; start from {@link #defaults()}.
+   *
+   * @param threads workers, the calling thread included; 0 for one per processor
+   * @param kernels the kernel set; empty for the fastest available
+   * @param layout layout of weights
+   * @param progress hears of the preparation of weights
+   */
+  public record Options(
+      int threads, Optional<Kernels> kernels, Layout layout, Progress progress) {
+    /** Checks ranges. */
+    public Options {
+      Objects.requireNonNull(kernels, "kernels");
+      Objects.requireNonNull(layout, "layout");
+      Objects.requireNonNull(progress, "progress");
+      if (threads < 0 || threads > 1024) {
+        throw new IllegalArgumentException("threads: expected in [0, 1024] actual=" + threads);
+      }
+    }
+
+    /** Everything automatic. */
+    public static Options defaults() {
+      return new Options(0, Optional.empty(), Layout.AUTO, (done, total) -> {});
+    }
+
+    /** With another number of threads. */
+    public Options withThreads(int value) {
+      return new Options(value, kernels, layout, progress);
+    }
+
+    /** With a certain kernel set. */
+    public Options withKernels(Kernels value) {
+      return new Options(threads, Optional.of(value), layout, progress);
+    }
+
+    /** With another layout. */
+    public Options withLayout(Layout value) {
+      return new Options(threads, kernels, value, progress);
+    }
+
+    /** With a listener. */
+    public Options withProgress(Progress value) {
+      return new Options(threads, kernels, layout, value);
+    }
+  }
+
+  private final Options options;
+
+  /** A backend with default options. */
+  public CpuBackend() {
+    this(Options.defaults());
+  }
+
+  /** A backend with these options. */
+  public CpuBackend(Options options) {
+    this.options = Objects.requireNonNull(options, "options");
+  }
+
+  @Override
+  public String name() {
+    return "cpu";
+  }
+
+  @Override
+  public Executable compile(Graph graph, int maxRows) {
+    return CpuExecutable.compile(graph, maxRows, options);
+  }
+}

@@ -1,0 +1,62 @@
+package io.fletch.graph.cpu;
+
+import io.fletch.graph.KvCache;
+import io.fletch.graph.support.AbstractBatch;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+
+/** Batch of the CPU backend: it owns the memory of its logits. */
+final class CpuBatch extends AbstractBatch {
+  private final CpuExecutable owner;
+  private final Kernels kernels;
+  private final NativeBlock memory;
+  private final MemorySegment segment;
+  private final long stride;
+
+  CpuBatch(CpuExecutable owner, Kernels kernels, int maxRows, int maxLogitRows) {
+    super(owner.graph(), maxRows, maxLogitRows);
+    this.owner = owner;
+    this.kernels = kernels;
+    stride = Placement.stride(owner.graph().logits().width());
+    memory = NativeBlock.allocate(Math.max(1, maxLogitRows * stride * Float.BYTES));
+    segment = memory.segment();
+  }
+
+  boolean isOf(CpuExecutable executable) {
+    return owner == executable;
+  }
+
+  MemorySegment logitSegment() {
+    return segment;
+  }
+
+  @Override
+  protected void checkCache(KvCache cache) {
+    if (!(cache instanceof CpuKvCache c)) {
+      throw new IllegalArgumentException("the cache was made by another backend: " + cache);
+    }
+    c.check(owner);
+  }
+
+  @Override
+  public int argmax(int logitRow) {
+    checkComputed(logitRow);
+    return kernels.argmax(segment, logitRow * stride, graph().logits().width());
+  }
+
+  @Override
+  protected void copyLogits(int logitRow, int from, int count, float[] dst, int dstOffset) {
+    MemorySegment.copy(
+        segment,
+        ValueLayout.JAVA_FLOAT,
+        (logitRow * stride + from) * Float.BYTES,
+        dst,
+        dstOffset,
+        count);
+  }
+
+  @Override
+  protected void release() {
+    memory.close();
+  }
+}

@@ -1,0 +1,185 @@
+package io.fletch.graph.cpu;
+
+import io.fletch.graph.AttentionSpec;
+import io.fletch.graph.Batch;
+import io.fletch.graph.Executable;
+import io.fletch.graph.Graph;
+import io.fletch.graph.KvCache;
+import io.fletch.graph.Plan;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.concurrent.locks.ReentrantLock;
+
+/**
+ * A graph with its prepared weights, stages per row bucket, scratch memory and workers. Forwards of
+ * several threads run one after the other, in the order in which they came.
+ */
+final class CpuExecutable implements Executable {
+  /** Rows up to which small batches (drafts, candidates) have a plan of their own. */
+  private static final int SMALL_BATCH = 16;
+
+  private final Graph graph;
+  private final int maxRows;
+  private final Kernels kernels;
+  private final String description;
+  private final WorkerPool pool;
+  private final Weights weights;
+  private final AttentionMemory attentionMemory;
+  private final NativeBlock scratch;
+  private final Frame frame;
+  private final List<Lowering.Program> programs;
+  private final ReentrantLock turn = new ReentrantLock(true);
+  private boolean closed;
+
+  static CpuExecutable compile(Graph graph, int maxRows, CpuBackend.Options options) {
+    if (maxRows < 1) {
+      throw new IllegalArgumentException("maxRows: expected>=1 actual=" + maxRows);
+    }
+    KernelSets.Choice choice =
+        options
+            .kernels()
+            .map(k -> new KernelSets.Choice(k, "asked for"))
+            .orElseGet(KernelSets::best);
+    int threads =
+        options.threads() > 0 ? options.threads() : Runtime.getRuntime().availableProcessors();
+    WorkerPool pool = new WorkerPool(threads);
+    try {
+      Weights weights = Weights.prepare(graph, choice.kernels(), pool, options);
+      return new CpuExecutable(graph, maxRows, choice, pool, weights);
+    } catch (RuntimeException | Error e) {
+      pool.close();
+      throw e;
+    }
+  }
+
+  private CpuExecutable(
+      Graph graph, int maxRows, KernelSets.Choice choice, WorkerPool pool, Weights weights) {
+    this.graph = graph;
+    this.maxRows = maxRows;
+    this.pool = pool;
+    this.weights = weights;
+    kernels = choice.kernels();
+    description =
+        "cpu: kernels "
+            + kernels.name()
+            + " ("
+            + choice.reason()
+            + "), "
+            + pool.threads()
+            + (pool.threads() == 1 ? " thread, " : " threads, ")
+            + weights.description();
+    int floats = 0;
+    for (AttentionSpec spec : graph.kvLayers()) {
+      floats = Math.max(floats, AttentionStage.scratchFloats(kernels, spec));
+    }
+    attentionMemory = new AttentionMemory(pool.threads(), floats);
+    frame = new Frame(kernels, maxRows);
+    Lowering lowering =
+        new Lowering(
+            graph, frame, pool.threads(), weights::matrix, weights::floats, attentionMemory);
+    List<Lowering.Program> all = new ArrayList<>();
+    for (int rows : buckets(maxRows)) {
+      all.add(lowering.lower(rows));
+    }
+    programs = List.copyOf(all);
+    frame.allocate();
+    scratch = NativeBlock.allocate(Math.max(1, programs.getLast().plan().scratchBytes()));
+    frame.scratch = scratch.segment();
+  }
+
+  private static List<Integer> buckets(int maxRows) {
+    List<Integer> sizes = new ArrayList<>();
+    for (int size : new int[] {1, SMALL_BATCH}) {
+      if (size < maxRows) {
+        sizes.add(size);
+      }
+    }
+    sizes.add(maxRows);
+    return sizes;
+  }
+
+  @Override
+  public Graph graph() {
+    return graph;
+  }
+
+  @Override
+  public List<Plan> plans() {
+    return programs.stream().map(Lowering.Program::plan).toList();
+  }
+
+  @Override
+  public String description() {
+    return description;
+  }
+
+  /** The threads that run stages besides the caller. */
+  Thread[] workers() {
+    return pool.workers();
+  }
+
+  @Override
+  public KvCache newKvCache(int capacity, KvCache.Type type) {
+    if (capacity < 1) {
+      throw new IllegalArgumentException("capacity: expected>=1 actual=" + capacity);
+    }
+    return new CpuKvCache(this, kernels, graph.kvLayers(), capacity, type);
+  }
+
+  @Override
+  public Batch newBatch(int rows, int maxLogitRows) {
+    if (rows > maxRows) {
+      throw new IllegalArgumentException("rows: expected<=" + maxRows + " actual=" + rows);
+    }
+    return new CpuBatch(this, kernels, rows, maxLogitRows);
+  }
+
+  @Override
+  public void forward(Batch batch) {
+    if (!(batch instanceof CpuBatch b) || !b.isOf(this)) {
+      throw new IllegalArgumentException("the batch was made by another executable: " + batch);
+    }
+    turn.lock();
+    try {
+      if (closed) {
+        throw new IllegalStateException("the executable is closed");
+      }
+      b.checkRunnable();
+      frame.begin(b);
+      try {
+        pool.run(stages(b.rows()), frame);
+      } finally {
+        frame.end();
+      }
+      b.ran();
+    } finally {
+      turn.unlock();
+    }
+  }
+
+  private WorkerPool.Stage<Frame>[] stages(int rows) {
+    for (int i = 0; i < programs.size(); i++) {
+      Lowering.Program program = programs.get(i);
+      if (rows <= program.plan().maxRows()) {
+        return program.stages();
+      }
+    }
+    throw new IllegalStateException("no plan for rows=" + rows);
+  }
+
+  @Override
+  public void close() {
+    turn.lock();
+    try {
+      if (!closed) {
+        closed = true;
+        pool.close();
+        weights.close();
+        attentionMemory.close();
+        scratch.close();
+      }
+    } finally {
+      turn.unlock();
+    }
+  }
+}

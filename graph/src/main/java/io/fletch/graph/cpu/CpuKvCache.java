@@ -1,0 +1,126 @@
+package io.fletch.graph.cpu;
+
+import io.fletch.graph.AttentionSpec;
+import io.fletch.graph.KvCache;
+import java.lang.foreign.MemorySegment;
+import java.util.List;
+
+/**
+ * Keys and values in one block of native memory: per layer, per key/value head, {@code [slot][dim]}
+ * keys, then the same for values. Memory is reserved at once and taken from the system as slots are
+ * written.
+ */
+final class CpuKvCache implements KvCache {
+  private static final long ALIGNMENT = 64;
+
+  private final CpuExecutable owner;
+  private final Type type;
+  private final int capacity;
+  private final NativeBlock memory;
+  private final MemorySegment segment;
+  private final long[] keyBase;
+  private final long[] valueBase;
+  private final long[] keyBytes;
+  private final long[] valueBytes;
+  private int length;
+  private boolean closed;
+
+  CpuKvCache(CpuExecutable owner, Kernels kernels, List<AttentionSpec> layers, int capacity, Type type) {
+    this.owner = owner;
+    this.type = type;
+    this.capacity = capacity;
+    int n = layers.size();
+    keyBase = new long[n];
+    valueBase = new long[n];
+    keyBytes = new long[n];
+    valueBytes = new long[n];
+    long end = 0;
+    for (int l = 0; l < n; l++) {
+      AttentionSpec spec = layers.get(l);
+      AttentionStage.checkType(spec, type);
+      keyBytes[l] = kernels.kvBytes(type, spec.keyDim());
+      valueBytes[l] = kernels.kvBytes(type, spec.valueDim());
+      keyBase[l] = end;
+      end = Math.addExact(end, Math.multiplyExact(headStride(keyBytes[l]), spec.kvHeads()));
+      valueBase[l] = end;
+      end = Math.addExact(end, Math.multiplyExact(headStride(valueBytes[l]), spec.kvHeads()));
+    }
+    memory = NativeBlock.allocate(Math.max(end, ALIGNMENT));
+    segment = memory.segment();
+  }
+
+  private long headStride(long slotBytes) {
+    return Math.addExact(Math.multiplyExact(slotBytes, capacity), ALIGNMENT - 1) & -ALIGNMENT;
+  }
+
+  void check(CpuExecutable executable) {
+    if (owner != executable) {
+      throw new IllegalArgumentException("the cache was made by another executable");
+    }
+    if (closed) {
+      throw new IllegalStateException("the cache is closed");
+    }
+  }
+
+  MemorySegment segment() {
+    return segment;
+  }
+
+  /** Bytes of one key of a layer. */
+  long keyBytes(int layer) {
+    return keyBytes[layer];
+  }
+
+  /** Bytes of one value of a layer. */
+  long valueBytes(int layer) {
+    return valueBytes[layer];
+  }
+
+  long keyOffset(int layer, int head, int slot) {
+    return keyBase[layer] + head * headStride(keyBytes[layer]) + slot * keyBytes[layer];
+  }
+
+  long valueOffset(int layer, int head, int slot) {
+    return valueBase[layer] + head * headStride(valueBytes[layer]) + slot * valueBytes[layer];
+  }
+
+  @Override
+  public Type type() {
+    return type;
+  }
+
+  @Override
+  public int capacity() {
+    return capacity;
+  }
+
+  @Override
+  public int length() {
+    return length;
+  }
+
+  @Override
+  public void length(int newLength) {
+    if (closed) {
+      throw new IllegalStateException("the cache is closed");
+    }
+    if (newLength < 0 || newLength > capacity) {
+      throw new IndexOutOfBoundsException(
+          "length: expected in [0, " + capacity + "] actual=" + newLength);
+    }
+    length = newLength;
+  }
+
+  @Override
+  public long bytes() {
+    return segment.byteSize();
+  }
+
+  @Override
+  public void close() {
+    if (!closed) {
+      closed = true;
+      memory.close();
+    }
+  }
+}

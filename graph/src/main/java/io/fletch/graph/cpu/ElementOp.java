@@ -1,0 +1,187 @@
+package io.fletch.graph.cpu;
+
+import io.fletch.graph.Activation;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+
+/**
+ * An element-wise op on a range of a row: a step of a row stage, or done right after a product on
+ * the range that was just computed. Immutable; run by any worker.
+ */
+abstract sealed class ElementOp {
+  final int gate;
+  final boolean readWhenSkipped;
+  final Place out;
+
+  ElementOp(int gate, boolean readWhenSkipped, Place out) {
+    this.gate = gate;
+    this.readWhenSkipped = readWhenSkipped;
+    this.out = out;
+  }
+
+  abstract void run(Frame f, int row, long from, int n);
+
+  /** A skipped row is zero where somebody reads it. */
+  void skip(Frame f, int row, long from, int n) {
+    if (readWhenSkipped) {
+      zero(f, out, row, from, n);
+    }
+  }
+
+  /** Zeroes a range of a row. */
+  static void zero(Frame f, Place place, int row, long from, int n) {
+    MemorySegment s = place.segment(f);
+    long at = place.at(row) + from;
+    for (int i = 0; i < n; i++) {
+      s.set(ValueLayout.JAVA_FLOAT, (at + i) * Float.BYTES, 0f);
+    }
+  }
+
+  static final class Gated extends ElementOp {
+    private final Activation activation;
+    private final Place half;
+    private final Place up;
+
+    Gated(
+        Activation activation, Place half, Place up, Place out, int gate, boolean readWhenSkipped) {
+      super(gate, readWhenSkipped, out);
+      this.activation = activation;
+      this.half = half;
+      this.up = up;
+    }
+
+    @Override
+    void run(Frame f, int row, long from, int n) {
+      f.kernels.activate(
+          activation,
+          half.segment(f),
+          half.at(row) + from,
+          up.segment(f),
+          up.at(row) + from,
+          n,
+          out.segment(f),
+          out.at(row) + from);
+    }
+
+    @Override
+    public String toString() {
+      return "activate";
+    }
+  }
+
+  static final class Plain extends ElementOp {
+    private final Activation activation;
+    private final Place in;
+
+    Plain(Activation activation, Place in, Place out, int gate, boolean readWhenSkipped) {
+      super(gate, readWhenSkipped, out);
+      this.activation = activation;
+      this.in = in;
+    }
+
+    @Override
+    void run(Frame f, int row, long from, int n) {
+      f.kernels.activate(
+          activation,
+          in.segment(f),
+          in.at(row) + from,
+          n,
+          out.segment(f),
+          out.at(row) + from);
+    }
+
+    @Override
+    public String toString() {
+      return "activate";
+    }
+  }
+
+  static final class Add extends ElementOp {
+    private final Place residual;
+    private final Place branch;
+    private final float scale;
+
+    Add(
+        Place residual, Place branch, float scale, Place out, int gate, boolean readWhenSkipped) {
+      super(gate, readWhenSkipped, out);
+      this.residual = residual;
+      this.branch = branch;
+      this.scale = scale;
+    }
+
+    @Override
+    void run(Frame f, int row, long from, int n) {
+      f.kernels.add(
+          residual.segment(f),
+          residual.at(row) + from,
+          branch.segment(f),
+          branch.at(row) + from,
+          scale,
+          n,
+          out.segment(f),
+          out.at(row) + from);
+    }
+
+    /** A skipped row keeps the residual, which it does by itself when added in place. */
+    @Override
+    void skip(Frame f, int row, long from, int n) {
+      if (readWhenSkipped && !residual.equals(out)) {
+        MemorySegment.copy(
+            residual.segment(f),
+            (residual.at(row) + from) * Float.BYTES,
+            out.segment(f),
+            (out.at(row) + from) * Float.BYTES,
+            (long) n * Float.BYTES);
+      }
+    }
+
+    @Override
+    public String toString() {
+      return "add";
+    }
+  }
+
+  static final class Scaled extends ElementOp {
+    private final Place in;
+    private final float factor;
+
+    Scaled(Place in, float factor, Place out, int gate) {
+      super(gate, false, out);
+      this.in = in;
+      this.factor = factor;
+    }
+
+    @Override
+    void run(Frame f, int row, long from, int n) {
+      f.kernels.scale(
+          in.segment(f), in.at(row) + from, factor, n, out.segment(f), out.at(row) + from);
+    }
+
+    @Override
+    public String toString() {
+      return "scale";
+    }
+  }
+
+  static final class Capped extends ElementOp {
+    private final Place in;
+    private final float cap;
+
+    Capped(Place in, float cap, Place out, int gate) {
+      super(gate, false, out);
+      this.in = in;
+      this.cap = cap;
+    }
+
+    @Override
+    void run(Frame f, int row, long from, int n) {
+      f.kernels.softCap(
+          in.segment(f), in.at(row) + from, cap, n, out.segment(f), out.at(row) + from);
+    }
+
+    @Override
+    public String toString() {
+      return "soft_cap";
+    }
+  }
+}

@@ -1,0 +1,160 @@
+package io.fletch.graph.cpu;
+
+import io.fletch.graph.Gate;
+import io.fletch.graph.Value;
+import io.fletch.graph.support.AbstractBatch;
+import io.fletch.graph.support.Visibility;
+import java.lang.foreign.MemorySegment;
+import java.util.ArrayList;
+import java.util.List;
+
+/**
+ * What the stages of one forward share: the batch, memory, and what is derived from the batch once
+ * (visible slots, runs of rows that a gate lets through). Owned by an executable, filled in by the
+ * thread that calls forward, read by the workers.
+ */
+final class Frame {
+  /** A gate and the kind of rows it is applied to. */
+  private record RunKey(int gate, Value.Rows rows) {}
+
+  /** Gate index of what is never skipped. */
+  static final int UNGATED = -1;
+
+  final Kernels kernels;
+  final int maxRows;
+  MemorySegment scratch = MemorySegment.NULL;
+  MemorySegment logits = MemorySegment.NULL;
+  CpuBatch batch;
+  int rows;
+  int logitRows;
+
+  private final List<RunKey> runKeys = new ArrayList<>();
+  private final List<Integer> windows = new ArrayList<>();
+
+  // [key][2 * run], [key]: runs of rows as (from, to) pairs.
+  private int[][] runs = new int[0][];
+  private int[] runCounts = new int[0];
+
+  // [window][row * Visibility.INTS], [window][row].
+  private int[][] ranges = new int[0][];
+  private byte[][] rangeCounts = new byte[0][];
+
+  Frame(Kernels kernels, int maxRows) {
+    this.kernels = kernels;
+    this.maxRows = maxRows;
+  }
+
+  /** At compile time: the index under which {@link #runs} knows a gate. */
+  int runsOf(int gate, Value.Rows kind) {
+    return intern(runKeys, new RunKey(gate, kind));
+  }
+
+  /** At compile time: the index under which {@link #rangeCount} knows a window. */
+  int windowOf(int window) {
+    return intern(windows, window);
+  }
+
+  private static <T> int intern(List<T> list, T item) {
+    if (!list.contains(item)) {
+      list.add(item);
+    }
+    return list.indexOf(item);
+  }
+
+  /** Ends compile time: makes room for all keys. */
+  void allocate() {
+    runs = new int[runKeys.size()][maxRows + 1];
+    runCounts = new int[runKeys.size()];
+    ranges = new int[windows.size()][maxRows * Visibility.INTS];
+    rangeCounts = new byte[windows.size()][maxRows];
+  }
+
+  /** Starts a forward. */
+  void begin(CpuBatch next) {
+    batch = next;
+    logits = next.logitSegment();
+    rows = next.rows();
+    logitRows = next.logitRows();
+    for (int w = 0; w < ranges.length; w++) {
+      int window = windows.get(w);
+      for (int r = 0; r < rows; r++) {
+        rangeCounts[w][r] = (byte) next.visible(r, window, ranges[w], r * Visibility.INTS);
+      }
+    }
+    for (int k = 0; k < runs.length; k++) {
+      fillRuns(k);
+    }
+  }
+
+  private void fillRuns(int k) {
+    RunKey key = runKeys.get(k);
+    int n = rows(key.rows());
+    int[] into = runs[k];
+    int count = 0;
+    boolean open = false;
+    boolean gated = key.gate() != UNGATED && batch.anyGate();
+    for (int r = 0; r < n; r++) {
+      boolean run = !gated || batch.gate(key.gate(), batchRow(key.rows(), r)) != Gate.SKIP;
+      if (run && !open) {
+        into[2 * count] = r;
+      } else if (!run && open) {
+        into[2 * count++ + 1] = r;
+      }
+      open = run;
+    }
+    if (open) {
+      into[2 * count++ + 1] = n;
+    }
+    runCounts[k] = count;
+  }
+
+  /** Ends a forward. */
+  void end() {
+    batch = null;
+    logits = MemorySegment.NULL;
+  }
+
+  /** Rows of a kind. */
+  int rows(Value.Rows kind) {
+    return kind == Value.Rows.BATCH ? rows : logitRows;
+  }
+
+  /** The batch row behind a row. */
+  int batchRow(Value.Rows kind, int row) {
+    return kind == Value.Rows.BATCH ? row : batch.logitSource(row);
+  }
+
+  /** Whether a gate skips a batch row. */
+  boolean skips(int gate, int batchRow) {
+    return gate != UNGATED && batch.gate(gate, batchRow) == Gate.SKIP;
+  }
+
+  int runCount(int key) {
+    return runCounts[key];
+  }
+
+  int runFrom(int key, int run) {
+    return runs[key][2 * run];
+  }
+
+  int runTo(int key, int run) {
+    return runs[key][2 * run + 1];
+  }
+
+  int rangeCount(int window, int row) {
+    return rangeCounts[window][row];
+  }
+
+  int rangeFrom(int window, int row, int range) {
+    return ranges[window][row * Visibility.INTS + 2 * range];
+  }
+
+  int rangeTo(int window, int row, int range) {
+    return ranges[window][row * Visibility.INTS + 2 * range + 1];
+  }
+
+  /** The index of a gate's bytes in a batch. */
+  static int gateIndex(Gate gate) {
+    return AbstractBatch.gateIndex(gate.layer(), gate.unit());
+  }
+}

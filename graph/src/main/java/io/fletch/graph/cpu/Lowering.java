@@ -1,0 +1,357 @@
+package io.fletch.graph.cpu;
+
+import io.fletch.graph.AttentionSpec;
+import io.fletch.graph.Graph;
+import io.fletch.graph.Op;
+import io.fletch.graph.Plan;
+import io.fletch.graph.Value;
+import io.fletch.graph.cpu.Kernels.ActivationFormat;
+import io.fletch.graph.support.EffectiveGates;
+import io.fletch.graph.support.MemoryPlanner;
+import io.fletch.quant.LinearOp;
+import io.fletch.quant.Tensor;
+import java.lang.foreign.MemorySegment;
+import java.util.ArrayList;
+import java.util.IdentityHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.function.Function;
+
+/**
+ * Turns a graph into stages for each row bucket: fusion, gates and placement are done once, memory
+ * is planned per bucket. Used at compile time by one thread.
+ */
+final class Lowering {
+  /** A plan and the stages that carry it out. */
+  record Program(Plan plan, WorkerPool.Stage<Frame>[] stages) {}
+
+  private final Graph graph;
+  private final Kernels kernels;
+  private final Frame frame;
+  private final int threads;
+  private final Function<Op.Linear, PreparedWeight> weights;
+  private final Function<Tensor, MemorySegment> floats;
+  private final AttentionMemory attentionMemory;
+  private final List<Fusion.Section> sections;
+  private final EffectiveGates gates;
+  private final Placement placement;
+
+  // Of the bucket at hand.
+  private Map<Placement.Storage, Long> offsets = Map.of();
+
+  /**
+   * Runs the passes.
+   *
+   * @param floats gives small tensors (norm weights, biases) as float32
+   */
+  Lowering(
+      Graph graph,
+      Frame frame,
+      int threads,
+      Function<Op.Linear, PreparedWeight> weights,
+      Function<Tensor, MemorySegment> floats,
+      AttentionMemory attentionMemory) {
+    this.graph = graph;
+    this.frame = frame;
+    this.threads = threads;
+    this.weights = weights;
+    this.floats = floats;
+    this.attentionMemory = attentionMemory;
+    kernels = frame.kernels;
+    sections = Fusion.fuse(graph, op -> weights.apply(op).kernel().activation());
+    gates = new EffectiveGates(graph);
+    placement = new Placement(graph, sections, kernels);
+  }
+
+  /** The tensor of a matrix. */
+  static Tensor matrix(LinearOp op) {
+    return switch (op) {
+      case LinearOp.Dense d -> d.weight();
+    };
+  }
+
+  /** Plans for forwards of up to {@code rows} rows. */
+  Program lower(int rows) {
+    List<Placement.Storage> storages = placement.scratch();
+    MemoryPlanner.Layout layout =
+        MemoryPlanner.plan(storages.stream().map(s -> s.buffer(rows)).toList());
+    offsets = new IdentityHashMap<>();
+    for (int i = 0; i < storages.size(); i++) {
+      offsets.put(storages.get(i), layout.offsets().get(i));
+    }
+    List<Plan.Step> steps = new ArrayList<>();
+    List<WorkerPool.Stage<Frame>> stages = new ArrayList<>();
+    for (int s = 0; s < sections.size(); s++) {
+      switch (sections.get(s)) {
+        case Fusion.RowWise r -> stages.add(rowWise(r, s == 0, steps));
+        case Fusion.Projection p -> stages.add(projection(p, steps));
+        case Fusion.Attend a -> stages.add(attention(a.op(), steps));
+      }
+    }
+    long bytes = steps.stream().mapToLong(Plan.Step::weightBytes).sum();
+    Plan plan =
+        new Plan(
+            graph.name(), "cpu " + kernels.name(), rows, layout.bytes(), bytes, steps);
+    return new Program(plan, array(stages));
+  }
+
+  @SuppressWarnings({"unchecked", "rawtypes"})
+  private static WorkerPool.Stage<Frame>[] array(List<WorkerPool.Stage<Frame>> stages) {
+    return stages.toArray(new WorkerPool.Stage[0]);
+  }
+
+  private Place place(Value value) {
+    Placement.Spot spot = placement.spot(value);
+    return place(spot.storage(), spot.from());
+  }
+
+  private Place place(Placement.Storage storage, long from) {
+    long base = storage.logits ? 0 : offsets.get(storage) / Float.BYTES;
+    return new Place(storage.logits, base + from, storage.rowBytes / Float.BYTES);
+  }
+
+  /** Byte offset of a value in scratch memory (in the logits of the batch for those). */
+  private long offset(Value value) {
+    return place(value).offset() * Float.BYTES;
+  }
+
+  private int gate(Op op) {
+    return gates.of(op).map(Frame::gateIndex).orElse(Frame.UNGATED);
+  }
+
+  // Row-wise sections.
+
+  private RowStage rowWise(Fusion.RowWise section, boolean first, List<Plan.Step> plan) {
+    List<RowStage.Step> steps = new ArrayList<>();
+    List<Long> inputs = new ArrayList<>();
+    List<Long> outputs = new ArrayList<>();
+    if (first) {
+      // A graph begins with an embedding, so the first section is one of batch rows.
+      for (Placement.Table t : placement.tables()) {
+        steps.add(new RowStage.RopeTable(t.spec(), place(t.storage(), 0)));
+        outputs.add(offsets.get(t.storage()));
+      }
+    }
+    String name = "";
+    long bytes = 0;
+    long flops = 0;
+    int ops = 0;
+    for (Fusion.RowStep step : section.steps()) {
+      switch (step) {
+        case Fusion.Convert c -> {
+          steps.add(convert(c));
+          inputs.add(offset(c.in()));
+          outputs.add(offsets.get(placement.converted(c.in(), c.format())));
+        }
+        case Fusion.Compute c -> {
+          Op op = c.op();
+          steps.add(compute(op));
+          op.inputs().forEach(in -> inputs.add(offset(in)));
+          op.output().ifPresent(out -> outputs.add(offset(out)));
+          name = name.isEmpty() ? name(op) : name;
+          bytes += op instanceof Op.Embedding e ? e.table().rowBytes() : 0;
+          flops += op.inputs().stream().mapToLong(Value::width).sum();
+          ops++;
+        }
+      }
+    }
+    if (name.isEmpty() && section.steps().getFirst() instanceof Fusion.Convert c) {
+      name = c.in().name();
+    }
+    String kernel = String.join(", ", steps.stream().map(RowStage.Step::toString).toList());
+    plan.add(new Plan.Step(name, kernel, ops, inputs, outputs, bytes, flops));
+    return new RowStage(section.rows(), steps, threads);
+  }
+
+  private static String name(Op op) {
+    return switch (op) {
+      case Op.KvStore o -> "kv_store." + o.spec().layer();
+      default -> op.output().map(Value::name).orElse("");
+    };
+  }
+
+  private RowStage.Step convert(Fusion.Convert c) {
+    Placement.Storage to = placement.converted(c.in(), c.format());
+    int n = c.in().width();
+    int gate = convertGate(c.in());
+    if (c.format() == ActivationFormat.F32) {
+      return new RowStage.Copy("copy", place(c.in()), false, n, place(to, 0), gate);
+    }
+    return new RowStage.Quantize(
+        place(c.in()), c.format(), n, offsets.get(to), to.rowBytes, gate);
+  }
+
+  /** The gate under which every product reads a value, if it is one and the same. */
+  private int convertGate(Value in) {
+    List<Integer> all =
+        graph.ops().stream()
+            .filter(op -> op instanceof Op.Linear l && l.in().equals(in))
+            .map(this::gate)
+            .distinct()
+            .toList();
+    return all.size() == 1 ? all.getFirst() : Frame.UNGATED;
+  }
+
+  private RowStage.Step compute(Op op) {
+    return switch (op) {
+      case Op.Embedding o -> new RowStage.Embed(o.table(), o.scale(), place(o.out()), gate(op));
+      case Op.RmsNorm o ->
+          new RowStage.Norm(
+              place(o.in()),
+              floats.apply(o.weight()),
+              o.in().width() / o.groups(),
+              o.groups(),
+              o.eps(),
+              o.outScale(),
+              place(o.out()),
+              gate(op));
+      case Op.Rope o ->
+          new RowStage.Rope(
+              place(o.in()),
+              o.spec(),
+              o.heads(),
+              o.headDim(),
+              place(placement.table(o.spec()), 0),
+              place(o.out()),
+              gate(op));
+      case Op.KvStore o -> {
+        AttentionSpec spec = o.spec();
+        yield new RowStage.Store(
+            place(o.key()),
+            place(o.value()),
+            spec.layer(),
+            spec.kvHeads(),
+            spec.keyDim(),
+            spec.valueDim());
+      }
+      case Op.Slice o -> {
+        Place in = place(o.in());
+        Place part = new Place(in.logits(), in.offset() + o.from(), in.stride());
+        yield new RowStage.Copy("slice", part, false, o.out().width(), place(o.out()), gate(op));
+      }
+      case Op.SelectRows o ->
+          new RowStage.Copy(
+              "select_rows", place(o.in()), true, o.in().width(), place(o.out()), gate(op));
+      case Op.Activate o -> new RowStage.Elements(element(op), o.out().width());
+      case Op.Add o -> new RowStage.Elements(element(op), o.out().width());
+      case Op.Scale o -> new RowStage.Elements(element(op), o.out().width());
+      case Op.SoftCap o -> new RowStage.Elements(element(op), o.out().width());
+      case Op.Linear o -> throw new IllegalStateException("not row-wise: " + o);
+      case Op.Attention o -> throw new IllegalStateException("not row-wise: " + o);
+    };
+  }
+
+  private ElementOp element(Op op) {
+    int gate = gate(op);
+    boolean read = gates.readWhenSkipped(op);
+    return switch (op) {
+      case Op.Activate o -> {
+        Optional<Value> half = o.gateHalf();
+        yield half.isPresent()
+            ? new ElementOp.Gated(
+                o.activation(), place(half.get()), place(o.up()), place(o.out()), gate, read)
+            : new ElementOp.Plain(o.activation(), place(o.up()), place(o.out()), gate, read);
+      }
+      case Op.Add o ->
+          new ElementOp.Add(
+              place(o.residual()), place(o.branch()), o.scale(), place(o.out()), gate, read);
+      case Op.Scale o -> new ElementOp.Scaled(place(o.in()), o.factor(), place(o.out()), gate);
+      case Op.SoftCap o -> new ElementOp.Capped(place(o.in()), o.cap(), place(o.out()), gate);
+      default -> throw new IllegalStateException("not element-wise: " + op);
+    };
+  }
+
+  // Products.
+
+  private ProjectionStage projection(Fusion.Projection section, List<Plan.Step> plan) {
+    List<ProjectionStage.Cluster> clusters = new ArrayList<>();
+    List<String> names = new ArrayList<>();
+    List<String> kernelNames = new ArrayList<>();
+    List<Long> outputs = new ArrayList<>();
+    long bytes = 0;
+    long flops = 0;
+    int ops = 0;
+    for (Fusion.Cluster c : section.clusters()) {
+      List<ProjectionStage.Product> products = new ArrayList<>();
+      for (Op.Linear op : c.products()) {
+        PreparedWeight w = weights.apply(op);
+        products.add(product(op, w));
+        names.add(op.out().name());
+        kernelNames.add(w.kernel().name() + (op.bias().isPresent() ? " + bias" : ""));
+        outputs.add(offset(op.out()));
+        bytes += w.bytes();
+        flops += 2 * op.weight().in() * op.weight().out();
+      }
+      List<ElementOp> epilogue = c.epilogue().stream().map(this::element).toList();
+      for (int i = 0; i < epilogue.size(); i++) {
+        kernelNames.add(epilogue.get(i).toString());
+        outputs.add(c.epilogue().get(i).output().map(this::offset).orElseThrow());
+        flops += c.products().getFirst().out().width();
+      }
+      ops += c.products().size() + c.epilogue().size();
+      clusters.add(new ProjectionStage.Cluster(products, epilogue));
+    }
+    String name = String.join(" ", names);
+    List<Long> inputs = new ArrayList<>();
+    for (ActivationFormat f : ActivationFormat.values()) {
+      if (placement.isConverted(section.in(), f)) {
+        inputs.add(offsets.get(placement.converted(section.in(), f)));
+      }
+    }
+    if (inputs.isEmpty()) {
+      inputs.add(offset(section.in()));
+    }
+    plan.add(
+        new Plan.Step(
+            name,
+            String.join(", ", kernelNames.stream().distinct().toList()),
+            ops,
+            inputs,
+            outputs,
+            bytes,
+            flops));
+    return new ProjectionStage(name, section.in().rows(), clusters, threads);
+  }
+
+  private ProjectionStage.Product product(Op.Linear op, PreparedWeight w) {
+    ActivationFormat format = w.kernel().activation();
+    long inputOffset = -1;
+    if (placement.isConverted(op.in(), format)) {
+      inputOffset = offsets.get(placement.converted(op.in(), format));
+    }
+    int gate = gate(op);
+    return new ProjectionStage.Product(
+        w,
+        op.bias().map(floats).orElse(MemorySegment.NULL),
+        place(op.in()),
+        inputOffset,
+        kernels.activationBytes(format, op.in().width()),
+        place(op.out()),
+        gate,
+        frame.runsOf(gate, op.in().rows()),
+        gates.readWhenSkipped(op));
+  }
+
+  private AttentionStage attention(Op.Attention op, List<Plan.Step> plan) {
+    plan.add(
+        new Plan.Step(
+            op.out().name(),
+            "attention " + kernels.name(),
+            1,
+            List.of(offset(op.query())),
+            List.of(offset(op.out())),
+            0,
+            0));
+    return new AttentionStage(
+        op.out().name(),
+        op.spec(),
+        op.query().rows(),
+        frame.windowOf(op.spec().window()),
+        gate(op),
+        gates.readWhenSkipped(op),
+        place(op.query()),
+        place(op.out()),
+        attentionMemory);
+  }
+}

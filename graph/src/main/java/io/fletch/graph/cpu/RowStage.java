@@ -1,0 +1,329 @@
+package io.fletch.graph.cpu;
+
+import io.fletch.graph.RopeSpec;
+import io.fletch.graph.Value;
+import io.fletch.graph.cpu.Kernels.ActivationFormat;
+import io.fletch.quant.Tensor;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.List;
+
+/** Steps on each row by itself, a few rows per task. */
+final class RowStage extends WorkerPool.Stage<Frame> {
+  /** Tasks per worker, so that a slow one does not hold up the rest. */
+  private static final int TASKS_PER_WORKER = 4;
+
+  private final Value.Rows kind;
+  private final Step[] steps;
+  private final int wantedTasks;
+
+  RowStage(Value.Rows kind, List<Step> steps, int threads) {
+    this.kind = kind;
+    this.steps = steps.toArray(Step[]::new);
+    wantedTasks = threads * TASKS_PER_WORKER;
+  }
+
+  @Override
+  int tasks(Frame f) {
+    int n = f.rows(kind);
+    int chunk = chunk(n);
+    return (n + chunk - 1) / chunk;
+  }
+
+  private int chunk(int n) {
+    return Math.max(1, n / wantedTasks);
+  }
+
+  @Override
+  void run(Frame f, int task, int worker) {
+    int n = f.rows(kind);
+    int chunk = chunk(n);
+    int to = Math.min(n, (task + 1) * chunk);
+    for (int row = task * chunk; row < to; row++) {
+      int batchRow = f.batchRow(kind, row);
+      for (Step step : steps) {
+        if (f.skips(step.gate, batchRow)) {
+          step.skip(f, row);
+        } else {
+          step.run(f, row, batchRow);
+        }
+      }
+    }
+  }
+
+  @Override
+  public String toString() {
+    return "row steps " + List.of(steps);
+  }
+
+  /** What is done for one row. */
+  abstract static class Step {
+    final String name;
+    final int gate;
+
+    Step(String name, int gate) {
+      this.name = name;
+      this.gate = gate;
+    }
+
+    abstract void run(Frame f, int row, int batchRow);
+
+    /** What a row that the gate skips needs; nothing unless somebody reads it. */
+    void skip(Frame f, int row) {}
+
+    @Override
+    public final String toString() {
+      return name;
+    }
+  }
+
+  /** Cosines and sines of a row's position, shared by all layers. */
+  static final class RopeTable extends Step {
+    private final RopeSpec spec;
+    private final Place out;
+
+    RopeTable(RopeSpec spec, Place out) {
+      super("rope_table", Frame.UNGATED);
+      this.spec = spec;
+      this.out = out;
+    }
+
+    @Override
+    void run(Frame f, int row, int batchRow) {
+      float[] frequency = spec.inverseFrequency();
+      int pairs = frequency.length;
+      double position = f.batch.position(batchRow);
+      MemorySegment s = out.segment(f);
+      long at = out.at(row);
+      for (int i = 0; i < pairs; i++) {
+        double angle = position * frequency[i];
+        float cos = (float) (Math.cos(angle) * spec.magnitude());
+        float sin = (float) (Math.sin(angle) * spec.magnitude());
+        s.set(ValueLayout.JAVA_FLOAT, (at + i) * Float.BYTES, cos);
+        s.set(ValueLayout.JAVA_FLOAT, (at + pairs + i) * Float.BYTES, sin);
+      }
+    }
+  }
+
+  static final class Embed extends Step {
+    private final Tensor table;
+    private final float scale;
+    private final Place out;
+
+    Embed(Tensor table, float scale, Place out, int gate) {
+      super("embedding", gate);
+      this.table = table;
+      this.scale = scale;
+      this.out = out;
+    }
+
+    @Override
+    void run(Frame f, int row, int batchRow) {
+      long from = f.batch.token(batchRow) * table.rowBytes();
+      f.kernels.dequantize(
+          table.type(),
+          table.segment(),
+          from,
+          (int) table.cols(),
+          scale,
+          out.segment(f),
+          out.at(row));
+    }
+  }
+
+  static final class Norm extends Step {
+    private final Place in;
+    private final MemorySegment weight;
+    private final int n;
+    private final int groups;
+    private final float eps;
+    private final float scale;
+    private final Place out;
+
+    Norm(
+        Place in,
+        MemorySegment weight,
+        int n,
+        int groups,
+        float eps,
+        float scale,
+        Place out,
+        int gate) {
+      super("rms_norm", gate);
+      this.in = in;
+      this.weight = weight;
+      this.n = n;
+      this.groups = groups;
+      this.eps = eps;
+      this.scale = scale;
+      this.out = out;
+    }
+
+    @Override
+    void run(Frame f, int row, int batchRow) {
+      MemorySegment x = in.segment(f);
+      MemorySegment y = out.segment(f);
+      for (int g = 0; g < groups; g++) {
+        long at = (long) g * n;
+        f.kernels.rmsNorm(x, in.at(row) + at, weight, n, eps, scale, y, out.at(row) + at);
+      }
+    }
+  }
+
+  static final class Rope extends Step {
+    private final Place in;
+    private final RopeSpec.Style style;
+    private final int heads;
+    private final int headDim;
+    private final int pairs;
+    private final Place table;
+    private final Place out;
+
+    Rope(Place in, RopeSpec spec, int heads, int headDim, Place table, Place out, int gate) {
+      super("rope", gate);
+      this.in = in;
+      style = spec.style();
+      this.heads = heads;
+      this.headDim = headDim;
+      pairs = spec.inverseFrequency().length;
+      this.table = table;
+      this.out = out;
+    }
+
+    @Override
+    void run(Frame f, int row, int batchRow) {
+      MemorySegment x = in.segment(f);
+      MemorySegment t = table.segment(f);
+      MemorySegment y = out.segment(f);
+      for (int h = 0; h < heads; h++) {
+        long at = (long) h * headDim;
+        f.kernels.rope(
+            style,
+            x,
+            in.at(row) + at,
+            headDim,
+            t,
+            table.at(batchRow),
+            pairs,
+            y,
+            out.at(row) + at);
+      }
+    }
+  }
+
+  static final class Store extends Step {
+    private final Place key;
+    private final Place value;
+    private final int layer;
+    private final int heads;
+    private final int keyDim;
+    private final int valueDim;
+
+    Store(Place key, Place value, int layer, int heads, int keyDim, int valueDim) {
+      super("kv_store", Frame.UNGATED);
+      this.key = key;
+      this.value = value;
+      this.layer = layer;
+      this.heads = heads;
+      this.keyDim = keyDim;
+      this.valueDim = valueDim;
+    }
+
+    @Override
+    void run(Frame f, int row, int batchRow) {
+      CpuKvCache kv = (CpuKvCache) f.batch.cache(batchRow);
+      int slot = f.batch.slot(batchRow);
+      MemorySegment k = key.segment(f);
+      MemorySegment v = value.segment(f);
+      for (int h = 0; h < heads; h++) {
+        long from = key.at(row) + (long) h * keyDim;
+        f.kernels.kvStore(
+            kv.type(), k, from, keyDim, kv.segment(), kv.keyOffset(layer, h, slot));
+        from = value.at(row) + (long) h * valueDim;
+        f.kernels.kvStore(
+            kv.type(), v, from, valueDim, kv.segment(), kv.valueOffset(layer, h, slot));
+      }
+    }
+  }
+
+  /** Copies a row or a part of it. */
+  static final class Copy extends Step {
+    private final Place in;
+    private final boolean fromBatchRow;
+    private final int n;
+    private final Place out;
+
+    /**
+     * A copy.
+     *
+     * @param fromBatchRow the source has batch rows, even where the destination has logit rows
+     */
+    Copy(String name, Place in, boolean fromBatchRow, int n, Place out, int gate) {
+      super(name, gate);
+      this.in = in;
+      this.fromBatchRow = fromBatchRow;
+      this.n = n;
+      this.out = out;
+    }
+
+    @Override
+    void run(Frame f, int row, int batchRow) {
+      copy(f, in, fromBatchRow ? batchRow : row, n, out, row);
+    }
+  }
+
+  static void copy(Frame f, Place in, int from, int n, Place out, int to) {
+    MemorySegment.copy(
+        in.segment(f),
+        in.at(from) * Float.BYTES,
+        out.segment(f),
+        out.at(to) * Float.BYTES,
+        (long) n * Float.BYTES);
+  }
+
+  static final class Quantize extends Step {
+    private final Place in;
+    private final ActivationFormat format;
+    private final int n;
+    private final long offset;
+    private final long rowBytes;
+
+    /** Offsets of the result are bytes of scratch memory. */
+    Quantize(Place in, ActivationFormat format, int n, long offset, long rowBytes, int gate) {
+      super("quantize", gate);
+      this.in = in;
+      this.format = format;
+      this.n = n;
+      this.offset = offset;
+      this.rowBytes = rowBytes;
+    }
+
+    @Override
+    void run(Frame f, int row, int batchRow) {
+      long to = offset + row * rowBytes;
+      f.kernels.quantize(format, in.segment(f), in.at(row), n, f.scratch, to);
+    }
+  }
+
+  /** An element-wise op on whole rows. */
+  static final class Elements extends Step {
+    private final ElementOp op;
+    private final int n;
+
+    Elements(ElementOp op, int n) {
+      super(op.toString(), op.gate);
+      this.op = op;
+      this.n = n;
+    }
+
+    @Override
+    void run(Frame f, int row, int batchRow) {
+      op.run(f, row, 0, n);
+    }
+
+    @Override
+    void skip(Frame f, int row) {
+      op.skip(f, row, 0, n);
+    }
+  }
+}
