@@ -34,15 +34,29 @@ public final class NativeMemory implements AutoCloseable {
    * @throws OutOfMemoryError if the system refuses; the message says how much was wanted
    */
   public static NativeMemory allocate(long bytes) {
+    // Small blocks would waste most of a huge page.
+    return allocate(bytes, bytes >= HUGE_PAGE);
+  }
+
+  /**
+   * Allocates a block that is filled little by little at many places, such as a cache: it never
+   * uses huge pages, each of which would be taken as a whole by its first byte.
+   *
+   * @param bytes size, at least 0
+   * @throws OutOfMemoryError if the system refuses; the message says how much was wanted
+   */
+  public static NativeMemory allocateSparse(long bytes) {
+    return allocate(bytes, false);
+  }
+
+  private static NativeMemory allocate(long bytes, boolean huge) {
     if (bytes < 0 || bytes > Long.MAX_VALUE - 2 * HUGE_PAGE) {
       throw new IllegalArgumentException("size out of range: bytes=" + bytes);
     }
-    return NativeAccess.libc() && bytes > 0 ? map(bytes) : fromArena(bytes);
+    return NativeAccess.libc() && bytes > 0 ? map(bytes, huge) : fromArena(bytes);
   }
 
-  private static NativeMemory map(long bytes) {
-    // Small blocks would waste most of a huge page.
-    boolean huge = bytes >= HUGE_PAGE;
+  private static NativeMemory map(long bytes, boolean huge) {
     long align = huge ? HUGE_PAGE : 4096;
     long length = (bytes + 4095) & -4096L;
     long reserved = length + align;
@@ -60,7 +74,9 @@ public final class NativeMemory implements AutoCloseable {
     if (tail > 0) {
       Libc.munmap(start + length, tail);
     }
-    boolean advised = huge && Libc.madvise(start, length, Libc.MADV_HUGEPAGE) == 0;
+    // The opposite advice matters where the system uses huge pages without being asked.
+    int advice = huge ? Libc.MADV_HUGEPAGE : Libc.MADV_NOHUGEPAGE;
+    boolean advised = Libc.madvise(start, length, advice) == 0 && huge;
     Arena arena = Arena.ofShared();
     MemorySegment segment =
         MemorySegment.ofAddress(start)

@@ -90,6 +90,32 @@ public final class TestGraphs implements AutoCloseable {
           logitCap);
     }
 
+    /** With another width of the residual stream and the feed-forward unit. */
+    public Shape sizes(int width, int layerCount) {
+      int headCount = width / keyDim;
+      return new Shape(
+          width,
+          layerCount,
+          headCount,
+          headCount / 2,
+          keyDim,
+          valueDim,
+          width,
+          vocabulary,
+          type,
+          activation,
+          style,
+          pairs,
+          biases,
+          qkNorm,
+          postNorm,
+          fused,
+          gateHalf,
+          window,
+          attentionCap,
+          logitCap);
+    }
+
     public Shape window(int value) {
       return new Shape(
           hidden,

@@ -1,5 +1,6 @@
 package io.fletch.graph.cpu;
 
+import io.fletch.ffm.NativeMemory;
 import java.lang.foreign.MemorySegment;
 
 /**
@@ -9,14 +10,14 @@ import java.lang.foreign.MemorySegment;
 final class AttentionMemory implements AutoCloseable {
   private static final int LINE_FLOATS = 32;
 
-  private final NativeBlock scratch;
+  private final NativeMemory scratch;
   private final long stride;
-  private final NativeBlock[] gathered;
+  private final NativeMemory[] gathered;
 
   AttentionMemory(int workers, int floats) {
     stride = (floats + LINE_FLOATS - 1L) / LINE_FLOATS * LINE_FLOATS;
-    scratch = NativeBlock.allocate(Math.max(1, workers * stride * Float.BYTES));
-    gathered = new NativeBlock[workers];
+    scratch = NativeMemory.allocate(Math.max(1, workers * stride * Float.BYTES));
+    gathered = new NativeMemory[workers];
   }
 
   MemorySegment scratch() {
@@ -30,9 +31,9 @@ final class AttentionMemory implements AutoCloseable {
 
   /** At least that many bytes, for a worker to fill. */
   MemorySegment gather(int worker, long bytes) {
-    NativeBlock block = gathered[worker];
+    NativeMemory block = gathered[worker];
     if (block == null || block.segment().byteSize() < bytes) {
-      NativeBlock larger = NativeBlock.allocate(2 * bytes);
+      NativeMemory larger = NativeMemory.allocate(2 * bytes);
       if (block != null) {
         block.close();
       }
@@ -49,7 +50,7 @@ final class AttentionMemory implements AutoCloseable {
   @Override
   public void close() {
     scratch.close();
-    for (NativeBlock block : gathered) {
+    for (NativeMemory block : gathered) {
       if (block != null) {
         block.close();
       }

@@ -133,8 +133,7 @@ final class AttentionStage extends WorkerPool.Stage<Frame> {
 
   /** What a kernel needs for a layer. */
   static int scratchFloats(Kernels kernels, AttentionSpec spec) {
-    return kernels.attentionScratch(
-        spec.heads() / spec.kvHeads(), spec.keyDim(), spec.valueDim());
+    return kernels.attentionScratch(spec.heads() / spec.kvHeads(), spec.keyDim(), spec.valueDim());
   }
 
   /** Refuses a cache type that a layer's heads do not fit. */

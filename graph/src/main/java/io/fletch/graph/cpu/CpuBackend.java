@@ -10,9 +10,7 @@ import java.util.Optional;
 public final class CpuBackend implements Backend {
   /** How the weights of products are laid out. */
   public enum Layout {
-    /**
-     * Packed where the kernels have a faster layout and there is memory for it, else as mapped.
-     */
+    /** Packed where the kernels have a faster layout and there is memory for it, else as mapped. */
     AUTO,
     /** The bytes of the file as they are: instant start, no memory beyond the file. */
     MAPPED,
@@ -35,8 +33,7 @@ public final class CpuBackend implements Backend {
    * @param layout layout of weights
    * @param progress hears of the preparation of weights
    */
-  public record Options(
-      int threads, Optional<Kernels> kernels, Layout layout, Progress progress) {
+  public record Options(int threads, Optional<Kernels> kernels, Layout layout, Progress progress) {
     /** Checks ranges. */
     public Options {
       Objects.requireNonNull(kernels, "kernels");

@@ -1,5 +1,6 @@
 package io.fletch.graph.cpu;
 
+import io.fletch.ffm.NativeMemory;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.support.AbstractBatch;
 import java.lang.foreign.MemorySegment;
@@ -9,7 +10,7 @@ import java.lang.foreign.ValueLayout;
 final class CpuBatch extends AbstractBatch {
   private final CpuExecutable owner;
   private final Kernels kernels;
-  private final NativeBlock memory;
+  private final NativeMemory memory;
   private final MemorySegment segment;
   private final long stride;
 
@@ -18,7 +19,7 @@ final class CpuBatch extends AbstractBatch {
     this.owner = owner;
     this.kernels = kernels;
     stride = Placement.stride(owner.graph().logits().width());
-    memory = NativeBlock.allocate(Math.max(1, maxLogitRows * stride * Float.BYTES));
+    memory = NativeMemory.allocate(Math.max(1, maxLogitRows * stride * Float.BYTES));
     segment = memory.segment();
   }
 

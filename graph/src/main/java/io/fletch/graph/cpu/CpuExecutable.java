@@ -1,5 +1,6 @@
 package io.fletch.graph.cpu;
 
+import io.fletch.ffm.NativeMemory;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
@@ -25,7 +26,7 @@ final class CpuExecutable implements Executable {
   private final WorkerPool pool;
   private final Weights weights;
   private final AttentionMemory attentionMemory;
-  private final NativeBlock scratch;
+  private final NativeMemory scratch;
   private final Frame frame;
   private final List<Lowering.Program> programs;
   private final ReentrantLock turn = new ReentrantLock(true);
@@ -83,7 +84,7 @@ final class CpuExecutable implements Executable {
     }
     programs = List.copyOf(all);
     frame.allocate();
-    scratch = NativeBlock.allocate(Math.max(1, programs.getLast().plan().scratchBytes()));
+    scratch = NativeMemory.allocate(Math.max(1, programs.getLast().plan().scratchBytes()));
     frame.scratch = scratch.segment();
   }
 

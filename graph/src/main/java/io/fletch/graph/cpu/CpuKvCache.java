@@ -1,5 +1,6 @@
 package io.fletch.graph.cpu;
 
+import io.fletch.ffm.NativeMemory;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.KvCache;
 import java.lang.foreign.MemorySegment;
@@ -16,7 +17,7 @@ final class CpuKvCache implements KvCache {
   private final CpuExecutable owner;
   private final Type type;
   private final int capacity;
-  private final NativeBlock memory;
+  private final NativeMemory memory;
   private final MemorySegment segment;
   private final long[] keyBase;
   private final long[] valueBase;
@@ -25,7 +26,8 @@ final class CpuKvCache implements KvCache {
   private int length;
   private boolean closed;
 
-  CpuKvCache(CpuExecutable owner, Kernels kernels, List<AttentionSpec> layers, int capacity, Type type) {
+  CpuKvCache(
+      CpuExecutable owner, Kernels kernels, List<AttentionSpec> layers, int capacity, Type type) {
     this.owner = owner;
     this.type = type;
     this.capacity = capacity;
@@ -45,7 +47,7 @@ final class CpuKvCache implements KvCache {
       valueBase[l] = end;
       end = Math.addExact(end, Math.multiplyExact(headStride(valueBytes[l]), spec.kvHeads()));
     }
-    memory = NativeBlock.allocate(Math.max(end, ALIGNMENT));
+    memory = NativeMemory.allocateSparse(Math.max(end, ALIGNMENT));
     segment = memory.segment();
   }
 

@@ -82,12 +82,7 @@ abstract sealed class ElementOp {
     @Override
     void run(Frame f, int row, long from, int n) {
       f.kernels.activate(
-          activation,
-          in.segment(f),
-          in.at(row) + from,
-          n,
-          out.segment(f),
-          out.at(row) + from);
+          activation, in.segment(f), in.at(row) + from, n, out.segment(f), out.at(row) + from);
     }
 
     @Override
@@ -101,8 +96,7 @@ abstract sealed class ElementOp {
     private final Place branch;
     private final float scale;
 
-    Add(
-        Place residual, Place branch, float scale, Place out, int gate, boolean readWhenSkipped) {
+    Add(Place residual, Place branch, float scale, Place out, int gate, boolean readWhenSkipped) {
       super(gate, readWhenSkipped, out);
       this.residual = residual;
       this.branch = branch;

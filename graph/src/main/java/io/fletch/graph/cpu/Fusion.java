@@ -107,9 +107,7 @@ final class Fusion {
   }
 
   private void rowStep(Value.Rows rows, RowStep step) {
-    if (!sections.isEmpty()
-        && sections.getLast() instanceof RowWise last
-        && last.rows() == rows) {
+    if (!sections.isEmpty() && sections.getLast() instanceof RowWise last && last.rows() == rows) {
       last.steps().add(step);
       return;
     }

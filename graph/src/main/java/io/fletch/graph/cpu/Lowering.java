@@ -90,9 +90,7 @@ final class Lowering {
       }
     }
     long bytes = steps.stream().mapToLong(Plan.Step::weightBytes).sum();
-    Plan plan =
-        new Plan(
-            graph.name(), "cpu " + kernels.name(), rows, layout.bytes(), bytes, steps);
+    Plan plan = new Plan(graph.name(), "cpu " + kernels.name(), rows, layout.bytes(), bytes, steps);
     return new Program(plan, array(stages));
   }
 
@@ -178,8 +176,7 @@ final class Lowering {
     if (c.format() == ActivationFormat.F32) {
       return new RowStage.Copy("copy", place(c.in()), false, n, place(to, 0), gate);
     }
-    return new RowStage.Quantize(
-        place(c.in()), c.format(), n, offsets.get(to), to.rowBytes, gate);
+    return new RowStage.Quantize(place(c.in()), c.format(), n, offsets.get(to), to.rowBytes, gate);
   }
 
   /** The gate under which every product reads a value, if it is one and the same. */

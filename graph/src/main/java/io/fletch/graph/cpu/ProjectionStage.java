@@ -157,9 +157,12 @@ final class ProjectionStage extends WorkerPool.Stage<Frame> {
   ProjectionStage(String name, Value.Rows kind, List<Cluster> clusters, int threads) {
     this.name = name;
     this.kind = kind;
-    products = clusters.stream().map(c -> c.products().toArray(Product[]::new)).toArray(Product[][]::new);
+    products =
+        clusters.stream().map(c -> c.products().toArray(Product[]::new)).toArray(Product[][]::new);
     epilogues =
-        clusters.stream().map(c -> c.epilogue().toArray(ElementOp[]::new)).toArray(ElementOp[][]::new);
+        clusters.stream()
+            .map(c -> c.epilogue().toArray(ElementOp[]::new))
+            .toArray(ElementOp[][]::new);
     long total = clusters.stream().mapToLong(c -> c.bytesPerOutput() * c.out()).sum();
     long wanted = total / ((long) threads * TASKS_PER_WORKER);
     long taskBytes = Math.clamp(wanted, MIN_TASK_BYTES, MAX_TASK_BYTES);

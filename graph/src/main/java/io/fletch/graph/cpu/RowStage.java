@@ -198,15 +198,7 @@ final class RowStage extends WorkerPool.Stage<Frame> {
       for (int h = 0; h < heads; h++) {
         long at = (long) h * headDim;
         f.kernels.rope(
-            style,
-            x,
-            in.at(row) + at,
-            headDim,
-            t,
-            table.at(batchRow),
-            pairs,
-            y,
-            out.at(row) + at);
+            style, x, in.at(row) + at, headDim, t, table.at(batchRow), pairs, y, out.at(row) + at);
       }
     }
   }
@@ -237,8 +229,7 @@ final class RowStage extends WorkerPool.Stage<Frame> {
       MemorySegment v = value.segment(f);
       for (int h = 0; h < heads; h++) {
         long from = key.at(row) + (long) h * keyDim;
-        f.kernels.kvStore(
-            kv.type(), k, from, keyDim, kv.segment(), kv.keyOffset(layer, h, slot));
+        f.kernels.kvStore(kv.type(), k, from, keyDim, kv.segment(), kv.keyOffset(layer, h, slot));
         from = value.at(row) + (long) h * valueDim;
         f.kernels.kvStore(
             kv.type(), v, from, valueDim, kv.segment(), kv.valueOffset(layer, h, slot));

@@ -124,8 +124,7 @@ final class Weights implements AutoCloseable {
     @Override
     void run(Weights context, int task, int worker) {
       long first = task * step;
-      kernel.pack(
-          from.segment(), to, from.rows(), first, Math.min(from.rows(), first + step));
+      kernel.pack(from.segment(), to, from.rows(), first, Math.min(from.rows(), first + step));
     }
 
     @Override

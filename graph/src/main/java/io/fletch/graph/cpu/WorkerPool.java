@@ -80,10 +80,7 @@ final class WorkerPool implements AutoCloseable {
     for (int w = 1; w < threads; w++) {
       int worker = w;
       workers[w] =
-          Thread.ofPlatform()
-              .daemon(true)
-              .name("fletch-worker-" + w)
-              .unstarted(() -> work(worker));
+          Thread.ofPlatform().daemon(true).name("fletch-worker-" + w).unstarted(() -> work(worker));
     }
     for (int w = 1; w < threads; w++) {
       workers[w].start();
