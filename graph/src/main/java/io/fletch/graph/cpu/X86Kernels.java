@@ -1,0 +1,223 @@
+package io.fletch.graph.cpu;
+
+import io.fletch.ffm.CpuFeatures;
+import io.fletch.ffm.ExecutableMemory;
+import io.fletch.graph.Activation;
+import io.fletch.graph.KvCache;
+import io.fletch.graph.RopeSpec;
+import io.fletch.graph.cpu.x86.Isa;
+import io.fletch.graph.cpu.x86.PackedLayout;
+import io.fletch.quant.TensorType;
+import java.lang.foreign.MemorySegment;
+import java.util.Optional;
+
+/**
+ * Kernels in machine code that this process emits, for one instruction set. Results have the bits
+ * of the scalar set.
+ *
+ * <p>What is not worth machine code goes to another set.
+ */
+final class X86Kernels implements Kernels {
+  private final Isa isa;
+  private final Kernels other;
+
+  private X86Kernels(Isa isa, Kernels other) {
+    this.isa = isa;
+    this.other = other;
+  }
+
+  /** The set for the best instruction set of this CPU; empty where machine code cannot run. */
+  static Optional<Kernels> best(Kernels other) {
+    return Isa.of(CpuFeatures.host()).flatMap(isa -> of(isa, other));
+  }
+
+  /** The set for an instruction set; empty where machine code or the instructions cannot run. */
+  static Optional<Kernels> of(Isa isa, Kernels other) {
+    return isa.supportedBy(CpuFeatures.host()) && ExecutableMemory.refusal().isEmpty()
+        ? Optional.of(new X86Kernels(isa, other))
+        : Optional.empty();
+  }
+
+  @Override
+  public String name() {
+    return "x86-" + isa.label();
+  }
+
+  @Override
+  public Matmul matmul(TensorType type, int in) {
+    return PackedLayout.supports(type) ? new X86Matmul(type, in, isa) : other.matmul(type, in);
+  }
+
+  @Override
+  public Matmul matmulMapped(TensorType type, int in) {
+    return other.matmulMapped(type, in);
+  }
+
+  @Override
+  public long activationBytes(ActivationFormat format, int n) {
+    return other.activationBytes(format, n);
+  }
+
+  @Override
+  public void quantize(
+      ActivationFormat format,
+      MemorySegment x,
+      long offset,
+      int n,
+      MemorySegment dst,
+      long dstOffset) {
+    other.quantize(format, x, offset, n, dst, dstOffset);
+  }
+
+  @Override
+  public void dequantize(
+      TensorType type,
+      MemorySegment src,
+      long srcOffset,
+      int n,
+      float scale,
+      MemorySegment dst,
+      long dstOffset) {
+    other.dequantize(type, src, srcOffset, n, scale, dst, dstOffset);
+  }
+
+  @Override
+  public void rmsNorm(
+      MemorySegment x,
+      long offset,
+      MemorySegment weight,
+      int n,
+      float eps,
+      float scale,
+      MemorySegment dst,
+      long dstOffset) {
+    other.rmsNorm(x, offset, weight, n, eps, scale, dst, dstOffset);
+  }
+
+  @Override
+  public void rope(
+      RopeSpec.Style style,
+      MemorySegment x,
+      long offset,
+      int headDim,
+      MemorySegment table,
+      long tableOffset,
+      int pairs,
+      MemorySegment dst,
+      long dstOffset) {
+    other.rope(style, x, offset, headDim, table, tableOffset, pairs, dst, dstOffset);
+  }
+
+  @Override
+  public void activate(
+      Activation activation,
+      MemorySegment gate,
+      long gateOffset,
+      MemorySegment up,
+      long upOffset,
+      int n,
+      MemorySegment dst,
+      long dstOffset) {
+    other.activate(activation, gate, gateOffset, up, upOffset, n, dst, dstOffset);
+  }
+
+  @Override
+  public void activate(
+      Activation activation,
+      MemorySegment x,
+      long offset,
+      int n,
+      MemorySegment dst,
+      long dstOffset) {
+    other.activate(activation, x, offset, n, dst, dstOffset);
+  }
+
+  @Override
+  public void add(
+      MemorySegment a,
+      long aOffset,
+      MemorySegment b,
+      long bOffset,
+      float scale,
+      int n,
+      MemorySegment dst,
+      long dstOffset) {
+    other.add(a, aOffset, b, bOffset, scale, n, dst, dstOffset);
+  }
+
+  @Override
+  public void scale(
+      MemorySegment x, long offset, float factor, int n, MemorySegment dst, long dstOffset) {
+    other.scale(x, offset, factor, n, dst, dstOffset);
+  }
+
+  @Override
+  public void softCap(
+      MemorySegment x, long offset, float cap, int n, MemorySegment dst, long dstOffset) {
+    other.softCap(x, offset, cap, n, dst, dstOffset);
+  }
+
+  @Override
+  public long kvBytes(KvCache.Type type, int n) {
+    return other.kvBytes(type, n);
+  }
+
+  @Override
+  public void kvStore(
+      KvCache.Type type, MemorySegment x, long offset, int n, MemorySegment kv, long kvOffset) {
+    other.kvStore(type, x, offset, n, kv, kvOffset);
+  }
+
+  @Override
+  public int attentionScratch(int group, int keyDim, int valueDim) {
+    return other.attentionScratch(group, keyDim, valueDim);
+  }
+
+  @Override
+  public void attention(
+      KvCache.Type type,
+      MemorySegment q,
+      long qOffset,
+      int group,
+      int keyDim,
+      int valueDim,
+      MemorySegment kv,
+      long kOffset,
+      long vOffset,
+      int a0,
+      int a1,
+      int b0,
+      int b1,
+      float scale,
+      float softCap,
+      MemorySegment scratch,
+      long scratchOffset,
+      MemorySegment out,
+      long outOffset) {
+    other.attention(
+        type,
+        q,
+        qOffset,
+        group,
+        keyDim,
+        valueDim,
+        kv,
+        kOffset,
+        vOffset,
+        a0,
+        a1,
+        b0,
+        b1,
+        scale,
+        softCap,
+        scratch,
+        scratchOffset,
+        out,
+        outOffset);
+  }
+
+  @Override
+  public int argmax(MemorySegment x, long offset, int n) {
+    return other.argmax(x, offset, n);
+  }
+}

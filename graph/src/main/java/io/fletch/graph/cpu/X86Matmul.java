@@ -1,0 +1,171 @@
+package io.fletch.graph.cpu;
+
+import io.fletch.graph.cpu.x86.Isa;
+import io.fletch.graph.cpu.x86.MatmulCode;
+import io.fletch.graph.cpu.x86.PackedLayout;
+import io.fletch.quant.TensorType;
+import java.lang.foreign.MemorySegment;
+import java.util.Locale;
+import java.util.Objects;
+import java.util.concurrent.atomic.AtomicReferenceArray;
+
+/** Products with packed quantized weights in machine code ({@link MatmulCode}). */
+final class X86Matmul implements Kernels.Matmul {
+  /** Weights that stay in the level-2 cache while several tiles of activations pass over them. */
+  private static final long CACHED_WEIGHTS = 256 << 10;
+
+  private final TensorType type;
+  private final int in;
+  private final Isa isa;
+  private final PackedLayout layout;
+  private final Kernels.ActivationFormat activation;
+  private final long xStride;
+  private final int maxTokens;
+  private final AtomicReferenceArray<MemorySegment> code;
+
+  X86Matmul(TensorType type, int in, Isa isa) {
+    this.type = type;
+    this.in = in;
+    this.isa = isa;
+    this.layout = new PackedLayout(type, in, isa);
+    this.activation = WeightBlocks.activation(type);
+    this.xStride = ActivationLayout.bytes(activation, in);
+    this.maxTokens = MatmulCode.maxTokens(layout, isa);
+    this.code = new AtomicReferenceArray<>(maxTokens + 1);
+  }
+
+  @Override
+  public String name() {
+    return type.name().toLowerCase(Locale.ROOT) + " x" + layout.lanes() + " " + isa.label();
+  }
+
+  @Override
+  public Kernels.ActivationFormat activation() {
+    return activation;
+  }
+
+  @Override
+  public boolean packs() {
+    return true;
+  }
+
+  @Override
+  public long packedBytes(long out) {
+    return layout.bytes(out);
+  }
+
+  @Override
+  public int rowGranule() {
+    return layout.lanes();
+  }
+
+  @Override
+  public void pack(MemorySegment rowMajor, MemorySegment packed, long out, long from, long to) {
+    checkRange(out, from, to);
+    layout.pack(rowMajor, 0, packed, 0, from, to);
+  }
+
+  private void checkRange(long out, long from, long to) {
+    int lanes = layout.lanes();
+    if (from < 0 || from > to || to > out || from % lanes != 0 || (to % lanes != 0 && to != out)) {
+      throw new IllegalArgumentException(
+          "rows: expected=multiples of "
+              + lanes
+              + " within "
+              + out
+              + " actual=["
+              + from
+              + ","
+              + to
+              + ")");
+    }
+  }
+
+  @Override
+  public void run(
+      MemorySegment weight,
+      long out,
+      long from,
+      long to,
+      MemorySegment x,
+      long xOffset,
+      int rows,
+      MemorySegment y,
+      long yOffset,
+      long yStride) {
+    checkRange(out, from, to);
+    if (from == to || rows == 0) {
+      return;
+    }
+    Objects.checkFromIndexSize(0, layout.bytes(out), weight.byteSize());
+    Objects.checkFromIndexSize(xOffset, rows * xStride, x.byteSize());
+    Objects.checkFromIndexSize(
+        4 * (yOffset + from), 4 * ((rows - 1) * yStride + to - from), y.byteSize());
+    long w = weight.address() + from / layout.lanes() * layout.groupBytes();
+    runGroups(w, x.address() + xOffset, rows, y, 4 * (yOffset + from), 4 * yStride, to - from);
+  }
+
+  /**
+   * All tiles of a range of rows.
+   *
+   * @param w the first group
+   * @param yByte where in y the first row of the range goes for the first token
+   * @param outs rows of weights; not a multiple of the lanes only at the end of the matrix
+   */
+  void runGroups(
+      long w, long x, int rows, MemorySegment y, long yByte, long yStrideBytes, long outs) {
+    int lanes = layout.lanes();
+    long groups = outs / lanes;
+    int tiles = (rows + maxTokens - 1) / maxTokens;
+    long step = tiles == 1 ? groups : Math.max(1, CACHED_WEIGHTS / layout.groupBytes());
+    for (long g = 0; g < groups; g += step) {
+      long n = Math.min(step, groups - g);
+      long wg = w + g * layout.groupBytes();
+      long yg = y.address() + yByte + 4 * g * lanes;
+      for (int tile = 0, row = 0; tile < tiles; tile++) {
+        int tokens = tokens(rows, tiles, tile);
+        X86Code.call(code(tokens), wg, x + row * xStride, yg + row * yStrideBytes, yStrideBytes, n);
+        row += tokens;
+      }
+    }
+    int rest = (int) (outs - groups * lanes);
+    if (rest > 0) {
+      // The last group is stored whole, so it goes elsewhere first.
+      MemorySegment scratch = X86Scratch.get().floats(maxTokens * lanes);
+      long wg = w + groups * layout.groupBytes();
+      for (int tile = 0, row = 0; tile < tiles; tile++) {
+        int tokens = tokens(rows, tiles, tile);
+        X86Code.call(code(tokens), wg, x + row * xStride, scratch.address(), 4L * lanes, 1);
+        for (int t = 0; t < tokens; t++) {
+          long at = yByte + 4 * groups * lanes + (row + t) * yStrideBytes;
+          MemorySegment.copy(scratch, 4L * t * lanes, y, at, 4L * rest);
+        }
+        row += tokens;
+      }
+    }
+  }
+
+  /** Tiles differ by at most one row. */
+  private static int tokens(int rows, int tiles, int tile) {
+    return rows / tiles + (tile < rows % tiles ? 1 : 0);
+  }
+
+  private MemorySegment code(int tokens) {
+    MemorySegment entry = code.getAcquire(tokens);
+    if (entry == null) {
+      entry =
+          X86Code.function(
+              name() + " in=" + in + " tokens=" + tokens,
+              () ->
+                  MatmulCode.emit(
+                      layout,
+                      isa,
+                      xStride,
+                      ActivationLayout.scalesOffset(activation, in),
+                      ActivationLayout.sumsOffset(activation, in),
+                      tokens));
+      code.setRelease(tokens, entry);
+    }
+    return entry;
+  }
+}

@@ -1,0 +1,405 @@
+package io.fletch.graph.cpu.x86;
+
+import io.fletch.quant.TensorType;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.nio.ByteOrder;
+
+/**
+ * Weights of a quantized type repacked for lanes that are rows: groups of {@code lanes} rows (8 or
+ * 16), the last one padded with zeros, in nearly the bytes of the file.
+ *
+ * <p>A group holds the codes of all its blocks, then their scales, and starts at a multiple of 64
+ * bytes:
+ *
+ * <pre>
+ *   codes[block][chunk of 32 elements][vector][lane] u32
+ *   meta[block]  32-element types:  d f16[lane] (MXFP4: u8[lane]), then m f16[lane] where there is one
+ *                256-element types: scales i8[pair][lane][2], mins u8[pair][lane][2] where there are any,
+ *                                   d f16[lane], dmin f16[lane] where there is one
+ * </pre>
+ *
+ * A pair is two consecutive sub-blocks. A <em>quad</em> is four consecutive elements of a row, one
+ * byte each, in a 32-bit lane; quad {@code k} of a chunk is elements {@code 4k .. 4k+3}. With
+ * {@code u} the unsigned code of the file format, vectors of a chunk are
+ *
+ * <pre>
+ *   BYTES    8 vectors: quad k                       (XOR 0x80 where the product wants unsigned bytes)
+ *   NIBBLES  4 vectors: quad 2j | quad 2j+1 &lt;&lt; 4
+ *   FIVE     NIBBLES of the low 4 bits, then 1 vector: bit k of a byte = bit 4 of quad k
+ *   SIX      NIBBLES of the low 4 bits, then 2 vectors: bits 2i, 2i+1 of vector h = bits 4, 5 of quad 4h+i
+ *   TWO      2 vectors: bits 2i, 2i+1 of vector h = quad 4h+i
+ *   THREE    TWO of the low 2 bits, then 1 vector: bit k of a byte = bit 2 of quad k
+ * </pre>
+ *
+ * <p>Immutable; any thread may pack disjoint groups of one matrix.
+ */
+public final class PackedLayout {
+  /** Part of every cache key: changes when the bytes of a packed matrix change. */
+  public static final int VERSION = 1;
+
+  private static final ValueLayout.OfInt INT =
+      ValueLayout.JAVA_INT_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
+  private static final ValueLayout.OfShort SHORT =
+      ValueLayout.JAVA_SHORT_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
+  private static final ValueLayout.OfByte BYTE = ValueLayout.JAVA_BYTE;
+
+  private static final int LOW4 = 0x0f0f0f0f;
+  private static final int LOW2 = 0x03030303;
+  private static final int LOW1 = 0x01010101;
+
+  /** How the codes of a chunk of 32 elements are stored; see above. */
+  enum Codes {
+    BYTES(8),
+    NIBBLES(4),
+    FIVE(5),
+    SIX(6),
+    TWO(2),
+    THREE(3);
+
+    final int vectors;
+
+    Codes(int vectors) {
+      this.vectors = vectors;
+    }
+  }
+
+  final TensorType type;
+  final int in;
+  final int lanes;
+  final boolean unsignedBytes;
+  final Codes codes;
+
+  /** Elements of a block: 32 or 256. */
+  final int blockSize;
+
+  /** Elements that share a sub-scale, 16 or 32; 0 for types without. */
+  final int subBlock;
+
+  final boolean hasMin;
+  final int blocks;
+  final int codesPerBlock;
+  final int metaPerBlock;
+
+  /** Offsets in the meta of a block; -1 for what it has not. */
+  final int minsOffset;
+
+  final int dOffset;
+  final int dminOffset;
+
+  /** Offset of the meta from the start of a group. */
+  final long metaOffset;
+
+  final long groupBytes;
+
+  /** The layout of rows of {@code in} elements for an instruction set. */
+  public PackedLayout(TensorType type, int in, Isa isa) {
+    if (in <= 0 || in % type.blockSize() != 0 || !supports(type)) {
+      throw new IllegalArgumentException("no packed form: type=" + type + " in=" + in);
+    }
+    this.type = type;
+    this.in = in;
+    this.lanes = isa.lanes();
+    this.unsignedBytes = isa.vnni();
+    this.blockSize = type.blockSize();
+    this.codes =
+        switch (type) {
+          case Q8_0 -> Codes.BYTES;
+          case Q5_0, Q5_1, Q5_K -> Codes.FIVE;
+          case Q6_K -> Codes.SIX;
+          case Q2_K -> Codes.TWO;
+          case Q3_K -> Codes.THREE;
+          default -> Codes.NIBBLES;
+        };
+    this.subBlock =
+        switch (type) {
+          case Q2_K, Q3_K, Q6_K -> 16;
+          case Q4_K, Q5_K, IQ4_XS -> 32;
+          default -> 0;
+        };
+    this.hasMin =
+        switch (type) {
+          case Q4_1, Q5_1, Q2_K, Q4_K, Q5_K -> true;
+          default -> false;
+        };
+    this.blocks = in / blockSize;
+    this.codesPerBlock = blockSize / 32 * codes.vectors * 4 * lanes;
+    int scaleBytes = subBlock == 0 ? 0 : blockSize / subBlock * lanes;
+    int d = type == TensorType.MXFP4 ? lanes : 2 * lanes;
+    this.minsOffset = hasMin && subBlock != 0 ? scaleBytes : -1;
+    this.dOffset = minsOffset >= 0 ? 2 * scaleBytes : scaleBytes;
+    this.dminOffset = hasMin ? dOffset + d : -1;
+    this.metaPerBlock = dOffset + (hasMin ? 2 * d : d);
+    this.metaOffset = (long) blocks * codesPerBlock;
+    this.groupBytes = metaOffset + (long) blocks * metaPerBlock + 63 & -64;
+  }
+
+  /** Whether a type has a packed form. */
+  public static boolean supports(TensorType type) {
+    return switch (type) {
+      case Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS ->
+          true;
+      case F32, F16, BF16, I8, I16, I32, I64, F64 -> false;
+    };
+  }
+
+  /** Rows of a group. */
+  public int lanes() {
+    return lanes;
+  }
+
+  /** Bytes of one group of rows. */
+  public long groupBytes() {
+    return groupBytes;
+  }
+
+  /** Bytes of a matrix of {@code out} rows. */
+  public long bytes(long out) {
+    return Math.multiplyExact((out + lanes - 1) / lanes, groupBytes);
+  }
+
+  /**
+   * Packs rows {@code [from, to)} of a row-major matrix of {@code out} rows; {@code from} is a
+   * multiple of the lanes, {@code to} too unless it is {@code out}.
+   *
+   * @param source the matrix in its file format, row 0 at byte {@code sourceOffset}
+   * @param target group 0 at byte {@code targetOffset}
+   */
+  public void pack(
+      MemorySegment source,
+      long sourceOffset,
+      MemorySegment target,
+      long targetOffset,
+      long from,
+      long to) {
+    long rowBytes = type.bytes(in);
+    int[] quads = new int[8];
+    for (long row = from; row < to; row += lanes) {
+      long group = targetOffset + row / lanes * groupBytes;
+      for (int lane = 0; lane < lanes; lane++) {
+        if (row + lane < to) {
+          long offset = sourceOffset + (row + lane) * rowBytes;
+          for (int b = 0; b < blocks; b++) {
+            packBlock(source, offset + (long) b * type.blockBytes(), target, group, b, lane, quads);
+          }
+        } else {
+          clear(target, group, lane);
+        }
+      }
+    }
+  }
+
+  private void clear(MemorySegment target, long group, int lane) {
+    for (int b = 0; b < blocks; b++) {
+      long codeBase = group + (long) b * codesPerBlock;
+      for (int v = 0; v < blockSize / 32 * codes.vectors; v++) {
+        target.set(INT, codeBase + (long) (v * lanes + lane) * 4, 0);
+      }
+      long meta = group + metaOffset + (long) b * metaPerBlock;
+      for (int i = 0; subBlock != 0 && i < blockSize / subBlock; i++) {
+        subValue(target, meta, i, lane, 0);
+        if (minsOffset >= 0) {
+          subValue(target, meta + minsOffset, i, lane, 0);
+        }
+      }
+      if (type == TensorType.MXFP4) {
+        target.set(BYTE, meta + lane, (byte) 0);
+      } else {
+        target.set(SHORT, meta + dOffset + 2L * lane, (short) 0);
+        if (hasMin) {
+          target.set(SHORT, meta + dminOffset + 2L * lane, (short) 0);
+        }
+      }
+    }
+  }
+
+  private void packBlock(
+      MemorySegment s, long o, MemorySegment t, long group, int b, int lane, int[] q) {
+    long codeBase = group + (long) b * codesPerBlock + 4L * lane;
+    int chunkBytes = codes.vectors * 4 * lanes;
+    for (int c = 0; c < blockSize / 32; c++) {
+      quads(s, o, c, q);
+      store(t, codeBase + (long) c * chunkBytes, q);
+    }
+    packMeta(s, o, t, group + metaOffset + (long) b * metaPerBlock, lane);
+  }
+
+  /** The eight quads of chunk {@code c} of the block at byte {@code o}. */
+  private void quads(MemorySegment s, long o, int c, int[] q) {
+    switch (type) {
+      case Q8_0 -> {
+        int flip = unsignedBytes ? 0x80808080 : 0;
+        for (int k = 0; k < 8; k++) {
+          q[k] = s.get(INT, o + 2 + 4 * k) ^ flip;
+        }
+      }
+      case Q4_0, IQ4_NL -> halves(s, o + 2, q);
+      case Q4_1 -> halves(s, o + 4, q);
+      case MXFP4 -> halves(s, o + 1, q);
+      case IQ4_XS -> halves(s, o + 8 + 16 * c, q);
+      case Q5_0 -> fives(s, o + 2, q);
+      case Q5_1 -> fives(s, o + 4, q);
+      case Q4_K -> {
+        for (int k = 0; k < 8; k++) {
+          q[k] = s.get(INT, o + 16 + 32 * (c >> 1) + 4 * k) >>> 4 * (c & 1) & LOW4;
+        }
+      }
+      case Q5_K -> {
+        for (int k = 0; k < 8; k++) {
+          int low = s.get(INT, o + 48 + 32 * (c >> 1) + 4 * k) >>> 4 * (c & 1) & LOW4;
+          q[k] = low | (s.get(INT, o + 16 + 4 * k) >>> c & LOW1) << 4;
+        }
+      }
+      case Q6_K -> {
+        long low = o + 64 * (c >> 2) + 32 * (c & 1);
+        long high = o + 128 + 32 * (c >> 2);
+        for (int k = 0; k < 8; k++) {
+          int bits = s.get(INT, low + 4 * k) >>> 4 * (c >> 1 & 1) & LOW4;
+          q[k] = bits | (s.get(INT, high + 4 * k) >>> 2 * (c & 3) & LOW2) << 4;
+        }
+      }
+      case Q2_K -> {
+        for (int k = 0; k < 8; k++) {
+          q[k] = s.get(INT, o + 16 + 32 * (c >> 2) + 4 * k) >>> 2 * (c & 3) & LOW2;
+        }
+      }
+      case Q3_K -> {
+        for (int k = 0; k < 8; k++) {
+          int low = s.get(INT, o + 32 + 32 * (c >> 2) + 4 * k) >>> 2 * (c & 3) & LOW2;
+          q[k] = low | (s.get(INT, o + 4 * k) >>> c & LOW1) << 2;
+        }
+      }
+      default -> throw new AssertionError(type);
+    }
+  }
+
+  /** 16 bytes: low nibbles are the first 16 elements, high nibbles the rest. */
+  private static void halves(MemorySegment s, long o, int[] q) {
+    for (int k = 0; k < 4; k++) {
+      int v = s.get(INT, o + 4 * k);
+      q[k] = v & LOW4;
+      q[k + 4] = v >>> 4 & LOW4;
+    }
+  }
+
+  private static void fives(MemorySegment s, long o, int[] q) {
+    int high = s.get(INT, o);
+    halves(s, o + 4, q);
+    for (int k = 0; k < 8; k++) {
+      // Spreads four bits over four bytes.
+      q[k] |= ((high >>> 4 * k & 15) * 0x00204081 & LOW1) << 4;
+    }
+  }
+
+  private void store(MemorySegment t, long o, int[] q) {
+    int stride = 4 * lanes;
+    switch (codes) {
+      case BYTES -> {
+        for (int k = 0; k < 8; k++) {
+          t.set(INT, o + (long) k * stride, q[k]);
+        }
+      }
+      case NIBBLES, FIVE, SIX -> {
+        for (int j = 0; j < 4; j++) {
+          t.set(INT, o + (long) j * stride, q[2 * j] & LOW4 | (q[2 * j + 1] & LOW4) << 4);
+        }
+        if (codes == Codes.FIVE) {
+          int high = 0;
+          for (int k = 0; k < 8; k++) {
+            high |= (q[k] >>> 4 & LOW1) << k;
+          }
+          t.set(INT, o + 4L * stride, high);
+        } else if (codes == Codes.SIX) {
+          t.set(INT, o + 4L * stride, twoBits(q, 0, 4));
+          t.set(INT, o + 5L * stride, twoBits(q, 4, 4));
+        }
+      }
+      case TWO, THREE -> {
+        t.set(INT, o, twoBits(q, 0, 0));
+        t.set(INT, o + stride, twoBits(q, 4, 0));
+        if (codes == Codes.THREE) {
+          int high = 0;
+          for (int k = 0; k < 8; k++) {
+            high |= (q[k] >>> 2 & LOW1) << k;
+          }
+          t.set(INT, o + 2L * stride, high);
+        }
+      }
+    }
+  }
+
+  /** Two bits of each of four quads in one word. */
+  private static int twoBits(int[] q, int from, int shift) {
+    int v = 0;
+    for (int i = 0; i < 4; i++) {
+      v |= (q[from + i] >>> shift & LOW2) << 2 * i;
+    }
+    return v;
+  }
+
+  private void packMeta(MemorySegment s, long o, MemorySegment t, long meta, int lane) {
+    long d = meta + dOffset + 2L * lane;
+    switch (type) {
+      case MXFP4 -> t.set(BYTE, meta + lane, s.get(BYTE, o));
+      case Q2_K -> {
+        for (int i = 0; i < 16; i++) {
+          int v = s.get(BYTE, o + i);
+          subValue(t, meta, i, lane, v & 15);
+          subValue(t, meta + minsOffset, i, lane, v >> 4 & 15);
+        }
+        t.set(SHORT, d, s.get(SHORT, o + 80));
+        t.set(SHORT, meta + dminOffset + 2L * lane, s.get(SHORT, o + 82));
+      }
+      case Q3_K -> {
+        for (int i = 0; i < 16; i++) {
+          int low = s.get(BYTE, o + 96 + (i & 7)) >> (i < 8 ? 0 : 4) & 15;
+          int high = s.get(BYTE, o + 104 + (i & 3)) >> 2 * (i >> 2) & 3;
+          subValue(t, meta, i, lane, (low | high << 4) - 32);
+        }
+        t.set(SHORT, d, s.get(SHORT, o + 108));
+      }
+      case Q4_K, Q5_K -> {
+        for (int j = 0; j < 8; j++) {
+          int scale;
+          int min;
+          if (j < 4) {
+            scale = s.get(BYTE, o + 4 + j) & 63;
+            min = s.get(BYTE, o + 8 + j) & 63;
+          } else {
+            int b = s.get(BYTE, o + 8 + j) & 255;
+            scale = b & 15 | (s.get(BYTE, o + j) & 255) >> 6 << 4;
+            min = b >> 4 | (s.get(BYTE, o + 4 + j) & 255) >> 6 << 4;
+          }
+          subValue(t, meta, j, lane, scale);
+          subValue(t, meta + minsOffset, j, lane, min);
+        }
+        t.set(SHORT, d, s.get(SHORT, o));
+        t.set(SHORT, meta + dminOffset + 2L * lane, s.get(SHORT, o + 2));
+      }
+      case Q6_K -> {
+        for (int i = 0; i < 16; i++) {
+          subValue(t, meta, i, lane, s.get(BYTE, o + 192 + i));
+        }
+        t.set(SHORT, d, s.get(SHORT, o + 208));
+      }
+      case IQ4_XS -> {
+        int high = s.get(SHORT, o + 2);
+        for (int i = 0; i < 8; i++) {
+          int low = s.get(BYTE, o + 4 + (i >> 1)) >> 4 * (i & 1) & 15;
+          subValue(t, meta, i, lane, (low | (high >> 2 * i & 3) << 4) - 32);
+        }
+        t.set(SHORT, d, s.get(SHORT, o));
+      }
+      default -> {
+        t.set(SHORT, d, s.get(SHORT, o));
+        if (hasMin) {
+          t.set(SHORT, meta + dminOffset + 2L * lane, s.get(SHORT, o + 2));
+        }
+      }
+    }
+  }
+
+  private void subValue(MemorySegment t, long base, int i, int lane, int value) {
+    t.set(BYTE, base + (long) ((i >> 1) * lanes + lane) * 2 + (i & 1), (byte) value);
+  }
+}

@@ -1,0 +1,11 @@
+package io.fletch.graph.cpu;
+
+import io.fletch.graph.cpu.x86.Isa;
+
+/** The kernel contract for AVX-512 with VNNI machine code. */
+class X86Avx512KernelsPropertyTest extends KernelsContract {
+  @Override
+  Kernels kernels() {
+    return X86TestSets.orSkip(Isa.AVX512_VNNI);
+  }
+}
