@@ -119,11 +119,16 @@ final class Arguments {
     } catch (NumberFormatException _) {
       // Reported below, like a value out of range.
     }
-    String range =
-        max == Float.MAX_VALUE
-            ? (min == -Float.MAX_VALUE ? "a number" : "a number >= " + shortest(min))
-            : "a number from " + shortest(min) + " to " + shortest(max);
-    throw wrong(name, range, text.get());
+    StringBuilder range = new StringBuilder("a number");
+    if (min == Float.MIN_VALUE) {
+      range.append(" above 0");
+    } else if (min != -Float.MAX_VALUE) {
+      range.append(" >= ").append(shortest(min));
+    }
+    if (max != Float.MAX_VALUE) {
+      range.append(", at most ").append(shortest(max));
+    }
+    throw wrong(name, range.toString(), text.get());
   }
 
   /** A constant of an enumeration, written in lower case. */
