@@ -68,14 +68,11 @@ final class AttentionStage extends WorkerPool.Stage<Frame> {
     int ranges = f.rangeCount(window, batchRow);
     int a0 = ranges > 0 ? f.rangeFrom(window, batchRow, 0) : 0;
     int a1 = ranges > 0 ? f.rangeTo(window, batchRow, 0) : 0;
-    int b0 = ranges > 1 ? f.rangeFrom(window, batchRow, 1) : 0;
-    int b1 = ranges > 1 ? f.rangeTo(window, batchRow, 1) : 0;
-    if (ranges > 2) {
-      // Kernels take two ranges; a draft window between prefix and suffix has three.
+    if (ranges > 1) {
+      // Side by side they give the bits that the same slots in place give: kernels sum in chunks
+      // counted from the start of a range. It also lifts their limit of two ranges.
       a1 = gather(f, kv, head, batchRow, ranges, worker);
       a0 = 0;
-      b0 = 0;
-      b1 = 0;
       from = memory.gathered(worker);
       key = 0;
       value = a1 * kv.keyBytes(spec.layer());
@@ -92,8 +89,8 @@ final class AttentionStage extends WorkerPool.Stage<Frame> {
         value,
         a0,
         a1,
-        b0,
-        b1,
+        0,
+        0,
         spec.scale(),
         spec.softCap(),
         memory.scratch(),

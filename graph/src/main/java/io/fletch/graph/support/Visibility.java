@@ -3,8 +3,9 @@ package io.fletch.graph.support;
 import io.fletch.graph.Span.Own;
 
 /**
- * Which cache slots a row sees, as at most three disjoint ascending ranges. Stateless; allocates
- * nothing.
+ * Which cache slots a row sees, as at most three disjoint ranges in the order of the sequence:
+ * prefix, the span's own rows, suffix. A draft thus sees its slots in the order in which the same
+ * window in place would, wherever they are. Stateless; allocates nothing.
  *
  * <p>A sliding window of w counts slots in the order in which the sequence has them, prefix first,
  * then the span's own rows: a row sees itself and at most w - 1 slots before it. Slots after it (a
@@ -64,7 +65,7 @@ public final class Visibility {
     return insert(into, offset, count, suffixFrom, suffixTo);
   }
 
-  /** Adds a range to disjoint ascending ones, merging what touches. */
+  /** Adds a range to disjoint ones; it is merged with what it overlaps or directly continues. */
   private static int insert(int[] into, int offset, int count, int from, int to) {
     if (from >= to) {
       return count;
@@ -72,27 +73,25 @@ public final class Visibility {
     int n = 0;
     int low = from;
     int high = to;
-    // Ranges that overlap or touch the new one are swallowed; the rest keep their order.
+    int at = -1;
     for (int k = 0; k < count; k++) {
       int a = into[offset + 2 * k];
       int b = into[offset + 2 * k + 1];
-      if (b < low || a > high) {
+      boolean overlaps = a < high && low < b;
+      boolean continues = k == count - 1 && b == low;
+      if (overlaps || continues) {
+        low = Math.min(low, a);
+        high = Math.max(high, b);
+        at = at < 0 ? n++ : at;
+      } else {
         into[offset + 2 * n] = a;
         into[offset + 2 * n + 1] = b;
         n++;
-      } else {
-        low = Math.min(low, a);
-        high = Math.max(high, b);
       }
     }
-    int at = n;
-    while (at > 0 && into[offset + 2 * (at - 1)] > low) {
-      into[offset + 2 * at] = into[offset + 2 * (at - 1)];
-      into[offset + 2 * at + 1] = into[offset + 2 * (at - 1) + 1];
-      at--;
-    }
+    at = at < 0 ? n++ : at;
     into[offset + 2 * at] = low;
     into[offset + 2 * at + 1] = high;
-    return n + 1;
+    return n;
   }
 }
