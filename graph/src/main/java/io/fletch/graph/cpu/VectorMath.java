@@ -4,8 +4,10 @@ import static io.fletch.graph.cpu.FloatMath.ROUND;
 
 import jdk.incubator.vector.FloatVector;
 import jdk.incubator.vector.IntVector;
+import jdk.incubator.vector.ShortVector;
 import jdk.incubator.vector.VectorMask;
 import jdk.incubator.vector.VectorOperators;
+import jdk.incubator.vector.VectorShape;
 import jdk.incubator.vector.VectorSpecies;
 
 /** {@link FloatMath} on vectors: the same operations in the same order, hence the same bits. */
@@ -15,6 +17,11 @@ final class VectorMath {
       FloatVector.SPECIES_PREFERRED.length() > ActivationLayout.LANES
           ? FloatVector.SPECIES_512
           : FloatVector.SPECIES_PREFERRED;
+
+  static final VectorSpecies<Integer> INTS = VectorSpecies.of(int.class, FLOATS.vectorShape());
+  private static final VectorSpecies<Short> HALVES =
+      VectorSpecies.of(short.class, VectorShape.forBitSize(FLOATS.vectorBitSize() / 2));
+  private static final int L = FLOATS.length();
 
   private VectorMath() {}
 
@@ -79,7 +86,14 @@ final class VectorMath {
   }
 
   static void bfloatsToFloats(short[] halves, float[] to, int at, int n) {
-    for (int i = 0; i < n; i++) {
+    int whole = n - n % L;
+    for (int i = 0; i < whole; i += L) {
+      IntVector bits =
+          (IntVector)
+              ShortVector.fromArray(HALVES, halves, i).convertShape(VectorOperators.S2I, INTS, 0);
+      bits.lanewise(VectorOperators.LSHL, 16).reinterpretAsFloats().intoArray(to, at + i);
+    }
+    for (int i = whole; i < n; i++) {
       to[at + i] = Float.intBitsToFloat(halves[i] << 16);
     }
   }

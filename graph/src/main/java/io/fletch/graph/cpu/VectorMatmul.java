@@ -151,6 +151,13 @@ final class VectorMatmul implements Kernels.Matmul {
                 : x.get(Segments.SHORT, sum + 2L * g);
       }
     }
+    if (WIDE && rows == 1) {
+      for (long o = from; o < to; o++) {
+        float dot = VectorDot.dot(type, weight, o * rowBytes, in, codes, scales, sums, s.blocks);
+        Segments.f32(y, yOffset + o, dot);
+      }
+      return;
+    }
     for (long o = from; o < to; o++) {
       VectorUnpack.unpack(type, weight, o * rowBytes, in, s.blocks);
       for (int r = 0; r < rows; r++) {

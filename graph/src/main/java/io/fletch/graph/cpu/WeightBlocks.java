@@ -116,9 +116,7 @@ final class WeightBlocks {
       }
       case Q6_K -> {
         d[at >> 8] = Segments.f16(w, o + 208);
-        for (int j = 0; j < 16; j++) {
-          subScale[(at >> 4) + j] = Segments.i8(w, o + 192 + j);
-        }
+        eightBitScales(w, o + 192, at >> 4);
       }
       case IQ4_XS -> {
         d[at >> 8] = Segments.f16(w, o);
@@ -157,7 +155,7 @@ final class WeightBlocks {
   }
 
   /** {@code 2^(e - 128)}; the two smallest are subnormal. */
-  private static float halvedE8m0(int e) {
+  static float halvedE8m0(int e) {
     return Float.intBitsToFloat(e < 2 ? 0x00200000 << e : (e - 1) << 23);
   }
 
@@ -186,50 +184,73 @@ final class WeightBlocks {
     }
   }
 
+  // Scales are read as whole integers: segment accesses are what the compilers are slow at.
+
   private void fourBitScales(MemorySegment w, long o, int to) {
-    for (int j = 0; j < 16; j++) {
-      int s = Segments.u8(w, o + j);
-      subScale[to + j] = s & 15;
-      subMin[to + j] = s >> 4;
+    for (int j = 0; j < 16; j += 4) {
+      int four = w.get(Segments.INT, o + j);
+      for (int k = 0; k < 4; k++, four >>>= 8) {
+        subScale[to + j + k] = four & 15;
+        subMin[to + j + k] = four >> 4 & 15;
+      }
+    }
+  }
+
+  private void eightBitScales(MemorySegment w, long o, int to) {
+    for (int j = 0; j < 16; j += 4) {
+      int four = w.get(Segments.INT, o + j);
+      for (int k = 0; k < 4; k++, four >>= 8) {
+        subScale[to + j + k] = (byte) four;
+      }
     }
   }
 
   private void signedSixBitScales(MemorySegment w, long o, int to) {
-    for (int j = 0; j < 16; j++) {
-      int low = Segments.u8(w, o + (j & 7)) >> (j < 8 ? 0 : 4) & 15;
-      int high = Segments.u8(w, o + 8 + (j & 3)) >> 2 * (j >> 2) & 3;
-      subScale[to + j] = (low | high << 4) - 32;
+    int low0 = w.get(Segments.INT, o);
+    int low1 = w.get(Segments.INT, o + 4);
+    int high = w.get(Segments.INT, o + 8);
+    for (int k = 0; k < 4; k++) {
+      subScale[to + k] = (low0 & 15 | (high & 3) << 4) - 32;
+      subScale[to + k + 4] = (low1 & 15 | (high & 12) << 2) - 32;
+      subScale[to + k + 8] = (low0 >> 4 & 15 | high & 48) - 32;
+      subScale[to + k + 12] = (low1 >> 4 & 15 | (high & 192) >> 2) - 32;
+      low0 >>= 8;
+      low1 >>= 8;
+      high >>= 8;
     }
   }
 
   /** The eight 6-bit scales and minimums of Q4_K and Q5_K, each for two groups of 16. */
   private void sixBitScales(MemorySegment w, long o, int to) {
-    for (int j = 0; j < 8; j++) {
-      int scale;
-      int minimum;
-      if (j < 4) {
-        scale = Segments.u8(w, o + j) & 63;
-        minimum = Segments.u8(w, o + j + 4) & 63;
-      } else {
-        int b = Segments.u8(w, o + j + 4);
-        scale = b & 15 | Segments.u8(w, o + j - 4) >> 6 << 4;
-        minimum = b >> 4 | Segments.u8(w, o + j) >> 6 << 4;
-      }
-      int s = to + 2 * j;
-      subScale[s] = scale;
-      subScale[s + 1] = scale;
-      subMin[s] = minimum;
-      subMin[s + 1] = minimum;
+    int scales = w.get(Segments.INT, o);
+    int mins = w.get(Segments.INT, o + 4);
+    int last = w.get(Segments.INT, o + 8);
+    for (int j = to; j < to + 8; j += 2) {
+      subScale[j] = scales & 63;
+      subScale[j + 1] = scales & 63;
+      subMin[j] = mins & 63;
+      subMin[j + 1] = mins & 63;
+      int scale = last & 15 | (scales & 192) >> 2;
+      int min = last >> 4 & 15 | (mins & 192) >> 2;
+      subScale[j + 8] = scale;
+      subScale[j + 9] = scale;
+      subMin[j + 8] = min;
+      subMin[j + 9] = min;
+      scales >>= 8;
+      mins >>= 8;
+      last >>= 8;
     }
   }
 
   private void iq4xsScales(MemorySegment w, long o, int to) {
-    int scalesHigh = w.get(Segments.SHORT, o) & 0xffff;
-    for (int j = 0; j < 8; j++) {
-      int low = Segments.u8(w, o + 2 + (j >> 1)) >> 4 * (j & 1) & 15;
-      int scale = (low | (scalesHigh >> 2 * j & 3) << 4) - 32;
-      subScale[to + 2 * j] = scale;
-      subScale[to + 2 * j + 1] = scale;
+    int high = w.get(Segments.SHORT, o);
+    int low = w.get(Segments.INT, o + 2);
+    for (int j = to; j < to + 16; j += 2) {
+      int scale = (low & 15 | (high & 3) << 4) - 32;
+      subScale[j] = scale;
+      subScale[j + 1] = scale;
+      low >>= 4;
+      high >>= 2;
     }
   }
 
