@@ -1,5 +1,8 @@
 package io.fletch.graph.cpu;
 
+import io.fletch.ffm.CpuFeatures;
+import io.fletch.ffm.ExecutableMemory;
+import io.fletch.graph.cpu.x86.Isa;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Optional;
@@ -9,8 +12,6 @@ import java.util.Optional;
  * for use by several threads.
  */
 public final class KernelSets {
-  private static final String VECTOR_MODULE = "jdk.incubator.vector";
-
   private KernelSets() {}
 
   /**
@@ -28,12 +29,24 @@ public final class KernelSets {
 
   /** The Vector API, where its module is in the module graph. */
   public static Optional<Kernels> vector() {
-    return Optional.empty();
+    return VectorProvider.kernels();
   }
 
-  /** All sets that can run here, fastest first. */
+  /** Machine code for the best instruction set of this CPU, where it can run. */
+  public static Optional<Kernels> machineCode() {
+    return Isa.of(CpuFeatures.host()).flatMap(KernelSets::machineCode);
+  }
+
+  private static Optional<Kernels> machineCode(Isa isa) {
+    return X86Kernels.of(isa, vector().orElse(scalar()));
+  }
+
+  /** All sets that can run here, fastest first; machine code for every instruction set. */
   public static List<Kernels> available() {
     List<Kernels> sets = new ArrayList<>();
+    for (Isa isa : new Isa[] {Isa.AVX512_VNNI, Isa.AVX_VNNI, Isa.AVX2}) {
+      machineCode(isa).ifPresent(sets::add);
+    }
     vector().ifPresent(sets::add);
     sets.add(scalar());
     return List.copyOf(sets);
@@ -41,10 +54,16 @@ public final class KernelSets {
 
   /** The fastest set that can run here. */
   public static Choice best() {
-    Optional<Kernels> vector = vector();
-    if (vector.isPresent()) {
-      return new Choice(vector.get(), "fastest available");
+    Optional<Kernels> code = machineCode();
+    if (code.isPresent()) {
+      return new Choice(code.get(), "the best instruction set of this CPU");
     }
-    return new Choice(scalar(), "add --add-modules " + VECTOR_MODULE + " for faster kernels");
+    String obstacle =
+        ExecutableMemory.refusal()
+            .orElseGet(() -> "no machine code for this CPU: " + CpuFeatures.host());
+    return vector()
+        .map(k -> new Choice(k, obstacle))
+        .orElseGet(
+            () -> new Choice(scalar(), obstacle + "; " + VectorProvider.obstacle().orElse("")));
   }
 }

@@ -26,11 +26,6 @@ final class X86Kernels implements Kernels {
     this.other = other;
   }
 
-  /** The set for the best instruction set of this CPU; empty where machine code cannot run. */
-  static Optional<Kernels> best(Kernels other) {
-    return Isa.of(CpuFeatures.host()).flatMap(isa -> of(isa, other));
-  }
-
   /** The set for an instruction set; empty where machine code or the instructions cannot run. */
   static Optional<Kernels> of(Isa isa, Kernels other) {
     return isa.supportedBy(CpuFeatures.host()) && ExecutableMemory.refusal().isEmpty()
