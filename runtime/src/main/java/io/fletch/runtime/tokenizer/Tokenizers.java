@@ -4,6 +4,7 @@ import io.fletch.FletchException;
 import io.fletch.Tokenizer;
 import io.fletch.quant.Metadata;
 import io.fletch.quant.WeightFileException;
+import java.nio.file.Path;
 
 /** Opens the tokenizer of a model. Callable from any thread; the results are thread-safe. */
 public final class Tokenizers {
@@ -21,5 +22,15 @@ public final class Tokenizers {
     } catch (WeightFileException e) {
       throw new FletchException("tokenizer: " + e.getMessage(), e);
     }
+  }
+
+  /**
+   * The tokenizer of a Hugging Face folder ({@code tokenizer.json} and the files beside it).
+   *
+   * @throws FletchException if it is missing, damaged or of a kind that is not supported; the
+   *     message names file and field
+   */
+  public static Tokenizer fromFolder(Path folder) {
+    return new JsonTokenizers(folder).read();
   }
 }

@@ -48,7 +48,21 @@ class GoldenTest {
     checkDemo(Shared.gguf(name));
   }
 
-  static void checkDemo(Tokenizer tokenizer) throws IOException {
+  @Test
+  void matchesDemoFolder() throws IOException {
+    Tokenizer tokenizer = Tokenizers.fromFolder(Shared.path("models/diffusion"));
+    checkDemo(tokenizer);
+    Tokenizer gguf = Shared.gguf("models/diffusion-Q8_0.gguf");
+    assertEquals(gguf.endOfGeneration(), tokenizer.endOfGeneration());
+    assertEquals(gguf.eos(), tokenizer.eos());
+    assertEquals(gguf.mask(), tokenizer.mask());
+    for (int id = 0; id < gguf.vocabularySize(); id++) {
+      assertEquals(gguf.token(id), tokenizer.token(id));
+      assertArrayEquals(gguf.bytes(id), tokenizer.bytes(id));
+    }
+  }
+
+  private static void checkDemo(Tokenizer tokenizer) throws IOException {
     List<Object> cases =
         JSON.std.listFrom(Files.readString(Shared.path("models/golden/tokenizer.json")));
     assertEquals(10, cases.size());
