@@ -88,6 +88,14 @@ final class ArrowMemory implements AutoCloseable {
       root.getReferenceManager().release();
     }
     roots.clear();
+    long left = allocator.getAllocatedMemory();
+    if (left != 0) {
+      // The allocator stays open for whoever holds the buffer, and goes with it.
+      throw new IllegalStateException(
+          "closed while buffers are still retained elsewhere: expected=0 actual="
+              + left
+              + " bytes");
+    }
     allocator.close();
   }
 }

@@ -234,7 +234,7 @@ public final class SyntheticModel {
       putSentencePieces(writer, shape);
     }
     try (Arena arena = Arena.ofShared()) {
-      addTensors(new Tensors(writer, arena.allocate(CHUNK_BYTES, 64), seed), shape, mix);
+      addTensors(new Tensors(writer, arena, seed), shape, mix);
       writer.write(target);
     }
   }
@@ -437,12 +437,13 @@ public final class SyntheticModel {
   /** Adds tensors whose bytes are drawn while the file is written. */
   private static final class Tensors {
     private final GgufWriter writer;
-    private final MemorySegment chunk;
+    private final Arena arena;
+    private MemorySegment chunk = MemorySegment.NULL;
     private long seed;
 
-    Tensors(GgufWriter writer, MemorySegment chunk, long seed) {
+    Tensors(GgufWriter writer, Arena arena, long seed) {
       this.writer = writer;
-      this.chunk = chunk;
+      this.arena = arena;
       this.seed = seed;
     }
 
@@ -485,6 +486,10 @@ public final class SyntheticModel {
       // depends on its position alone, whatever the number of processors.
       int share = blockBytes * 8 * Math.max(1, (1 << 20) / (blockBytes * 8));
       int shares = CHUNK_BYTES / share;
+      long wanted = Math.min(bytes, (long) shares * share);
+      if (chunk.byteSize() < wanted) {
+        chunk = arena.allocate(wanted, 64);
+      }
       for (long at = 0; at < bytes; at += (long) shares * share) {
         int size = (int) Math.min(bytes - at, (long) shares * share);
         long start = at;
