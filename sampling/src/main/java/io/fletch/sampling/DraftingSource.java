@@ -19,8 +19,8 @@ import java.util.function.LongSupplier;
  * is evaluated ahead was evaluated on the very rows that the static chain would have seen.
  *
  * <p>With {@code adaptive} the source compares measured times: forwards with drafts are used while
- * their time per answered state is below that of a plain forward; every 16th state it tries again.
- * The tokens do not depend on it.
+ * their time per answered state is at most that of a plain forward; every 16th state it tries
+ * again. The tokens do not depend on it.
  */
 final class DraftingSource implements EvaluationSource {
   private static final int TRIAL_PERIOD = 16;
@@ -85,7 +85,7 @@ final class DraftingSource implements EvaluationSource {
       if (drafts.size() > 1) {
         lastDraftTime = time;
         lastAnswers = 1;
-      } else {
+      } else if (!region.refresh()) {
         plainTime = average(plainTime, time);
       }
     }
@@ -145,7 +145,7 @@ final class DraftingSource implements EvaluationSource {
     if (plainTime == 0) {
       return false; // one plain forward to compare with
     }
-    if (draftTime / draftAnswers < plainTime) {
+    if (draftTime / draftAnswers <= plainTime) {
       return true;
     }
     return ++plainStates % TRIAL_PERIOD == 0;

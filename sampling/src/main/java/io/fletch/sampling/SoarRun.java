@@ -123,6 +123,9 @@ final class SoarRun implements DecodeRun {
       choose(active);
     }
     closeBlocks();
+    if (finished()) {
+      beams = new ArrayList<>(beams.subList(0, 1)); // the best one is the answer
+    }
     return report();
   }
 
