@@ -19,7 +19,9 @@ record CharSet(String key, IntPredicate test) {
 
   static final CharSet DIGIT =
       new CharSet("\\d", cp -> Character.getType(cp) == Character.DECIMAL_DIGIT_NUMBER);
-  static final CharSet WORD = new CharSet("\\w", CharSet::isWord);
+
+  /** Oniguruma's word characters: those of Unicode and all numbers. */
+  static final CharSet WORD = new CharSet("\\w", cp -> isWord(cp) || isNumeric(cp));
 
   boolean contains(int cp) {
     return test.test(cp);
@@ -173,6 +175,7 @@ record CharSet(String key, IntPredicate test) {
         || cp == 0x3000;
   }
 
+  /** Word characters as Unicode defines them. */
   static boolean isWord(int cp) {
     int type = Character.getType(cp);
     return Character.isAlphabetic(cp)

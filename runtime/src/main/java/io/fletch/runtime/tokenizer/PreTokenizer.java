@@ -230,7 +230,7 @@ interface PreTokenizer {
               at = Math.min(at + Character.charCount(text.codePointAt(at)), to);
               digits++;
             }
-            if (needsBoundary && at < to && CharSet.isWord(text.codePointAt(at))) {
+            if (needsBoundary && at < to && CharSet.WORD.contains(text.codePointAt(at))) {
               continue;
             }
             if (needsBoundary && run > done) {
