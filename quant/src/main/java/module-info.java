@@ -7,6 +7,9 @@
 module io.fletch.quant {
   requires io.fletch.ffm;
   requires transitive org.apache.arrow.memory.core;
+  // Arrow looks for one allocation manager by name and refuses to start without it; nothing would
+  // resolve this module on a module path.
+  requires org.apache.arrow.memory.unsafe;
   requires com.fasterxml.jackson.core;
 
   exports io.fletch.quant to
