@@ -40,12 +40,16 @@ final class X86Kernels implements Kernels {
 
   @Override
   public Matmul matmul(TensorType type, int in) {
-    return PackedLayout.supports(type) ? new X86Matmul(type, in, isa) : other.matmul(type, in);
+    return PackedLayout.supports(type)
+        ? new X86Matmul(type, in, isa)
+        : new X86FloatMatmul(type, in, isa);
   }
 
   @Override
   public Matmul matmulMapped(TensorType type, int in) {
-    return other.matmulMapped(type, in);
+    return PackedLayout.supports(type)
+        ? other.matmulMapped(type, in)
+        : new X86FloatMatmul(type, in, isa);
   }
 
   @Override
