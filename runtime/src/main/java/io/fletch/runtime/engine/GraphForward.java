@@ -168,15 +168,20 @@ final class GraphForward implements CausalForward, AutoCloseable {
   public void statistics(int row, RowStatistics into) {
     if (scratch == null) {
       batch.statistics(row, statistics);
-      into.argmax = statistics.argmax;
-      into.top1 = statistics.top1;
-      into.top2 = statistics.top2;
-      into.logSumExp = statistics.logSumExp;
-      into.entropy = statistics.entropy;
+      copy(statistics, into);
     } else {
       logits(row, scratch);
       into.set(scratch, 0, vocabulary);
     }
+  }
+
+  /** Hands the graph's numbers to a schedule. */
+  static void copy(Batch.RowStatistics from, RowStatistics into) {
+    into.argmax = from.argmax;
+    into.top1 = from.top1;
+    into.top2 = from.top2;
+    into.logSumExp = from.logSumExp;
+    into.entropy = from.entropy;
   }
 
   @Override

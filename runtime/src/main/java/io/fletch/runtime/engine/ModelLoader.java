@@ -10,6 +10,9 @@ import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
 import io.fletch.graph.GraphException;
 import io.fletch.graph.ReferenceBackend;
+import io.fletch.graph.cpu.CpuBackend;
+import io.fletch.graph.cpu.KernelSets;
+import io.fletch.graph.cpu.Kernels;
 import io.fletch.quant.Metadata;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.WeightFile;
@@ -149,7 +152,33 @@ public final class ModelLoader {
   }
 
   private static Backend backend(ModelOptions options) {
-    return new ReferenceBackend();
+    return switch (options.backend()) {
+      case REFERENCE -> new ReferenceBackend();
+      case CPU -> {
+        CpuBackend.Options cpu =
+            CpuBackend.Options.defaults()
+                .withThreads(options.threads())
+                .withLayout(CpuBackend.Layout.valueOf(options.weights().name()));
+        yield new CpuBackend(kernels(options.kernels()).map(cpu::withKernels).orElse(cpu));
+      }
+    };
+  }
+
+  /** The kernel set that was asked for, or an error: a slower one is never taken instead. */
+  private static Optional<Kernels> kernels(ModelOptions.Kernels wanted) {
+    return switch (wanted) {
+      case AUTO -> Optional.empty();
+      case SCALAR -> Optional.of(KernelSets.scalar());
+      case VECTOR ->
+          Optional.of(
+              KernelSets.vector()
+                  .orElseThrow(() ->
+                      new FletchException(
+                          "kernels=VECTOR cannot run here: start Java with --add-modules"
+                              + " jdk.incubator.vector")));
+      case NATIVE ->
+          throw new FletchException("kernels=NATIVE cannot run here: there are no such kernels");
+    };
   }
 
   private static Path folder(Path path) {

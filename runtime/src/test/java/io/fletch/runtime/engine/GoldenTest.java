@@ -29,6 +29,13 @@ class GoldenTest {
     "ar-small-F16.gguf,   ar-small,  REFERENCE, 1e-5",
     "ar-large-F16.gguf,   ar-large,  REFERENCE, 1e-5",
     "diffusion-F16.gguf,  diffusion, REFERENCE, 1e-5",
+    "ar-small-F32.gguf,   ar-small,  CPU,       1e-3",
+    "ar-small-F16.gguf,   ar-small,  CPU,       1e-3",
+    "ar-large-F16.gguf,   ar-large,  CPU,       1e-3",
+    "diffusion-F16.gguf,  diffusion, CPU,       1e-3",
+    "ar-small-Q8_0.gguf,  ar-small,  CPU,       3e-2",
+    "ar-large-Q8_0.gguf,  ar-large,  CPU,       3e-2",
+    "diffusion-Q8_0.gguf, diffusion, CPU,       3e-2",
     "ar-small-Q8_0.gguf,  ar-small,  REFERENCE, 2e-2",
     "ar-large-Q8_0.gguf,  ar-large,  REFERENCE, 2e-2",
     "diffusion-Q8_0.gguf, diffusion, REFERENCE, 2e-2",
@@ -97,6 +104,9 @@ class GoldenTest {
 
   @ParameterizedTest
   @CsvSource({
+    "ar-small-F16.gguf,  ar-small, CPU",
+    "ar-large-F16.gguf,  ar-large, CPU",
+    "ar-large-Q8_0.gguf, ar-large, CPU",
     "ar-small-F16.gguf,  ar-small, REFERENCE",
     "ar-small-Q8_0.gguf, ar-small, REFERENCE",
   })
@@ -130,6 +140,9 @@ class GoldenTest {
 
   @ParameterizedTest
   @CsvSource({
+    "demo,           CPU,       2e-2",
+    "demo-small,     CPU,       2e-2",
+    "demo-diffusion, CPU,       2e-2",
     "demo,           REFERENCE, 1e-5",
     "demo-small,     REFERENCE, 1e-5",
     "demo-diffusion, REFERENCE, 1e-5",
@@ -161,7 +174,7 @@ class GoldenTest {
   }
 
   @ParameterizedTest
-  @CsvSource({"demo-small, REFERENCE"})
+  @CsvSource({"demo-small, REFERENCE", "demo-small, CPU", "demo, CPU"})
   void greedyAnswersOfShippedModels(String name, String backend) {
     try (Model model = TestModels.open(name, options(backend));
         Session session = model.newSession()) {
