@@ -12,6 +12,9 @@ import io.fletch.graph.Plan;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.WeightFile;
 import io.fletch.runtime.arch.HyperParameters;
+import io.fletch.runtime.template.ChatTemplate;
+import java.util.ArrayList;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
@@ -31,6 +34,7 @@ final class LoadedModel implements Model {
   private final Tokenizer tokenizer;
   private final Optional<String> templateText;
   private final ModelOptions options;
+  private volatile Optional<ChatTemplate> template = Optional.empty();
   private int sessions;
   private boolean closed;
 
@@ -105,10 +109,29 @@ final class LoadedModel implements Model {
   @Override
   public String chatPrompt(
       List<Message> messages, boolean addGenerationPrompt, Map<String, Object> variables) {
-    throw new FletchException(
-        templateText.isPresent()
-            ? "model " + name + ": chat templates cannot be rendered yet: use a raw prompt"
-            : "model " + name + " has no chat template: use a raw prompt instead");
+    ChatTemplate t = template();
+    Map<String, Object> context = new HashMap<>();
+    tokenizer.bos().ifPresent(id -> context.put("bos_token", tokenizer.token(id)));
+    tokenizer.eos().ifPresent(id -> context.put("eos_token", tokenizer.token(id)));
+    context.putAll(variables);
+    List<Map<String, Object>> turns = new ArrayList<>();
+    for (Message m : messages) {
+      turns.add(Map.of("role", m.role(), "content", m.content()));
+    }
+    context.put("messages", turns);
+    context.put("add_generation_prompt", addGenerationPrompt);
+    return t.render(context);
+  }
+
+  /** Parsed when it is first used: a template that cannot be rendered spoils raw prompts not. */
+  private ChatTemplate template() {
+    Optional<ChatTemplate> parsed = template;
+    if (parsed.isEmpty()) {
+      parsed = templateText.map(ChatTemplate::parse).or(() -> ChatTemplate.fallback(tokenizer));
+      template = parsed;
+    }
+    return parsed.orElseThrow(() ->
+        new FletchException("model " + name + " has no chat template: use a raw prompt instead"));
   }
 
   @Override

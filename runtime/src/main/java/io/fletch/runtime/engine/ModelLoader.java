@@ -147,7 +147,7 @@ public final class ModelLoader {
   private static Tokenizer tokenizer(WeightFile file, Path path) {
     return switch (file.format()) {
       case GGUF -> Tokenizers.fromGguf(file.metadata());
-      case SAFETENSORS -> throw new FletchException("safetensors tokenizers are not supported yet");
+      case SAFETENSORS -> Tokenizers.fromFolder(folder(path));
     };
   }
 
@@ -177,7 +177,11 @@ public final class ModelLoader {
                           "kernels=VECTOR cannot run here: start Java with --add-modules"
                               + " jdk.incubator.vector")));
       case NATIVE ->
-          throw new FletchException("kernels=NATIVE cannot run here: there are no such kernels");
+          Optional.of(
+              KernelSets.machineCode()
+                  .orElseThrow(() ->
+                      new FletchException(
+                          "kernels=NATIVE cannot run here: " + KernelSets.best().reason())));
     };
   }
 
