@@ -60,6 +60,17 @@ final class VectorDot {
     return (ShortVector) v.convertShape(VectorOperators.ZERO_EXTEND_B2S, S, 0);
   }
 
+  private static ShortVector unsigned(byte[] w, int o) {
+    ByteVector v = ByteVector.fromArray(B, w, o);
+    return (ShortVector) v.convertShape(VectorOperators.ZERO_EXTEND_B2S, S, 0);
+  }
+
+  private static byte[] row(MemorySegment w, long o, int n) {
+    byte[] row = VectorScratch.get().bytes(n);
+    MemorySegment.copy(w, Segments.BYTE, o, row, 0, n);
+    return row;
+  }
+
   private static ShortVector signed(ByteVector v) {
     return (ShortVector) v.convertShape(VectorOperators.B2S, S, 0);
   }
@@ -163,7 +174,10 @@ final class VectorDot {
   }
 
   private static IntVector table(ByteVector t, MemorySegment w, long o, short[] x, int i) {
-    ByteVector v = ByteVector.fromMemorySegment(B, w, o, LITTLE);
+    return table(t, ByteVector.fromMemorySegment(B, w, o, LITTLE), x, i);
+  }
+
+  private static IntVector table(ByteVector t, ByteVector v, short[] x, int i) {
     ByteVector low = v.and((byte) 15).selectFrom(t);
     ByteVector shifted =
         v.reinterpretAsShorts().lanewise(VectorOperators.LSHR, 4).reinterpretAsBytes();
@@ -193,21 +207,23 @@ final class VectorDot {
   }
 
   // ---- blocks of 256: a method per block that returns an integer, so that no vector is alive
-  // across the unpacking of scales, which C2 may leave as a call
+  // across the unpacking of scales, which C2 leaves as a call. Codes come from a heap copy of the
+  // row: with vector loads from the segment the larger of these methods exceed C2's node budget.
 
   private static float q2k(
       MemorySegment w, long o, int in, short[] x, float[] dx, int[] sums, WeightBlocks scales) {
+    byte[] row = row(w, o, 84 * (in >> 8));
     float acc = 0f;
     for (int b = 0; b < in >> 8; b++, o += 84) {
       scales.unpackScales(TensorType.Q2_K, w, o, 0);
-      int dot = q2k(w, o + 16, x, 256 * b, scales.subScale);
+      int dot = q2k(row, 84 * b + 16, x, 256 * b, scales.subScale);
       acc = Math.fma(scales.d[0] * dx[b], (float) dot, acc);
       acc = Math.fma(scales.min[0] * dx[b], (float) minimum(scales, sums, 16 * b), acc);
     }
     return acc;
   }
 
-  private static int q2k(MemorySegment w, long o, short[] x, int at, int[] scale) {
+  private static int q2k(byte[] w, int o, short[] x, int at, int[] scale) {
     IntVector dot = IntVector.zero(I);
     for (int c = 0; c < 4; c++) {
       // Chunks of 16 bytes: the first and second of each half.
@@ -215,7 +231,7 @@ final class VectorDot {
       int i = at + 16 * group;
       ShortVector v = unsigned(w, o + 16 * c);
       for (int r = 0; r < 4; r++) {
-        dot = products(v.and((short) 3), x, i + 32 * r).mul(scale[group + 2 * r]).add(dot);
+        dot = dot.add(products(v.and((short) 3), x, i + 32 * r).mul(scale[group + 2 * r]));
         v = right(v, 2);
       }
     }
@@ -224,16 +240,17 @@ final class VectorDot {
 
   private static float q3k(
       MemorySegment w, long o, int in, short[] x, float[] dx, WeightBlocks scales) {
+    byte[] row = row(w, o, 110 * (in >> 8));
     float acc = 0f;
     for (int b = 0; b < in >> 8; b++, o += 110) {
       scales.unpackScales(TensorType.Q3_K, w, o, 0);
-      int dot = q3k(w, o, x, 256 * b, scales.subScale);
+      int dot = q3k(row, 110 * b, x, 256 * b, scales.subScale);
       acc = Math.fma(scales.d[0] * dx[b], (float) dot, acc);
     }
     return acc;
   }
 
-  private static int q3k(MemorySegment w, long o, short[] x, int at, int[] scale) {
+  private static int q3k(byte[] w, int o, short[] x, int at, int[] scale) {
     IntVector dot = IntVector.zero(I);
     for (int c = 0; c < 4; c++) {
       int group = (c >> 1) * 8 + (c & 1);
@@ -244,7 +261,7 @@ final class VectorDot {
       high = high.lanewise(VectorOperators.LSHL, 2);
       for (int r = 0; r < 4; r++) {
         ShortVector q = v.and((short) 3).or(high.and((short) 4)).sub((short) 4);
-        dot = products(q, x, i + 32 * r).mul(scale[group + 2 * r]).add(dot);
+        dot = dot.add(products(q, x, i + 32 * r).mul(scale[group + 2 * r]));
         v = right(v, 2);
         high = right(high, 1);
       }
@@ -254,44 +271,45 @@ final class VectorDot {
 
   private static float q4k(
       MemorySegment w, long o, int in, short[] x, float[] dx, int[] sums, WeightBlocks scales) {
+    byte[] row = row(w, o, 144 * (in >> 8));
     float acc = 0f;
     for (int b = 0; b < in >> 8; b++, o += 144) {
       scales.unpackScales(TensorType.Q4_K, w, o, 0);
-      int dot = q4k(w, o + 16, x, 256 * b, scales.subScale);
+      int dot = q4k(row, 144 * b + 16, x, 256 * b, scales.subScale);
       acc = Math.fma(scales.d[0] * dx[b], (float) dot, acc);
       acc = Math.fma(scales.min[0] * dx[b], (float) minimum(scales, sums, 16 * b), acc);
     }
     return acc;
   }
 
-  private static int q4k(MemorySegment w, long o, short[] x, int at, int[] scale) {
-    IntVector dot = IntVector.zero(I);
+  // A sum per group, not per block: carried through this loop and the next one, vectors are boxed.
+  private static int q4k(byte[] w, int o, short[] x, int at, int[] scale) {
+    int dot = 0;
     for (int g = 0; g < 4; g++) {
       int i = at + 64 * g;
       ShortVector v0 = unsigned(w, o + 32 * g);
       ShortVector v1 = unsigned(w, o + 32 * g + 16);
-      IntVector low = products(v0.and((short) 15), v1.and((short) 15), x, i);
-      dot = low.mul(scale[4 * g]).add(dot);
-      IntVector high = products(right(v0, 4), right(v1, 4), x, i + 32);
-      dot = high.mul(scale[4 * g + 2]).add(dot);
+      dot += scale[4 * g] * sum(products(v0.and((short) 15), v1.and((short) 15), x, i));
+      dot += scale[4 * g + 2] * sum(products(right(v0, 4), right(v1, 4), x, i + 32));
     }
-    return sum(dot);
+    return dot;
   }
 
   private static float q5k(
       MemorySegment w, long o, int in, short[] x, float[] dx, int[] sums, WeightBlocks scales) {
+    byte[] row = row(w, o, 176 * (in >> 8));
     float acc = 0f;
     for (int b = 0; b < in >> 8; b++, o += 176) {
       scales.unpackScales(TensorType.Q5_K, w, o, 0);
-      int dot = q5k(w, o + 16, x, 256 * b, scales.subScale);
+      int dot = q5k(row, 176 * b + 16, x, 256 * b, scales.subScale);
       acc = Math.fma(scales.d[0] * dx[b], (float) dot, acc);
       acc = Math.fma(scales.min[0] * dx[b], (float) minimum(scales, sums, 16 * b), acc);
     }
     return acc;
   }
 
-  private static int q5k(MemorySegment w, long o, short[] x, int at, int[] scale) {
-    IntVector dot = IntVector.zero(I);
+  private static int q5k(byte[] w, int o, short[] x, int at, int[] scale) {
+    int dot = 0;
     for (int c = 0; c < 8; c++) {
       // Chunks of 16 bytes, elements i.. in low nibbles and 32 further in high nibbles.
       int group = (c >> 1) * 4 + (c & 1);
@@ -299,25 +317,26 @@ final class VectorDot {
       ShortVector v = unsigned(w, o + 32 + 16 * c);
       ShortVector high = right(unsigned(w, o + 16 * (c & 1)), c & -2);
       ShortVector bit = high.and((short) 1).lanewise(VectorOperators.LSHL, 4);
-      dot = products(v.and((short) 15).or(bit), x, i).mul(scale[group]).add(dot);
+      dot += scale[group] * sum(products(v.and((short) 15).or(bit), x, i));
       bit = high.and((short) 2).lanewise(VectorOperators.LSHL, 3);
-      dot = products(right(v, 4).or(bit), x, i + 32).mul(scale[group + 2]).add(dot);
+      dot += scale[group + 2] * sum(products(right(v, 4).or(bit), x, i + 32));
     }
-    return sum(dot);
+    return dot;
   }
 
   private static float q6k(
       MemorySegment w, long o, int in, short[] x, float[] dx, WeightBlocks scales) {
+    byte[] row = row(w, o, 210 * (in >> 8));
     float acc = 0f;
     for (int b = 0; b < in >> 8; b++, o += 210) {
       scales.unpackScales(TensorType.Q6_K, w, o, 0);
-      int dot = q6k(w, o, x, 256 * b, scales.subScale);
+      int dot = q6k(row, 210 * b, x, 256 * b, scales.subScale);
       acc = Math.fma(scales.d[0] * dx[b], (float) dot, acc);
     }
     return acc;
   }
 
-  private static int q6k(MemorySegment w, long o, short[] x, int at, int[] scale) {
+  private static int q6k(byte[] w, int o, short[] x, int at, int[] scale) {
     IntVector dot = IntVector.zero(I);
     for (int c = 0; c < 8; c++) {
       // Chunks of 16 bytes of ql: elements i.. in low nibbles and 64 further in high nibbles.
@@ -329,29 +348,32 @@ final class VectorDot {
       ShortVector high = right(unsigned(w, o + 128 + 32 * half + 16 * (c & 1)), c & 2);
       ShortVector two = high.and((short) 3).lanewise(VectorOperators.LSHL, 4);
       ShortVector q = v.and((short) 15).or(two).sub((short) 32);
-      dot = products(q, x, i).mul(scale[group]).add(dot);
+      dot = dot.add(products(q, x, i).mul(scale[group]));
       q = right(v, 4).or(high.and((short) 48)).sub((short) 32);
-      dot = products(q, x, i + 64).mul(scale[group + 4]).add(dot);
+      dot = dot.add(products(q, x, i + 64).mul(scale[group + 4]));
     }
     return sum(dot);
   }
 
   private static float iq4xs(
       MemorySegment w, long o, int in, short[] x, float[] dx, WeightBlocks scales) {
+    byte[] row = row(w, o, 136 * (in >> 8));
     float acc = 0f;
     for (int b = 0; b < in >> 8; b++, o += 136) {
       scales.unpackScales(TensorType.IQ4_XS, w, o, 0);
-      int dot = iq4xs(w, o + 8, x, 256 * b, scales.subScale);
+      int dot = iq4xs(row, 136 * b + 8, x, 256 * b, scales.subScale);
       acc = Math.fma(scales.d[0] * dx[b], (float) dot, acc);
     }
     return acc;
   }
 
-  private static int iq4xs(MemorySegment w, long o, short[] x, int at, int[] scale) {
+  private static int iq4xs(byte[] w, int o, short[] x, int at, int[] scale) {
     ByteVector t = ByteVector.fromArray(B, WeightBlocks.IQ4, 0);
     IntVector dot = IntVector.zero(I);
     for (int g = 0; g < 8; g++) {
-      dot = table(t, w, o + 16 * g, x, at + 32 * g).mul(scale[2 * g]).add(dot);
+      dot =
+          dot.add(
+              table(t, ByteVector.fromArray(B, w, o + 16 * g), x, at + 32 * g).mul(scale[2 * g]));
     }
     return sum(dot);
   }
