@@ -1,6 +1,5 @@
 package io.fletch.runtime.tokenizer;
 
-import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 
 /** A growing byte string; the result of a decoder. Not thread-safe. */
@@ -27,7 +26,7 @@ final class ByteList {
 
   /** Removes and returns the text of the first {@code length} bytes. */
   String take(int length) {
-    String text = new String(values, 0, length, StandardCharsets.UTF_8);
+    String text = Utf8.decode(values, length);
     System.arraycopy(values, length, values, 0, size - length);
     size -= length;
     return text;

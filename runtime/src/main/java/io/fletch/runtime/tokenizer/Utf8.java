@@ -1,5 +1,7 @@
 package io.fletch.runtime.tokenizer;
 
+import java.nio.charset.StandardCharsets;
+
 /** UTF-8 without intermediate objects. An unpaired surrogate is encoded as U+FFFD. */
 final class Utf8 {
   private Utf8() {}
@@ -34,6 +36,42 @@ final class Utf8 {
       }
     }
     return n;
+  }
+
+  /**
+   * Decodes {@code bytes[0, length)}. Each longest beginning of a sequence that does not go on, and
+   * each byte that begins none, becomes one U+FFFD (Unicode 3.9, "maximal subparts"); so the result
+   * does not depend on where {@link #incompleteTail} had the bytes cut. The decoder of the JDK
+   * takes an encoded surrogate as one error and is not used for broken text.
+   */
+  static String decode(byte[] bytes, int length) {
+    String text = new String(bytes, 0, length, StandardCharsets.UTF_8);
+    if (text.indexOf('\uFFFD') < 0) {
+      return text;
+    }
+    StringBuilder out = new StringBuilder(length);
+    for (int i = 0; i < length; ) {
+      int lead = bytes[i] & 0xFF;
+      int wanted = sequenceLength(bytes[i]);
+      int have = 1;
+      while (have < wanted
+          && i + have < length
+          && (bytes[i + have] & 0xC0) == 0x80
+          && (have > 1 || validSecond(lead, bytes[i + 1] & 0xFF))) {
+        have++;
+      }
+      if (have == wanted && (wanted > 1 || lead < 0x80)) {
+        int cp = wanted == 1 ? lead : lead & 0xFF >> wanted + 1;
+        for (int k = 1; k < have; k++) {
+          cp = cp << 6 | bytes[i + k] & 0x3F;
+        }
+        out.appendCodePoint(cp);
+      } else {
+        out.append('\uFFFD');
+      }
+      i += have;
+    }
+    return out.toString();
   }
 
   private static int three(char c, byte[] out, int n) {
