@@ -1,5 +1,6 @@
 package io.fletch.graph.cpu;
 
+import io.fletch.ffm.Affinity;
 import io.fletch.ffm.NativeMemory;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Batch;
@@ -41,14 +42,15 @@ final class CpuExecutable implements Executable {
             .kernels()
             .map(k -> new KernelSets.Choice(k, "asked for"))
             .orElseGet(KernelSets::best);
-    int threads =
-        options.threads() > 0 ? options.threads() : Runtime.getRuntime().availableProcessors();
+    int threads = options.threads() > 0 ? options.threads() : Affinity.physicalCores();
     WorkerPool pool = new WorkerPool(threads);
+    Weights weights = new Weights();
     try {
-      Weights weights = Weights.prepare(graph, choice.kernels(), pool, options);
+      weights.prepare(graph, choice.kernels(), pool, options);
       return new CpuExecutable(graph, maxRows, choice, pool, weights);
     } catch (RuntimeException | Error e) {
       pool.close();
+      weights.close();
       throw e;
     }
   }

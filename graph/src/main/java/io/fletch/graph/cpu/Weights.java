@@ -10,6 +10,8 @@ import java.io.IOException;
 import java.lang.foreign.MemorySegment;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Collections;
+import java.util.HashMap;
 import java.util.IdentityHashMap;
 import java.util.List;
 import java.util.Map;
@@ -23,22 +25,20 @@ import java.util.Set;
 final class Weights implements AutoCloseable {
   private static final Path MEMORY_INFO = Path.of("/proc/meminfo");
 
+  private record Product(TensorType type, int in, boolean mayPack) {}
+
+  private final Map<Product, Kernels.Matmul> products = new HashMap<>();
   private final TensorStore store = TensorStore.create();
   private final Map<Tensor, PreparedWeight> matrices = new IdentityHashMap<>();
   private final Map<Tensor, MemorySegment> floats = new IdentityHashMap<>();
-  private final String description;
+  private String description = "";
 
-  private Weights(Graph graph, Kernels kernels, WorkerPool pool, CpuBackend.Options options) {
-    Set<Tensor> tensors = java.util.Collections.newSetFromMap(new IdentityHashMap<>());
-    for (Op op : graph.ops()) {
-      if (op instanceof Op.Linear linear) {
-        tensors.add(Lowering.matrix(linear.weight()));
-      }
-    }
-    List<Tensor> ordered = orderOf(graph, tensors);
+  /** Prepares all matrices of a graph; called once. */
+  void prepare(Graph graph, Kernels kernels, WorkerPool pool, CpuBackend.Options options) {
+    List<Tensor> ordered = matricesOf(graph);
     long packedBytes = 0;
     for (Tensor t : ordered) {
-      Kernels.Matmul m = kernels.matmul(t.type(), Math.toIntExact(t.cols()));
+      Kernels.Matmul m = kernel(kernels, t, true);
       packedBytes += m.packs() ? m.packedBytes(t.rows()) : 0;
     }
     boolean pack = packedBytes > 0 && options.layout() != CpuBackend.Layout.MAPPED;
@@ -61,22 +61,26 @@ final class Weights implements AutoCloseable {
     }
   }
 
-  /** Prepares all matrices of a graph. */
-  static Weights prepare(
-      Graph graph, Kernels kernels, WorkerPool pool, CpuBackend.Options options) {
-    return new Weights(graph, kernels, pool, options);
+  /** One kernel per type and width, since a set may emit code for each. */
+  private Kernels.Matmul kernel(Kernels kernels, Tensor t, boolean mayPack) {
+    int in = Math.toIntExact(t.cols());
+    return products.computeIfAbsent(
+        new Product(t.type(), in, mayPack),
+        p -> mayPack ? kernels.matmul(t.type(), in) : kernels.matmulMapped(t.type(), in));
   }
 
-  private static List<Tensor> orderOf(Graph graph, Set<Tensor> tensors) {
+  /** Each matrix once, in the order of use. */
+  private static List<Tensor> matricesOf(Graph graph) {
+    Set<Tensor> seen = Collections.newSetFromMap(new IdentityHashMap<>());
     return graph.ops().stream()
         .filter(op -> op instanceof Op.Linear)
         .map(op -> Lowering.matrix(((Op.Linear) op).weight()))
-        .filter(tensors::remove)
+        .filter(seen::add)
         .toList();
   }
 
-  private static PreparedWeight mapped(Tensor t, Kernels kernels) {
-    Kernels.Matmul m = kernels.matmulMapped(t.type(), Math.toIntExact(t.cols()));
+  private PreparedWeight mapped(Tensor t, Kernels kernels) {
+    Kernels.Matmul m = kernel(kernels, t, false);
     if (m.packs()) {
       throw new IllegalStateException("no kernel for mapped weights: " + m.name());
     }
@@ -84,7 +88,7 @@ final class Weights implements AutoCloseable {
   }
 
   private PreparedWeight packed(Tensor t, Kernels kernels, WorkerPool pool) {
-    Kernels.Matmul m = kernels.matmul(t.type(), Math.toIntExact(t.cols()));
+    Kernels.Matmul m = kernel(kernels, t, true);
     if (!m.packs()) {
       return new PreparedWeight(m, t.segment(), t.rows(), t.bytes());
     }
