@@ -1322,6 +1322,18 @@ public final class Assembler extends Encoder {
     shift(7, d, imm);
   }
 
+  public void shl32(Gpr d, int imm) {
+    shift32(4, d, imm);
+  }
+
+  public void shr32(Gpr d, int imm) {
+    shift32(5, d, imm);
+  }
+
+  public void or32(Gpr d, Gpr s) {
+    legacy(0, false, false, 0x9, s.code(), d, false);
+  }
+
   public void inc(Gpr d) {
     legacy(0, true, false, 0xff, 0, d, false);
   }
@@ -1548,6 +1560,16 @@ public final class Assembler extends Encoder {
     } else {
       legacy(0, wide, false, 0x81, extension, d, false);
       emit32(imm);
+    }
+  }
+
+  private void shift32(int extension, Gpr d, int imm) {
+    if (imm < 1 || imm > 31) {
+      throw new IllegalArgumentException("shift: expected=[1,31] actual=" + imm);
+    }
+    legacy(0, false, false, imm == 1 ? 0xd1 : 0xc1, extension, d, false);
+    if (imm > 1) {
+      emit(imm);
     }
   }
 

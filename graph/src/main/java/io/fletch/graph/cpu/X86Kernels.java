@@ -41,14 +41,14 @@ final class X86Kernels implements Kernels {
   @Override
   public Matmul matmul(TensorType type, int in) {
     return PackedLayout.supports(type)
-        ? new X86Matmul(type, in, isa)
+        ? new X86Matmul(type, in, isa, false)
         : new X86FloatMatmul(type, in, isa);
   }
 
   @Override
   public Matmul matmulMapped(TensorType type, int in) {
     return PackedLayout.supports(type)
-        ? other.matmulMapped(type, in)
+        ? new X86Matmul(type, in, isa, true)
         : new X86FloatMatmul(type, in, isa);
   }
 

@@ -2,6 +2,7 @@ package io.fletch.graph.cpu;
 
 import io.fletch.graph.cpu.x86.Isa;
 import io.fletch.graph.cpu.x86.MatmulCode;
+import io.fletch.graph.cpu.x86.PackCode;
 import io.fletch.graph.cpu.x86.PackedLayout;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
@@ -9,26 +10,42 @@ import java.util.Locale;
 import java.util.Objects;
 import java.util.concurrent.atomic.AtomicReferenceArray;
 
-/** Products with packed quantized weights in machine code ({@link MatmulCode}). */
+/**
+ * Products with quantized weights in machine code ({@link MatmulCode}), which reads a packed
+ * layout.
+ *
+ * <p>With packed weights that is all. With mapped ones (the file's own bytes, for a start without
+ * packing) a few groups of rows at a time are packed into the level-2 cache and multiplied from
+ * there: for many rows of activations at nearly the same speed, for one at the speed of packing.
+ */
 final class X86Matmul implements Kernels.Matmul {
+  /** Packed bytes that a thread of a mapped product has in work. */
+  private static final long PIECE = 128 << 10;
+
   /** Weights that stay in the level-2 cache while several tiles of activations pass over them. */
   private static final long CACHED_WEIGHTS = 256 << 10;
 
+  private final boolean mapped;
   private final TensorType type;
   private final int in;
   private final Isa isa;
   private final PackedLayout layout;
   private final Kernels.ActivationFormat activation;
+  private final String kernelName;
+  private final long rowBytes;
   private final long xStride;
   private final int maxTokens;
   private final AtomicReferenceArray<MemorySegment> code;
 
-  X86Matmul(TensorType type, int in, Isa isa) {
+  X86Matmul(TensorType type, int in, Isa isa, boolean mapped) {
+    this.mapped = mapped;
     this.type = type;
     this.in = in;
     this.isa = isa;
     this.layout = new PackedLayout(type, in, isa);
     this.activation = WeightBlocks.activation(type);
+    this.kernelName = type + " " + isa.label();
+    this.rowBytes = type.bytes(in);
     this.xStride = ActivationLayout.bytes(activation, in);
     this.maxTokens = MatmulCode.maxTokens(layout, isa);
     this.code = new AtomicReferenceArray<>(maxTokens + 1);
@@ -36,7 +53,8 @@ final class X86Matmul implements Kernels.Matmul {
 
   @Override
   public String name() {
-    return type.name().toLowerCase(Locale.ROOT) + " x" + layout.lanes() + " " + isa.label();
+    String form = mapped ? " mapped " : " x" + layout.lanes() + " ";
+    return type.name().toLowerCase(Locale.ROOT) + form + isa.label();
   }
 
   @Override
@@ -46,12 +64,12 @@ final class X86Matmul implements Kernels.Matmul {
 
   @Override
   public boolean packs() {
-    return true;
+    return !mapped;
   }
 
   @Override
   public long packedBytes(long out) {
-    return layout.bytes(out);
+    return mapped ? Math.multiplyExact(out, rowBytes) : layout.bytes(out);
   }
 
   @Override
@@ -62,7 +80,34 @@ final class X86Matmul implements Kernels.Matmul {
   @Override
   public void pack(MemorySegment rowMajor, MemorySegment packed, long out, long from, long to) {
     checkRange(out, from, to);
-    layout.pack(rowMajor, 0, packed, 0, from, to);
+    if (mapped) {
+      long at = from * rowBytes;
+      MemorySegment.copy(rowMajor, at, packed, at, (to - from) * rowBytes);
+      return;
+    }
+    if (from == to) {
+      return;
+    }
+    Objects.checkFromIndexSize(0, to * rowBytes, rowMajor.byteSize());
+    Objects.checkFromIndexSize(0, layout.bytes(out), packed.byteSize());
+    packGroups(rowMajor, from, to, packed, from / layout.lanes() * layout.groupBytes());
+  }
+
+  /** Packs rows {@code [from, to)}, whole groups but at the end of the matrix, to a byte offset. */
+  private void packGroups(
+      MemorySegment rowMajor, long from, long to, MemorySegment packed, long offset) {
+    int lanes = layout.lanes();
+    long groups = (to - from) / lanes;
+    if (groups > 0) {
+      MemorySegment entry =
+          X86Code.function("pack " + kernelName + " in=" + in, () -> PackCode.emit(layout));
+      long source = rowMajor.address() + from * rowBytes;
+      X86Code.call(entry, source, packed.address() + offset, groups, 0, 0);
+    }
+    if (from + groups * lanes < to) {
+      long rest = from + groups * lanes;
+      layout.pack(rowMajor, rest, to, packed, offset + groups * layout.groupBytes());
+    }
   }
 
   private void checkRange(long out, long from, long to) {
@@ -97,12 +142,26 @@ final class X86Matmul implements Kernels.Matmul {
     if (from == to || rows == 0) {
       return;
     }
-    Objects.checkFromIndexSize(0, layout.bytes(out), weight.byteSize());
+    Objects.checkFromIndexSize(0, packedBytes(out), weight.byteSize());
     Objects.checkFromIndexSize(xOffset, rows * xStride, x.byteSize());
     Objects.checkFromIndexSize(
         4 * (yOffset + from), 4 * ((rows - 1) * yStride + to - from), y.byteSize());
-    long w = weight.address() + from / layout.lanes() * layout.groupBytes();
-    runGroups(w, x.address() + xOffset, rows, y, 4 * (yOffset + from), 4 * yStride, to - from);
+    long xAddress = x.address() + xOffset;
+    long yByte = 4 * (yOffset + from);
+    if (!mapped) {
+      long w = weight.address() + from / layout.lanes() * layout.groupBytes();
+      runGroups(w, xAddress, rows, y, yByte, 4 * yStride, to - from);
+      return;
+    }
+    // At least two groups: a single row of activations takes them in pairs.
+    long groups = Math.max(2, PIECE / layout.groupBytes());
+    long step = groups * layout.lanes();
+    MemorySegment piece = X86Scratch.get().piece(groups * layout.groupBytes());
+    for (long o = from; o < to; o += step) {
+      long n = Math.min(step, to - o);
+      packGroups(weight, o, o + n, piece, 0);
+      runGroups(piece.address(), xAddress, rows, y, yByte + 4 * (o - from), 4 * yStride, n);
+    }
   }
 
   /**
@@ -112,7 +171,7 @@ final class X86Matmul implements Kernels.Matmul {
    * @param yByte where in y the first row of the range goes for the first token
    * @param outs rows of weights; not a multiple of the lanes only at the end of the matrix
    */
-  void runGroups(
+  private void runGroups(
       long w, long x, int rows, MemorySegment y, long yByte, long yStrideBytes, long outs) {
     int lanes = layout.lanes();
     long groups = outs / lanes;
@@ -155,7 +214,7 @@ final class X86Matmul implements Kernels.Matmul {
     if (entry == null) {
       entry =
           X86Code.function(
-              name() + " in=" + in + " tokens=" + tokens,
+              kernelName + " in=" + in + " tokens=" + tokens,
               () ->
                   MatmulCode.emit(
                       layout,

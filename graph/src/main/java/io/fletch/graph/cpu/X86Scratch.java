@@ -12,6 +12,8 @@ final class X86Scratch {
 
   private MemorySegment floats = MemorySegment.NULL;
 
+  private MemorySegment piece = MemorySegment.NULL;
+
   private X86Scratch() {}
 
   static X86Scratch get() {
@@ -24,5 +26,13 @@ final class X86Scratch {
       floats = Arena.ofAuto().allocate(4L * n, 64);
     }
     return floats;
+  }
+
+  /** Memory for packed weights in work, at a multiple of 64 bytes. */
+  MemorySegment piece(long bytes) {
+    if (piece.byteSize() < bytes) {
+      piece = Arena.ofAuto().allocate(bytes, 64);
+    }
+    return piece;
   }
 }

@@ -159,26 +159,22 @@ public final class PackedLayout {
   }
 
   /**
-   * Packs rows {@code [from, to)} of a row-major matrix of {@code out} rows; {@code from} is a
-   * multiple of the lanes, {@code to} too unless it is {@code out}.
+   * Packs rows {@code [from, to)} of a row-major matrix, row by row in plain Java; the reference of
+   * {@link PackCode}, and what packs an incomplete last group.
    *
-   * @param source the matrix in its file format, row 0 at byte {@code sourceOffset}
-   * @param target group 0 at byte {@code targetOffset}
+   * @param source the matrix in its file format, from its row 0 on
+   * @param from first row of a group
+   * @param target the group of row {@code from} goes to byte {@code targetOffset}
    */
   public void pack(
-      MemorySegment source,
-      long sourceOffset,
-      MemorySegment target,
-      long targetOffset,
-      long from,
-      long to) {
+      MemorySegment source, long from, long to, MemorySegment target, long targetOffset) {
     long rowBytes = type.bytes(in);
     int[] quads = new int[8];
     for (long row = from; row < to; row += lanes) {
-      long group = targetOffset + row / lanes * groupBytes;
+      long group = targetOffset + (row - from) / lanes * groupBytes;
       for (int lane = 0; lane < lanes; lane++) {
         if (row + lane < to) {
-          long offset = sourceOffset + (row + lane) * rowBytes;
+          long offset = (row + lane) * rowBytes;
           for (int b = 0; b < blocks; b++) {
             packBlock(source, offset + (long) b * type.blockBytes(), target, group, b, lane, quads);
           }

@@ -1,0 +1,113 @@
+package io.fletch.graph.cpu;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+
+import io.fletch.graph.cpu.Kernels.Matmul;
+import io.fletch.graph.cpu.x86.Isa;
+import io.fletch.graph.cpu.x86.PackedLayout;
+import io.fletch.quant.TensorType;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.util.Random;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
+
+/** Packing by machine code against packing in Java, and mapped against packed products. */
+class X86PackTest {
+  @ParameterizedTest
+  @EnumSource(Isa.class)
+  void emittedPackingGivesTheSameBytes(Isa isa) {
+    Kernels kernels = X86TestSets.orSkip(isa);
+    Random random = new Random(7);
+    for (TensorType type : TensorType.values()) {
+      if (!PackedLayout.supports(type)) {
+        continue;
+      }
+      int in = 3 * type.blockSize();
+      int out = 2 * isa.lanes() + 5;
+      try (Arena arena = Arena.ofConfined()) {
+        MemorySegment rows = random(arena, type.bytes((long) in * out), random);
+        Matmul matmul = kernels.matmul(type, in);
+        MemorySegment actual = arena.allocate(matmul.packedBytes(out), 64);
+        matmul.pack(rows, actual, out, 0, isa.lanes());
+        matmul.pack(rows, actual, out, isa.lanes(), out);
+        MemorySegment expected = arena.allocate(matmul.packedBytes(out), 64);
+        new PackedLayout(type, in, isa).pack(rows, 0, out, expected, 0);
+        assertEquals(-1, expected.mismatch(actual), type.toString());
+      }
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource(Isa.class)
+  void mappedProductsHaveTheBitsOfPackedOnes(Isa isa) {
+    Kernels kernels = X86TestSets.orSkip(isa);
+    Random random = new Random(8);
+    for (TensorType type : TensorType.values()) {
+      if (!PackedLayout.supports(type)) {
+        continue;
+      }
+      int in = 2 * type.blockSize();
+      int out = 5 * isa.lanes() + 3;
+      int rows = 1 + random.nextInt(20);
+      try (Arena arena = Arena.ofConfined()) {
+        byte[] weights = WeightOracle.random(type, in * out, random);
+        MemorySegment w = arena.allocate(weights.length).copyFrom(MemorySegment.ofArray(weights));
+        Matmul packed = kernels.matmul(type, in);
+        Matmul mapped = kernels.matmulMapped(type, in);
+        assertEquals(false, mapped.packs());
+        MemorySegment p = arena.allocate(packed.packedBytes(out), 64);
+        packed.pack(w, p, out, 0, out);
+        long stride = kernels.activationBytes(packed.activation(), in);
+        MemorySegment x = arena.allocate(rows * stride, 64);
+        MemorySegment f = arena.allocate(4L * in);
+        for (int r = 0; r < rows; r++) {
+          for (int i = 0; i < in; i++) {
+            Segments.f32(f, i, (float) random.nextGaussian());
+          }
+          kernels.quantize(packed.activation(), f, 0, in, x, r * stride);
+        }
+        MemorySegment expected = arena.allocate(4L * rows * out);
+        MemorySegment actual = arena.allocate(4L * rows * out);
+        packed.run(p, out, 0, out, x, 0, rows, expected, 0, out);
+        long split = 2L * isa.lanes();
+        mapped.run(w, out, 0, split, x, 0, rows, actual, 0, out);
+        mapped.run(w, out, split, out, x, 0, rows, actual, 0, out);
+        assertEquals(-1, expected.mismatch(actual), type + " rows=" + rows);
+      }
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource(Isa.class)
+  void refusesRangesThatSplitAGroup(Isa isa) {
+    Kernels kernels = X86TestSets.orSkip(isa);
+    Matmul matmul = kernels.matmul(TensorType.Q8_0, 32);
+    int out = 4 * isa.lanes();
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment w = arena.allocate(matmul.packedBytes(out), 64);
+      MemorySegment x = arena.allocate(kernels.activationBytes(matmul.activation(), 32), 64);
+      MemorySegment y = arena.allocate(4L * out);
+      assertThrows(
+          IllegalArgumentException.class, () -> matmul.run(w, out, 1, out, x, 0, 1, y, 0, out));
+      assertThrows(
+          IllegalArgumentException.class, () -> matmul.run(w, out, 0, 3, x, 0, 1, y, 0, out));
+      assertThrows(
+          IndexOutOfBoundsException.class, () -> matmul.run(w, out, 0, out, x, 0, 2, y, 0, out));
+      assertThrows(
+          IndexOutOfBoundsException.class, () -> matmul.run(w, out, 0, out, x, 0, 1, y, 1, out));
+      assertThrows(
+          IndexOutOfBoundsException.class,
+          () -> matmul.run(w.asSlice(64), out, 0, out, x, 0, 1, y, 0, out));
+      assertThrows(IllegalArgumentException.class, () -> kernels.matmul(TensorType.Q8_0, 33));
+      assertThrows(IllegalArgumentException.class, () -> kernels.matmul(TensorType.I32, 32));
+    }
+  }
+
+  private static MemorySegment random(Arena arena, long bytes, Random random) {
+    byte[] data = new byte[(int) bytes];
+    random.nextBytes(data);
+    return arena.allocate(bytes).copyFrom(MemorySegment.ofArray(data));
+  }
+}
