@@ -187,11 +187,7 @@ final class GgufReader {
     long start = in.position();
     GgufType scalar = elementType == null ? type : elementType;
     switch (scalar) {
-      case STRING -> {
-        for (int k = 0; k < count; k++) {
-          in.skipString("string", MAX_ARRAY);
-        }
-      }
+      case STRING -> in.skipStrings("string", count, MAX_ARRAY);
       case BOOL -> {
         in.skip("bools", count);
         for (long k = start; k < in.position(); k++) {
