@@ -16,10 +16,10 @@ import java.util.Map;
 /** One rendering of a template. Not thread-safe. */
 final class Interpreter {
   /** Characters of output and of strings on the way to it. */
-  static final long MAX_CHARACTERS = 256L << 20;
+  static final long MAX_CHARACTERS = 64L << 20;
 
   /** Evaluated nodes and touched items. */
-  static final long MAX_STEPS = 200_000_000;
+  static final long MAX_STEPS = 20_000_000;
 
   private static final int MAX_CALLS = 100;
   private static final int MAX_RANGE = 100_000;
@@ -184,6 +184,7 @@ final class Interpreter {
     }
     Loop state = new Loop(items);
     for (int i = 0; i < items.size(); i++) {
+      step(1);
       state.index = i;
       Scope inner = scope.inner();
       inner.set("loop", state);
