@@ -11,7 +11,9 @@ package io.fletch.graph;
  * @param valueDim elements of a value head
  * @param scale factor on the scores, usually {@code 1/sqrt(keyDim)}
  * @param softCap {@code cap * tanh(score / cap)} when positive, 0 for none
- * @param window a row sees at most this many latest slots, itself included; 0 for no limit
+ * @param window a row sees at most this many latest slots, itself included, counted in the order of
+ *     the sequence (prefix, then the span's rows up to it); slots after it are not limited; 0 for
+ *     no limit
  */
 public record AttentionSpec(
     int layer,

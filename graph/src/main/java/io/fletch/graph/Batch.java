@@ -34,7 +34,11 @@ public interface Batch extends AutoCloseable {
    */
   int append(KvCache kv, int[] tokens, int offset, int count);
 
-  /** Asks for logits of a row; returns the index of its logit row (in call order). */
+  /**
+   * Asks for logits of a row; returns the index of its logit row, in the order of first calls.
+   *
+   * @throws IllegalArgumentException if {@link #maxLogitRows} rows were asked for already
+   */
   int wantLogits(int row);
 
   /** Sets the gate byte of (gate, row). */

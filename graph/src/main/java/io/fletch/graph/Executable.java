@@ -26,6 +26,9 @@ public interface Executable extends AutoCloseable {
   /**
    * Runs all rows of the batch and fills in the logits asked for. Does not change the length of any
    * cache. Keys and values of all rows are stored before any row attends within a layer.
+   *
+   * @throws GraphException if a kernel failed; the batch has no logits then, and cache slots of its
+   *     rows are undefined
    */
   void forward(Batch batch);
 

@@ -116,6 +116,31 @@ public final class TestGraphs implements AutoCloseable {
           logitCap);
     }
 
+    /** With other numbers of query heads and feed-forward elements. */
+    public Shape wide(int headCount, int ffnWidth) {
+      return new Shape(
+          hidden,
+          layers,
+          headCount,
+          2,
+          keyDim,
+          valueDim,
+          ffnWidth,
+          vocabulary,
+          type,
+          activation,
+          style,
+          pairs,
+          biases,
+          qkNorm,
+          postNorm,
+          fused,
+          gateHalf,
+          window,
+          attentionCap,
+          logitCap);
+    }
+
     public Shape window(int value) {
       return new Shape(
           hidden,

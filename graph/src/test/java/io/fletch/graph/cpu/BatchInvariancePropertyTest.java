@@ -59,7 +59,7 @@ class BatchInvariancePropertyTest {
     return all;
   }
 
-  @Property(tries = 12, shrinking = ShrinkingMode.OFF)
+  @Property(tries = 10, shrinking = ShrinkingMode.OFF)
   void piecesThreadsAndBucketsDoNotMatter(
       @ForAll long seed,
       @ForAll("kernelSets") Kernels kernels,
@@ -91,7 +91,7 @@ class BatchInvariancePropertyTest {
     }
   }
 
-  @Property(tries = 12, shrinking = ShrinkingMode.OFF)
+  @Property(tries = 10, shrinking = ShrinkingMode.OFF)
   void otherSequencesAndTheirGatesDoNotMatter(
       @ForAll long seed, @ForAll("kernelSets") Kernels kernels, @ForAll("types") TensorType type) {
     SplittableRandom random = new SplittableRandom(seed);
@@ -147,7 +147,7 @@ class BatchInvariancePropertyTest {
    * The same keys in the same order give the same bits wherever their slots are: a draft behind a
    * shared prefix, with or without a suffix, equals the window in place.
    */
-  @Property(tries = 12, shrinking = ShrinkingMode.OFF)
+  @Property(tries = 10, shrinking = ShrinkingMode.OFF)
   void placeOfSlotsDoesNotMatter(
       @ForAll long seed, @ForAll("kernelSets") Kernels kernels, @ForAll KvCache.Type type) {
     SplittableRandom random = new SplittableRandom(seed);
