@@ -1,0 +1,115 @@
+package io.fletch.tools;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import io.fletch.Model;
+import java.io.IOException;
+import java.io.StringWriter;
+import java.net.URI;
+import java.net.URL;
+import java.net.URLClassLoader;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
+import java.util.stream.Stream;
+import javax.tools.JavaCompiler;
+import javax.tools.JavaFileObject;
+import javax.tools.SimpleJavaFileObject;
+import javax.tools.ToolProvider;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** What the documentation promises: code that compiles and runs, options and files that exist. */
+class DocumentationTest {
+  private static final Path ROOT = Path.of("..");
+
+  private static final List<Command> COMMANDS =
+      List.of(
+          new ChatCommand(),
+          new RunCommand(),
+          new TokenizeCommand(),
+          new InspectCommand(),
+          new LogitsCommand(),
+          new EvalCommand(),
+          new BenchCommand(),
+          new DoctorCommand());
+
+  @Test
+  void javaOfTheReadmeRuns(@TempDir Path folder) throws Exception {
+    Matcher block =
+        Pattern.compile("```java\n(.*?)```", Pattern.DOTALL)
+            .matcher(Files.readString(ROOT.resolve("README.md")));
+    assertTrue(block.find(), "no Java in README.md");
+    String code = block.group(1);
+    // A body of about ten lines is what the README promises.
+    assertTrue(code.lines().filter(line -> !line.isBlank()).count() <= 14, code);
+    JavaCompiler compiler = ToolProvider.getSystemJavaCompiler();
+    JavaFileObject source =
+        new SimpleJavaFileObject(URI.create("string:///Ask.java"), JavaFileObject.Kind.SOURCE) {
+          @Override
+          public CharSequence getCharContent(boolean ignoreEncodingErrors) {
+            return code;
+          }
+        };
+    StringWriter messages = new StringWriter();
+    boolean compiled =
+        compiler
+            .getTask(
+                messages,
+                null,
+                null,
+                List.of("-d", folder.toString(), "-cp", classPath()),
+                null,
+                List.of(source))
+            .call();
+    assertTrue(compiled, messages.toString());
+    try (URLClassLoader loader =
+        new URLClassLoader(
+            new URL[] {folder.toUri().toURL()}, DocumentationTest.class.getClassLoader())) {
+      java.lang.reflect.Method ask =
+          loader.loadClass("Ask").getDeclaredMethod("ask", Path.class, String.class);
+      ask.setAccessible(true);
+      assertEquals("4+3=7\nAnswer: 7", ask.invoke(null, Model.demoFile("demo"), "What is 4 + 3?"));
+    }
+  }
+
+  /** Surefire may hide the class path in the manifest of a jar of its own. */
+  private static String classPath() {
+    return System.getProperty("surefire.test.class.path", System.getProperty("java.class.path"));
+  }
+
+  @Test
+  void everyOptionIsDocumented() throws IOException {
+    String text = Files.readString(ROOT.resolve("docs/cli.md"));
+    for (Command command : COMMANDS) {
+      for (Command.Section section : command.sections()) {
+        section
+            .options()
+            .forEach(option ->
+                assertTrue(
+                    text.contains("`--" + option.getLongOpt()),
+                    command.getClass().getSimpleName() + " --" + option.getLongOpt()));
+      }
+    }
+  }
+
+  @Test
+  void linksLeadSomewhere() throws IOException {
+    try (Stream<Path> files = Files.list(ROOT.resolve("docs"))) {
+      List<Path> pages =
+          Stream.concat(
+                  files, Stream.of(ROOT.resolve("README.md"), ROOT.resolve("CONTRIBUTING.md")))
+              .filter(file -> file.toString().endsWith(".md"))
+              .toList();
+      for (Path page : pages) {
+        Matcher link = Pattern.compile("\\]\\(([^)#:]+)\\)").matcher(Files.readString(page));
+        while (link.find()) {
+          assertTrue(Files.exists(page.resolveSibling(link.group(1))), page + ": " + link.group());
+        }
+      }
+    }
+  }
+}
