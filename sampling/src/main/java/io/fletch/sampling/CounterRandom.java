@@ -24,6 +24,7 @@ public final class CounterRandom {
   private static final int WEYL_0 = 0x9E3779B9;
   private static final int WEYL_1 = 0xBB67AE85;
   private static final double UNIT = 0x1p-53;
+  private static final double LN_2 = 0.6931471805599454; // rounded up
 
   private CounterRandom() {}
 
@@ -42,18 +43,31 @@ public final class CounterRandom {
     return (high(seed, c0, c1, c2, c3) >>> 11) * UNIT;
   }
 
-  /**
-   * A standard Gumbel value, {@code -ln(-ln u)}, for the noise on token {@code id} at a position of
-   * a canvas with {@code committed} tokens committed. Always finite.
-   */
-  static double gumbel(long seed, int committed, int position, int id) {
+  /** Random bits of the noise on token {@code id} at a position of a canvas. */
+  static long noiseBits(long seed, int committed, int position, int id) {
     int pair = id >>> 1;
-    long bits =
-        (id & 1) == 0
-            ? high(seed, CANVAS_NOISE, committed, position, pair)
-            : low(seed, CANVAS_NOISE, committed, position, pair);
-    double u = ((bits >>> 11) + 0.5) * UNIT;
+    return (id & 1) == 0
+        ? high(seed, CANVAS_NOISE, committed, position, pair)
+        : low(seed, CANVAS_NOISE, committed, position, pair);
+  }
+
+  /** The standard Gumbel value, {@code -ln(-ln u)}, of these bits. Always finite. */
+  static double gumbel(long bits) {
+    double u = ((bits >>> 12) + 0.5) * 0x1p-52; // exact, and never 1
     return -Math.log(-Math.log(u));
+  }
+
+  /**
+   * An upper bound of {@link #gumbel} without a logarithm: {@code -ln(-ln u) <= -ln(1 - u)}, and
+   * with k leading ones {@code 1 - u > 2^-(k+1)}.
+   */
+  static double gumbelBound(long bits) {
+    return (Math.min(52, Long.numberOfLeadingZeros(~bits)) + 1) * LN_2;
+  }
+
+  /** No Gumbel value is larger. */
+  static double largestGumbel() {
+    return 53 * LN_2;
   }
 
   private static long block(long seed, int c0, int c1, int c2, int c3, boolean first) {

@@ -50,8 +50,10 @@ final class DreamPolicy implements TransferPolicy {
     if (temperature > 0) {
       score = score.clone();
       for (int p = state.from; p < state.to; p++) {
-        double u = CounterRandom.uniform(seed, CounterRandom.CANVAS_ORDER, state.committed, p, 0);
-        score[p] = (float) (score[p] / temperature - Math.log(-Math.log(u + 0x1p-54)));
+        double noise =
+            CounterRandom.gumbel(
+                CounterRandom.high(seed, CounterRandom.CANVAS_ORDER, state.committed, p, 0));
+        score[p] = (float) (score[p] / temperature + noise);
       }
     }
     return Ranking.take(

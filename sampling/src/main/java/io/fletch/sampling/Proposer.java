@@ -144,16 +144,21 @@ final class Proposer {
   }
 
   private void noisy(CanvasState state, int position, Evaluation into) {
+    // Most ids cannot win: their bounds, without noise and then without logarithms, say so.
     double best = Double.NEGATIVE_INFINITY;
     int chosen = statistics.argmax;
     double temperature = options.temperature();
+    double reach = temperature * CounterRandom.largestGumbel();
     for (int id = 0; id < logits.length; id++) {
-      if (logits[id] == Float.NEGATIVE_INFINITY) {
+      double l = logits[id];
+      if (l + reach <= best || l == Double.NEGATIVE_INFINITY) {
         continue;
       }
-      double v =
-          logits[id]
-              + temperature * CounterRandom.gumbel(options.seed(), state.committed, position, id);
+      long bits = CounterRandom.noiseBits(options.seed(), state.committed, position, id);
+      if (l + temperature * CounterRandom.gumbelBound(bits) <= best) {
+        continue;
+      }
+      double v = l + temperature * CounterRandom.gumbel(bits);
       if (v > best) {
         best = v;
         chosen = id;

@@ -44,13 +44,32 @@ class CounterRandomTest {
   void gumbelHasItsMeanAndEveryCounterMatters() {
     double sum = 0;
     for (int i = 0; i < 20_000; i++) {
-      sum += CounterRandom.gumbel(7, 3, 5, i);
+      sum += gumbel(7, 3, 5, i);
     }
     assertEquals(0.5772, sum / 20_000, 0.03);
-    double g = CounterRandom.gumbel(7, 3, 5, 8);
-    assertNotEquals(g, CounterRandom.gumbel(8, 3, 5, 8));
-    assertNotEquals(g, CounterRandom.gumbel(7, 4, 5, 8));
-    assertNotEquals(g, CounterRandom.gumbel(7, 3, 6, 8));
-    assertNotEquals(g, CounterRandom.gumbel(7, 3, 5, 9));
+    double g = gumbel(7, 3, 5, 8);
+    assertNotEquals(g, gumbel(8, 3, 5, 8));
+    assertNotEquals(g, gumbel(7, 4, 5, 8));
+    assertNotEquals(g, gumbel(7, 3, 6, 8));
+    assertNotEquals(g, gumbel(7, 3, 5, 9));
+  }
+
+  private static double gumbel(long seed, int committed, int position, int id) {
+    return CounterRandom.gumbel(CounterRandom.noiseBits(seed, committed, position, id));
+  }
+
+  @Test
+  void boundsOfTheNoiseHold() {
+    for (int i = 0; i < 20_000; i++) {
+      long bits = CounterRandom.noiseBits(1, 2, 3, i);
+      for (int ones = 0; ones <= 64; ones += 4) {
+        long b = ones == 0 ? bits : bits | (ones == 64 ? -1L : ~(-1L >>> ones));
+        double g = CounterRandom.gumbel(b);
+        assertTrue(Double.isFinite(g));
+        assertTrue(g <= CounterRandom.gumbelBound(b), Long.toHexString(b));
+        assertTrue(CounterRandom.gumbelBound(b) <= CounterRandom.largestGumbel());
+      }
+    }
+    assertTrue(Double.isFinite(CounterRandom.gumbel(0)));
   }
 }

@@ -249,6 +249,33 @@ class DiffusionSchedulePropertyTest {
     assertEquals(0, counts[Decodes.MASK]);
   }
 
+  /** The proposal is the argmax over every id, though most are never looked at. */
+  @Property(tries = 60, seed = "14")
+  void noiseIsAddedToEveryLogit(
+      @ForAll @IntRange(max = 1 << 20) int seed, @ForAll @IntRange(min = 1, max = 30) int heat) {
+    float temperature = heat / 10f;
+    int[] prompt = Decodes.prompt(seed, 5);
+    float[] row = logits(seed, prompt);
+    int best = -1;
+    double most = Double.NEGATIVE_INFINITY;
+    for (int id = 0; id < row.length; id++) {
+      if (id != Decodes.MASK) {
+        double g = CounterRandom.gumbel(CounterRandom.noiseBits(seed, 0, 5, id));
+        if (row[id] + temperature * g > most) {
+          most = row[id] + temperature * g;
+          best = id;
+        }
+      }
+    }
+    Outcome r =
+        Decodes.run(
+            Decodes.network(seed),
+            Decodes.model(false, 0),
+            options(1, 1).withTemperature(temperature).withSeed(seed),
+            prompt);
+    assertEquals(best, r.answer()[0]);
+  }
+
   /** Invariant 8. */
   @Property(tries = 30, seed = "7")
   void orderDoesNotMatterWithoutContext(@ForAll @IntRange(max = 1 << 20) int seed) {
