@@ -143,10 +143,16 @@ final class IntelText {
 
   private static final Set<String> NOT_INSTRUCTIONS = Set.of("jmp", "jcc", "jccShort", "jmpShort");
 
+  private static final List<Method> METHODS = find();
+
   private IntelText() {}
 
   /** All public instruction methods, in a stable order. */
   static List<Method> methods() {
+    return METHODS;
+  }
+
+  private static List<Method> find() {
     List<Method> methods = new ArrayList<>();
     for (Method m : Assembler.class.getDeclaredMethods()) {
       if (Modifier.isPublic(m.getModifiers())
@@ -311,7 +317,10 @@ final class IntelText {
     String mnemonic = space < 0 ? text : text.substring(0, space);
     List<String> operands =
         space < 0 ? List.of() : Arrays.asList(text.substring(space + 1).split(","));
-    for (Method m : methods()) {
+    for (Method m : METHODS) {
+      if (m.getName().charAt(0) != mnemonic.charAt(0)) {
+        continue;
+      }
       Instruction found = match(m, mnemonic, operands);
       if (found != null) {
         try {

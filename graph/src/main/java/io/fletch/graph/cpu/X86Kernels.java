@@ -5,6 +5,7 @@ import io.fletch.ffm.ExecutableMemory;
 import io.fletch.graph.Activation;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.RopeSpec;
+import io.fletch.graph.cpu.x86.AttentionCode;
 import io.fletch.graph.cpu.x86.Isa;
 import io.fletch.graph.cpu.x86.PackedLayout;
 import io.fletch.quant.TensorType;
@@ -20,10 +21,12 @@ import java.util.Optional;
 final class X86Kernels implements Kernels {
   private final Isa isa;
   private final Kernels other;
+  private final X86Attention attention;
 
   private X86Kernels(Isa isa, Kernels other) {
     this.isa = isa;
     this.other = other;
+    this.attention = new X86Attention(isa, this);
   }
 
   /** The set for an instruction set; empty where machine code or the instructions cannot run. */
@@ -169,7 +172,8 @@ final class X86Kernels implements Kernels {
 
   @Override
   public int attentionScratch(int group, int keyDim, int valueDim) {
-    return other.attentionScratch(group, keyDim, valueDim);
+    int own = group * (AttentionCode.VALUES + valueDim);
+    return Math.max(own, other.attentionScratch(group, keyDim, valueDim));
   }
 
   @Override
@@ -193,7 +197,30 @@ final class X86Kernels implements Kernels {
       long scratchOffset,
       MemorySegment out,
       long outOffset) {
-    other.attention(
+    if (!AttentionCode.supports(type, keyDim, valueDim)) {
+      other.attention(
+          type,
+          q,
+          qOffset,
+          group,
+          keyDim,
+          valueDim,
+          kv,
+          kOffset,
+          vOffset,
+          a0,
+          a1,
+          b0,
+          b1,
+          scale,
+          softCap,
+          scratch,
+          scratchOffset,
+          out,
+          outOffset);
+      return;
+    }
+    attention.run(
         type,
         q,
         qOffset,

@@ -1,0 +1,95 @@
+package io.fletch.graph.cpu.x86;
+
+import io.fletch.ffm.x86.Assembler;
+import io.fletch.ffm.x86.Mem;
+import io.fletch.ffm.x86.Vec;
+import io.fletch.ffm.x86.Xmm;
+import io.fletch.ffm.x86.Zmm;
+
+/**
+ * Pieces of float code that several generators share, for vectors of one width. They follow the
+ * order of operations of the scalar kernels, so results have the same bits.
+ */
+final class Lanes {
+  final Assembler a;
+  final int bytes;
+
+  /** Vectors that hold sixteen floats. */
+  final int parts;
+
+  Lanes(Assembler a, Isa isa) {
+    this.a = a;
+    this.bytes = isa.bytes();
+    this.parts = 64 / bytes;
+  }
+
+  Vec reg(int code) {
+    return Vec.of(bytes, code);
+  }
+
+  Mem all(float value) {
+    return a.repeated(Float.floatToRawIntBits(value), bytes);
+  }
+
+  /**
+   * Sixteen partial sums, in one register or two, to eight in the first; the rest is overwritten.
+   */
+  void toEight(Vec[] sums, Vec temp) {
+    if (parts == 1) {
+      a.vextractf64x4(temp.ymm(), (Zmm) sums[0], 1);
+      a.vaddps(sums[0].ymm(), sums[0].ymm(), temp.ymm());
+    } else {
+      a.vaddps(sums[0], sums[0], sums[1]);
+    }
+  }
+
+  /** Eight partial sums in a 256-bit register to four in its lower half. */
+  void toFour(Vec sum, Vec temp) {
+    if (sum.code() > 15 || temp.code() > 15) {
+      a.vextracti32x4(temp.xmm(), sum.ymm(), 1);
+    } else {
+      a.vextractf128(temp.xmm(), sum.ymm(), 1);
+    }
+    a.vaddps(sum.xmm(), sum.xmm(), temp.xmm());
+  }
+
+  /** Four partial sums to one. */
+  void toOne(Xmm sum, Xmm temp) {
+    a.vmovhlps(temp, sum, sum);
+    a.vaddps(sum, sum, temp);
+    a.vmovshdup(temp, sum);
+    a.vaddss(sum, sum, temp);
+  }
+
+  /** {@code x = exp(x)} as {@code FloatMath.exp} does it. */
+  void exp(Vec x, Vec t, Vec n, Vec p) {
+    // The operand that comes second is the result when one of them is NaN.
+    a.vmovups(t, all(90f));
+    a.vminps(x, t, x);
+    a.vmovups(t, all(-105f));
+    a.vmaxps(x, t, x);
+    a.vmovups(t, all(1.442695f));
+    a.vfmadd213ps(t, x, all(12582912f));
+    a.vpsubd(n, t, all(12582912f));
+    a.vsubps(t, t, all(12582912f));
+    a.vfmadd231ps(x, t, all(-0.6931472f));
+    a.vfmadd231ps(x, t, all(1.9046542e-9f));
+    a.vmovups(p, all(0.0013814602f));
+    a.vfmadd213ps(p, x, all(0.008368716f));
+    a.vfmadd213ps(p, x, all(0.04166839f));
+    a.vfmadd213ps(p, x, all(0.16666521f));
+    a.vfmadd213ps(p, x, all(0.49999994f));
+    a.vmulps(t, x, x);
+    a.vfmadd213ps(p, t, x);
+    a.vaddps(p, p, all(1f));
+    // Two factors, because 2^n itself may be subnormal or overflow.
+    a.vpsrad(t, n, 1);
+    a.vpsubd(n, n, t);
+    a.vpaddd(t, t, a.repeated(127, bytes));
+    a.vpslld(t, t, 23);
+    a.vmulps(x, p, t);
+    a.vpaddd(n, n, a.repeated(127, bytes));
+    a.vpslld(n, n, 23);
+    a.vmulps(x, x, n);
+  }
+}

@@ -1,0 +1,103 @@
+package io.fletch.graph.cpu;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+
+import io.fletch.graph.KvCache;
+import io.fletch.graph.cpu.x86.Isa;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.Random;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
+
+/** Attention in machine code has the bits of the scalar kernel. */
+class X86AttentionTest {
+  @ParameterizedTest
+  @EnumSource(Isa.class)
+  void hasTheBitsOfTheScalarKernel(Isa isa) {
+    Kernels kernels = X86TestSets.orSkip(isa);
+    int[] dims = {16, 32, 48, 64, 80, 96, 128, 160, 256, 7, 24};
+    for (int seed = 0; seed < 150; seed++) {
+      Random random = new Random(seed);
+      KvCache.Type type = KvCache.Type.values()[random.nextInt(3)];
+      int unit = type == KvCache.Type.Q8_0 ? 32 : 1;
+      int keyDim = (dims[random.nextInt(dims.length)] + unit - 1) / unit * unit;
+      int valueDim = (dims[random.nextInt(dims.length)] + unit - 1) / unit * unit;
+      int group = 1 + random.nextInt(4);
+      int slots = 1 + random.nextInt(140);
+      int a0 = random.nextInt(slots + 1);
+      int a1 = random.nextInt(slots + 1);
+      int b0 = random.nextInt(slots + 1);
+      int b1 = random.nextInt(slots + 1);
+      float softCap = random.nextInt(3) == 0 ? 3f : 0f;
+      float spread = random.nextInt(3) == 0 ? 40f : 1f;
+      try (Arena arena = Arena.ofConfined()) {
+        float[] q = floats(group * keyDim, random, spread);
+        MemorySegment query = arena.allocate(4L * q.length);
+        MemorySegment.copy(q, 0, query, ValueLayout.JAVA_FLOAT, 0, q.length);
+        long kBytes = kernels.kvBytes(type, keyDim);
+        long vBytes = kernels.kvBytes(type, valueDim);
+        MemorySegment kv = arena.allocate(slots * (kBytes + vBytes));
+        MemorySegment row = arena.allocate(4L * Math.max(keyDim, valueDim));
+        for (int s = 0; s < slots; s++) {
+          fill(row, keyDim, random, 1f);
+          // Rows that make the score infinite or NaN.
+          if (random.nextInt(100) == 0) {
+            Segments.f32(row, random.nextInt(keyDim), random.nextBoolean() ? Float.NaN : 1e38f);
+          }
+          kernels.kvStore(type, row, 0, keyDim, kv, s * kBytes);
+          fill(row, valueDim, random, 1f);
+          kernels.kvStore(type, row, 0, valueDim, kv, slots * kBytes + s * vBytes);
+        }
+        MemorySegment[] results = new MemorySegment[2];
+        for (int i = 0; i < 2; i++) {
+          Kernels set = i == 0 ? ScalarKernels.INSTANCE : kernels;
+          MemorySegment scratch =
+              arena.allocate(4L * set.attentionScratch(group, keyDim, valueDim));
+          results[i] = arena.allocate(4L * group * valueDim);
+          set.attention(
+              type,
+              query,
+              0,
+              group,
+              keyDim,
+              valueDim,
+              kv,
+              0,
+              slots * kBytes,
+              a0,
+              a1,
+              b0,
+              b1,
+              0.125f,
+              softCap,
+              scratch,
+              0,
+              results[i],
+              0);
+        }
+        for (int i = 0; i < group * valueDim; i++) {
+          assertEquals(
+              Segments.f32(results[0], i),
+              Segments.f32(results[1], i),
+              "seed=" + seed + " " + type + " key=" + keyDim + " value=" + valueDim + " i=" + i);
+        }
+      }
+    }
+  }
+
+  private static void fill(MemorySegment row, int n, Random random, float spread) {
+    for (int i = 0; i < n; i++) {
+      Segments.f32(row, i, spread * (float) random.nextGaussian());
+    }
+  }
+
+  private static float[] floats(int n, Random random, float spread) {
+    float[] values = new float[n];
+    for (int i = 0; i < n; i++) {
+      values[i] = spread * (float) random.nextGaussian();
+    }
+    return values;
+  }
+}
