@@ -1,8 +1,10 @@
 package io.fletch;
 
+import io.fletch.sampling.DiffusionOptions;
 import io.fletch.sampling.SamplingOptions;
 import java.util.List;
 import java.util.Objects;
+import java.util.Optional;
 
 /**
  * How an answer is generated.
@@ -13,6 +15,9 @@ import java.util.Objects;
  * @param stopTokens ids that end the answer, besides the model's own
  * @param ignoreEnd go on after end-of-generation tokens
  * @param logprobs number of alternatives to report per token; -1 for none
+ * @param diffusion how a diffusion model decodes; empty for low-confidence unmasking in blocks of
+ *     16, one token per step, with the temperature, top-k, top-p and seed of {@code sampling}. Not
+ *     for autoregressive models.
  */
 public record GenerationOptions(
     SamplingOptions sampling,
@@ -20,10 +25,12 @@ public record GenerationOptions(
     List<String> stopStrings,
     List<Integer> stopTokens,
     boolean ignoreEnd,
-    int logprobs) {
+    int logprobs,
+    Optional<DiffusionOptions> diffusion) {
   /** Copies and checks. */
   public GenerationOptions {
     Objects.requireNonNull(sampling, "sampling");
+    Objects.requireNonNull(diffusion, "diffusion");
     stopStrings = List.copyOf(stopStrings);
     stopTokens = List.copyOf(stopTokens);
     if (maxTokens < 0 || logprobs < -1) {
@@ -37,7 +44,8 @@ public record GenerationOptions(
 
   /** Default sampling, no limits. */
   public static GenerationOptions defaults() {
-    return new GenerationOptions(SamplingOptions.defaults(), 0, List.of(), List.of(), false, -1);
+    return new GenerationOptions(
+        SamplingOptions.defaults(), 0, List.of(), List.of(), false, -1, Optional.empty());
   }
 
   /** Greedy decoding. */
@@ -47,31 +55,43 @@ public record GenerationOptions(
 
   /** With other sampling. */
   public GenerationOptions withSampling(SamplingOptions value) {
-    return new GenerationOptions(value, maxTokens, stopStrings, stopTokens, ignoreEnd, logprobs);
+    return new GenerationOptions(
+        value, maxTokens, stopStrings, stopTokens, ignoreEnd, logprobs, diffusion);
   }
 
   /** With another limit. */
   public GenerationOptions withMaxTokens(int value) {
-    return new GenerationOptions(sampling, value, stopStrings, stopTokens, ignoreEnd, logprobs);
+    return new GenerationOptions(
+        sampling, value, stopStrings, stopTokens, ignoreEnd, logprobs, diffusion);
   }
 
   /** With stop strings. */
   public GenerationOptions withStopStrings(List<String> value) {
-    return new GenerationOptions(sampling, maxTokens, value, stopTokens, ignoreEnd, logprobs);
+    return new GenerationOptions(
+        sampling, maxTokens, value, stopTokens, ignoreEnd, logprobs, diffusion);
   }
 
   /** With stop tokens. */
   public GenerationOptions withStopTokens(List<Integer> value) {
-    return new GenerationOptions(sampling, maxTokens, stopStrings, value, ignoreEnd, logprobs);
+    return new GenerationOptions(
+        sampling, maxTokens, stopStrings, value, ignoreEnd, logprobs, diffusion);
   }
 
   /** With or without stopping at the model's own end tokens. */
   public GenerationOptions withIgnoreEnd(boolean value) {
-    return new GenerationOptions(sampling, maxTokens, stopStrings, stopTokens, value, logprobs);
+    return new GenerationOptions(
+        sampling, maxTokens, stopStrings, stopTokens, value, logprobs, diffusion);
   }
 
   /** With log-probabilities of that many alternatives. */
   public GenerationOptions withLogprobs(int value) {
-    return new GenerationOptions(sampling, maxTokens, stopStrings, stopTokens, ignoreEnd, value);
+    return new GenerationOptions(
+        sampling, maxTokens, stopStrings, stopTokens, ignoreEnd, value, diffusion);
+  }
+
+  /** With another way to decode a diffusion model. */
+  public GenerationOptions withDiffusion(DiffusionOptions value) {
+    return new GenerationOptions(
+        sampling, maxTokens, stopStrings, stopTokens, ignoreEnd, logprobs, Optional.of(value));
   }
 }

@@ -1,5 +1,6 @@
 package io.fletch.runtime.engine;
 
+import io.fletch.FletchException;
 import io.fletch.Generation;
 import io.fletch.GenerationOptions;
 import io.fletch.sampling.CausalForward.Logits;
@@ -38,6 +39,10 @@ final class AutoregressiveSession extends BaseSession {
 
   @Override
   Generation start(int[] ids, GenerationOptions options) {
+    if (options.diffusion().isPresent()) {
+      throw new FletchException(
+          "model " + model().name() + " is autoregressive: diffusion options do not apply");
+    }
     int room = forward.capacity() - ids.length;
     int maxTokens = options.maxTokens() == 0 ? room : Math.min(options.maxTokens(), room);
     int reused = Math.min(commonPrefix(ids), ids.length - 1);

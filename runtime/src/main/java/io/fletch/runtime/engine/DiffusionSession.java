@@ -3,9 +3,19 @@ package io.fletch.runtime.engine;
 import io.fletch.FletchException;
 import io.fletch.Generation;
 import io.fletch.GenerationOptions;
+import io.fletch.Tokenizer;
 import io.fletch.graph.Batch;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.Span;
+import io.fletch.runtime.arch.HyperParameters;
+import io.fletch.sampling.Caching;
+import io.fletch.sampling.DiffusionDecoder;
+import io.fletch.sampling.DiffusionModel;
+import io.fletch.sampling.DiffusionOptions;
+import io.fletch.sampling.Exit;
+import io.fletch.sampling.SamplingOptions;
+import io.fletch.sampling.Search;
+import io.fletch.sampling.Transfer;
 import java.util.List;
 
 /**
@@ -14,8 +24,17 @@ import java.util.List;
  * turns, and {@link #tokens()} is empty.
  */
 final class DiffusionSession extends BaseSession {
+  /** Positions that are finished before the next are begun. */
+  private static final int BLOCK = 16;
+
+  /** Tokens of an answer unless asked otherwise. */
+  private static final int ANSWER = 64;
+
+  private final GraphCanvas canvas;
+
   DiffusionSession(LoadedModel model) {
     super(model);
+    canvas = new GraphCanvas(model.executable(), model.contextLength(), model.kvType());
   }
 
   @Override
@@ -31,8 +50,97 @@ final class DiffusionSession extends BaseSession {
 
   @Override
   Generation start(int[] ids, GenerationOptions options) {
-    throw new FletchException(
-        "model " + model().name() + ": diffusion models cannot generate text yet");
+    checkSampling(options);
+    DiffusionOptions decoding =
+        options
+            .diffusion()
+            .orElseGet(() -> defaults(model().contextLength() - ids.length, options));
+    int length = decoding.answerLength();
+    if (ids.length + length > model().contextLength()) {
+      throw new FletchException(
+          "prompt and answer do not fit: prompt="
+              + ids.length
+              + " answer="
+              + length
+              + " context="
+              + model().contextLength());
+    }
+    int[] stopTokens = stopTokens(options);
+    DiffusionDecoder decoder = DiffusionDecoder.of(canvas, diffusionModel(stopTokens), decoding);
+    boolean streams =
+        !(decoding.transfer() instanceof Transfer.Edit)
+            && !(decoding.search() instanceof Search.Nap);
+    return new DiffusionGeneration(
+        this,
+        decoder,
+        ids,
+        stopTokens,
+        length,
+        options.maxTokens() == 0 ? length : options.maxTokens(),
+        streams,
+        options);
+  }
+
+  /** What sampling options mean nothing here is refused, apart from the cut-off by min-p. */
+  private void checkSampling(GenerationOptions options) {
+    SamplingOptions s = options.sampling();
+    if (s.repetitionPenalty() != 1
+        || s.frequencyPenalty() != 0
+        || s.presencePenalty() != 0
+        || !s.logitBias().isEmpty()) {
+      throw new FletchException(
+          "penalties and logit bias are not for diffusion models: model=" + model().name());
+    }
+    if (options.logprobs() > 0) {
+      throw new FletchException(
+          "a diffusion model reports no alternatives: logprobs expected=-1 or 0 actual="
+              + options.logprobs());
+    }
+  }
+
+  /**
+   * Low-confidence unmasking: whole blocks, as many as the answer may need, and nothing behind the
+   * block that ends it.
+   */
+  private static DiffusionOptions defaults(int room, GenerationOptions options) {
+    int wanted = options.maxTokens() == 0 ? ANSWER : options.maxTokens();
+    int length = (int) Math.min(room, (wanted + BLOCK - 1L) / BLOCK * BLOCK);
+    int block = length % BLOCK == 0 ? BLOCK : length;
+    SamplingOptions s = options.sampling();
+    boolean isGreedy = s.temperature() == 0;
+    return new DiffusionOptions(
+        length,
+        block,
+        new Transfer.Schedule(0, Transfer.Order.LOW_CONFIDENCE),
+        new Caching.None(),
+        new Search.None(),
+        options.ignoreEnd() ? List.of() : List.of(new Exit.EndFill(false)),
+        s.temperature(),
+        isGreedy ? 1 : s.topP(),
+        isGreedy ? 0 : s.topK(),
+        0,
+        DiffusionOptions.End.PLAIN,
+        0,
+        true,
+        s.seed());
+  }
+
+  private DiffusionModel diffusionModel(int[] stopTokens) {
+    HyperParameters hp = model().hyperParameters();
+    Tokenizer tokenizer = model().tokenizer();
+    int fill =
+        tokenizer
+            .eos()
+            .orElseThrow(() ->
+                new FletchException(
+                    "model " + model().name() + ": the tokenizer declares no end token"));
+    return new DiffusionModel(
+        hp.maskToken().orElseThrow(),
+        stopTokens,
+        fill,
+        model().definedTokens(),
+        hp.shiftLogits(),
+        0);
   }
 
   @Override
@@ -98,5 +206,7 @@ final class DiffusionSession extends BaseSession {
   }
 
   @Override
-  void release() {}
+  void release() {
+    canvas.close();
+  }
 }
