@@ -27,6 +27,9 @@ class GoldenTest {
   @CsvSource({
     "ar-small-F32.gguf,   ar-small,  REFERENCE, 1e-5",
     "ar-small-F16.gguf,   ar-small,  REFERENCE, 1e-5",
+    "ar-small,            ar-small,  REFERENCE, 1e-5",
+    "ar-large,            ar-large,  CPU,       1e-3",
+    "diffusion,           diffusion, CPU,       1e-3",
     "ar-large-F16.gguf,   ar-large,  REFERENCE, 1e-5",
     "diffusion-F16.gguf,  diffusion, REFERENCE, 1e-5",
     "ar-small-F32.gguf,   ar-small,  CPU,       1e-3",

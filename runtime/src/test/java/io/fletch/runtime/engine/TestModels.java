@@ -41,7 +41,7 @@ final class TestModels {
   }
 
   static ModelOptions options(ModelOptions.Backend backend) {
-    return ModelOptions.defaults().withBackend(backend).withThreads(2);
+    return ModelOptions.defaults().withBackend(backend).withThreads(1);
   }
 
   static Model open(String demo, ModelOptions options) {

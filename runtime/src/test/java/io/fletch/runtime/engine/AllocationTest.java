@@ -1,0 +1,68 @@
+package io.fletch.runtime.engine;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertInstanceOf;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.sun.management.ThreadMXBean;
+import io.fletch.Model;
+import io.fletch.ModelOptions;
+import io.fletch.sampling.AutoregressiveDecoder;
+import io.fletch.sampling.AutoregressiveOptions;
+import io.fletch.sampling.Sampler;
+import io.fletch.sampling.SamplingOptions;
+import java.lang.management.ManagementFactory;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
+
+/**
+ * After warm-up a decode step, forward pass and choice of the token, allocates nothing on the
+ * session's thread. With scalar kernels: those of the Vector API box until the last compiler has
+ * seen them, which says nothing about the loop that is tested here.
+ */
+class AllocationTest {
+  private static final ThreadMXBean THREADS = (ThreadMXBean) ManagementFactory.getThreadMXBean();
+
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void decodeStepsAllocateNothing(boolean greedy) {
+    SamplingOptions sampling = greedy ? SamplingOptions.greedy() : SamplingOptions.defaults();
+    try (Model model =
+        TestModels.open(
+            "demo-small",
+            TestModels.options(ModelOptions.Backend.CPU)
+                .withKernels(ModelOptions.Kernels.SCALAR))) {
+      LoadedModel loaded = assertInstanceOf(LoadedModel.class, model);
+      try (GraphForward forward = loaded.newForward(256, 1)) {
+        AutoregressiveDecoder decoder =
+            AutoregressiveDecoder.of(
+                forward,
+                Sampler.of(sampling, forward.vocabulary()),
+                new AutoregressiveOptions(0, new int[0], -1));
+        decoder.start(new int[] {1021, 266, 10}, 3);
+        DecodeStepEvent event = new DecodeStepEvent();
+        steps(decoder, event, 100);
+        // A lambda or a call site may still be linked late; what a step needs, every step needs.
+        long least = Long.MAX_VALUE;
+        for (int i = 0; i < 5; i++) {
+          long before = THREADS.getCurrentThreadAllocatedBytes();
+          steps(decoder, event, 20);
+          least = Math.min(least, THREADS.getCurrentThreadAllocatedBytes() - before);
+        }
+        assertTrue(THREADS.isThreadAllocatedMemoryEnabled());
+        assertEquals(0, least, "bytes of 20 steps");
+      }
+    }
+  }
+
+  private static void steps(AutoregressiveDecoder decoder, DecodeStepEvent event, int n) {
+    for (int i = 0; i < n; i++) {
+      event.begin();
+      decoder.next();
+      event.end();
+      if (event.shouldCommit()) {
+        event.commit();
+      }
+    }
+  }
+}
