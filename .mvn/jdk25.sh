@@ -1,10 +1,10 @@
 # Sourced by fletch and fletchw: sets JAVA_HOME to a JDK 25, or says what to install and ends the script.
-fletch_javac=$(command -v javac 2>/dev/null)
-[ -z "$fletch_javac" ] || fletch_javac=$(readlink -f -- "$fletch_javac" 2>/dev/null)
+fletch_javac=$(command -v javac 2>/dev/null || :)
+[ -z "$fletch_javac" ] || fletch_javac=$(readlink -f -- "$fletch_javac" 2>/dev/null || :)
 fletch_found=
-for j in "$FLETCH_JDK" "$JAVA_HOME" "${fletch_javac%/bin/javac}" \
+for j in "${FLETCH_JDK:-}" "${JAVA_HOME:-}" "${fletch_javac%/bin/javac}" \
   /usr/lib/jvm/*25* /usr/local/*jdk*25* /usr/local/java/*25* /opt/*jdk*25* /opt/java/*25* /opt/java/openjdk \
-  "$HOME"/.sdkman/candidates/java/25* "$HOME"/.jdks/*25* "$HOME"/.local/share/mise/installs/java/*25* \
+  "${HOME:-}"/.sdkman/candidates/java/25* "${HOME:-}"/.jdks/*25* "${HOME:-}"/.local/share/mise/installs/java/*25* \
   /Library/Java/JavaVirtualMachines/*25*/Contents/Home /opt/homebrew/opt/openjdk@25/libexec/openjdk.jdk/Contents/Home; do
   if [ -n "$j" ] && [ -x "$j/bin/javac" ] && grep -q '^JAVA_VERSION="25' "$j/release" 2>/dev/null; then
     JAVA_HOME=$j

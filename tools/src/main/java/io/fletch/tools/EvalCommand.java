@@ -103,7 +103,9 @@ final class EvalCommand implements Command {
       AtomicInteger done = new AtomicInteger();
       long start = System.nanoTime();
       try (Progress _ =
-          Progress.show(io, () -> done.get() + " of " + questions.size() + " questions")) {
+          verbose
+              ? Progress.silent()
+              : Progress.show(io, () -> done.get() + " of " + questions.size() + " questions")) {
         for (Question question : questions) {
           Generation.Result result;
           try (Generation generation =

@@ -92,7 +92,8 @@ final class ModelFlags {
     String name = name(arguments);
     long start = System.nanoTime();
     Model model;
-    try (Progress _ = Progress.show(io, "loading " + name)) {
+    try (Progress _ =
+        arguments.has("verbose") ? Progress.silent() : Progress.show(io, "loading " + name)) {
       VectorModule.load(options);
       model = isDemo(name) ? Model.demo(name, options) : Model.open(Path.of(name), options);
     }

@@ -16,6 +16,11 @@ final class Progress implements AutoCloseable {
     this.thread = thread;
   }
 
+  /** Shows nothing: for commands that write lines to standard error meanwhile. */
+  static Progress silent() {
+    return new Progress(null);
+  }
+
   /** Shows a text that stays the same. */
   static Progress show(Io io, String text) {
     return show(io, () -> text);
@@ -24,7 +29,7 @@ final class Progress implements AutoCloseable {
   /** Shows a text that is asked for again and again, by another thread. */
   static Progress show(Io io, Supplier<String> text) {
     if (!io.isTerminal(Io.Stream.ERR)) {
-      return new Progress(null);
+      return silent();
     }
     Thread thread = new Thread(() -> run(io, text), "fletch-progress");
     thread.setDaemon(true);
