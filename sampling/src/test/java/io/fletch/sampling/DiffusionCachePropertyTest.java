@@ -283,6 +283,22 @@ class DiffusionCachePropertyTest {
     assertTrue(dave < 0.75 * plain, "forwards with drafts: " + dave + " of " + plain);
   }
 
+  /** A canvas behind a refresh could never be used, so none is run. */
+  @Test
+  void draftsEndBeforeARefresh() {
+    Setup s =
+        new Setup(
+            4,
+            6,
+            false,
+            0,
+            DiffusionOptions.reference(16, 8).withCaching(new Caching.FreeCache(2, 0)));
+    Search.FreeDave dave = new Search.FreeDave(4, 0, false, false);
+    assertEquals(0, s.run(s.options().withSearch(dave)).counters().drafted());
+    DiffusionOptions rarer = s.options().withCaching(new Caching.FreeCache(4, 0));
+    assertTrue(s.run(rarer.withSearch(dave)).counters().drafted() > 0);
+  }
+
   /** Adaptive drafting: the clock decides what it costs, never what comes out. */
   @Property(tries = 30, seed = "7")
   void adaptiveDraftingIsLossless(
