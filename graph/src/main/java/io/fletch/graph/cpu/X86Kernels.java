@@ -16,17 +16,20 @@ import java.util.Optional;
  * Kernels in machine code that this process emits, for one instruction set. Results have the bits
  * of the scalar set.
  *
- * <p>What is not worth machine code goes to another set.
+ * <p>What a profile does not show (rope, cache stores, argmax, dequantizing embeddings, soft caps)
+ * and widths that are not whole vectors go to another set.
  */
 final class X86Kernels implements Kernels {
   private final Isa isa;
   private final Kernels other;
   private final X86Attention attention;
+  private final X86Elements elements;
 
   private X86Kernels(Isa isa, Kernels other) {
     this.isa = isa;
     this.other = other;
     this.attention = new X86Attention(isa, this);
+    this.elements = new X86Elements(isa);
   }
 
   /** The set for an instruction set; empty where machine code or the instructions cannot run. */
@@ -68,7 +71,7 @@ final class X86Kernels implements Kernels {
       int n,
       MemorySegment dst,
       long dstOffset) {
-    other.quantize(format, x, offset, n, dst, dstOffset);
+    elements.quantize(format, x, offset, n, dst, dstOffset);
   }
 
   @Override
@@ -93,7 +96,11 @@ final class X86Kernels implements Kernels {
       float scale,
       MemorySegment dst,
       long dstOffset) {
-    other.rmsNorm(x, offset, weight, n, eps, scale, dst, dstOffset);
+    if (X86Elements.normalizes(n)) {
+      elements.rmsNorm(x, offset, weight, n, eps, scale, dst, dstOffset);
+    } else {
+      other.rmsNorm(x, offset, weight, n, eps, scale, dst, dstOffset);
+    }
   }
 
   @Override
@@ -120,7 +127,18 @@ final class X86Kernels implements Kernels {
       int n,
       MemorySegment dst,
       long dstOffset) {
-    other.activate(activation, gate, gateOffset, up, upOffset, n, dst, dstOffset);
+    int done = elements.activate(activation, gate, gateOffset, up, upOffset, n, dst, dstOffset);
+    if (done < n) {
+      other.activate(
+          activation,
+          gate,
+          gateOffset + done,
+          up,
+          upOffset + done,
+          n - done,
+          dst,
+          dstOffset + done);
+    }
   }
 
   @Override
@@ -131,7 +149,10 @@ final class X86Kernels implements Kernels {
       int n,
       MemorySegment dst,
       long dstOffset) {
-    other.activate(activation, x, offset, n, dst, dstOffset);
+    int done = elements.activate(activation, x, offset, null, 0, n, dst, dstOffset);
+    if (done < n) {
+      other.activate(activation, x, offset + done, n - done, dst, dstOffset + done);
+    }
   }
 
   @Override
@@ -144,13 +165,19 @@ final class X86Kernels implements Kernels {
       int n,
       MemorySegment dst,
       long dstOffset) {
-    other.add(a, aOffset, b, bOffset, scale, n, dst, dstOffset);
+    int done = elements.add(a, aOffset, b, bOffset, scale, n, dst, dstOffset);
+    if (done < n) {
+      other.add(a, aOffset + done, b, bOffset + done, scale, n - done, dst, dstOffset + done);
+    }
   }
 
   @Override
   public void scale(
       MemorySegment x, long offset, float factor, int n, MemorySegment dst, long dstOffset) {
-    other.scale(x, offset, factor, n, dst, dstOffset);
+    int done = elements.scale(x, offset, factor, n, dst, dstOffset);
+    if (done < n) {
+      other.scale(x, offset + done, factor, n - done, dst, dstOffset + done);
+    }
   }
 
   @Override
