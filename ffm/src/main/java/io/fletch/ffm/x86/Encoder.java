@@ -4,6 +4,7 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -86,6 +87,7 @@ abstract sealed class Encoder permits Assembler {
   private int size;
   private final List<Fixup> fixups = new ArrayList<>();
   private final Map<ByteBuffer, Label> constants = new LinkedHashMap<>();
+  private final Map<Long, Mem> repeated = new HashMap<>();
   private Opmask mask = Opmask.K0;
   private boolean zeroing;
   private boolean forceEvex;
@@ -156,9 +158,14 @@ abstract sealed class Encoder permits Assembler {
 
   /** One 32-bit value repeated over a width in bytes. */
   public Mem repeated(int value, int bytes) {
-    int[] values = new int[bytes / 4];
-    Arrays.fill(values, value);
-    return ints(values);
+    // Kernels name the same few values in every other instruction.
+    return repeated.computeIfAbsent(
+        (long) bytes << 32 | value & 0xffffffffL,
+        key -> {
+          int[] values = new int[bytes / 4];
+          Arrays.fill(values, value);
+          return ints(values);
+        });
   }
 
   /**
