@@ -1,103 +1,116 @@
 package io.fletch.graph.cpu;
 
 import io.fletch.graph.Activation;
+import io.fletch.graph.KvCache;
+import io.fletch.graph.RopeSpec;
 import io.fletch.graph.cpu.Kernels.ActivationFormat;
 import io.fletch.graph.cpu.x86.ElementCode;
 import io.fletch.graph.cpu.x86.Isa;
+import io.fletch.graph.cpu.x86.QuantizeCode;
+import io.fletch.graph.cpu.x86.RopeCode;
 import java.lang.foreign.MemorySegment;
+import java.util.EnumMap;
+import java.util.Map;
 import java.util.Objects;
+import java.util.function.Function;
+import java.util.function.Supplier;
 
 /**
- * Element-wise kernels and quantization in machine code ({@link ElementCode}). Each takes the whole
- * vectors of a range and says how many elements that was; the rest is left to the caller.
+ * The kernels in machine code that work on one row: checks of ranges, and calls. Each function is
+ * emitted when first used. Parameters are those of {@link Kernels}.
  */
 final class X86Elements {
-  private final int lanes;
-  private final MemorySegment scale;
-  private final MemorySegment add;
-  private final MemorySegment scaleByWeight;
-  private final MemorySegment sumOfSquares;
-  private final MemorySegment quantize32;
-  private final MemorySegment quantize256;
-  private final MemorySegment[] gated = new MemorySegment[Activation.values().length];
-  private final MemorySegment[] plain = new MemorySegment[Activation.values().length];
+  private static final int MIN_AMAX_BITS = Float.floatToRawIntBits(ActivationLayout.MIN_AMAX);
 
-  X86Elements(Isa isa) {
-    lanes = isa.lanes();
-    String suffix = " " + isa.label();
-    scale = X86Code.function("scale" + suffix, () -> ElementCode.scale(isa));
-    add = X86Code.function("add" + suffix, () -> ElementCode.add(isa));
-    scaleByWeight = X86Code.function("weight" + suffix, () -> ElementCode.scaleByWeight(isa));
-    sumOfSquares = X86Code.function("squares" + suffix, () -> ElementCode.sumOfSquares(isa));
-    float min = ActivationLayout.MIN_AMAX;
-    quantize32 = X86Code.function("quantize 32", () -> ElementCode.quantize(32, min));
-    quantize256 = X86Code.function("quantize 256", () -> ElementCode.quantize(256, min));
-    for (Activation f : Activation.values()) {
-      gated[f.ordinal()] =
-          X86Code.function(f + " gated" + suffix, () -> ElementCode.activate(f, true, isa));
-      plain[f.ordinal()] = X86Code.function(f + suffix, () -> ElementCode.activate(f, false, isa));
+  /** A function that is emitted when first called. */
+  private static final class Lazy {
+    private final String name;
+    private final Supplier<byte[]> code;
+    private volatile MemorySegment entry;
+
+    Lazy(String name, Supplier<byte[]> code) {
+      this.name = name;
+      this.code = code;
+    }
+
+    void call(long a, long b, long c, long d, long e) {
+      MemorySegment found = entry;
+      if (found == null) {
+        found = X86Code.function(name, code);
+        entry = found;
+      }
+      X86Code.call(found, a, b, c, d, e);
     }
   }
 
-  /** The address of elements of a float32 segment, checked. */
-  private static long floats(MemorySegment s, long offset, int n) {
-    Objects.checkFromIndexSize(4 * offset, 4L * n, s.byteSize());
-    return s.address() + 4 * offset;
+  private final Map<Activation, Lazy> gated;
+  private final Map<Activation, Lazy> plain;
+  private final Map<RopeSpec.Style, Lazy> rope;
+  private final Lazy add;
+  private final Lazy scale;
+  private final Lazy softCap;
+  private final Lazy rmsNorm;
+  private final Lazy argmax;
+  private final Lazy quantize32;
+  private final Lazy quantize256;
+  private final Lazy halves;
+  private final Lazy halfScales;
+
+  X86Elements(Isa isa) {
+    String set = " " + isa.label();
+    gated =
+        each(Activation.class, x -> new Lazy(x + " gated" + set, () -> ElementCode.gated(x, isa)));
+    plain = each(Activation.class, x -> new Lazy(x + set, () -> ElementCode.plain(x, isa)));
+    rope = each(RopeSpec.Style.class, x -> new Lazy("rope " + x, () -> RopeCode.emit(x)));
+    add = new Lazy("add" + set, () -> ElementCode.add(isa));
+    scale = new Lazy("scale" + set, () -> ElementCode.scale(isa));
+    softCap = new Lazy("soft cap" + set, () -> ElementCode.softCap(isa));
+    rmsNorm = new Lazy("rms norm" + set, () -> ElementCode.rmsNorm(isa));
+    argmax = new Lazy("argmax" + set, () -> ElementCode.argmax(isa));
+    quantize32 = new Lazy("quantize 32", () -> QuantizeCode.blocks32(MIN_AMAX_BITS));
+    quantize256 = new Lazy("quantize 256", () -> QuantizeCode.blocks256(MIN_AMAX_BITS));
+    halves = new Lazy("halves", QuantizeCode::halves);
+    halfScales = new Lazy("quantize kv", () -> QuantizeCode.blocks32HalfScales(MIN_AMAX_BITS));
+  }
+
+  private static <K extends Enum<K>> Map<K, Lazy> each(Class<K> type, Function<K, Lazy> function) {
+    Map<K, Lazy> map = new EnumMap<>(type);
+    for (K key : type.getEnumConstants()) {
+      map.put(key, function.apply(key));
+    }
+    return map;
+  }
+
+  /** The address of a range of a segment; offset and length in bytes. */
+  private static long address(MemorySegment s, long offset, long bytes) {
+    Objects.checkFromIndexSize(offset, bytes, s.byteSize());
+    return s.address() + offset;
+  }
+
+  /** The address of a range of a segment of floats; offset and length in floats. */
+  private static long floats(MemorySegment s, long offset, long n) {
+    return address(s, 4 * offset, 4 * n);
   }
 
   private static long bits(float value) {
-    return Float.floatToRawIntBits(value) & 0xffffffffL;
+    return Integer.toUnsignedLong(Float.floatToRawIntBits(value));
   }
 
-  int scale(MemorySegment x, long offset, float factor, int n, MemorySegment dst, long dstOffset) {
-    int whole = n / lanes * lanes;
-    if (whole > 0) {
-      long to = floats(dst, dstOffset, whole);
-      X86Code.call(scale, floats(x, offset, whole), to, whole / lanes, bits(factor), 0);
-    }
-    return whole;
-  }
-
-  int add(
-      MemorySegment a,
-      long aOffset,
-      MemorySegment b,
-      long bOffset,
-      float factor,
+  void quantize(
+      ActivationFormat format,
+      MemorySegment x,
+      long offset,
       int n,
       MemorySegment dst,
       long dstOffset) {
-    int whole = n / lanes * lanes;
-    if (whole > 0) {
-      long to = floats(dst, dstOffset, whole);
-      long from = floats(a, aOffset, whole);
-      X86Code.call(add, from, floats(b, bOffset, whole), to, whole / lanes, bits(factor));
-    }
-    return whole;
-  }
-
-  int activate(
-      Activation activation,
-      MemorySegment gate,
-      long gateOffset,
-      MemorySegment up,
-      long upOffset,
-      int n,
-      MemorySegment dst,
-      long dstOffset) {
-    int whole = n / lanes * lanes;
-    if (whole > 0) {
-      MemorySegment code = (up == null ? plain : gated)[activation.ordinal()];
-      long x = floats(gate, gateOffset, whole);
-      long factor = up == null ? x : floats(up, upOffset, whole);
-      X86Code.call(code, x, factor, floats(dst, dstOffset, whole), whole / lanes, 0);
-    }
-    return whole;
-  }
-
-  /** Whether {@link #rmsNorm} takes rows of that width. */
-  static boolean normalizes(int n) {
-    return n > 0 && n % ActivationLayout.LANES == 0;
+    int block = ActivationLayout.blockSize(format);
+    long scales = ActivationLayout.scalesOffset(format, n);
+    long sums = ActivationLayout.sumsOffset(format, n);
+    int sumBytes =
+        format == ActivationFormat.Q8_BLOCK32 ? n / 8 : n / ActivationLayout.SUM_GROUP * 2;
+    long to = address(dst, dstOffset, n == 0 ? 0 : sums + sumBytes);
+    Lazy code = format == ActivationFormat.Q8_BLOCK32 ? quantize32 : quantize256;
+    code.call(floats(x, offset, n), n / block, to, to + scales, to + sums);
   }
 
   void rmsNorm(
@@ -109,31 +122,96 @@ final class X86Elements {
       float scale,
       MemorySegment dst,
       long dstOffset) {
-    long from = floats(x, offset, n);
-    MemorySegment sum = X86Scratch.get().floats(ActivationLayout.LANES);
-    X86Code.call(sumOfSquares, from, sum.address(), n / ActivationLayout.LANES, 0, 0);
-    float factor = ScalarKernels.rmsFactor(Segments.f32(sum, 0), n, eps, scale);
-    long to = floats(dst, dstOffset, n);
-    X86Code.call(scaleByWeight, from, floats(weight, 0, n), to, n / lanes, bits(factor));
+    rmsNorm.call(
+        floats(x, offset, n),
+        floats(weight, 0, n),
+        n,
+        bits(eps) | bits(scale) << 32,
+        floats(dst, dstOffset, n));
   }
 
-  void quantize(
-      ActivationFormat format,
+  void rope(
+      RopeSpec.Style style,
+      MemorySegment x,
+      long offset,
+      int headDim,
+      MemorySegment table,
+      long tableOffset,
+      int pairs,
+      MemorySegment dst,
+      long dstOffset) {
+    if (pairs < 0 || 2L * pairs > headDim) {
+      throw new IllegalArgumentException(
+          "pairs: expected=at most half of " + headDim + " actual=" + pairs);
+    }
+    rope.get(style)
+        .call(
+            floats(x, offset, headDim),
+            floats(table, tableOffset, 2L * pairs),
+            pairs,
+            headDim - 2 * pairs,
+            floats(dst, dstOffset, headDim));
+  }
+
+  void activate(
+      Activation activation,
+      MemorySegment gate,
+      long gateOffset,
+      MemorySegment up,
+      long upOffset,
+      int n,
+      MemorySegment dst,
+      long dstOffset) {
+    gated
+        .get(activation)
+        .call(
+            floats(gate, gateOffset, n), floats(up, upOffset, n), n, 0, floats(dst, dstOffset, n));
+  }
+
+  void activate(
+      Activation activation,
       MemorySegment x,
       long offset,
       int n,
       MemorySegment dst,
       long dstOffset) {
-    long scales = ActivationLayout.scalesOffset(format, n);
-    long sums = ActivationLayout.sumsOffset(format, n);
-    if (n == 0) {
-      return;
+    plain.get(activation).call(floats(x, offset, n), 0, n, 0, floats(dst, dstOffset, n));
+  }
+
+  void add(
+      MemorySegment a,
+      long aOffset,
+      MemorySegment b,
+      long bOffset,
+      float factor,
+      int n,
+      MemorySegment dst,
+      long dstOffset) {
+    add.call(
+        floats(a, aOffset, n), floats(b, bOffset, n), n, bits(factor), floats(dst, dstOffset, n));
+  }
+
+  void scale(MemorySegment x, long offset, float factor, int n, MemorySegment dst, long dstOffset) {
+    scale.call(floats(x, offset, n), 0, n, bits(factor), floats(dst, dstOffset, n));
+  }
+
+  void softCap(MemorySegment x, long offset, float cap, int n, MemorySegment dst, long dstOffset) {
+    softCap.call(floats(x, offset, n), 0, n, bits(cap), floats(dst, dstOffset, n));
+  }
+
+  void kvStore(
+      KvCache.Type type, MemorySegment x, long offset, int n, MemorySegment kv, long kvOffset) {
+    long to = address(kv, kvOffset, KvLayout.bytes(type, n));
+    switch (type) {
+      case F32 -> MemorySegment.copy(x, 4 * offset, kv, kvOffset, 4L * n);
+      case F16 -> halves.call(floats(x, offset, n), n, to, 0, 0);
+      case Q8_0 -> halfScales.call(floats(x, offset, n), n / 32, to, to + n, 0);
     }
-    int block = ActivationLayout.blockSize(format);
-    // One i32 of 32 elements or one i16 of 16: an eighth of a byte per element.
-    Objects.checkFromIndexSize(dstOffset, sums + n / 8, dst.byteSize());
-    long to = dst.address() + dstOffset;
-    MemorySegment code = format == ActivationFormat.Q8_BLOCK32 ? quantize32 : quantize256;
-    X86Code.call(code, floats(x, offset, n), to, to + scales, to + sums, n / block);
+  }
+
+  int argmax(MemorySegment x, long offset, int n) {
+    MemorySegment result = X86Scratch.get().floats(ActivationLayout.LANES);
+    argmax.call(floats(x, offset, n), n, result.address(), 0, 0);
+    return result.get(Segments.INT, 0);
   }
 }

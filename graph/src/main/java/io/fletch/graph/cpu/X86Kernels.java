@@ -16,20 +16,19 @@ import java.util.Optional;
  * Kernels in machine code that this process emits, for one instruction set. Results have the bits
  * of the scalar set.
  *
- * <p>What a profile does not show (rope, cache stores, argmax, dequantizing embeddings, soft caps)
- * and widths that are not whole vectors go to another set.
+ * <p>What is not worth machine code goes to another set.
  */
 final class X86Kernels implements Kernels {
   private final Isa isa;
   private final Kernels other;
-  private final X86Attention attention;
   private final X86Elements elements;
+  private final X86Attention attention;
 
   private X86Kernels(Isa isa, Kernels other) {
     this.isa = isa;
     this.other = other;
-    this.attention = new X86Attention(isa, this);
     this.elements = new X86Elements(isa);
+    this.attention = new X86Attention(isa, this);
   }
 
   /** The set for an instruction set; empty where machine code or the instructions cannot run. */
@@ -96,11 +95,7 @@ final class X86Kernels implements Kernels {
       float scale,
       MemorySegment dst,
       long dstOffset) {
-    if (X86Elements.normalizes(n)) {
-      elements.rmsNorm(x, offset, weight, n, eps, scale, dst, dstOffset);
-    } else {
-      other.rmsNorm(x, offset, weight, n, eps, scale, dst, dstOffset);
-    }
+    elements.rmsNorm(x, offset, weight, n, eps, scale, dst, dstOffset);
   }
 
   @Override
@@ -114,7 +109,7 @@ final class X86Kernels implements Kernels {
       int pairs,
       MemorySegment dst,
       long dstOffset) {
-    other.rope(style, x, offset, headDim, table, tableOffset, pairs, dst, dstOffset);
+    elements.rope(style, x, offset, headDim, table, tableOffset, pairs, dst, dstOffset);
   }
 
   @Override
@@ -127,18 +122,7 @@ final class X86Kernels implements Kernels {
       int n,
       MemorySegment dst,
       long dstOffset) {
-    int done = elements.activate(activation, gate, gateOffset, up, upOffset, n, dst, dstOffset);
-    if (done < n) {
-      other.activate(
-          activation,
-          gate,
-          gateOffset + done,
-          up,
-          upOffset + done,
-          n - done,
-          dst,
-          dstOffset + done);
-    }
+    elements.activate(activation, gate, gateOffset, up, upOffset, n, dst, dstOffset);
   }
 
   @Override
@@ -149,10 +133,7 @@ final class X86Kernels implements Kernels {
       int n,
       MemorySegment dst,
       long dstOffset) {
-    int done = elements.activate(activation, x, offset, null, 0, n, dst, dstOffset);
-    if (done < n) {
-      other.activate(activation, x, offset + done, n - done, dst, dstOffset + done);
-    }
+    elements.activate(activation, x, offset, n, dst, dstOffset);
   }
 
   @Override
@@ -165,25 +146,19 @@ final class X86Kernels implements Kernels {
       int n,
       MemorySegment dst,
       long dstOffset) {
-    int done = elements.add(a, aOffset, b, bOffset, scale, n, dst, dstOffset);
-    if (done < n) {
-      other.add(a, aOffset + done, b, bOffset + done, scale, n - done, dst, dstOffset + done);
-    }
+    elements.add(a, aOffset, b, bOffset, scale, n, dst, dstOffset);
   }
 
   @Override
   public void scale(
       MemorySegment x, long offset, float factor, int n, MemorySegment dst, long dstOffset) {
-    int done = elements.scale(x, offset, factor, n, dst, dstOffset);
-    if (done < n) {
-      other.scale(x, offset + done, factor, n - done, dst, dstOffset + done);
-    }
+    elements.scale(x, offset, factor, n, dst, dstOffset);
   }
 
   @Override
   public void softCap(
       MemorySegment x, long offset, float cap, int n, MemorySegment dst, long dstOffset) {
-    other.softCap(x, offset, cap, n, dst, dstOffset);
+    elements.softCap(x, offset, cap, n, dst, dstOffset);
   }
 
   @Override
@@ -194,7 +169,7 @@ final class X86Kernels implements Kernels {
   @Override
   public void kvStore(
       KvCache.Type type, MemorySegment x, long offset, int n, MemorySegment kv, long kvOffset) {
-    other.kvStore(type, x, offset, n, kv, kvOffset);
+    elements.kvStore(type, x, offset, n, kv, kvOffset);
   }
 
   @Override
@@ -271,6 +246,6 @@ final class X86Kernels implements Kernels {
 
   @Override
   public int argmax(MemorySegment x, long offset, int n) {
-    return other.argmax(x, offset, n);
+    return elements.argmax(x, offset, n);
   }
 }

@@ -5,267 +5,397 @@ import io.fletch.ffm.x86.Condition;
 import io.fletch.ffm.x86.Gpr;
 import io.fletch.ffm.x86.Label;
 import io.fletch.ffm.x86.Mem;
+import io.fletch.ffm.x86.Opmask;
 import io.fletch.ffm.x86.Vec;
 import io.fletch.ffm.x86.Xmm;
-import io.fletch.ffm.x86.Ymm;
 import io.fletch.graph.Activation;
 
 /**
- * Generates element-wise kernels and the quantization of activations, in the order of operations of
- * the scalar kernels. Counts are whole vectors or blocks, at least one; remainders are the
- * caller's.
+ * Generates kernels over rows of floats of any length: element-wise functions, RMS norm and argmax,
+ * in the order of operations of the scalar kernels. Destinations may be one of the sources.
  */
 public final class ElementCode {
-  private static final Gpr[] ARGUMENTS = {Gpr.RDI, Gpr.RSI, Gpr.RDX, Gpr.RCX, Gpr.R8};
+  // Parameters of an element-wise function.
+  private static final Gpr X = Gpr.RDI;
+  private static final Gpr Y = Gpr.RSI;
+  private static final Gpr N = Gpr.RDX;
+  private static final Gpr PARAMETER = Gpr.RCX;
+  private static final Gpr OUT = Gpr.R8;
+
+  private static final int EQUAL = 0;
+  private static final int LESS = 1;
+  private static final int SIGN = 0x80000000;
+  private static final int MAGNITUDE = 0x7fffffff;
 
   private final Assembler a = new Assembler();
   private final Lanes lanes;
+  private final int bytes;
+  private final int floats;
+  private final Vec parameter;
+  private final Tail tail;
 
   private ElementCode(Isa isa) {
     lanes = new Lanes(a, isa);
+    bytes = isa.bytes();
+    floats = bytes / Float.BYTES;
+    parameter = lanes.reg(14);
+    tail = new Tail(lanes, lanes.reg(15));
   }
 
-  /** The body of a loop over vectors. */
-  private interface Body {
-    void emit();
-  }
-
-  private byte[] loop(int counter, int[] pointers, Body body) {
-    Label top = a.here();
-    body.emit();
-    for (int p : pointers) {
-      a.add(ARGUMENTS[p], lanes.bytes);
-    }
-    a.dec(ARGUMENTS[counter]);
-    a.jcc(Condition.NE, top);
-    a.vzeroupper();
-    a.ret();
-    return a.assemble();
-  }
-
-  private Mem at(int argument) {
-    return Mem.of(ARGUMENTS[argument]);
-  }
-
-  /** {@code void (x, dst, vectors, factorBits)}: {@code dst = factor * x}. */
-  public static byte[] scale(Isa isa) {
+  /** Code of {@code void (long x, long up, long n, long, long out)}: {@code act(x) * up}. */
+  public static byte[] gated(Activation activation, Isa isa) {
     ElementCode c = new ElementCode(isa);
-    Vec factor = c.broadcast(3, 15);
-    return c.loop(
-        2,
-        new int[] {0, 1},
+    return c.elements(
+        true,
         () -> {
-          c.a.vmulps(c.lanes.reg(0), factor, c.at(0));
-          c.a.vmovups(c.at(1), c.lanes.reg(0));
+          c.activate(activation);
+          c.a.vmulps(c.lanes.reg(0), c.lanes.reg(0), c.lanes.reg(1));
         });
   }
 
-  /** {@code void (a, b, dst, vectors, scaleBits)}: {@code dst = fma(scale, b, a)}. */
+  /** Code of {@code void (long x, long, long n, long, long out)}: {@code act(x)}. */
+  public static byte[] plain(Activation activation, Isa isa) {
+    ElementCode c = new ElementCode(isa);
+    return c.elements(false, () -> c.activate(activation));
+  }
+
+  /** Code of {@code void (long x, long y, long n, long bits, long out)}: {@code x + bits * y}. */
   public static byte[] add(Isa isa) {
     ElementCode c = new ElementCode(isa);
-    Vec scale = c.broadcast(4, 15);
-    return c.loop(
-        3,
-        new int[] {0, 1, 2},
-        () -> {
-          c.a.vmovups(c.lanes.reg(0), c.at(0));
-          c.a.vfmadd231ps(c.lanes.reg(0), scale, c.at(1));
-          c.a.vmovups(c.at(2), c.lanes.reg(0));
-        });
+    return c.elements(true, () -> c.a.vfmadd231ps(c.lanes.reg(0), c.parameter, c.lanes.reg(1)));
   }
 
-  /** {@code void (x, weight, dst, vectors, factorBits)}: {@code dst = x * factor * weight}. */
-  public static byte[] scaleByWeight(Isa isa) {
+  /** Code of {@code void (long x, long, long n, long bits, long out)}: {@code bits * x}. */
+  public static byte[] scale(Isa isa) {
     ElementCode c = new ElementCode(isa);
-    Vec factor = c.broadcast(4, 15);
-    return c.loop(
-        3,
-        new int[] {0, 1, 2},
-        () -> {
-          c.a.vmulps(c.lanes.reg(0), factor, c.at(0));
-          c.a.vmulps(c.lanes.reg(0), c.lanes.reg(0), c.at(1));
-          c.a.vmovups(c.at(2), c.lanes.reg(0));
-        });
+    return c.elements(false, () -> c.a.vmulps(c.lanes.reg(0), c.parameter, c.lanes.reg(0)));
   }
 
-  /** {@code void (x, dst, sixteens)}: {@code dst[0] = sum of x^2} by sixteen partial sums. */
-  public static byte[] sumOfSquares(Isa isa) {
+  /** Code of {@code void (long x, long, long n, long bits, long out)}: bits tanh(x / bits). */
+  public static byte[] softCap(Isa isa) {
     ElementCode c = new ElementCode(isa);
-    Assembler a = c.a;
-    Vec[] sums = new Vec[c.lanes.parts];
-    for (int i = 0; i < sums.length; i++) {
-      sums[i] = c.lanes.reg(i);
-      a.vxorps(sums[i], sums[i], sums[i]);
-    }
-    Label top = a.here();
-    for (int i = 0; i < sums.length; i++) {
-      a.vmovups(c.lanes.reg(4), Mem.of(ARGUMENTS[0], i * c.lanes.bytes));
-      a.vfmadd231ps(sums[i], c.lanes.reg(4), c.lanes.reg(4));
-    }
-    a.add(ARGUMENTS[0], 64);
-    a.dec(ARGUMENTS[2]);
-    a.jcc(Condition.NE, top);
-    c.lanes.toEight(sums, c.lanes.reg(5));
-    c.lanes.toFour(sums[0], c.lanes.reg(5));
-    c.lanes.toOne(Xmm.XMM0, Xmm.XMM5);
-    a.vmovss(c.at(1), Xmm.XMM0);
-    a.vzeroupper();
-    a.ret();
-    return a.assemble();
+    return c.elements(false, c::softCap);
   }
 
   /**
-   * {@code void (gate, up, dst, vectors)}: {@code dst = act(gate) * up}; without a gate {@code void
-   * (x, x, dst, vectors)}: {@code dst = act(x)}.
+   * Code of {@code void (long x, long weight, long n, long epsAndScale, long out)}: RMS norm. The
+   * bits of eps are in the lower half of the parameter, those of the scale in the upper.
    */
-  public static byte[] activate(Activation activation, boolean gated, Isa isa) {
-    ElementCode c = new ElementCode(isa);
-    return c.loop(
-        3,
-        new int[] {0, 1, 2},
-        () -> {
-          Vec x = c.lanes.reg(0);
-          c.a.vmovups(x, c.at(0));
-          c.activation(activation, x);
-          if (gated) {
-            c.a.vmulps(x, x, c.at(1));
-          }
-          c.a.vmovups(c.at(2), x);
-        });
+  public static byte[] rmsNorm(Isa isa) {
+    return new ElementCode(isa).rmsNorm();
   }
 
-  private void activation(Activation activation, Vec x) {
-    Vec e = lanes.reg(1);
-    Vec t = lanes.reg(2);
+  /**
+   * Code of {@code void (long x, long n, long result)}: stores the index of the largest element as
+   * 64 bits, the lowest on ties, -1 where all are NaN.
+   */
+  public static byte[] argmax(Isa isa) {
+    return new ElementCode(isa).argmax();
+  }
+
+  // ---- element-wise
+
+  /** The loop around a function of registers 0 and 1 into 0 that keeps 14 and 15. */
+  private byte[] elements(boolean two, Runnable function) {
+    Label rest = a.label();
+    Label done = a.label();
+    Vec x = lanes.reg(0);
+    Vec y = lanes.reg(1);
+    a.vmovd(parameter.xmm(), PARAMETER);
+    a.vbroadcastss(parameter, parameter.xmm());
+    a.sub(N, floats);
+    a.jcc(Condition.L, rest);
+    Label loop = a.here();
+    a.vmovups(x, Mem.of(X));
+    if (two) {
+      a.vmovups(y, Mem.of(Y));
+    }
+    function.run();
+    a.vmovups(Mem.of(OUT), x);
+    advance(X, two ? Y : null, OUT);
+    a.sub(N, floats);
+    a.jcc(Condition.GE, loop);
+    a.bind(rest);
+    a.add(N, floats);
+    a.jcc(Condition.E, done);
+    tail.select(N, 0);
+    tail.load(x, Mem.of(X));
+    if (two) {
+      tail.load(y, Mem.of(Y));
+    }
+    function.run();
+    tail.store(Mem.of(OUT), x);
+    a.bind(done);
+    return end();
+  }
+
+  private void advance(Gpr... pointers) {
+    for (Gpr p : pointers) {
+      if (p != null) {
+        a.add(p, bytes);
+      }
+    }
+  }
+
+  private byte[] end() {
+    a.vzeroupper();
+    a.ret();
+    return a.assemble();
+  }
+
+  private Mem bits(int value) {
+    return a.repeated(value, bytes);
+  }
+
+  /** Register 0 to its activation; overwrites 2 to 6. */
+  private void activate(Activation activation) {
+    Vec x = lanes.reg(0);
+    Vec u = lanes.reg(2);
     switch (activation) {
       case SILU -> {
-        a.vxorps(e, x, a.repeated(0x80000000, lanes.bytes));
-        lanes.exp(e, t, lanes.reg(3), lanes.reg(4));
-        a.vaddps(e, e, lanes.all(1f));
-        a.vdivps(x, x, e);
+        a.vxorps(u, x, bits(SIGN));
+        overOnePlusExp(x, u);
       }
       case GELU_TANH -> {
+        Vec t = lanes.reg(3);
         a.vmulps(t, x, lanes.all(0.044715f));
-        a.vfmadd213ps(t, x, lanes.all(1f));
-        a.vmulps(e, x, lanes.all(0.7978846f));
-        a.vmulps(e, e, t);
-        a.vmulps(e, e, lanes.all(-2f));
-        lanes.exp(e, t, lanes.reg(3), lanes.reg(4));
-        a.vaddps(e, e, lanes.all(1f));
-        a.vdivps(x, x, e);
+        a.vmovups(u, lanes.all(1f));
+        a.vfmadd231ps(u, t, x);
+        a.vmulps(t, x, lanes.all(0.7978846f));
+        a.vmulps(u, t, u);
+        a.vmulps(u, u, lanes.all(-2f));
+        overOnePlusExp(x, u);
       }
-      // The second operand is the result for NaN and for equal zeros.
-      case RELU -> {
-        a.vxorps(t, t, t);
-        a.vmaxps(x, t, x);
-      }
+      case RELU -> relu(x, u);
       case RELU_SQUARED -> {
-        a.vxorps(t, t, t);
-        a.vmaxps(x, t, x);
+        relu(x, u);
         a.vmulps(x, x, x);
       }
     }
   }
 
-  private Vec broadcast(int argument, int register) {
-    Vec v = lanes.reg(register);
-    a.vmovd(v.xmm(), ARGUMENTS[argument]);
-    a.vbroadcastss(v, v.xmm());
-    return v;
+  /** {@code x = x / (1 + exp(u))}. */
+  private void overOnePlusExp(Vec x, Vec u) {
+    lanes.exp(u, lanes.reg(3), lanes.reg(4), lanes.reg(5));
+    a.vaddps(u, u, lanes.all(1f));
+    a.vdivps(x, x, u);
   }
 
-  /**
-   * {@code void (x, codes, scales, sums, blocks)}: 8-bit blocks of 32 with i32 sums, or of 256 with
-   * i16 sums of 16, by the rules of the activation layout. 256-bit code for every instruction set:
-   * it is bound by the reductions, not by width.
-   *
-   * @param minAmax blocks below this magnitude become zero
-   */
-  public static byte[] quantize(int blockSize, float minAmax) {
-    return new ElementCode(Isa.AVX2).quantization(blockSize, minAmax);
+  private void relu(Vec x, Vec zero) {
+    a.vxorps(zero, zero, zero);
+    // The operand that comes second is the result when it is NaN or both are zero.
+    a.vmaxps(x, zero, x);
   }
 
-  private byte[] quantization(int blockSize, float minAmax) {
-    Ymm amax = Ymm.YMM0;
-    Ymm scale = Ymm.YMM1;
-    Ymm inverse = Ymm.YMM2;
-    Ymm finite = Ymm.YMM3;
-    Ymm t = Ymm.YMM4;
-    Label top = a.here();
-    a.vpxor(amax, amax, amax);
-    Ymm noSign = Ymm.YMM5;
-    a.vmovdqu(noSign, a.repeated(0x7fffffff, 32));
-    for (int i = 0; i < blockSize; i += 8) {
-      a.vpand(t, noSign, Mem.of(ARGUMENTS[0], 4 * i));
-      a.vpmaxsd(amax, amax, t);
-    }
-    a.vperm2i128(t, amax, amax, 1);
-    a.vpmaxsd(amax, amax, t);
-    for (int order : new int[] {0x4e, 0xb1}) {
-      a.vpshufd(t, amax, order);
-      a.vpmaxsd(amax, amax, t);
-    }
-    Ymm constant = Ymm.YMM5;
-    a.vmovdqu(constant, lanes.all(127f));
-    a.vdivps(scale, amax, constant);
-    a.vdivps(inverse, constant, amax);
-    // Too small: both zero.
-    a.vmovdqu(t, a.repeated(Float.floatToRawIntBits(minAmax), 32));
-    a.vpcmpgtd(t, t, amax);
-    a.vpandn(scale, t, scale);
-    a.vpandn(inverse, t, inverse);
-    // Infinite or NaN: the scale is NaN and codes are zero.
-    a.vmovdqu(finite, a.repeated(0x7f800000, 32));
-    a.vpcmpgtd(finite, finite, amax);
-    a.vmovdqu(t, a.repeated(0x7fc00000, 32));
-    a.vblendvps(scale, t, scale, finite);
-    a.vmovss(Mem.of(ARGUMENTS[2]), scale.xmm());
-    for (int i = 0; i < blockSize; i += 32) {
-      codes(i, inverse, finite);
-      sums(blockSize, i);
-    }
-    a.add(ARGUMENTS[0], 4 * blockSize);
-    a.add(ARGUMENTS[1], blockSize);
-    a.add(ARGUMENTS[2], 4);
-    a.add(ARGUMENTS[3], blockSize == 32 ? 4 : 32);
-    a.dec(ARGUMENTS[4]);
-    a.jcc(Condition.NE, top);
-    a.vzeroupper();
-    a.ret();
-    return a.assemble();
-  }
-
-  /** 32 codes, left in register 6. */
-  private void codes(int i, Ymm inverse, Ymm finite) {
-    for (int j = 0; j < 4; j++) {
-      Ymm v = Ymm.of(6 + j);
-      a.vmulps(v, inverse, Mem.of(ARGUMENTS[0], 4 * (i + 8 * j)));
-      a.vandps(v, v, finite);
-      a.vcvtps2dq(v, v);
-    }
-    a.vpackssdw(Ymm.YMM6, Ymm.YMM6, Ymm.YMM7);
-    a.vpackssdw(Ymm.YMM8, Ymm.YMM8, Ymm.YMM9);
-    a.vpacksswb(Ymm.YMM6, Ymm.YMM6, Ymm.YMM8);
-    // Packing works within 128-bit halves.
-    a.vmovdqu(Ymm.YMM7, a.ints(0, 4, 1, 5, 2, 6, 3, 7));
-    a.vpermd(Ymm.YMM6, Ymm.YMM7, Ymm.YMM6);
-    a.vmovdqu(Mem.of(ARGUMENTS[1], i), Ymm.YMM6);
-  }
-
-  /** Sums of the codes in register 6. */
-  private void sums(int blockSize, int i) {
-    a.vmovdqu(Ymm.YMM7, a.repeated(0x01010101, 32));
-    a.vpmaddubsw(Ymm.YMM7, Ymm.YMM7, Ymm.YMM6);
-    a.vpmaddwd(Ymm.YMM7, Ymm.YMM7, a.repeated(0x00010001, 32));
-    a.vphaddd(Ymm.YMM7, Ymm.YMM7, Ymm.YMM7);
-    a.vphaddd(Ymm.YMM7, Ymm.YMM7, Ymm.YMM7);
-    a.vextracti128(Xmm.XMM8, Ymm.YMM7, 1);
-    if (blockSize == 32) {
-      a.vpaddd(Xmm.XMM7, Xmm.XMM7, Xmm.XMM8);
-      a.vmovd(Mem.of(ARGUMENTS[3]), Xmm.XMM7);
+  private void softCap() {
+    Vec x = lanes.reg(0);
+    Vec small = lanes.reg(3);
+    Vec z = lanes.reg(2);
+    Vec t = lanes.reg(4);
+    a.vdivps(x, x, parameter);
+    a.vmulps(z, x, x);
+    a.vmovups(small, lanes.all(-0.0056607886f));
+    a.vfmadd213ps(small, z, lanes.all(0.020602006f));
+    a.vfmadd213ps(small, z, lanes.all(-0.05372923f));
+    a.vfmadd213ps(small, z, lanes.all(0.13331328f));
+    a.vfmadd213ps(small, z, lanes.all(-0.33333278f));
+    a.vmulps(small, small, z);
+    a.vfmadd213ps(small, x, x);
+    a.vandps(t, x, bits(MAGNITUDE));
+    a.vaddps(t, t, t);
+    lanes.exp(t, lanes.reg(5), lanes.reg(6), lanes.reg(7));
+    a.vaddps(t, t, lanes.all(1f));
+    a.vmovups(z, lanes.all(2f));
+    a.vdivps(z, z, t);
+    a.vmovups(t, lanes.all(1f));
+    a.vsubps(t, t, z);
+    a.vandps(z, x, bits(SIGN));
+    a.vorps(t, t, z);
+    a.vandps(z, x, bits(MAGNITUDE));
+    if (bytes == 64) {
+      a.vcmpps(Opmask.K2, z, lanes.all(0.63f), LESS);
+      a.masked(Opmask.K2);
+      a.vmovups(t, small);
     } else {
-      a.vpextrw(Mem.of(ARGUMENTS[3], i / 8), Xmm.XMM7, 0);
-      a.vpextrw(Mem.of(ARGUMENTS[3], i / 8 + 2), Xmm.XMM8, 0);
+      a.vcmpps(z, z, lanes.all(0.63f), LESS);
+      a.vblendvps(t, t, small, z);
     }
+    a.vmulps(x, parameter, t);
+  }
+
+  // ---- RMS norm
+
+  private byte[] rmsNorm() {
+    Vec[] sums = new Vec[lanes.parts];
+    for (int p = 0; p < lanes.parts; p++) {
+      sums[p] = lanes.reg(p);
+      a.vxorps(sums[p], sums[p], sums[p]);
+    }
+    Vec v = lanes.reg(4);
+    Label squared = a.label();
+    Label whole = a.label();
+    a.mov(Gpr.R9, X);
+    a.mov(Gpr.R10, N);
+    a.sub(Gpr.R10, 16);
+    a.jcc(Condition.L, whole);
+    Label squares = a.here();
+    for (int p = 0; p < lanes.parts; p++) {
+      a.vmovups(v, Mem.of(Gpr.R9, p * bytes));
+      a.vfmadd231ps(sums[p], v, v);
+    }
+    a.add(Gpr.R9, 64);
+    a.sub(Gpr.R10, 16);
+    a.jcc(Condition.GE, squares);
+    a.bind(whole);
+    a.add(Gpr.R10, 16);
+    a.jcc(Condition.E, squared);
+    for (int p = 0; p < lanes.parts; p++) {
+      tail.select(Gpr.R10, p * floats);
+      tail.load(v, Mem.of(Gpr.R9, p * bytes));
+      a.vfmadd231ps(sums[p], v, v);
+    }
+    a.bind(squared);
+    lanes.toEight(sums, v);
+    lanes.toFour(sums[0], v);
+    lanes.toOne(Xmm.XMM0, v.xmm());
+    a.vmovd(Xmm.XMM1, N);
+    a.vcvtdq2ps(Xmm.XMM1, Xmm.XMM1);
+    a.vdivss(Xmm.XMM0, Xmm.XMM0, Xmm.XMM1);
+    a.vmovd(Xmm.XMM1, PARAMETER);
+    a.vaddss(Xmm.XMM0, Xmm.XMM0, Xmm.XMM1);
+    a.vsqrtss(Xmm.XMM0, Xmm.XMM0, Xmm.XMM0);
+    a.shr(PARAMETER, 32);
+    a.vmovd(Xmm.XMM1, PARAMETER);
+    a.vdivss(Xmm.XMM0, Xmm.XMM1, Xmm.XMM0);
+    // The common loop moves the parameter register into all lanes.
+    a.vmovd(PARAMETER, Xmm.XMM0);
+    return elements(
+        true,
+        () -> {
+          a.vmulps(lanes.reg(0), lanes.reg(0), parameter);
+          a.vmulps(lanes.reg(0), lanes.reg(0), lanes.reg(1));
+        });
+  }
+
+  // ---- argmax
+
+  private static final int STREAMS = 4;
+
+  private byte[] argmax() {
+    Gpr n = Gpr.RSI;
+    Gpr result = Gpr.RDX;
+    Gpr at = Gpr.RCX;
+    Gpr left = Gpr.R9;
+    Vec v = lanes.reg(5);
+    Vec[] max = new Vec[STREAMS];
+    for (int i = 0; i < STREAMS; i++) {
+      max[i] = lanes.reg(i);
+      a.vmovups(max[i], lanes.all(Float.NEGATIVE_INFINITY));
+    }
+    Label few = a.label();
+    Label rest = a.label();
+    Label searched = a.label();
+    a.mov(at, X);
+    a.mov(left, n);
+    a.sub(left, STREAMS * floats);
+    a.jcc(Condition.L, few);
+    Label loop = a.here();
+    for (int i = 0; i < STREAMS; i++) {
+      largest(max[i], Mem.of(at, i * bytes), v);
+    }
+    a.add(at, STREAMS * bytes);
+    a.sub(left, STREAMS * floats);
+    a.jcc(Condition.GE, loop);
+    a.bind(few);
+    a.add(left, (STREAMS - 1) * floats);
+    a.jcc(Condition.L, rest);
+    Label single = a.here();
+    largest(max[0], Mem.of(at), v);
+    a.add(at, bytes);
+    a.sub(left, floats);
+    a.jcc(Condition.GE, single);
+    a.bind(rest);
+    a.add(left, floats);
+    a.jcc(Condition.E, searched);
+    tail.select(left, 0);
+    a.vmovups(v, max[0]);
+    tail.merge(v, Mem.of(at), lanes.reg(6));
+    a.vmaxps(max[0], v, max[0]);
+    a.bind(searched);
+    a.vmaxps(max[0], max[0], max[1]);
+    a.vmaxps(max[2], max[2], max[3]);
+    a.vmaxps(max[0], max[0], max[2]);
+    lanes.spreadMax(max[0], v);
+    find(n, result, max[0]);
+    return end();
+  }
+
+  /** {@code max = max(max, m)}, of which NaN is no part: it would be the second operand's. */
+  private void largest(Vec max, Mem m, Vec temp) {
+    a.vmovups(temp, m);
+    a.vmaxps(max, temp, max);
+  }
+
+  /** The index of the first element that equals {@code value}. */
+  private void find(Gpr n, Gpr result, Vec value) {
+    Gpr at = Gpr.RCX;
+    Gpr left = Gpr.R9;
+    Gpr found = Gpr.RAX;
+    Vec t = lanes.reg(5);
+    Label rest = a.label();
+    Label hit = a.label();
+    Label none = a.label();
+    Label done = a.label();
+    a.mov(at, X);
+    a.mov(left, n);
+    a.sub(left, floats);
+    a.jcc(Condition.L, rest);
+    Label loop = a.here();
+    if (bytes == 64) {
+      a.vcmpps(Opmask.K2, value, Mem.of(at), EQUAL);
+      a.kmovw(found, Opmask.K2);
+    } else {
+      a.vcmpps(t, value, Mem.of(at), EQUAL);
+      a.vmovmskps(found, t);
+    }
+    a.test(found, found);
+    a.jcc(Condition.NE, hit);
+    a.add(at, bytes);
+    a.sub(left, floats);
+    a.jcc(Condition.GE, loop);
+    a.bind(rest);
+    a.add(left, floats);
+    a.jcc(Condition.E, none);
+    // The other lanes must not equal it: all ones is a NaN.
+    a.vpcmpeqd(t.ymm(), t.ymm(), t.ymm());
+    if (bytes == 64) {
+      a.vbroadcastss(t, t.xmm());
+    }
+    tail.select(left, 0);
+    tail.merge(t, Mem.of(at), lanes.reg(6));
+    if (bytes == 64) {
+      a.vcmpps(Opmask.K2, value, t, EQUAL);
+      a.kmovw(found, Opmask.K2);
+    } else {
+      a.vcmpps(t, value, t, EQUAL);
+      a.vmovmskps(found, t);
+    }
+    a.test(found, found);
+    a.jcc(Condition.E, none);
+    a.bind(hit);
+    // The number of zeros below the lowest one.
+    a.mov(Gpr.R10, found);
+    a.neg(Gpr.R10);
+    a.and(found, Gpr.R10);
+    a.dec(found);
+    a.popcnt(found, found);
+    a.sub(at, X);
+    a.shr(at, 2);
+    a.add(found, at);
+    a.jmp(done);
+    a.bind(none);
+    a.mov(found, -1);
+    a.bind(done);
+    a.mov(Mem.of(result), found);
   }
 }

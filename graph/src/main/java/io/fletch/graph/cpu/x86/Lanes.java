@@ -61,6 +61,21 @@ final class Lanes {
     a.vaddss(sum, sum, temp);
   }
 
+  /** The largest of all lanes, none of them NaN, in every lane. */
+  void spreadMax(Vec x, Vec temp) {
+    if (bytes == 64) {
+      a.vextractf64x4(temp.ymm(), (Zmm) x, 1);
+      a.vmaxps(x.ymm(), x.ymm(), temp.ymm());
+    }
+    a.vextractf128(temp.xmm(), x.ymm(), 1);
+    a.vmaxps(x.xmm(), x.xmm(), temp.xmm());
+    for (int order : new int[] {0x4e, 0xb1}) {
+      a.vpshufd(temp.xmm(), x.xmm(), order);
+      a.vmaxps(x.xmm(), x.xmm(), temp.xmm());
+    }
+    a.vbroadcastss(x, x.xmm());
+  }
+
   /** {@code x = exp(x)} as {@code FloatMath.exp} does it. */
   void exp(Vec x, Vec t, Vec n, Vec p) {
     // The operand that comes second is the result when one of them is NaN.
