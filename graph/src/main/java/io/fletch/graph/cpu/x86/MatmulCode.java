@@ -28,7 +28,7 @@ import io.fletch.quant.TensorType;
  */
 public final class MatmulCode {
   /** Bytes that a single row of activations prefetches ahead in each stream of weights. */
-  private static final int PREFETCH = 2048;
+  private static final int PREFETCH = 1024;
 
   private static final byte[] IQ4 = {
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
@@ -164,13 +164,21 @@ public final class MatmulCode {
     if (tokens < 1 || tokens > max) {
       throw new IllegalArgumentException("tokens: expected=[1," + max + "] actual=" + tokens);
     }
-    Math.toIntExact(tokens * xStride + layout.groupBytes * 2);
+    Math.toIntExact(tokens * xStride + layout.groupBytes * 4 + PREFETCH);
     return new MatmulCode(layout, isa, (int) xStride, (int) scalesOffset, (int) sumsOffset, tokens)
         .emit();
   }
 
   private boolean superBlocks() {
     return p.subBlock != 0;
+  }
+
+  /**
+   * Groups that a single row of activations takes at once, each a stream of its own: more bytes in
+   * flight, and every broadcast is used as often.
+   */
+  private int streams() {
+    return isa.registers() == 32 ? 4 : 2;
   }
 
   /** Whether sums of a block need a 32-bit accumulator beside the register products go to. */
@@ -189,20 +197,21 @@ public final class MatmulCode {
     a.push(Gpr.RBX);
     a.push(Gpr.R12);
     a.push(Gpr.R13);
-    int stack = superBlocks() ? Math.max(tokens, 2) * bytes : 0;
+    int stack = superBlocks() ? Math.max(tokens, streams()) * bytes : 0;
     if (stack > 0) {
       a.sub(Gpr.RSP, stack);
     }
     Label done = a.label();
     Label single = a.label();
     if (tokens == 1) {
-      a.cmp(GROUPS, 2);
+      int streams = streams();
+      a.cmp(GROUPS, streams);
       a.jcc(Condition.L, single);
-      Label pairs = a.here();
-      tile(2);
-      a.sub(GROUPS, 2);
-      a.cmp(GROUPS, 2);
-      a.jcc(Condition.GE, pairs);
+      Label several = a.here();
+      tile(streams);
+      a.sub(GROUPS, streams);
+      a.cmp(GROUPS, streams);
+      a.jcc(Condition.GE, several);
       a.test(GROUPS, GROUPS);
       a.jcc(Condition.E, done);
     }
