@@ -286,6 +286,7 @@ class ReferenceBackendTest {
     }
   }
 
+  @SuppressWarnings("try") // a cache is closed early on purpose
   @Test
   void wrongArgumentsAreRefused() {
     Graph graph = graphs.llama(TestGraphs.Shape.small());

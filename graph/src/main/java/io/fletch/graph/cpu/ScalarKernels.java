@@ -489,7 +489,7 @@ final class ScalarKernels implements Kernels {
     float max = 0f;
     for (int i = 0; i < n; i++) {
       float v = Segments.f32(x, offset + i);
-      if (best < 0 ? v == v : v > max) {
+      if (best < 0 ? !Float.isNaN(v) : v > max) {
         best = i;
         max = v;
       }

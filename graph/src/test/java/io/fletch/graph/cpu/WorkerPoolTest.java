@@ -72,6 +72,7 @@ class WorkerPoolTest {
   }
 
   @SafeVarargs
+  @SuppressWarnings("varargs")
   private static <C> WorkerPool.Stage<C>[] stages(WorkerPool.Stage<C>... all) {
     return all;
   }
