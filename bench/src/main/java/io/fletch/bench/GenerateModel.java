@@ -1,0 +1,22 @@
+package io.fletch.bench;
+
+import io.fletch.quant.SyntheticModel;
+import java.nio.file.Path;
+
+/** Writes a GGUF of a real shape with random weights: {@code GenerateModel FILE SHAPE MIX [SEED]}. */
+public final class GenerateModel {
+  private GenerateModel() {}
+
+  /** Runs the generator. */
+  public static void main(String[] args) {
+    if (args.length < 3) {
+      System.err.println("usage: GenerateModel FILE SHAPE MIX [SEED]");
+      System.exit(2);
+    }
+    SyntheticModel.write(
+        Path.of(args[0]),
+        SyntheticModel.Shape.named(args[1]),
+        SyntheticModel.Mix.valueOf(args[2]),
+        args.length > 3 ? Long.parseLong(args[3]) : 1);
+  }
+}
