@@ -3,7 +3,9 @@ package io.fletch.bench;
 import io.fletch.quant.SyntheticModel;
 import java.nio.file.Path;
 
-/** Writes a GGUF of a real shape with random weights: {@code GenerateModel FILE SHAPE MIX [SEED]}. */
+/**
+ * Writes a GGUF of a real shape with random weights: {@code GenerateModel FILE SHAPE MIX [SEED]}.
+ */
 public final class GenerateModel {
   private GenerateModel() {}
 

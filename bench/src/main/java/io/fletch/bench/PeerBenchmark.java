@@ -20,13 +20,14 @@ import java.util.List;
 import java.util.Locale;
 
 /**
- * Question: how fast are Fletch and llama.cpp (through {@code de.kherud:llama}) on the same file with the same
- * number of threads?
+ * Question: how fast are Fletch and llama.cpp (through {@code de.kherud:llama}) on the same file
+ * with the same number of threads?
  *
- * <p>Both engines live in this process and take turns, round by round, so that a noisy machine disturbs both alike. A
- * round prefills {@code pp} tokens and decodes {@code tg} more. Printed: medians of tok/s by wall clock and by CPU time
- * of the process (which leaves out what other processes took), their spread, and the ratios. The first round of each is
- * warm-up and not counted.
+ * <p>Both engines live in this process and take turns, round by round, so that a noisy machine
+ * disturbs both alike. A round prefills {@code pp} tokens and decodes {@code tg} more. Printed:
+ * medians of tok/s by wall clock and by CPU time of the process (which leaves out what other
+ * processes took), their spread, and the ratios. The first round of each is warm-up and not
+ * counted.
  *
  * <p>Usage: {@code PeerBenchmark FILE THREADS PP TG ROUNDS [mapped|packed|auto] [f16|f32|q8_0]}
  */
@@ -37,7 +38,13 @@ public final class PeerBenchmark {
   private PeerBenchmark() {}
 
   /** One round of one engine: nanoseconds by wall clock and by CPU. */
-  private record Round(int prompt, int decoded, long prefillWall, long decodeWall, long prefillCpu, long decodeCpu) {}
+  private record Round(
+      int prompt,
+      int decoded,
+      long prefillWall,
+      long decodeWall,
+      long prefillCpu,
+      long decodeCpu) {}
 
   /** Runs the comparison. */
   public static void main(String[] args) {
@@ -73,7 +80,10 @@ public final class PeerBenchmark {
     try (Model model = Model.open(file, options);
         Session session = model.newSession()) {
       System.out.printf(
-          Locale.ROOT, "fletch opened in %d ms: %s%n", (System.nanoTime() - opened) / 1_000_000, model.backendDescription());
+          Locale.ROOT,
+          "fletch opened in %d ms: %s%n",
+          (System.nanoTime() - opened) / 1_000_000,
+          model.backendDescription());
       try (LlamaModel peer = new LlamaModel(parameters)) {
         for (int round = 0; round <= rounds; round++) {
           Round a = fletch(session, prompt(peer, pp, round), tg);
@@ -89,7 +99,10 @@ public final class PeerBenchmark {
     System.exit(0); // the peer's native threads are not daemons
   }
 
-  /** A text of exactly {@code pp} tokens for the peer, different in every round so that no cache can help. */
+  /**
+   * A text of exactly {@code pp} tokens for the peer, different in every round so that no cache can
+   * help.
+   */
   private static int[] prompt(LlamaModel peer, int pp, int round) {
     StringBuilder text = new StringBuilder();
     for (int i = 0; peer.encode(text.toString()).length < pp; i++) {
@@ -100,7 +113,8 @@ public final class PeerBenchmark {
 
   private static Round fletch(Session session, int[] prompt, int tg) {
     session.truncate(0);
-    GenerationOptions options = GenerationOptions.greedy().withMaxTokens(tg + 1).withIgnoreEnd(true);
+    GenerationOptions options =
+        GenerationOptions.greedy().withMaxTokens(tg + 1).withIgnoreEnd(true);
     long wall = System.nanoTime();
     long cpu = OS.getProcessCpuTime();
     try (Generation generation = session.generate(prompt, options)) {
@@ -148,16 +162,25 @@ public final class PeerBenchmark {
         OS.getProcessCpuTime() - firstCpu);
   }
 
-  private static void report(Path file, int threads, List<Round> ours, List<Round> theirs, long bytesPerToken) {
+  private static void report(
+      Path file, int threads, List<Round> ours, List<Round> theirs, long bytesPerToken) {
     System.out.printf(
-        Locale.ROOT, "%s, %d thread(s), pp%d tg%d, %d rounds%n",
-        file.getFileName(), threads, ours.getFirst().prompt(), ours.getFirst().decoded(), ours.size());
+        Locale.ROOT,
+        "%s, %d thread(s), pp%d tg%d, %d rounds%n",
+        file.getFileName(),
+        threads,
+        ours.getFirst().prompt(),
+        ours.getFirst().decoded(),
+        ours.size());
     line("prefill wall", ours, theirs, r -> r.prompt() * 1e9 / r.prefillWall());
     line("decode  wall", ours, theirs, r -> r.decoded() * 1e9 / r.decodeWall());
     line("prefill cpu ", ours, theirs, r -> threads * r.prompt() * 1e9 / r.prefillCpu());
-    double decode = line("decode  cpu ", ours, theirs, r -> threads * r.decoded() * 1e9 / r.decodeCpu());
+    double decode =
+        line("decode  cpu ", ours, theirs, r -> threads * r.decoded() * 1e9 / r.decodeCpu());
     System.out.printf(
-        Locale.ROOT, "fletch decode reads %.1f GB/s of weights (CPU time)%n", decode * bytesPerToken / 1e9);
+        Locale.ROOT,
+        "fletch decode reads %.1f GB/s of weights (CPU time)%n",
+        decode * bytesPerToken / 1e9);
   }
 
   private interface Rate {
@@ -173,9 +196,18 @@ public final class PeerBenchmark {
     }
     Arrays.sort(ratios);
     System.out.printf(
-        Locale.ROOT, "%s  fletch %8.2f (%.2f-%.2f)  llama.cpp %8.2f (%.2f-%.2f) tok/s  ratio %.2f (%.2f-%.2f)%n",
-        what, median(a), a[0], a[a.length - 1], median(b), b[0], b[b.length - 1],
-        median(ratios), ratios[0], ratios[ratios.length - 1]);
+        Locale.ROOT,
+        "%s  fletch %8.2f (%.2f-%.2f)  llama.cpp %8.2f (%.2f-%.2f) tok/s  ratio %.2f (%.2f-%.2f)%n",
+        what,
+        median(a),
+        a[0],
+        a[a.length - 1],
+        median(b),
+        b[0],
+        b[b.length - 1],
+        median(ratios),
+        ratios[0],
+        ratios[ratios.length - 1]);
     return median(a);
   }
 
