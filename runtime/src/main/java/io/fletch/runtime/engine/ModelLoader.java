@@ -5,6 +5,7 @@ import io.fletch.FletchException;
 import io.fletch.Model;
 import io.fletch.ModelOptions;
 import io.fletch.Tokenizer;
+import io.fletch.ffm.NativeAccess;
 import io.fletch.graph.Backend;
 import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
@@ -86,7 +87,7 @@ public final class ModelLoader {
           event.backend = model.backendDescription();
           event.commit();
         }
-        LOG.log(Level.INFO, () -> model.name() + ": " + model.backendDescription());
+        LOG.log(level(options), () -> model.name() + ": " + model.backendDescription());
         return model;
       } catch (RuntimeException | Error e) {
         derived.close();
@@ -98,6 +99,17 @@ public final class ModelLoader {
     } catch (FletchException e) {
       throw new FletchException(path + ": " + e.getMessage(), e);
     }
+  }
+
+  /**
+   * A warning where a flag is missing that would make the model faster: the description names it.
+   * Slower kernels that were asked for are no surprise.
+   */
+  private static Level level(ModelOptions options) {
+    boolean wantsMachineCode =
+        options.backend() == ModelOptions.Backend.CPU
+            && options.kernels() == ModelOptions.Kernels.AUTO;
+    return wantsMachineCode && !NativeAccess.granted() ? Level.WARNING : Level.INFO;
   }
 
   private static LoadedModel load(
