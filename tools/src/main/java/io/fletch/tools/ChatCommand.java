@@ -195,7 +195,7 @@ final class ChatCommand implements Command {
   private void load(Path file) throws IOException {
     List<Object> turns;
     try {
-      turns = JSON.std.listFrom(Files.readString(file, StandardCharsets.UTF_8));
+      turns = JSON.std.listFrom(Texts.readStrict(file));
     } catch (com.fasterxml.jackson.core.JacksonException e) {
       throw new CommandException(file + ": not a saved conversation: " + e.getOriginalMessage(), e);
     }

@@ -7,8 +7,6 @@ import io.fletch.Message;
 import io.fletch.Model;
 import io.fletch.Session;
 import java.io.IOException;
-import java.nio.charset.StandardCharsets;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
@@ -183,7 +181,7 @@ final class EvalCommand implements Command {
   private static List<Question> read(Path set) throws IOException {
     List<Question> questions = new ArrayList<>();
     int number = 0;
-    for (String line : Files.readAllLines(set, StandardCharsets.UTF_8)) {
+    for (String line : Texts.readStrict(set).lines().toList()) {
       number++;
       if (line.isBlank()) {
         continue;

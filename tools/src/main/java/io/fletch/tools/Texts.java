@@ -1,6 +1,9 @@
 package io.fletch.tools;
 
 import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.CharBuffer;
+import java.nio.charset.CoderResult;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -19,7 +22,30 @@ final class Texts {
   static String read(String file, Io io) throws IOException {
     return file.equals("-")
         ? io.readAll()
-        : new String(Files.readAllBytes(Path.of(file)), StandardCharsets.UTF_8);
+        : new String(bytes(Path.of(file)), StandardCharsets.UTF_8);
+  }
+
+  /**
+   * The content of a file as UTF-8.
+   *
+   * @throws CommandException naming the file if it is anything else
+   */
+  static String readStrict(Path file) throws IOException {
+    byte[] bytes = bytes(file);
+    ByteBuffer in = ByteBuffer.wrap(bytes);
+    CharBuffer out = CharBuffer.allocate(bytes.length);
+    CoderResult result = StandardCharsets.UTF_8.newDecoder().decode(in, out, true);
+    if (result.isError()) {
+      throw new CommandException(file + ": not valid UTF-8 at byte " + in.position());
+    }
+    return out.flip().toString();
+  }
+
+  private static byte[] bytes(Path file) throws IOException {
+    if (Files.isDirectory(file)) {
+      throw new CommandException(file + ": expected=a file actual=a folder");
+    }
+    return Files.readAllBytes(file);
   }
 
   /** A size with a binary unit, for example {@code 5.1 MiB}. */

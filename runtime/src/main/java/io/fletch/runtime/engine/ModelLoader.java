@@ -60,8 +60,15 @@ public final class ModelLoader {
     try (WeightFile file = WeightFile.open(path)) {
       return tokenizer(file, path);
     } catch (WeightFileException | FletchException e) {
-      throw new FletchException(path + ": " + e.getMessage(), e);
+      throw failure(path, e);
     }
+  }
+
+  /** Names the file, unless the message does (perhaps a shard, or a file of the folder). */
+  private static FletchException failure(Path path, RuntimeException e) {
+    String message = String.valueOf(e.getMessage());
+    return new FletchException(
+        message.startsWith(path.toString()) ? message : path + ": " + message, e);
   }
 
   /** Opens a file or folder. */
@@ -94,10 +101,8 @@ public final class ModelLoader {
         file.close();
         throw e;
       }
-    } catch (WeightFileException | GraphException e) {
-      throw new FletchException(path + ": " + e.getMessage(), e);
-    } catch (FletchException e) {
-      throw new FletchException(path + ": " + e.getMessage(), e);
+    } catch (WeightFileException | GraphException | FletchException e) {
+      throw failure(path, e);
     }
   }
 
@@ -131,6 +136,16 @@ public final class ModelLoader {
         Math.min(
             hp.contextLength(),
             options.contextLength() == 0 ? DEFAULT_CONTEXT : options.contextLength());
+    if (context < options.contextLength()) {
+      LOG.log(
+          Level.WARNING,
+          () ->
+              name
+                  + ": the context is that of the model: asked for="
+                  + options.contextLength()
+                  + " tokens="
+                  + context);
+    }
     Graph graph = ModelGraph.build(hp, weights, context, name);
     // Rows that see each other must be in one forward: a diffusion canvas is not cut into chunks.
     int rows = hp.diffusion() ? context : Math.min(context, options.prefillChunk());
