@@ -3,75 +3,84 @@ package io.fletch.graph.cpu;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.cpu.x86.AttentionCode;
 import io.fletch.graph.cpu.x86.Isa;
+import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.util.Arrays;
 import java.util.Objects;
-import java.util.concurrent.atomic.AtomicReferenceArray;
-import java.util.function.Supplier;
 
 /**
- * Online softmax attention in machine code ({@link AttentionCode}): the loop over chunks of slots
- * and over the query heads that share them is here, what happens in a chunk is emitted. Keys and
- * values of a chunk stay in the first-level cache for all heads of the group.
+ * Online softmax attention in machine code ({@link AttentionCode}), which takes a range of slots
+ * for a few query heads in one call; checks, the ranges and the last scaling are here.
  */
 final class X86Attention {
-  private static final int MAX_DIM = 1024;
-  private static final int UNIT = 16;
+  /** A function and what it was emitted for. */
+  private record Entry(
+      KvCache.Type type, int keyDim, int valueDim, int heads, boolean capped, MemorySegment code) {}
+
+  private static final MemorySegment ZEROS = Arena.global().allocate(1024, 64);
 
   private final Isa isa;
   private final Kernels kernels;
 
-  /** Entries by cache type and head width, for scores and for updates. */
-  private final AtomicReferenceArray<MemorySegment> scores;
-
-  private final AtomicReferenceArray<MemorySegment> updates;
+  /** Copied on every addition: a model has very few, and looking one up must not allocate. */
+  private volatile Entry[] entries = {};
 
   X86Attention(Isa isa, Kernels kernels) {
     this.isa = isa;
     this.kernels = kernels;
-    int size = KvCache.Type.values().length * (MAX_DIM / UNIT + 1);
-    scores = new AtomicReferenceArray<>(size);
-    updates = new AtomicReferenceArray<>(size);
   }
 
-  private MemorySegment scoresCode(KvCache.Type type, int n) {
-    MemorySegment found = n <= MAX_DIM ? scores.getAcquire(index(type, n)) : null;
-    return found != null
-        ? found
-        : emit(
-            scores,
-            "attention scores",
-            type,
-            n,
-            () -> AttentionCode.scores(type, n, KvLayout.bytes(type, n), isa));
-  }
-
-  private MemorySegment updateCode(KvCache.Type type, int n) {
-    MemorySegment found = n <= MAX_DIM ? updates.getAcquire(index(type, n)) : null;
-    return found != null
-        ? found
-        : emit(
-            updates,
-            "attention update",
-            type,
-            n,
-            () -> AttentionCode.update(type, n, KvLayout.bytes(type, n), isa));
-  }
-
-  private static int index(KvCache.Type type, int n) {
-    return type.ordinal() * (MAX_DIM / UNIT + 1) + n / UNIT;
-  }
-
-  private MemorySegment emit(
-      AtomicReferenceArray<MemorySegment> cache,
-      String name,
-      KvCache.Type type,
-      int n,
-      Supplier<byte[]> code) {
-    MemorySegment entry = X86Code.function(name + " " + type + " " + n + " " + isa.label(), code);
-    if (n <= MAX_DIM) {
-      cache.setRelease(index(type, n), entry);
+  private MemorySegment code(
+      KvCache.Type type, int keyDim, int valueDim, int heads, boolean capped) {
+    for (Entry e : entries) {
+      if (e.type == type
+          && e.keyDim == keyDim
+          && e.valueDim == valueDim
+          && e.heads == heads
+          && e.capped == capped) {
+        return e.code;
+      }
     }
-    return entry;
+    return add(type, keyDim, valueDim, heads, capped);
+  }
+
+  private synchronized MemorySegment add(
+      KvCache.Type type, int keyDim, int valueDim, int heads, boolean capped) {
+    String name =
+        "attention "
+            + type
+            + " "
+            + keyDim
+            + " "
+            + valueDim
+            + " heads="
+            + heads
+            + (capped ? " capped " : " ")
+            + isa.label();
+    MemorySegment code =
+        X86Code.function(
+            name,
+            () ->
+                AttentionCode.emit(
+                    type,
+                    keyDim,
+                    KvLayout.bytes(type, keyDim),
+                    valueDim,
+                    KvLayout.bytes(type, valueDim),
+                    heads,
+                    capped,
+                    isa));
+    Entry[] more = Arrays.copyOf(entries, entries.length + 1);
+    more[entries.length] = new Entry(type, keyDim, valueDim, heads, capped, code);
+    entries = more;
+    return code;
+  }
+
+  /** A fill would need a slice, that is, an allocation. */
+  private static void zero(MemorySegment s, long offset, long bytes) {
+    for (long i = 0; i < bytes; i += ZEROS.byteSize()) {
+      MemorySegment.copy(ZEROS, 0, s, offset + i, Math.min(ZEROS.byteSize(), bytes - i));
+    }
   }
 
   void run(
@@ -109,29 +118,22 @@ final class X86Attention {
       long state = scratchOffset + h * stateFloats;
       Segments.f32(scratch, state + AttentionCode.MAXIMUM, Float.NEGATIVE_INFINITY);
       Segments.f32(scratch, state + AttentionCode.SUM, 0f);
-      for (int i = 0; i < valueDim; i++) {
-        Segments.f32(scratch, state + AttentionCode.VALUES + i, 0f);
-      }
+      Segments.f32(scratch, state + AttentionCode.SCALE, scale);
+      Segments.f32(scratch, state + AttentionCode.CAP, softCap);
+      zero(scratch, 4 * (state + AttentionCode.VALUES), 4L * valueDim);
     }
-    MemorySegment scoresCode = scoresCode(type, keyDim);
-    MemorySegment updateCode = updateCode(type, valueDim);
-    long scaleBits = Float.floatToRawIntBits(scale) & 0xffffffffL;
-    for (int range = 0; range < 2; range++) {
-      int to = range == 0 ? a1 : b1;
-      for (int s = range == 0 ? a0 : b0; s < to; s += AttentionCode.CHUNK) {
-        int slots = Math.min(AttentionCode.CHUNK, to - s);
-        long keys = kv.address() + kOffset + s * kStride;
-        long values = kv.address() + vOffset + s * vStride;
-        for (int h = 0; h < group; h++) {
-          long at = scratchOffset + h * stateFloats;
-          long state = scratch.address() + 4 * at;
-          long query = q.address() + 4 * (qOffset + (long) h * keyDim);
-          X86Code.call(scoresCode, query, keys, slots, state, scaleBits);
-          if (softCap != 0f) {
-            kernels.softCap(scratch, at, softCap, slots, scratch, at);
-          }
-          X86Code.call(updateCode, values, slots, state, 0, 0);
-        }
+    for (int first = 0; first < group; first += AttentionCode.MAX_HEADS) {
+      int heads = Math.min(AttentionCode.MAX_HEADS, group - first);
+      MemorySegment code = code(type, keyDim, valueDim, heads, softCap != 0f);
+      long query = q.address() + 4 * (qOffset + (long) first * keyDim);
+      long state = scratch.address() + 4 * (scratchOffset + first * stateFloats);
+      long keys = kv.address() + kOffset;
+      long values = kv.address() + vOffset;
+      if (a1 > a0) {
+        X86Code.call(code, query, keys + a0 * kStride, values + a0 * vStride, a1 - a0, state);
+      }
+      if (b1 > b0) {
+        X86Code.call(code, query, keys + b0 * kStride, values + b0 * vStride, b1 - b0, state);
       }
     }
     for (int h = 0; h < group; h++) {

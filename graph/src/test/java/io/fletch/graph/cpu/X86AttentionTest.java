@@ -24,7 +24,7 @@ class X86AttentionTest {
       int unit = type == KvCache.Type.Q8_0 ? 32 : 1;
       int keyDim = (dims[random.nextInt(dims.length)] + unit - 1) / unit * unit;
       int valueDim = (dims[random.nextInt(dims.length)] + unit - 1) / unit * unit;
-      int group = 1 + random.nextInt(4);
+      int group = 1 + random.nextInt(6);
       int slots = 1 + random.nextInt(140);
       int a0 = random.nextInt(slots + 1);
       int a1 = random.nextInt(slots + 1);

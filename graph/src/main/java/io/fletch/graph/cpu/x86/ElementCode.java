@@ -23,9 +23,7 @@ public final class ElementCode {
   private static final Gpr OUT = Gpr.R8;
 
   private static final int EQUAL = 0;
-  private static final int LESS = 1;
   private static final int SIGN = 0x80000000;
-  private static final int MAGNITUDE = 0x7fffffff;
 
   private final Assembler a = new Assembler();
   private final Lanes lanes;
@@ -74,7 +72,8 @@ public final class ElementCode {
   /** Code of {@code void (long x, long, long n, long bits, long out)}: bits tanh(x / bits). */
   public static byte[] softCap(Isa isa) {
     ElementCode c = new ElementCode(isa);
-    return c.elements(false, c::softCap);
+    return c.elements(
+        false, () -> c.lanes.softCap(c.lanes.reg(0), c.parameter, c.lanes.reg(2), c.lanes.reg(3)));
   }
 
   /**
@@ -185,42 +184,6 @@ public final class ElementCode {
     a.vxorps(zero, zero, zero);
     // The operand that comes second is the result when it is NaN or both are zero.
     a.vmaxps(x, zero, x);
-  }
-
-  private void softCap() {
-    Vec x = lanes.reg(0);
-    Vec small = lanes.reg(3);
-    Vec z = lanes.reg(2);
-    Vec t = lanes.reg(4);
-    a.vdivps(x, x, parameter);
-    a.vmulps(z, x, x);
-    a.vmovups(small, lanes.all(-0.0056607886f));
-    a.vfmadd213ps(small, z, lanes.all(0.020602006f));
-    a.vfmadd213ps(small, z, lanes.all(-0.05372923f));
-    a.vfmadd213ps(small, z, lanes.all(0.13331328f));
-    a.vfmadd213ps(small, z, lanes.all(-0.33333278f));
-    a.vmulps(small, small, z);
-    a.vfmadd213ps(small, x, x);
-    a.vandps(t, x, bits(MAGNITUDE));
-    a.vaddps(t, t, t);
-    lanes.exp(t, lanes.reg(5), lanes.reg(6), lanes.reg(7));
-    a.vaddps(t, t, lanes.all(1f));
-    a.vmovups(z, lanes.all(2f));
-    a.vdivps(z, z, t);
-    a.vmovups(t, lanes.all(1f));
-    a.vsubps(t, t, z);
-    a.vandps(z, x, bits(SIGN));
-    a.vorps(t, t, z);
-    a.vandps(z, x, bits(MAGNITUDE));
-    if (bytes == 64) {
-      a.vcmpps(Opmask.K2, z, lanes.all(0.63f), LESS);
-      a.masked(Opmask.K2);
-      a.vmovups(t, small);
-    } else {
-      a.vcmpps(z, z, lanes.all(0.63f), LESS);
-      a.vblendvps(t, t, small, z);
-    }
-    a.vmulps(x, parameter, t);
   }
 
   // ---- RMS norm

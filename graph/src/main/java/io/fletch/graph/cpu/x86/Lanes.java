@@ -2,6 +2,7 @@ package io.fletch.graph.cpu.x86;
 
 import io.fletch.ffm.x86.Assembler;
 import io.fletch.ffm.x86.Mem;
+import io.fletch.ffm.x86.Opmask;
 import io.fletch.ffm.x86.Vec;
 import io.fletch.ffm.x86.Xmm;
 import io.fletch.ffm.x86.Zmm;
@@ -11,6 +12,9 @@ import io.fletch.ffm.x86.Zmm;
  * order of operations of the scalar kernels, so results have the same bits.
  */
 final class Lanes {
+  /** Predicate "less" of a float comparison, false for NaN. */
+  private static final int LESS = 1;
+
   final Assembler a;
   final int bytes;
 
@@ -106,5 +110,43 @@ final class Lanes {
     a.vpaddd(n, n, a.repeated(127, bytes));
     a.vpslld(n, n, 23);
     a.vmulps(x, x, n);
+  }
+
+  /**
+   * {@code x = cap * tanh(x / cap)} as the scalar kernel does it; overwrites registers 4 to 7 and
+   * the mask register 2 besides.
+   */
+  void softCap(Vec x, Vec cap, Vec z, Vec small) {
+    final Mem magnitude = a.repeated(0x7fffffff, bytes);
+    final Vec t = reg(4);
+    a.vdivps(x, x, cap);
+    a.vmulps(z, x, x);
+    a.vmovups(small, all(-0.0056607886f));
+    a.vfmadd213ps(small, z, all(0.020602006f));
+    a.vfmadd213ps(small, z, all(-0.05372923f));
+    a.vfmadd213ps(small, z, all(0.13331328f));
+    a.vfmadd213ps(small, z, all(-0.33333278f));
+    a.vmulps(small, small, z);
+    a.vfmadd213ps(small, x, x);
+    a.vandps(t, x, magnitude);
+    a.vaddps(t, t, t);
+    exp(t, reg(5), reg(6), reg(7));
+    a.vaddps(t, t, all(1f));
+    a.vmovups(z, all(2f));
+    a.vdivps(z, z, t);
+    a.vmovups(t, all(1f));
+    a.vsubps(t, t, z);
+    a.vandps(z, x, a.repeated(0x80000000, bytes));
+    a.vorps(t, t, z);
+    a.vandps(z, x, magnitude);
+    if (bytes == 64) {
+      a.vcmpps(Opmask.K2, z, all(0.63f), LESS);
+      a.masked(Opmask.K2);
+      a.vmovups(t, small);
+    } else {
+      a.vcmpps(z, z, all(0.63f), LESS);
+      a.vblendvps(t, t, small, z);
+    }
+    a.vmulps(x, cap, t);
   }
 }
