@@ -7,7 +7,8 @@ import java.util.Objects;
  * methods.
  *
  * @param contextLength most tokens of a session, prompt and answer together; 0 for the model's own
- *     limit or 4096, whichever is less
+ *     limit or 4096, whichever is less; more than the model's own limit is cut to it, with a
+ *     warning
  * @param threads worker threads; 0 for one per physical core available to the process
  * @param backend which backend runs the model
  * @param kernels which CPU kernels; {@code AUTO} takes the fastest that the machine and the flags
