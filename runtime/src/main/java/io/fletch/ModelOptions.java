@@ -16,6 +16,7 @@ import java.util.Objects;
  * @param weights how CPU weights are laid out
  * @param kvType element type of the KV cache
  * @param prefillChunk most rows of one forward pass
+ * @param progress hears how far loading is
  */
 public record ModelOptions(
     int contextLength,
@@ -24,7 +25,8 @@ public record ModelOptions(
     Kernels kernels,
     Weights weights,
     KvType kvType,
-    int prefillChunk) {
+    int prefillChunk,
+    LoadProgress progress) {
   /** Backends. */
   public enum Backend {
     /** Fast CPU kernels. */
@@ -61,12 +63,23 @@ public record ModelOptions(
     Q8_0
   }
 
+  /** Hears how far loading is; called by the thread that opens the model. */
+  @FunctionalInterface
+  public interface LoadProgress {
+    /** Hears nothing. */
+    LoadProgress NONE = (done, total) -> {};
+
+    /** {@code done} of {@code total} bytes of matrices are ready for use. */
+    void prepared(long done, long total);
+  }
+
   /** Checks ranges. */
   public ModelOptions {
     Objects.requireNonNull(backend, "backend");
     Objects.requireNonNull(kernels, "kernels");
     Objects.requireNonNull(weights, "weights");
     Objects.requireNonNull(kvType, "kvType");
+    Objects.requireNonNull(progress, "progress");
     if (contextLength < 0 || threads < 0 || threads > 1024 || prefillChunk < 1) {
       throw new IllegalArgumentException(
           "out of range: contextLength="
@@ -80,41 +93,55 @@ public record ModelOptions(
 
   /** The defaults: CPU, everything automatic, F16 cache. */
   public static ModelOptions defaults() {
-    return new ModelOptions(0, 0, Backend.CPU, Kernels.AUTO, Weights.AUTO, KvType.F16, 256);
+    return new ModelOptions(
+        0, 0, Backend.CPU, Kernels.AUTO, Weights.AUTO, KvType.F16, 256, LoadProgress.NONE);
   }
 
   /** With another context length. */
   public ModelOptions withContextLength(int value) {
-    return new ModelOptions(value, threads, backend, kernels, weights, kvType, prefillChunk);
+    return new ModelOptions(
+        value, threads, backend, kernels, weights, kvType, prefillChunk, progress);
   }
 
   /** With another number of threads. */
   public ModelOptions withThreads(int value) {
-    return new ModelOptions(contextLength, value, backend, kernels, weights, kvType, prefillChunk);
+    return new ModelOptions(
+        contextLength, value, backend, kernels, weights, kvType, prefillChunk, progress);
   }
 
   /** With another backend. */
   public ModelOptions withBackend(Backend value) {
-    return new ModelOptions(contextLength, threads, value, kernels, weights, kvType, prefillChunk);
+    return new ModelOptions(
+        contextLength, threads, value, kernels, weights, kvType, prefillChunk, progress);
   }
 
   /** With other kernels. */
   public ModelOptions withKernels(Kernels value) {
-    return new ModelOptions(contextLength, threads, backend, value, weights, kvType, prefillChunk);
+    return new ModelOptions(
+        contextLength, threads, backend, value, weights, kvType, prefillChunk, progress);
   }
 
   /** With another weight layout. */
   public ModelOptions withWeights(Weights value) {
-    return new ModelOptions(contextLength, threads, backend, kernels, value, kvType, prefillChunk);
+    return new ModelOptions(
+        contextLength, threads, backend, kernels, value, kvType, prefillChunk, progress);
   }
 
   /** With another cache type. */
   public ModelOptions withKvType(KvType value) {
-    return new ModelOptions(contextLength, threads, backend, kernels, weights, value, prefillChunk);
+    return new ModelOptions(
+        contextLength, threads, backend, kernels, weights, value, prefillChunk, progress);
   }
 
   /** With another prefill chunk. */
   public ModelOptions withPrefillChunk(int value) {
-    return new ModelOptions(contextLength, threads, backend, kernels, weights, kvType, value);
+    return new ModelOptions(
+        contextLength, threads, backend, kernels, weights, kvType, value, progress);
+  }
+
+  /** With a listener. */
+  public ModelOptions withProgress(LoadProgress value) {
+    return new ModelOptions(
+        contextLength, threads, backend, kernels, weights, kvType, prefillChunk, value);
   }
 }

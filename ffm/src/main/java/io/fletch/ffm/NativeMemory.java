@@ -10,7 +10,8 @@ import java.lang.foreign.MemorySegment;
  *
  * <p>On Linux with native access the block is an anonymous mapping, aligned to 2 MiB and advised to
  * use huge pages; pages are taken from the system when first touched, so a large reservation costs
- * nothing. Elsewhere it comes from an {@link Arena} (64-byte aligned, zeroed at once).
+ * nothing. Elsewhere it comes from an {@link Arena} (aligned to 64 bytes, to 2 MiB from that size
+ * on, and zeroed at once).
  */
 public final class NativeMemory implements AutoCloseable {
   private static final long HUGE_PAGE = 2L << 20;
@@ -53,7 +54,9 @@ public final class NativeMemory implements AutoCloseable {
     if (bytes < 0 || bytes > Long.MAX_VALUE - 2 * HUGE_PAGE) {
       throw new IllegalArgumentException("size out of range: bytes=" + bytes);
     }
-    return NativeAccess.libc() && bytes > 0 ? map(bytes, huge) : fromArena(bytes);
+    return NativeAccess.libc() && bytes > 0
+        ? map(bytes, huge)
+        : fromArena(bytes, huge ? HUGE_PAGE : 64);
   }
 
   private static NativeMemory map(long bytes, boolean huge) {
@@ -84,10 +87,10 @@ public final class NativeMemory implements AutoCloseable {
     return new NativeMemory(arena, segment, true, advised);
   }
 
-  private static NativeMemory fromArena(long bytes) {
+  private static NativeMemory fromArena(long bytes, long align) {
     Arena arena = Arena.ofShared();
     try {
-      return new NativeMemory(arena, arena.allocate(bytes, 64), false, false);
+      return new NativeMemory(arena, arena.allocate(bytes, align), false, false);
     } catch (RuntimeException | Error e) {
       arena.close();
       throw e;

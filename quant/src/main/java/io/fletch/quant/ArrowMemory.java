@@ -57,6 +57,16 @@ final class ArrowMemory implements AutoCloseable {
     }
   }
 
+  /**
+   * Does something with wrapped memory that must not go away meanwhile.
+   *
+   * @throws IllegalStateException if closed
+   */
+  synchronized void whileOpen(Runnable action) {
+    checkOpen();
+    action.run();
+  }
+
   /** A buffer of no bytes, which needs no release. */
   ArrowBuf empty() {
     return allocator.getEmpty();

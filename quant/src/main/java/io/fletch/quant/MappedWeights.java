@@ -18,6 +18,7 @@ final class MappedWeights implements WeightFile {
   private final Format format;
   private final Path path;
   private final ArrowMemory memory;
+  private final List<MappedFile> files;
   private final Metadata metadata;
   private final Map<String, Tensor> tensors;
   private final Map<String, UnsupportedTensor> unsupported;
@@ -27,6 +28,7 @@ final class MappedWeights implements WeightFile {
     this.path = path;
     this.metadata = metadata;
     this.memory = builder.memory;
+    this.files = List.copyOf(builder.files);
     this.tensors = Collections.unmodifiableMap(builder.tensors);
     this.unsupported = Collections.unmodifiableMap(builder.unsupported);
   }
@@ -57,6 +59,17 @@ final class MappedWeights implements WeightFile {
   }
 
   @Override
+  public List<Path> shards() {
+    return files.stream().map(MappedFile::path).toList();
+  }
+
+  @Override
+  public void dropPages() {
+    // Not of memory that may be gone.
+    memory.whileOpen(() -> files.forEach(MappedFile::dropPages));
+  }
+
+  @Override
   public void close() {
     memory.close();
   }
@@ -67,6 +80,7 @@ final class MappedWeights implements WeightFile {
   /** Collects shards and tensors. Closing it before {@link #build} releases what it has. */
   static final class Builder implements AutoCloseable {
     private final ArrowMemory memory = new ArrowMemory();
+    private final List<MappedFile> files = new ArrayList<>();
     private final Map<String, Tensor> tensors = new LinkedHashMap<>();
     private final Map<String, UnsupportedTensor> unsupported = new LinkedHashMap<>();
     private boolean built;
@@ -83,7 +97,9 @@ final class MappedWeights implements WeightFile {
         mapped.close();
         throw new WeightFileException(file + ": file size: expected=>0 actual=0");
       }
-      return new Shard(file, segment, memory.wrap(segment, mapped::close));
+      ArrowBuf buffer = memory.wrap(segment, mapped::close);
+      files.add(mapped);
+      return new Shard(file, segment, buffer);
     }
 
     /**

@@ -1,5 +1,6 @@
 package io.fletch.quant;
 
+import io.fletch.ffm.NativeMemory;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
@@ -14,7 +15,7 @@ public final class TensorStore implements AutoCloseable {
   /** Smallest alignment of a tensor: a cache line, and the widest vector register. */
   public static final long ALIGNMENT = 64;
 
-  /** From this size on a tensor starts on a huge page. */
+  /** From this size on a tensor lies in huge pages, where the system has them. */
   private static final long HUGE_PAGE = 2L << 20;
 
   private final ArrowMemory memory = new ArrowMemory();
@@ -27,8 +28,9 @@ public final class TensorStore implements AutoCloseable {
   }
 
   /**
-   * A tensor of zero bytes, aligned to {@link #ALIGNMENT} (to 2 MiB when it is at least that
-   * large).
+   * A tensor of zero bytes, aligned to {@link #ALIGNMENT} (to 2 MiB, and in huge pages where the
+   * system has them, when it is at least that large). Large tensors cost memory only where they are
+   * written.
    *
    * @param shape outermost axis first
    * @throws IllegalArgumentException if a row is not a whole number of blocks
@@ -50,11 +52,16 @@ public final class TensorStore implements AutoCloseable {
     if (bytes == 0) {
       return new Tensor(name, type, shape, memory.empty(), MemorySegment.NULL);
     }
-    // One arena per tensor: a buffer that outlives the store by a reference keeps only itself.
+    // Memory of its own per tensor: a buffer that outlives the store keeps only itself.
+    if (bytes >= HUGE_PAGE) {
+      NativeMemory own = NativeMemory.allocate(bytes);
+      ArrowBuf buffer = memory.wrap(own.segment(), own::close);
+      return new Tensor(name, type, shape, buffer, own.segment());
+    }
     Arena arena = Arena.ofShared();
     MemorySegment segment;
     try {
-      segment = arena.allocate(bytes, bytes >= HUGE_PAGE ? HUGE_PAGE : ALIGNMENT);
+      segment = arena.allocate(bytes, ALIGNMENT);
     } catch (RuntimeException | Error e) {
       arena.close();
       throw e;

@@ -1,6 +1,7 @@
 package io.fletch.quant;
 
 import java.nio.file.Path;
+import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 
@@ -47,6 +48,15 @@ public interface WeightFile extends AutoCloseable {
     }
     return Optional.ofNullable(tensor);
   }
+
+  /** The files that hold the tensors, in order. */
+  List<Path> shards();
+
+  /**
+   * Takes the pages of the files that were read so far out of the memory of this process, for use
+   * after a large part was read once and will not be soon again. Nothing changes for readers.
+   */
+  void dropPages();
 
   @Override
   void close();

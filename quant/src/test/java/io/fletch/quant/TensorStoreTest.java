@@ -137,4 +137,39 @@ class TensorStoreTest {
     assertNull(System.getProperty("slf4j.provider"));
     assertEquals("ERROR", System.getProperty("slf4j.internal.verbosity"));
   }
+
+  @Test
+  void largeTensorsCostMemoryOnlyWhereWrittenAndAreReturned() {
+    try (TensorStore store = TensorStore.create()) {
+      Tensor t = store.allocate("large", TensorType.I8, 1L << 30);
+      t.segment().set(ValueLayout.JAVA_BYTE, (1L << 30) - 1, (byte) 3);
+      assertEquals(3, t.buffer().getByte((1L << 30) - 1));
+      assertEquals(1L << 30, store.bytes());
+      store.close();
+      assertEquals(0, store.bytes());
+      assertThrows(IllegalStateException.class, () -> t.segment().get(ValueLayout.JAVA_BYTE, 0));
+    }
+  }
+
+  @Test
+  void droppedPagesAreReadAgain() throws IOException {
+    Path path = folder.resolve("drop.gguf");
+    try (TensorStore store = TensorStore.create()) {
+      float[] values = new float[1 << 16];
+      for (int i = 0; i < values.length; i++) {
+        values[i] = i;
+      }
+      GgufWriter writer = new GgufWriter();
+      writer.add(store.floats("t", values, values.length));
+      writer.write(path);
+      WeightFile file = WeightFile.open(path);
+      assertEquals(List.of(path), file.shards());
+      Tensor t = file.tensors().get("t");
+      assertArrayEquals(values, Dequantizer.toFloats(t));
+      file.dropPages();
+      assertArrayEquals(values, Dequantizer.toFloats(t));
+      file.close();
+      assertThrows(IllegalStateException.class, file::dropPages);
+    }
+  }
 }

@@ -5,6 +5,7 @@ import io.fletch.ModelOptions;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Set;
+import java.util.concurrent.atomic.AtomicInteger;
 
 /** The options that say which model is opened, and how. */
 final class ModelFlags {
@@ -92,10 +93,15 @@ final class ModelFlags {
     String name = name(arguments);
     long start = System.nanoTime();
     Model model;
+    AtomicInteger percent = new AtomicInteger();
+    ModelOptions heard =
+        options.withProgress((done, total) -> percent.set((int) (100 * done / Math.max(1, total))));
     try (Progress _ =
-        arguments.has("verbose") ? Progress.silent() : Progress.show(io, "loading " + name)) {
+        arguments.has("verbose")
+            ? Progress.silent()
+            : Progress.show(io, () -> loading(name, percent.get()))) {
       VectorModule.load(options);
-      model = isDemo(name) ? Model.demo(name, options) : Model.open(Path.of(name), options);
+      model = isDemo(name) ? Model.demo(name, heard) : Model.open(Path.of(name), heard);
     }
     if (arguments.has("verbose")) {
       io.note(
@@ -103,5 +109,9 @@ final class ModelFlags {
               "fletch: %s loaded in %.0f ms", model.name(), (System.nanoTime() - start) / 1e6));
     }
     return model;
+  }
+
+  private static String loading(String name, int percent) {
+    return "loading " + name + (percent == 0 ? "" : ", weights " + percent + " %");
   }
 }

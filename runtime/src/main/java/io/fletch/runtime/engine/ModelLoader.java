@@ -151,6 +151,8 @@ public final class ModelLoader {
     int rows = hp.diffusion() ? context : Math.min(context, options.prefillChunk());
     Executable executable = backend(options).compile(graph, rows);
     try {
+      // What was packed is read from its packed copy from now on.
+      file.dropPages();
       Model.Info info =
           new Model.Info(
               hp.architecture().id(),
@@ -185,7 +187,8 @@ public final class ModelLoader {
         CpuBackend.Options cpu =
             CpuBackend.Options.defaults()
                 .withThreads(options.threads())
-                .withLayout(CpuBackend.Layout.valueOf(options.weights().name()));
+                .withLayout(CpuBackend.Layout.valueOf(options.weights().name()))
+                .withProgress(options.progress()::prepared);
         yield new CpuBackend(kernels(options.kernels()).map(cpu::withKernels).orElse(cpu));
       }
     };
