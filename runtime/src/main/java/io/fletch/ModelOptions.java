@@ -1,6 +1,8 @@
 package io.fletch;
 
+import java.nio.file.Path;
 import java.util.Objects;
+import java.util.Optional;
 
 /**
  * How a model is opened. Immutable; start from {@link #defaults()} and change with the {@code with}
@@ -16,6 +18,7 @@ import java.util.Objects;
  * @param weights how CPU weights are laid out
  * @param kvType element type of the KV cache
  * @param prefillChunk most rows of one forward pass
+ * @param packCache where packed weights are kept for the next start
  * @param progress hears how far loading is
  */
 public record ModelOptions(
@@ -26,6 +29,7 @@ public record ModelOptions(
     Weights weights,
     KvType kvType,
     int prefillChunk,
+    PackCache packCache,
     LoadProgress progress) {
   /** Backends. */
   public enum Backend {
@@ -48,7 +52,7 @@ public record ModelOptions(
 
   /** Weight layouts. */
   public enum Weights {
-    /** Packed where that is faster and quickly done, else as mapped. */
+    /** Packed where that is faster: from the pack cache, else where there is memory for it. */
     AUTO,
     /** As in the file, mapped: instant start. */
     MAPPED,
@@ -61,6 +65,42 @@ public record ModelOptions(
     F32,
     F16,
     Q8_0
+  }
+
+  /**
+   * The file of packed weights that a later start maps instead of packing anew.
+   *
+   * @param enabled whether such files are read and written; models below 64 MB never need one
+   * @param folder the folder for them; empty for that of the model, else (where that cannot be
+   *     written) {@code $XDG_CACHE_HOME/fletch} or {@code ~/.cache/fletch}
+   * @param verify whether every byte of a file is verified before use rather than its header and
+   *     samples of its matrices; takes the time of reading the file once
+   */
+  public record PackCache(boolean enabled, Optional<Path> folder, boolean verify) {
+    /** Refuses nulls. */
+    public PackCache {
+      Objects.requireNonNull(folder, "folder");
+    }
+
+    /** On, beside the model or in the user's cache folder. */
+    public static PackCache on() {
+      return new PackCache(true, Optional.empty(), false);
+    }
+
+    /** Off. */
+    public static PackCache off() {
+      return new PackCache(false, Optional.empty(), false);
+    }
+
+    /** On, in this folder. */
+    public static PackCache in(Path folder) {
+      return new PackCache(true, Optional.of(folder), false);
+    }
+
+    /** With full verification. */
+    public PackCache verified() {
+      return new PackCache(enabled, folder, true);
+    }
   }
 
   /** Hears how far loading is; called by the thread that opens the model. */
@@ -79,6 +119,7 @@ public record ModelOptions(
     Objects.requireNonNull(kernels, "kernels");
     Objects.requireNonNull(weights, "weights");
     Objects.requireNonNull(kvType, "kvType");
+    Objects.requireNonNull(packCache, "packCache");
     Objects.requireNonNull(progress, "progress");
     if (contextLength < 0 || threads < 0 || threads > 1024 || prefillChunk < 1) {
       throw new IllegalArgumentException(
@@ -94,54 +135,76 @@ public record ModelOptions(
   /** The defaults: CPU, everything automatic, F16 cache. */
   public static ModelOptions defaults() {
     return new ModelOptions(
-        0, 0, Backend.CPU, Kernels.AUTO, Weights.AUTO, KvType.F16, 256, LoadProgress.NONE);
+        0,
+        0,
+        Backend.CPU,
+        Kernels.AUTO,
+        Weights.AUTO,
+        KvType.F16,
+        256,
+        PackCache.on(),
+        LoadProgress.NONE);
   }
 
   /** With another context length. */
   public ModelOptions withContextLength(int value) {
     return new ModelOptions(
-        value, threads, backend, kernels, weights, kvType, prefillChunk, progress);
+        value, threads, backend, kernels, weights, kvType, prefillChunk, packCache, progress);
   }
 
   /** With another number of threads. */
   public ModelOptions withThreads(int value) {
     return new ModelOptions(
-        contextLength, value, backend, kernels, weights, kvType, prefillChunk, progress);
+        contextLength, value, backend, kernels, weights, kvType, prefillChunk, packCache, progress);
   }
 
   /** With another backend. */
   public ModelOptions withBackend(Backend value) {
     return new ModelOptions(
-        contextLength, threads, value, kernels, weights, kvType, prefillChunk, progress);
+        contextLength, threads, value, kernels, weights, kvType, prefillChunk, packCache, progress);
   }
 
   /** With other kernels. */
   public ModelOptions withKernels(Kernels value) {
     return new ModelOptions(
-        contextLength, threads, backend, value, weights, kvType, prefillChunk, progress);
+        contextLength, threads, backend, value, weights, kvType, prefillChunk, packCache, progress);
   }
 
   /** With another weight layout. */
   public ModelOptions withWeights(Weights value) {
     return new ModelOptions(
-        contextLength, threads, backend, kernels, value, kvType, prefillChunk, progress);
+        contextLength, threads, backend, kernels, value, kvType, prefillChunk, packCache, progress);
   }
 
   /** With another cache type. */
   public ModelOptions withKvType(KvType value) {
     return new ModelOptions(
-        contextLength, threads, backend, kernels, weights, value, prefillChunk, progress);
+        contextLength,
+        threads,
+        backend,
+        kernels,
+        weights,
+        value,
+        prefillChunk,
+        packCache,
+        progress);
   }
 
   /** With another prefill chunk. */
   public ModelOptions withPrefillChunk(int value) {
     return new ModelOptions(
-        contextLength, threads, backend, kernels, weights, kvType, value, progress);
+        contextLength, threads, backend, kernels, weights, kvType, value, packCache, progress);
+  }
+
+  /** With another place for packed weights. */
+  public ModelOptions withPackCache(PackCache value) {
+    return new ModelOptions(
+        contextLength, threads, backend, kernels, weights, kvType, prefillChunk, value, progress);
   }
 
   /** With a listener. */
   public ModelOptions withProgress(LoadProgress value) {
     return new ModelOptions(
-        contextLength, threads, backend, kernels, weights, kvType, prefillChunk, value);
+        contextLength, threads, backend, kernels, weights, kvType, prefillChunk, packCache, value);
   }
 }

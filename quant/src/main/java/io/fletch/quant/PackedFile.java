@@ -11,6 +11,7 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Objects;
 import java.util.zip.CRC32C;
@@ -35,9 +36,9 @@ import org.apache.arrow.memory.ArrowBuf;
  *   ..  matrices, each from a multiple of {@link #ALIGNMENT}, in order, without overlap
  * </pre>
  *
- * <p>The writer puts the header there last, after everything else is on the disk, and then gives
- * the file its name. Reading checks the header, its checksum and the length of the file; {@link
- * #verify} checks a chunk of data. Immutable; safe for use by several threads until closed.
+ * <p>The writer puts the header there last, waits until all of it is on the disk, and only then
+ * gives the file its name. Reading checks the header, its checksum and the length of the file;
+ * {@link #verify} checks a chunk of data. Immutable; safe for use by several threads until closed.
  */
 public final class PackedFile implements AutoCloseable {
   /** The data of the first matrix starts at a multiple of this: a huge page. */
@@ -143,8 +144,7 @@ public final class PackedFile implements AutoCloseable {
     Entry e = entries.get(index);
     Objects.checkIndex(chunk, e.chunks());
     long from = chunk * e.chunk;
-    MemorySegment bytes =
-        segment.asSlice(e.offset + from, Math.min(e.chunk, e.bytes - from));
+    MemorySegment bytes = segment.asSlice(e.offset + from, Math.min(e.chunk, e.bytes - from));
     return checksum(bytes) == checksums.get(index)[chunk];
   }
 
@@ -214,13 +214,27 @@ public final class PackedFile implements AutoCloseable {
       this.path = path;
       long fileBytes = file.byteSize();
       byte[] magic = file.asSlice(0, MAGIC.length).toArray(ValueLayout.JAVA_BYTE);
-      check(java.util.Arrays.equals(magic, MAGIC), "magic", new String(MAGIC, StandardCharsets.US_ASCII), "other bytes");
+      check(
+          Arrays.equals(magic, MAGIC),
+          "magic",
+          new String(MAGIC, StandardCharsets.US_ASCII),
+          "other bytes");
       long bytes = file.get(ValueLayout.JAVA_INT_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN), 12);
-      check(bytes >= FIXED + 6 && bytes <= Math.min(fileBytes, MAX_HEADER), "header bytes", "within the file", bytes);
-      in = ByteBuffer.wrap(file.asSlice(0, bytes).toArray(ValueLayout.JAVA_BYTE)).order(ByteOrder.LITTLE_ENDIAN);
+      check(
+          bytes >= FIXED + 6 && bytes <= Math.min(fileBytes, MAX_HEADER),
+          "header bytes",
+          "within the file",
+          bytes);
+      in =
+          ByteBuffer.wrap(file.asSlice(0, bytes).toArray(ValueLayout.JAVA_BYTE))
+              .order(ByteOrder.LITTLE_ENDIAN);
       CRC32C crc = new CRC32C();
       crc.update(in.array(), CHECKED_FROM, (int) bytes - CHECKED_FROM);
-      check(in.getInt(MAGIC.length) == (int) crc.getValue(), "header checksum", (int) crc.getValue(), in.getInt(MAGIC.length));
+      check(
+          in.getInt(MAGIC.length) == (int) crc.getValue(),
+          "header checksum",
+          (int) crc.getValue(),
+          in.getInt(MAGIC.length));
       check(in.getLong(16) == fileBytes, "file bytes", in.getLong(16), fileBytes);
       in.position(FIXED);
       identity = text();
@@ -241,8 +255,16 @@ public final class PackedFile implements AutoCloseable {
       Entry e = new Entry(name, kernel, in.getLong(), in.getLong(), in.getLong());
       long start = Math.ceilDiv(from, ALIGNMENT) * ALIGNMENT;
       check(e.offset == start, name + ": offset", start, e.offset);
-      check(e.bytes > 0 && e.bytes <= fileBytes - start, name + ": bytes", "within the file", e.bytes);
-      check(e.chunk > 0 && e.chunk <= e.bytes && Math.ceilDiv(e.bytes, e.chunk) <= in.remaining() / 4, name + ": bytes of a chunk", "a checksum for each", e.chunk);
+      check(
+          e.bytes > 0 && e.bytes <= fileBytes - start,
+          name + ": bytes",
+          "within the file",
+          e.bytes);
+      check(
+          e.chunk > 0 && e.chunk <= e.bytes && Math.ceilDiv(e.bytes, e.chunk) <= in.remaining() / 4,
+          name + ": bytes of a chunk",
+          "a checksum for each",
+          e.chunk);
       int[] sums = new int[e.chunks()];
       for (int i = 0; i < sums.length; i++) {
         sums[i] = in.getInt();
@@ -262,12 +284,17 @@ public final class PackedFile implements AutoCloseable {
     }
 
     private void need(int bytes) {
-      check(in.remaining() >= bytes, "header", "at least " + bytes + " further bytes", in.remaining());
+      check(
+          in.remaining() >= bytes,
+          "header",
+          "at least " + bytes + " further bytes",
+          in.remaining());
     }
 
     private void check(boolean ok, String field, Object expected, Object actual) {
       if (!ok) {
-        throw new WeightFileException(path + ": " + field + ": expected=" + expected + " actual=" + actual);
+        throw new WeightFileException(
+            path + ": " + field + ": expected=" + expected + " actual=" + actual);
       }
     }
   }

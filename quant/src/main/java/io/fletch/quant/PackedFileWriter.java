@@ -75,8 +75,7 @@ public final class PackedFileWriter implements AutoCloseable {
     }
     fileBytes = end;
     entries = List.copyOf(placed);
-    channel =
-        FileChannel.open(temporary, StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE);
+    channel = FileChannel.open(temporary, StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE);
   }
 
   /** The matrices in their places. */

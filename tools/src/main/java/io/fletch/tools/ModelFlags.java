@@ -41,6 +41,13 @@ final class ModelFlags {
                 "NAME",
                 "auto (default), mapped (as in the file, instant start) or packed (repacked for"
                     + " speed)"),
+            Command.value(
+                "pack-cache",
+                "WHERE",
+                "on (default: packed weights are kept beside the model or in the user's cache"
+                    + " folder), off or a folder"),
+            Command.flag(
+                "verify-pack-cache", "verify every byte of kept packed weights before use"),
             Command.value("kv", "TYPE", "element type of the KV cache: f16 (default), f32, q8_0"),
             Command.value(
                 "ctx", "N", "context length in tokens (default: the model's own, at most 4096)")));
@@ -78,6 +85,7 @@ final class ModelFlags {
         .withBackend(arguments.choice("backend", defaults.backend()))
         .withKernels(arguments.choice("kernels", defaults.kernels()))
         .withWeights(arguments.choice("weights", defaults.weights()))
+        .withPackCache(packCache(arguments))
         .withKvType(arguments.choice("kv", defaults.kvType()))
         .withContextLength(
             arguments.integer("ctx", defaults.contextLength(), 0, Integer.MAX_VALUE));
@@ -113,5 +121,17 @@ final class ModelFlags {
 
   private static String loading(String name, int percent) {
     return "loading " + name + (percent == 0 ? "" : ", weights " + percent + " %");
+  }
+
+  private static ModelOptions.PackCache packCache(Arguments arguments) {
+    ModelOptions.PackCache where =
+        switch (arguments.string("pack-cache").orElse("on")) {
+          case "on" -> ModelOptions.PackCache.on();
+          case "off" -> ModelOptions.PackCache.off();
+          case String folder when folder.isBlank() ->
+              throw new UsageException("--pack-cache: expected=on|off|FOLDER actual=nothing");
+          case String folder -> ModelOptions.PackCache.in(Path.of(folder));
+        };
+    return arguments.has("verify-pack-cache") ? where.verified() : where;
   }
 }

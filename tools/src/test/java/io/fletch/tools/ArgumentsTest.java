@@ -76,7 +76,7 @@ class ArgumentsTest {
             List.of(ModelFlags.section()),
             List.of(
                 ("--threads 3 --backend reference --kernels scalar --weights mapped --kv q8_0"
-                        + " --ctx 99")
+                        + " --ctx 99 --pack-cache /x --verify-pack-cache")
                     .split(" ")));
     assertEquals(
         ModelOptions.defaults()
@@ -85,7 +85,8 @@ class ArgumentsTest {
             .withKernels(ModelOptions.Kernels.SCALAR)
             .withWeights(ModelOptions.Weights.MAPPED)
             .withKvType(ModelOptions.KvType.Q8_0)
-            .withContextLength(99),
+            .withContextLength(99)
+            .withPackCache(ModelOptions.PackCache.in(java.nio.file.Path.of("/x")).verified()),
         ModelFlags.options(arguments));
     assertEquals("demo", ModelFlags.name(arguments));
   }

@@ -32,13 +32,20 @@ public final class CpuBackend implements Backend {
    * @param kernels the kernel set; empty for the fastest available
    * @param layout layout of weights
    * @param progress hears of the preparation of weights
+   * @param cache where packed weights are kept; empty to pack at every start
    */
-  public record Options(int threads, Optional<Kernels> kernels, Layout layout, Progress progress) {
+  public record Options(
+      int threads,
+      Optional<Kernels> kernels,
+      Layout layout,
+      Progress progress,
+      Optional<PackCache> cache) {
     /** Checks ranges. */
     public Options {
       Objects.requireNonNull(kernels, "kernels");
       Objects.requireNonNull(layout, "layout");
       Objects.requireNonNull(progress, "progress");
+      Objects.requireNonNull(cache, "cache");
       if (threads < 0 || threads > 1024) {
         throw new IllegalArgumentException("threads: expected in [0, 1024] actual=" + threads);
       }
@@ -46,27 +53,32 @@ public final class CpuBackend implements Backend {
 
     /** Everything automatic. */
     public static Options defaults() {
-      return new Options(0, Optional.empty(), Layout.AUTO, (done, total) -> {});
+      return new Options(0, Optional.empty(), Layout.AUTO, (done, total) -> {}, Optional.empty());
     }
 
     /** With another number of threads. */
     public Options withThreads(int value) {
-      return new Options(value, kernels, layout, progress);
+      return new Options(value, kernels, layout, progress, cache);
     }
 
     /** With a certain kernel set. */
     public Options withKernels(Kernels value) {
-      return new Options(threads, Optional.of(value), layout, progress);
+      return new Options(threads, Optional.of(value), layout, progress, cache);
     }
 
     /** With another layout. */
     public Options withLayout(Layout value) {
-      return new Options(threads, kernels, value, progress);
+      return new Options(threads, kernels, value, progress, cache);
     }
 
     /** With a listener. */
     public Options withProgress(Progress value) {
-      return new Options(threads, kernels, layout, value);
+      return new Options(threads, kernels, layout, value, cache);
+    }
+
+    /** With a place for packed weights. */
+    public Options withCache(PackCache value) {
+      return new Options(threads, kernels, layout, progress, Optional.of(value));
     }
   }
 

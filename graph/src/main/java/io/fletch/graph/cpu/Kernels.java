@@ -54,7 +54,8 @@ public interface Kernels {
     /**
      * Packs rows {@code [from, to)} (multiples of the granule but at the end) of the row-major
      * matrix into the packed one, from base to base. A permutation of the bytes, possibly with
-     * padding.
+     * padding. Rows from a multiple {@code m} of the granule on lie from byte {@code
+     * packedBytes(m)} on, as they would in a matrix of their own.
      */
     void pack(MemorySegment rowMajor, MemorySegment packed, long out, long from, long to);
 

@@ -10,17 +10,20 @@ import java.io.IOException;
 import java.lang.foreign.MemorySegment;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.Collections;
 import java.util.HashMap;
 import java.util.IdentityHashMap;
+import java.util.Iterator;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.Set;
 
 /**
  * The weights of a graph as its kernels want them: matrices as mapped or packed, small tensors as
- * float32. Packed copies are Arrow buffers of a store that this object owns. Filled in by the
- * compiling thread, which uses the workers for packing.
+ * float32. Packed copies are Arrow buffers, of a store or of a mapped file of packed weights, which
+ * this object owns. Filled in by the compiling thread, which uses the workers for packing.
  */
 final class Weights implements AutoCloseable {
   private static final Path MEMORY_INFO = Path.of("/proc/meminfo");
@@ -31,33 +34,113 @@ final class Weights implements AutoCloseable {
   private final TensorStore store = TensorStore.create();
   private final Map<Tensor, PreparedWeight> matrices = new IdentityHashMap<>();
   private final Map<Tensor, MemorySegment> floats = new IdentityHashMap<>();
+  private Optional<PackedMatrices> file = Optional.empty();
   private String description = "";
 
   /** Prepares all matrices of a graph; called once. */
   void prepare(Graph graph, Kernels kernels, WorkerPool pool, CpuBackend.Options options) {
     List<Tensor> ordered = matricesOf(graph);
-    long packedBytes = 0;
+    List<PackedMatrices.Job> jobs = new ArrayList<>();
     for (Tensor t : ordered) {
       Kernels.Matmul m = kernel(kernels, t, true);
-      packedBytes += m.packs() ? m.packedBytes(t.rows()) : 0;
+      if (m.packs() && t.bytes() > 0) {
+        jobs.add(new PackedMatrices.Job(t, m));
+      }
     }
-    boolean pack = packedBytes > 0 && options.layout() != CpuBackend.Layout.MAPPED;
-    if (pack && options.layout() == CpuBackend.Layout.AUTO) {
-      pack = packedBytes <= freeMemory() / 2;
-    }
-    long total = ordered.stream().mapToLong(Tensor::bytes).sum();
-    long done = 0;
-    for (Tensor t : ordered) {
-      matrices.put(t, pack ? packed(t, kernels, pool) : mapped(t, kernels));
-      done += t.bytes();
-      options.progress().prepared(done, total);
-    }
-    if (pack) {
-      description = "weights packed (" + (packedBytes >> 20) + " MiB)";
-    } else if (packedBytes > 0 && options.layout() == CpuBackend.Layout.AUTO) {
-      description = "weights mapped (packing needs " + (packedBytes >> 20) + " MiB of free memory)";
-    } else {
+    long packedBytes = jobs.stream().mapToLong(PackedMatrices.Job::bytes).sum();
+    String size = (packedBytes >> 20) + " MiB";
+    Steps steps = new Steps(ordered, options.progress());
+    if (jobs.isEmpty() || options.layout() == CpuBackend.Layout.MAPPED) {
+      ordered.forEach(t -> matrices.put(t, mapped(t, kernels)));
       description = "weights mapped";
+    } else if (find(kernels, jobs, pool, options, packedBytes)) {
+      description = "weights packed (" + size + ", mapped from " + file.orElseThrow().path() + ")";
+    } else if (options.layout() == CpuBackend.Layout.AUTO && packedBytes > freeMemory() / 2) {
+      ordered.forEach(t -> matrices.put(t, mapped(t, kernels)));
+      description = "weights mapped (packing needs " + size + " of free memory)";
+    } else if (write(kernels, jobs, pool, options, packedBytes, steps)) {
+      description = "weights packed (" + size + ", kept in " + file.orElseThrow().path() + ")";
+    } else {
+      steps.restart();
+      for (PackedMatrices.Job job : jobs) {
+        matrices.put(job.tensor(), packed(job, pool));
+        steps.next(job.tensor());
+      }
+      description = "weights packed (" + size + ")";
+    }
+    for (Tensor t : ordered) {
+      matrices.computeIfAbsent(t, x -> unpacked(x, kernel(kernels, x, true)));
+    }
+    steps.end();
+  }
+
+  private boolean find(
+      Kernels kernels,
+      List<PackedMatrices.Job> jobs,
+      WorkerPool pool,
+      CpuBackend.Options options,
+      long bytes) {
+    file =
+        options
+            .cache()
+            .filter(c -> bytes >= c.minBytes())
+            .flatMap(c -> PackedMatrices.find(c, kernels, jobs, pool));
+    file.ifPresent(f -> use(f, jobs));
+    return file.isPresent();
+  }
+
+  private boolean write(
+      Kernels kernels,
+      List<PackedMatrices.Job> jobs,
+      WorkerPool pool,
+      CpuBackend.Options options,
+      long bytes,
+      Steps steps) {
+    Iterator<PackedMatrices.Job> next = jobs.iterator();
+    file =
+        options
+            .cache()
+            .filter(c -> bytes >= c.minBytes())
+            .flatMap(c ->
+                PackedMatrices.write(
+                    c, kernels, jobs, pool, () -> steps.next(next.next().tensor())));
+    file.ifPresent(f -> use(f, jobs));
+    return file.isPresent();
+  }
+
+  private void use(PackedMatrices packed, List<PackedMatrices.Job> jobs) {
+    for (int i = 0; i < jobs.size(); i++) {
+      PackedMatrices.Job job = jobs.get(i);
+      matrices.put(
+          job.tensor(),
+          new PreparedWeight(job.kernel(), packed.segment(i), job.tensor().rows(), job.bytes()));
+    }
+  }
+
+  /** Tells the listener how many bytes are prepared. */
+  private static final class Steps {
+    private final long total;
+    private final CpuBackend.Progress listener;
+    private long done;
+
+    Steps(List<Tensor> all, CpuBackend.Progress listener) {
+      total = all.stream().mapToLong(Tensor::bytes).sum();
+      this.listener = listener;
+    }
+
+    void next(Tensor t) {
+      done += t.bytes();
+      if (done < total) {
+        listener.prepared(done, total);
+      }
+    }
+
+    void restart() {
+      done = 0;
+    }
+
+    void end() {
+      listener.prepared(total, total);
     }
   }
 
@@ -87,15 +170,15 @@ final class Weights implements AutoCloseable {
     return new PreparedWeight(m, t.segment(), t.rows(), t.bytes());
   }
 
-  private PreparedWeight packed(Tensor t, Kernels kernels, WorkerPool pool) {
-    Kernels.Matmul m = kernel(kernels, t, true);
-    if (!m.packs()) {
-      return new PreparedWeight(m, t.segment(), t.rows(), t.bytes());
-    }
-    long bytes = m.packedBytes(t.rows());
-    MemorySegment to = store.allocate(t.name() + ".packed", TensorType.I8, bytes).segment();
-    pool.run(stages(new Pack(m, t, to)), this);
-    return new PreparedWeight(m, to, t.rows(), bytes);
+  private static PreparedWeight unpacked(Tensor t, Kernels.Matmul m) {
+    return new PreparedWeight(m, t.segment(), t.rows(), t.bytes());
+  }
+
+  private PreparedWeight packed(PackedMatrices.Job job, WorkerPool pool) {
+    Tensor t = job.tensor();
+    MemorySegment to = store.allocate(t.name() + ".packed", TensorType.I8, job.bytes()).segment();
+    pool.run(stages(new Pack(job, to)), this);
+    return new PreparedWeight(job.kernel(), to, t.rows(), job.bytes());
   }
 
   @SuppressWarnings({"unchecked", "rawtypes"})
@@ -105,19 +188,16 @@ final class Weights implements AutoCloseable {
 
   /** Packs one matrix, a range of rows per task. */
   private static final class Pack extends WorkerPool.Stage<Weights> {
-    private static final long TASK_BYTES = 1 << 20;
-
     private final Kernels.Matmul kernel;
     private final Tensor from;
     private final MemorySegment to;
     private final long step;
 
-    Pack(Kernels.Matmul kernel, Tensor from, MemorySegment to) {
-      this.kernel = kernel;
-      this.from = from;
+    Pack(PackedMatrices.Job job, MemorySegment to) {
+      this.kernel = job.kernel();
+      this.from = job.tensor();
       this.to = to;
-      long granule = kernel.rowGranule();
-      step = Math.max(1, TASK_BYTES / from.rowBytes() / granule) * granule;
+      step = job.step();
     }
 
     @Override
@@ -173,6 +253,8 @@ final class Weights implements AutoCloseable {
 
   @Override
   public void close() {
+    file.ifPresent(PackedMatrices::close);
+    file = Optional.empty();
     store.close();
   }
 }

@@ -149,7 +149,7 @@ public final class ModelLoader {
     Graph graph = ModelGraph.build(hp, weights, context, name);
     // Rows that see each other must be in one forward: a diffusion canvas is not cut into chunks.
     int rows = hp.diffusion() ? context : Math.min(context, options.prefillChunk());
-    Executable executable = backend(options).compile(graph, rows);
+    Executable executable = backend(options, file).compile(graph, rows);
     try {
       // What was packed is read from its packed copy from now on.
       file.dropPages();
@@ -180,7 +180,7 @@ public final class ModelLoader {
     };
   }
 
-  private static Backend backend(ModelOptions options) {
+  private static Backend backend(ModelOptions options, WeightFile file) {
     return switch (options.backend()) {
       case REFERENCE -> new ReferenceBackend();
       case CPU -> {
@@ -189,7 +189,9 @@ public final class ModelLoader {
                 .withThreads(options.threads())
                 .withLayout(CpuBackend.Layout.valueOf(options.weights().name()))
                 .withProgress(options.progress()::prepared);
-        yield new CpuBackend(kernels(options.kernels()).map(cpu::withKernels).orElse(cpu));
+        CpuBackend.Options cached =
+            options.packCache().enabled() ? cpu.withCache(PackCaches.of(options, file)) : cpu;
+        yield new CpuBackend(kernels(options.kernels()).map(cached::withKernels).orElse(cached));
       }
     };
   }

@@ -1,0 +1,227 @@
+package io.fletch.graph.cpu;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
+
+import io.fletch.graph.Executable;
+import io.fletch.graph.Graph;
+import io.fletch.graph.KvCache;
+import io.fletch.graph.TestGraphs;
+import io.fletch.graph.TestGraphs.Shape;
+import io.fletch.quant.TensorType;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** Packed weights kept on disk: found again, never trusted, never in the way. */
+class PackCacheTest {
+  private static final Shape SHAPE = Shape.small().type(TensorType.Q4_0);
+
+  @TempDir Path folder;
+  private final TestGraphs graphs = new TestGraphs(3);
+  private Graph graph;
+
+  @BeforeEach
+  void machineCode() {
+    assumeTrue(KernelSets.machineCode().isPresent(), "no machine code here, nothing is packed");
+    graph = graphs.llama(SHAPE);
+  }
+
+  @AfterEach
+  void close() {
+    graphs.close();
+  }
+
+  private PackCache cache(boolean verify, Path... folders) {
+    return new PackCache(List.of(folders), "size and time", 1, verify);
+  }
+
+  private static Executable compile(Graph graph, PackCache cache) {
+    return new CpuBackend(CpuBackend.Options.defaults().withThreads(2).withCache(cache))
+        .compile(graph, 64);
+  }
+
+  private static List<float[][]> answers(Executable e) {
+    return CpuBackendTest.script(e, KvCache.Type.F16, 1);
+  }
+
+  private List<float[][]> expected() {
+    try (Executable e =
+        new CpuBackend(CpuBackend.Options.defaults().withThreads(2)).compile(graph, 64)) {
+      return answers(e);
+    }
+  }
+
+  private static void assertSame(List<float[][]> expected, List<float[][]> actual) {
+    assertEquals(expected.size(), actual.size());
+    for (int i = 0; i < expected.size(); i++) {
+      assertTrue(Arrays.deepEquals(expected.get(i), actual.get(i)), "batch " + i);
+    }
+  }
+
+  private static List<Path> files(Path folder) throws IOException {
+    try (Stream<Path> files = Files.list(folder)) {
+      return files.toList();
+    }
+  }
+
+  /** Writes the cache and returns its file. */
+  private Path written() throws IOException {
+    try (Executable e = compile(graph, cache(false, folder))) {
+      assertTrue(e.description().contains("kept in"), e.description());
+      assertSame(expected(), answers(e));
+    }
+    List<Path> files = files(folder);
+    assertEquals(1, files.size(), files.toString());
+    return files.getFirst();
+  }
+
+  private void assertFound(PackCache cache) {
+    try (Executable e = compile(graph, cache)) {
+      assertTrue(e.description().contains("mapped from"), e.description());
+      assertSame(expected(), answers(e));
+    }
+  }
+
+  @Test
+  void theSecondStartMapsWhatTheFirstPacked() throws IOException {
+    Path file = written();
+    Object key = Files.getLastModifiedTime(file);
+    assertFound(cache(false, folder));
+    assertFound(cache(true, folder));
+    assertEquals(key, Files.getLastModifiedTime(file));
+  }
+
+  @Test
+  void otherWeightsAndOtherFilesHaveACacheOfTheirOwn() throws IOException {
+    written();
+    try (TestGraphs other = new TestGraphs(4);
+        Executable e = compile(other.llama(SHAPE), cache(false, folder))) {
+      assertTrue(e.description().contains("kept in"), e.description());
+    }
+    PackCache newer = new PackCache(List.of(folder), "another time", 1, false);
+    try (Executable e = compile(graph, newer)) {
+      assertTrue(e.description().contains("kept in"), e.description());
+    }
+    assertEquals(3, files(folder).size());
+  }
+
+  @Test
+  void aDamagedFileIsPackedAnew() throws IOException {
+    Path file = written();
+    byte[] whole = Files.readAllBytes(file);
+    List<byte[]> damages = new ArrayList<>();
+    damages.add(new byte[0]);
+    damages.add(Arrays.copyOf(whole, 40));
+    damages.add(Arrays.copyOf(whole, whole.length - 1));
+    byte[] header = whole.clone();
+    header[30] ^= 1;
+    damages.add(header);
+    // The first packed bytes are among the samples; those before the end are found when verified.
+    byte[] first = whole.clone();
+    first[2 << 20] ^= 1;
+    damages.add(first);
+    for (byte[] damage : damages) {
+      Files.write(file, damage);
+      assertEquals(file, written());
+      assertFound(cache(true, folder));
+    }
+    byte[] last = whole.clone();
+    last[(2 << 20) + 700] ^= 1;
+    Files.write(file, last);
+    try (Executable e = compile(graph, cache(true, folder))) {
+      assertTrue(e.description().contains("kept in"), e.description());
+      assertSame(expected(), answers(e));
+    }
+    assertFound(cache(true, folder));
+  }
+
+  @Test
+  void whatACrashLeftIsRemoved() throws IOException {
+    Path file = written();
+    Files.delete(file);
+    Path left = folder.resolve("." + file.getFileName() + ".abc.tmp");
+    Files.write(left, new byte[100]);
+    Files.write(folder.resolve("." + file.getFileName() + ".lock"), new byte[0]);
+    written();
+    assertFalse(Files.exists(left));
+  }
+
+  @Test
+  void aFolderThatCannotBeWrittenIsPassedOver() throws IOException {
+    Path blocked = Files.createFile(folder.resolve("file"));
+    Path second = folder.resolve("second/deep");
+    try (Executable e = compile(graph, cache(false, blocked, second))) {
+      assertTrue(e.description().contains(second.toString()), e.description());
+    }
+    assertFound(cache(false, blocked, second));
+    try (Executable e = compile(graph, cache(false, blocked))) {
+      assertTrue(e.description().endsWith("MiB)"), e.description());
+      assertSame(expected(), answers(e));
+    }
+  }
+
+  @Test
+  void startsAtOnceAllWorkAndLeaveOneFile() throws Exception {
+    List<float[][]> expected = expected();
+    try (ExecutorService pool = Executors.newFixedThreadPool(4)) {
+      List<Future<?>> all = new ArrayList<>();
+      for (int i = 0; i < 12; i++) {
+        all.add(
+            pool.submit(() -> {
+              try (Executable e = compile(graph, cache(true, folder))) {
+                assertSame(expected, answers(e));
+              }
+            }));
+      }
+      for (Future<?> f : all) {
+        f.get();
+      }
+    }
+    assertEquals(1, files(folder).size(), files(folder).toString());
+    assertFound(cache(true, folder));
+  }
+
+  @Test
+  void smallModelsLeaveNoFileAndNeitherDoMappedWeights() throws IOException {
+    PackCache large = new PackCache(List.of(folder), "s", 64L << 20, false);
+    compile(graph, large).close();
+    new CpuBackend(
+            CpuBackend.Options.defaults()
+                .withLayout(CpuBackend.Layout.MAPPED)
+                .withCache(cache(false, folder)))
+        .compile(graph, 64)
+        .close();
+    assertEquals(List.of(), files(folder));
+  }
+
+  @Test
+  void progressEndsAtTheTotalOnEveryWay() throws IOException {
+    for (int start = 0; start < 2; start++) {
+      List<Long> seen = new ArrayList<>();
+      CpuBackend.Options o =
+          CpuBackend.Options.defaults()
+              .withCache(cache(false, folder))
+              .withProgress((done, total) -> {
+                assertTrue(done <= total);
+                seen.add(done == total ? -1 : done);
+              });
+      new CpuBackend(o).compile(graph, 64).close();
+      assertEquals(-1, seen.getLast());
+      assertEquals(1, seen.stream().filter(d -> d == -1).count());
+    }
+  }
+}
