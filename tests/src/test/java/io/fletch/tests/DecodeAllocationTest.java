@@ -9,6 +9,7 @@ import io.fletch.GenerationOptions;
 import io.fletch.Model;
 import io.fletch.ModelOptions;
 import io.fletch.Session;
+import io.fletch.ffm.ExecutableMemory;
 import java.lang.management.ManagementFactory;
 import java.util.Arrays;
 import org.junit.jupiter.api.Test;
@@ -21,13 +22,17 @@ import org.junit.jupiter.api.Test;
 class DecodeAllocationTest {
   private static final ThreadMXBean THREADS = (ThreadMXBean) ManagementFactory.getThreadMXBean();
 
+  /** The default where machine code runs; the Vector API boxes until its last compiler has run. */
+  private static ModelOptions.Kernels kernels() {
+    boolean machineCode =
+        System.getProperty("os.arch").equals("amd64") && ExecutableMemory.refusal().isEmpty();
+    return machineCode ? ModelOptions.Kernels.AUTO : ModelOptions.Kernels.SCALAR;
+  }
+
   @Test
   void workersAllocateNothingAndTheCallerAllocatesChunks() {
     ModelOptions options =
-        ModelOptions.defaults()
-            .withThreads(3)
-            .withContextLength(512)
-            .withKernels(ModelOptions.Kernels.SCALAR);
+        ModelOptions.defaults().withThreads(3).withContextLength(512).withKernels(kernels());
     long[] before = THREADS.getAllThreadIds();
     Arrays.sort(before);
     try (Model model = Model.demo("demo-small", options);
