@@ -68,7 +68,8 @@ public record ModelOptions(
   }
 
   /**
-   * The file of packed weights that a later start maps instead of packing anew.
+   * The file of packed weights that a later start maps instead of packing anew. It may be deleted
+   * at any time.
    *
    * @param enabled whether such files are read and written; models below 64 MB never need one
    * @param folder the folder for them; empty for that of the model, else (where that cannot be
