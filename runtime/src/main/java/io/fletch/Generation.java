@@ -1,5 +1,6 @@
 package io.fletch;
 
+import io.fletch.sampling.DecodeCounters;
 import java.util.Iterator;
 import java.util.List;
 
@@ -14,7 +15,7 @@ public interface Generation extends Iterator<Generation.Chunk>, AutoCloseable {
    *
    * @param ids token ids
    * @param position index of the first of them in the answer; autoregressive models count up,
-   *     diffusion models may fill in anywhere
+   *     diffusion models may fill in anywhere, and give ids that stand behind the answer's end too
    * @param text text that is now final (possibly empty while a UTF-8 sequence or a stop string is
    *     undecided)
    * @param logprobs one per id if asked for, else empty
@@ -54,7 +55,7 @@ public interface Generation extends Iterator<Generation.Chunk>, AutoCloseable {
    * @param completionTokens tokens generated, an ending token included
    * @param prefillNanos time for the prompt
    * @param decodeNanos time for the answer after its first token
-   * @param forwards forward passes
+   * @param counters what it cost: forwards, rows, bytes, drafts
    */
   record Result(
       String text,
@@ -65,7 +66,12 @@ public interface Generation extends Iterator<Generation.Chunk>, AutoCloseable {
       int completionTokens,
       long prefillNanos,
       long decodeNanos,
-      long forwards) {}
+      DecodeCounters counters) {
+    /** Forward passes over the model's weights. */
+    public long forwards() {
+      return counters.forwards();
+    }
+  }
 
   /** Asks for the end; takes effect before the next step. Any thread. */
   void cancel();

@@ -17,7 +17,11 @@ import java.util.Optional;
  * @param logprobs number of alternatives to report per token; -1 for none
  * @param diffusion how a diffusion model decodes; empty for low-confidence unmasking in blocks of
  *     16, one token per step, with the temperature, top-k, top-p and seed of {@code sampling}. Not
- *     for autoregressive models.
+ *     for autoregressive models. {@code DiffusionTechnique.parse("fast", model.diffusion().get(),
+ *     64)} and {@code DiffusionPresets} make them from text
+ * @param guide the autoregressive model that judges drafts in guided diffusion ({@code
+ *     Search.Guided}); it must have the same tokenizer and stay open. Needed there, refused
+ *     elsewhere
  */
 public record GenerationOptions(
     SamplingOptions sampling,
@@ -26,11 +30,13 @@ public record GenerationOptions(
     List<Integer> stopTokens,
     boolean ignoreEnd,
     int logprobs,
-    Optional<DiffusionOptions> diffusion) {
+    Optional<DiffusionOptions> diffusion,
+    Optional<Model> guide) {
   /** Copies and checks. */
   public GenerationOptions {
     Objects.requireNonNull(sampling, "sampling");
     Objects.requireNonNull(diffusion, "diffusion");
+    Objects.requireNonNull(guide, "guide");
     stopStrings = List.copyOf(stopStrings);
     stopTokens = List.copyOf(stopTokens);
     if (maxTokens < 0 || logprobs < -1) {
@@ -45,7 +51,14 @@ public record GenerationOptions(
   /** Default sampling, no limits. */
   public static GenerationOptions defaults() {
     return new GenerationOptions(
-        SamplingOptions.defaults(), 0, List.of(), List.of(), false, -1, Optional.empty());
+        SamplingOptions.defaults(),
+        0,
+        List.of(),
+        List.of(),
+        false,
+        -1,
+        Optional.empty(),
+        Optional.empty());
   }
 
   /** Greedy decoding. */
@@ -56,42 +69,62 @@ public record GenerationOptions(
   /** With other sampling. */
   public GenerationOptions withSampling(SamplingOptions value) {
     return new GenerationOptions(
-        value, maxTokens, stopStrings, stopTokens, ignoreEnd, logprobs, diffusion);
+        value, maxTokens, stopStrings, stopTokens, ignoreEnd, logprobs, diffusion, guide);
   }
 
   /** With another limit. */
   public GenerationOptions withMaxTokens(int value) {
     return new GenerationOptions(
-        sampling, value, stopStrings, stopTokens, ignoreEnd, logprobs, diffusion);
+        sampling, value, stopStrings, stopTokens, ignoreEnd, logprobs, diffusion, guide);
   }
 
   /** With stop strings. */
   public GenerationOptions withStopStrings(List<String> value) {
     return new GenerationOptions(
-        sampling, maxTokens, value, stopTokens, ignoreEnd, logprobs, diffusion);
+        sampling, maxTokens, value, stopTokens, ignoreEnd, logprobs, diffusion, guide);
   }
 
   /** With stop tokens. */
   public GenerationOptions withStopTokens(List<Integer> value) {
     return new GenerationOptions(
-        sampling, maxTokens, stopStrings, value, ignoreEnd, logprobs, diffusion);
+        sampling, maxTokens, stopStrings, value, ignoreEnd, logprobs, diffusion, guide);
   }
 
   /** With or without stopping at the model's own end tokens. */
   public GenerationOptions withIgnoreEnd(boolean value) {
     return new GenerationOptions(
-        sampling, maxTokens, stopStrings, stopTokens, value, logprobs, diffusion);
+        sampling, maxTokens, stopStrings, stopTokens, value, logprobs, diffusion, guide);
   }
 
   /** With log-probabilities of that many alternatives. */
   public GenerationOptions withLogprobs(int value) {
     return new GenerationOptions(
-        sampling, maxTokens, stopStrings, stopTokens, ignoreEnd, value, diffusion);
+        sampling, maxTokens, stopStrings, stopTokens, ignoreEnd, value, diffusion, guide);
   }
 
   /** With another way to decode a diffusion model. */
   public GenerationOptions withDiffusion(DiffusionOptions value) {
     return new GenerationOptions(
-        sampling, maxTokens, stopStrings, stopTokens, ignoreEnd, logprobs, Optional.of(value));
+        sampling,
+        maxTokens,
+        stopStrings,
+        stopTokens,
+        ignoreEnd,
+        logprobs,
+        Optional.of(value),
+        guide);
+  }
+
+  /** With a guide for guided diffusion. */
+  public GenerationOptions withGuide(Model value) {
+    return new GenerationOptions(
+        sampling,
+        maxTokens,
+        stopStrings,
+        stopTokens,
+        ignoreEnd,
+        logprobs,
+        diffusion,
+        Optional.of(value));
   }
 }

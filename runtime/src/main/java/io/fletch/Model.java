@@ -1,8 +1,10 @@
 package io.fletch;
 
+import io.fletch.sampling.DiffusionModel;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 
 /** An open model: immutable, shared between threads. Sessions must be closed before it. */
 public interface Model extends AutoCloseable {
@@ -42,6 +44,12 @@ public interface Model extends AutoCloseable {
 
   /** What it is made of. */
   Info info();
+
+  /**
+   * What decoding must know of a diffusion model, for {@code DiffusionPresets} and {@code
+   * DiffusionTechnique}; empty for an autoregressive model.
+   */
+  Optional<DiffusionModel> diffusion();
 
   /** The tokenizer. */
   Tokenizer tokenizer();

@@ -31,6 +31,32 @@ public interface KvCache extends AutoCloseable {
    */
   void length(int length);
 
+  /**
+   * Copies keys and values of {@code count} slots of all layers, bit for bit. The lengths of both
+   * caches stay as they are.
+   *
+   * @param source a cache of the same executable and type; may be this one if the ranges do not
+   *     overlap
+   * @throws IllegalArgumentException for a cache of another executable or type, or ranges that
+   *     overlap
+   * @throws IndexOutOfBoundsException for a range outside either cache
+   */
+  void copy(KvCache source, int sourceSlot, int slot, int count);
+
+  /** Checks the arguments of {@link #copy} apart from where the caches come from. */
+  static void checkCopy(KvCache source, int sourceSlot, KvCache target, int slot, int count) {
+    java.util.Objects.checkFromIndexSize(sourceSlot, count, source.capacity());
+    java.util.Objects.checkFromIndexSize(slot, count, target.capacity());
+    if (source.type() != target.type()) {
+      throw new IllegalArgumentException(
+          "type of the source: expected=" + target.type() + " actual=" + source.type());
+    }
+    if (source == target && Math.abs((long) slot - sourceSlot) < count) {
+      throw new IllegalArgumentException(
+          "ranges overlap: sourceSlot=" + sourceSlot + " slot=" + slot + " count=" + count);
+    }
+  }
+
   /** Bytes held, all layers. */
   long bytes();
 

@@ -127,6 +127,31 @@ final class ReferenceKvCache implements KvCache {
   }
 
   @Override
+  public void copy(KvCache source, int sourceSlot, int slot, int count) {
+    checkOpen();
+    if (!(source instanceof ReferenceKvCache from) || from.owner != owner) {
+      throw new IllegalArgumentException("the cache was made by another executable");
+    }
+    from.checkOpen();
+    KvCache.checkCopy(source, sourceSlot, this, slot, count);
+    for (AttentionSpec spec : owner.graph().kvLayers()) {
+      int l = spec.layer();
+      copy(from.keys, keys, l, sourceSlot, slot, count, spec.kvHeads() * spec.keyDim());
+      copy(from.values, values, l, sourceSlot, slot, count, spec.kvHeads() * spec.valueDim());
+    }
+  }
+
+  /** Copies slots of {@code width} floats; what the source never wrote is zero. */
+  private static void copy(
+      float[][] from, float[][] to, int layer, int sourceSlot, int slot, int count, int width) {
+    float[] target = room(to, layer, (slot + count) * width);
+    int first = Math.min(sourceSlot * width, from[layer].length);
+    int there = Math.min(count * width, from[layer].length - first);
+    System.arraycopy(from[layer], first, target, slot * width, there);
+    Arrays.fill(target, slot * width + there, (slot + count) * width, 0);
+  }
+
+  @Override
   public long bytes() {
     long floats = 0;
     for (int i = 0; i < keys.length; i++) {

@@ -41,12 +41,14 @@ final class RunCommand implements Command {
                     "json",
                     "print one JSON object at the end: text, ids, prompt_tokens,"
                         + " completion_tokens, finish_reason, prefill_tps, decode_tps,"
-                        + " model_bytes_per_token"),
+                        + " model_bytes_per_token, and what it cost: forwards, rows, head_rows,"
+                        + " bytes_read, drafts_proposed, drafts_accepted, exit_step"),
                 Command.value(
                     "logprobs",
                     "N",
                     "with --json: log-probability of every token and of the N likeliest ones"))),
         SamplingFlags.section(),
+        DiffusionFlags.section(),
         ModelFlags.section());
   }
 
@@ -67,13 +69,19 @@ final class RunCommand implements Command {
     if (arguments.has("raw") && arguments.has("system")) {
       throw new UsageException("--system needs the chat template, which --raw leaves out");
     }
-    GenerationOptions options =
+    GenerationOptions sampled =
         SamplingFlags.parse(arguments, ModelFlags.isDemo(ModelFlags.name(arguments)))
             .withLogprobs(arguments.integer("logprobs", -1, 0, 1000));
     String prompt = prompt(arguments, io);
     try (Model model = ModelFlags.open(arguments, io);
+        Model guide = DiffusionFlags.openGuide(arguments, io);
         Session session = model.newSession();
-        Generation generation = start(session, arguments, prompt, options)) {
+        Generation generation =
+            start(
+                session,
+                arguments,
+                prompt,
+                DiffusionFlags.apply(arguments, model, guide, sampled))) {
       List<Generation.TokenLogprob> logprobs = new ArrayList<>();
       boolean lineEnded = false;
       while (generation.hasNext()) {
@@ -87,12 +95,12 @@ final class RunCommand implements Command {
       }
       Generation.Result result = generation.result();
       if (json) {
-        io.println(Json.line(report(model, result, options.logprobs() >= 0 ? logprobs : null)));
+        io.println(Json.line(report(model, result, sampled.logprobs() >= 0 ? logprobs : null)));
       } else if (!lineEnded) {
         io.println("");
       }
       if (arguments.has("verbose")) {
-        io.note("fletch: " + Speed.line(result) + ", seed " + options.sampling().seed());
+        io.note("fletch: " + Speed.line(result) + ", seed " + sampled.sampling().seed());
       }
       return Cli.OK;
     }
@@ -141,6 +149,8 @@ final class RunCommand implements Command {
     report.put("prefill_tps", Json.rounded(Speed.prefill(result)));
     report.put("decode_tps", Json.rounded(Speed.decode(result)));
     report.put("model_bytes_per_token", model.info().bytesPerToken());
+    Counters.put(result.counters(), report);
+    report.put("exit_step", result.counters().exitStep());
     if (logprobs != null) {
       report.put("logprobs", logprobs.stream().map(token -> entry(model, token)).toList());
     }

@@ -23,6 +23,7 @@ final class CpuKvCache implements KvCache {
   private final long[] valueBase;
   private final long[] keyBytes;
   private final long[] valueBytes;
+  private final int[] heads;
   private int length;
   private boolean closed;
 
@@ -36,10 +37,12 @@ final class CpuKvCache implements KvCache {
     valueBase = new long[n];
     keyBytes = new long[n];
     valueBytes = new long[n];
+    heads = new int[n];
     long end = 0;
     for (int l = 0; l < n; l++) {
       AttentionSpec spec = layers.get(l);
       AttentionStage.checkType(spec, type);
+      heads[l] = spec.kvHeads();
       keyBytes[l] = kernels.kvBytes(type, spec.keyDim());
       valueBytes[l] = kernels.kvBytes(type, spec.valueDim());
       keyBase[l] = end;
@@ -111,6 +114,32 @@ final class CpuKvCache implements KvCache {
           "length: expected in [0, " + capacity + "] actual=" + newLength);
     }
     length = newLength;
+  }
+
+  @Override
+  public void copy(KvCache source, int sourceSlot, int slot, int count) {
+    check(owner);
+    if (!(source instanceof CpuKvCache from)) {
+      throw new IllegalArgumentException("the cache was made by another executable");
+    }
+    from.check(owner);
+    KvCache.checkCopy(source, sourceSlot, this, slot, count);
+    for (int l = 0; l < heads.length; l++) {
+      for (int h = 0; h < heads[l]; h++) {
+        MemorySegment.copy(
+            from.segment,
+            from.keyOffset(l, h, sourceSlot),
+            segment,
+            keyOffset(l, h, slot),
+            count * keyBytes[l]);
+        MemorySegment.copy(
+            from.segment,
+            from.valueOffset(l, h, sourceSlot),
+            segment,
+            valueOffset(l, h, slot),
+            count * valueBytes[l]);
+      }
+    }
   }
 
   @Override

@@ -6,6 +6,7 @@ import io.fletch.Tokenizer;
 import io.fletch.sampling.AutoregressiveDecoder;
 import io.fletch.sampling.AutoregressiveOptions;
 import io.fletch.sampling.CausalForward.Logits;
+import io.fletch.sampling.DecodeCounters;
 import io.fletch.sampling.LogProbabilities;
 import io.fletch.sampling.Sampler;
 import java.util.ArrayList;
@@ -29,14 +30,14 @@ final class AutoregressiveGeneration implements Generation {
   private final StopStrings stops;
   private final PrefillEvent prefillEvent = new PrefillEvent();
   private final DecodeStepEvent stepEvent = new DecodeStepEvent();
-  private final long forwardsBefore;
+  private final DecodeCounters before;
   private final List<Integer> ids = new ArrayList<>();
   private final StringBuilder text = new StringBuilder();
   private volatile boolean cancelled;
   private boolean started;
   private boolean flushed;
   private FinishReason reason;
-  private long forwards;
+  private DecodeCounters counters = new DecodeCounters(0, 0, 0, 0, 0, 0, 0, 0, 0, -1, 0, 0);
   private int completionTokens;
   private long prefillNanos;
   private long decodeNanos;
@@ -69,7 +70,7 @@ final class AutoregressiveGeneration implements Generation {
             new AutoregressiveOptions(maxTokens, stopTokens, options.logprobs()));
     this.stream = session.model().tokenizer().streamDecoder();
     this.stops = new StopStrings(options.stopStrings());
-    this.forwardsBefore = forward.forwards();
+    this.before = forward.counters();
   }
 
   @Override
@@ -215,10 +216,26 @@ final class AutoregressiveGeneration implements Generation {
     return new TokenLogprob(id, values.of(id), top);
   }
 
+  private DecodeCounters cost(DecodeCounters now) {
+    return new DecodeCounters(
+        now.forwards() - before.forwards(),
+        now.rows() - before.rows(),
+        now.headRows() - before.headRows(),
+        now.bytesRead() - before.bytesRead(),
+        completionTokens,
+        completionTokens,
+        0,
+        0,
+        0,
+        -1,
+        0,
+        0);
+  }
+
   private void end(FinishReason why) {
     if (reason == null) {
       reason = why;
-      forwards = forward.forwards() - forwardsBefore;
+      counters = cost(forward.counters());
       session.finished(this);
     }
   }
@@ -242,7 +259,7 @@ final class AutoregressiveGeneration implements Generation {
         completionTokens,
         prefillNanos,
         decodeNanos,
-        forwards);
+        counters);
   }
 
   @Override

@@ -39,7 +39,7 @@ final class AutoregressiveSession extends BaseSession {
 
   @Override
   Generation start(int[] ids, GenerationOptions options) {
-    if (options.diffusion().isPresent()) {
+    if (options.diffusion().isPresent() || options.guide().isPresent()) {
       throw new FletchException(
           "model " + model().name() + " is autoregressive: diffusion options do not apply");
     }

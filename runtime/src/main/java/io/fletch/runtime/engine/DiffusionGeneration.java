@@ -3,6 +3,7 @@ package io.fletch.runtime.engine;
 import io.fletch.Generation;
 import io.fletch.GenerationOptions;
 import io.fletch.Tokenizer;
+import io.fletch.sampling.DecodeCounters;
 import io.fletch.sampling.DecodeTrace;
 import io.fletch.sampling.DiffusionDecoder;
 import java.util.ArrayDeque;
@@ -43,7 +44,7 @@ final class DiffusionGeneration implements Generation {
   private int read;
 
   private boolean ended;
-  private long forwards;
+  private DecodeCounters counters = new DecodeCounters(0, 0, 0, 0, 0, 0, 0, 0, 0, -1, 0, 0);
   private long prefillNanos;
   private long decodeNanos;
 
@@ -122,7 +123,7 @@ final class DiffusionGeneration implements Generation {
       stepEvent.tokens = isStep ? decoder.latest().offsets().size() : 0;
       stepEvent.commit();
     }
-    forwards = decoder.counters().forwards();
+    counters = decoder.counters();
     long nanos = System.nanoTime() - start;
     if (isFirst) {
       prefillNanos += nanos;
@@ -234,7 +235,7 @@ final class DiffusionGeneration implements Generation {
         read,
         prefillNanos,
         decodeNanos,
-        forwards);
+        counters);
   }
 
   @Override

@@ -3,11 +3,11 @@ package io.fletch.runtime.engine;
 import io.fletch.FletchException;
 import io.fletch.Generation;
 import io.fletch.GenerationOptions;
+import io.fletch.Model;
 import io.fletch.Tokenizer;
 import io.fletch.graph.Batch;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.Span;
-import io.fletch.runtime.arch.HyperParameters;
 import io.fletch.sampling.Caching;
 import io.fletch.sampling.DiffusionDecoder;
 import io.fletch.sampling.DiffusionModel;
@@ -32,9 +32,14 @@ final class DiffusionSession extends BaseSession {
 
   private final GraphCanvas canvas;
 
+  /** The guide of the latest guided answer; null before. */
+  private LoadedModel guide;
+
+  private GraphForward guideForward;
+
   DiffusionSession(LoadedModel model) {
     super(model);
-    canvas = new GraphCanvas(model.executable(), model.contextLength(), model.kvType());
+    canvas = new GraphCanvas(model);
   }
 
   @Override
@@ -51,6 +56,11 @@ final class DiffusionSession extends BaseSession {
   @Override
   Generation start(int[] ids, GenerationOptions options) {
     checkSampling(options);
+    if (options.guide().isPresent()
+        && !(options.diffusion().isPresent()
+            && options.diffusion().get().search() instanceof Search.Guided)) {
+      throw new FletchException("a guide is of no use without guided diffusion");
+    }
     DiffusionOptions decoding =
         options
             .diffusion()
@@ -66,7 +76,12 @@ final class DiffusionSession extends BaseSession {
               + model().contextLength());
     }
     int[] stopTokens = stopTokens(options);
-    DiffusionDecoder decoder = DiffusionDecoder.of(canvas, diffusionModel(stopTokens), decoding);
+    DiffusionModel facts = model().diffusion(stopTokens);
+    DiffusionDecoder decoder =
+        decoding.search() instanceof Search.Guided guided
+            ? DiffusionDecoder.of(
+                canvas, facts, decoding, guide(options, guided, ids.length + length))
+            : DiffusionDecoder.of(canvas, facts, decoding);
     boolean streams =
         !(decoding.transfer() instanceof Transfer.Edit)
             && !(decoding.search() instanceof Search.Nap);
@@ -79,6 +94,81 @@ final class DiffusionSession extends BaseSession {
         options.maxTokens() == 0 ? length : options.maxTokens(),
         streams,
         options);
+  }
+
+  /** The guide's forward, kept from answer to answer while guide and sizes stay. */
+  private GraphForward guide(GenerationOptions options, Search.Guided technique, int canvasLength) {
+    LoadedModel wanted =
+        switch (options.guide().orElse(null)) {
+          case LoadedModel m when m.diffusion().isEmpty() -> m;
+          case null ->
+              throw new FletchException(
+                  "guided diffusion needs a guide: GenerationOptions.withGuide");
+          case Model m ->
+              throw new FletchException("the guide must be autoregressive: model=" + m.name());
+        };
+    if (wanted.contextLength() < canvasLength - 1) {
+      throw new FletchException(
+          "the guide's context is too short: expected>="
+              + (canvasLength - 1)
+              + " actual="
+              + wanted.contextLength());
+    }
+    int heads = technique.chunk() + 1;
+    if (guide == wanted && guideForward.maxLogitRows() >= heads) {
+      return guideForward;
+    }
+    if (guide != wanted) {
+      checkSameTokens(wanted);
+    }
+    releaseGuide();
+    wanted.sessionOpened();
+    try {
+      guideForward = wanted.newForward(wanted.contextLength(), heads);
+      guide = wanted;
+    } catch (RuntimeException | Error e) {
+      wanted.sessionClosed();
+      throw e;
+    }
+    return guideForward;
+  }
+
+  /** A draft is judged by its id: an id must be the same text to both models. */
+  private void checkSameTokens(LoadedModel other) {
+    Tokenizer mine = model().tokenizer();
+    Tokenizer theirs = other.tokenizer();
+    int count = model().definedTokens();
+    if (other.definedTokens() < count) {
+      throw new FletchException(
+          "guide "
+              + other.name()
+              + ": vocabulary expected>="
+              + count
+              + " tokens actual="
+              + other.definedTokens());
+    }
+    for (int id = 0; id < count; id++) {
+      if (!mine.token(id).equals(theirs.token(id))) {
+        throw new FletchException(
+            "guide "
+                + other.name()
+                + " has another vocabulary: token "
+                + id
+                + " expected="
+                + mine.token(id)
+                + " actual="
+                + theirs.token(id));
+      }
+    }
+  }
+
+  private void releaseGuide() {
+    if (guide != null) {
+      guideForward.close();
+      guide.sessionClosed();
+      guide = null;
+      guideForward = null;
+    }
   }
 
   /** What sampling options mean nothing here is refused, apart from the cut-off by min-p. */
@@ -123,24 +213,6 @@ final class DiffusionSession extends BaseSession {
         0,
         true,
         s.seed());
-  }
-
-  private DiffusionModel diffusionModel(int[] stopTokens) {
-    HyperParameters hp = model().hyperParameters();
-    Tokenizer tokenizer = model().tokenizer();
-    int fill =
-        tokenizer
-            .eos()
-            .orElseThrow(() ->
-                new FletchException(
-                    "model " + model().name() + ": the tokenizer declares no end token"));
-    return new DiffusionModel(
-        hp.maskToken().orElseThrow(),
-        stopTokens,
-        fill,
-        model().definedTokens(),
-        hp.shiftLogits(),
-        0);
   }
 
   @Override
@@ -207,6 +279,7 @@ final class DiffusionSession extends BaseSession {
 
   @Override
   void release() {
+    releaseGuide();
     canvas.close();
   }
 }

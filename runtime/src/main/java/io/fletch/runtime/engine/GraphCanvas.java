@@ -23,17 +23,22 @@ final class GraphCanvas implements CanvasForward, AutoCloseable {
   private final KvCache.Type type;
   private final int vocabulary;
   private final int mostRows;
+  private final long weightBytes;
+  private final long slotBytes;
   private final List<KvCache> caches = new ArrayList<>();
   private final Batch.RowStatistics statistics = new Batch.RowStatistics();
   private int[] firstHead = new int[4];
   private float[] row = new float[0];
   private Batch batch;
+  private long bytesRead;
   private LogitEdits edits = LogitEdits.none();
 
-  GraphCanvas(Executable executable, int context, KvCache.Type type) {
-    this.executable = executable;
-    this.context = context;
-    this.type = type;
+  GraphCanvas(LoadedModel model) {
+    executable = model.executable();
+    context = model.contextLength();
+    type = model.kvType();
+    weightBytes = model.info().bytesPerToken();
+    slotBytes = model.kvBytesPerSlot();
     this.vocabulary = executable.graph().vocabulary();
     this.mostRows = executable.plans().getLast().maxRows();
   }
@@ -54,7 +59,9 @@ final class GraphCanvas implements CanvasForward, AutoCloseable {
       throw new SamplingException(
           "rows of one forward: expected=at most "
               + mostRows
-              + ", the context that the model was opened with, actual="
+              + " at a context of "
+              + context
+              + " tokens (a longer context, a smaller depth or fewer beams help) actual="
               + rows);
     }
     edits = newEdits;
@@ -79,12 +86,23 @@ final class GraphCanvas implements CanvasForward, AutoCloseable {
     for (int i = 0; i < windows.size(); i++) {
       CanvasWindow w = windows.get(i);
       int first = batch.add(span(w), w.tokens(), 0);
+      bytesRead += (w.prefix() + w.suffixTo() - w.suffixFrom() + w.rows()) * slotBytes;
       firstHead[i] = batch.logitRows();
       for (int head : w.heads()) {
         batch.wantLogits(first + head);
       }
     }
     executable.forward(batch);
+    bytesRead += weightBytes;
+  }
+
+  /**
+   * Weights once per forward, and for every window the keys and values that it sees: what must come
+   * from memory if nothing is in a cache of the processor.
+   */
+  @Override
+  public long bytesRead() {
+    return bytesRead;
   }
 
   private Span span(CanvasWindow w) {
@@ -128,9 +146,7 @@ final class GraphCanvas implements CanvasForward, AutoCloseable {
 
   @Override
   public void copy(int fromCache, int fromSlot, int toCache, int toSlot, int count) {
-    throw new SamplingException(
-        "this technique moves keys and values between slots, which the backend cannot do: slots="
-            + count);
+    caches.get(toCache).copy(caches.get(fromCache), fromSlot, toSlot, count);
   }
 
   private void closeBatch() {

@@ -4,6 +4,7 @@ import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
 import io.fletch.graph.KvCache;
 import io.fletch.sampling.CausalForward;
+import io.fletch.sampling.DecodeCounters;
 import io.fletch.sampling.RowStatistics;
 import java.util.Arrays;
 
@@ -22,10 +23,14 @@ final class GraphForward implements CausalForward, AutoCloseable {
   private final int defined;
   private final int[] tokens;
   private final float[] scratch;
+  private final long weightBytes;
+  private final long slotBytes;
   private final Batch.RowStatistics statistics = new Batch.RowStatistics();
   private int logitRows;
   private long forwards;
   private long rows;
+  private long headRows;
+  private long bytesRead;
 
   /**
    * Makes an empty cache.
@@ -33,6 +38,8 @@ final class GraphForward implements CausalForward, AutoCloseable {
    * @param capacity slots of the cache
    * @param defined ids below this are tokens
    * @param maxLogitRows most logit rows of one append
+   * @param weightBytes bytes of weights that a forward reads
+   * @param slotBytes bytes of keys and values per slot
    */
   GraphForward(
       Executable executable,
@@ -40,10 +47,14 @@ final class GraphForward implements CausalForward, AutoCloseable {
       KvCache.Type type,
       int defined,
       int maxRows,
-      int maxLogitRows) {
+      int maxLogitRows,
+      long weightBytes,
+      long slotBytes) {
     this.executable = executable;
     this.vocabulary = executable.graph().vocabulary();
     this.defined = defined;
+    this.weightBytes = weightBytes;
+    this.slotBytes = slotBytes;
     this.tokens = new int[capacity];
     this.scratch = defined < vocabulary ? new float[vocabulary] : null;
     this.kv = executable.newKvCache(capacity, type);
@@ -118,6 +129,8 @@ final class GraphForward implements CausalForward, AutoCloseable {
       kv.length(length + n);
       forwards++;
       rows += n;
+      headRows += batch.logitRows();
+      bytesRead += weightBytes + (length + n) * slotBytes;
       done += n;
     }
     logitRows = batch.logitRows();
@@ -192,6 +205,11 @@ final class GraphForward implements CausalForward, AutoCloseable {
   @Override
   public long rows() {
     return rows;
+  }
+
+  /** What has been run so far. */
+  DecodeCounters counters() {
+    return new DecodeCounters(forwards, rows, headRows, bytesRead, 0, 0, 0, 0, 0, -1, 0, 0);
   }
 
   @Override

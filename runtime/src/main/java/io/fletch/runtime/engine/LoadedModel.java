@@ -6,6 +6,7 @@ import io.fletch.Model;
 import io.fletch.ModelOptions;
 import io.fletch.Session;
 import io.fletch.Tokenizer;
+import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Executable;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.Plan;
@@ -13,6 +14,7 @@ import io.fletch.quant.TensorStore;
 import io.fletch.quant.WeightFile;
 import io.fletch.runtime.arch.HyperParameters;
 import io.fletch.runtime.template.ChatTemplate;
+import io.fletch.sampling.DiffusionModel;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
@@ -70,6 +72,25 @@ final class LoadedModel implements Model {
   }
 
   @Override
+  public Optional<DiffusionModel> diffusion() {
+    return hp.diffusion()
+        ? Optional.of(
+            diffusion(tokenizer.endOfGeneration().stream().mapToInt(Integer::intValue).toArray()))
+        : Optional.empty();
+  }
+
+  /** What decoding must know if these tokens end an answer. */
+  DiffusionModel diffusion(int[] stopTokens) {
+    int fill =
+        tokenizer
+            .eos()
+            .orElseThrow(() ->
+                new FletchException("model " + name + ": the tokenizer declares no end token"));
+    return new DiffusionModel(
+        hp.maskToken().orElseThrow(), stopTokens, fill, definedTokens(), hp.shiftLogits(), 0);
+  }
+
+  @Override
   public Tokenizer tokenizer() {
     return tokenizer;
   }
@@ -94,6 +115,19 @@ final class LoadedModel implements Model {
     };
   }
 
+  /** Bytes of keys and values of one slot, all layers. */
+  long kvBytesPerSlot() {
+    long elements = 0;
+    for (AttentionSpec spec : executable.graph().kvLayers()) {
+      elements += (long) spec.kvHeads() * (spec.keyDim() + spec.valueDim());
+    }
+    return switch (kvType()) {
+      case F32 -> 4 * elements;
+      case F16 -> 2 * elements;
+      case Q8_0 -> elements + elements / 32 * 2;
+    };
+  }
+
   /** Ids below this are tokens; output rows from there on pad the matrix. */
   int definedTokens() {
     return Math.min(tokenizer.vocabularySize(), info.vocabularySize());
@@ -103,7 +137,14 @@ final class LoadedModel implements Model {
   GraphForward newForward(int capacity, int maxLogitRows) {
     int rows = Math.min(executable.plans().getLast().maxRows(), capacity);
     return new GraphForward(
-        executable, capacity, kvType(), definedTokens(), rows, Math.min(rows, maxLogitRows));
+        executable,
+        capacity,
+        kvType(),
+        definedTokens(),
+        rows,
+        Math.min(rows, maxLogitRows),
+        info.bytesPerToken(),
+        kvBytesPerSlot());
   }
 
   @Override
@@ -136,18 +177,21 @@ final class LoadedModel implements Model {
 
   @Override
   public Session newSession() {
-    synchronized (this) {
-      if (closed) {
-        throw new IllegalStateException("the model is closed");
-      }
-      sessions++;
-    }
+    sessionOpened();
     try {
       return hp.diffusion() ? new DiffusionSession(this) : new AutoregressiveSession(this);
     } catch (RuntimeException | Error e) {
       sessionClosed();
       throw e;
     }
+  }
+
+  /** Counts a user of the model, which may not be closed until {@link #sessionClosed}. */
+  synchronized void sessionOpened() {
+    if (closed) {
+      throw new IllegalStateException("the model is closed");
+    }
+    sessions++;
   }
 
   synchronized void sessionClosed() {

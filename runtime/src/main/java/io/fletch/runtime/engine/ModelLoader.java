@@ -40,6 +40,12 @@ import java.util.Optional;
 public final class ModelLoader {
   private static final Logger LOG = System.getLogger("io.fletch");
 
+  /** Canvases of a diffusion model that one forward holds, as long as they are small. */
+  private static final int CANVASES = 8;
+
+  /** Most rows that more than one canvas makes room for. */
+  private static final int CANVAS_ROWS = 2048;
+
   /** Context of sessions unless asked otherwise. */
   private static final int DEFAULT_CONTEXT = 4096;
 
@@ -148,7 +154,11 @@ public final class ModelLoader {
     }
     Graph graph = ModelGraph.build(hp, weights, context, name);
     // Rows that see each other must be in one forward: a diffusion canvas is not cut into chunks.
-    int rows = hp.diffusion() ? context : Math.min(context, options.prefillChunk());
+    // Several canvases run side by side where a technique drafts or keeps a beam.
+    int rows =
+        hp.diffusion()
+            ? Math.max(context, Math.min(CANVASES * context, CANVAS_ROWS))
+            : Math.min(context, options.prefillChunk());
     Executable executable = backend(options, file).compile(graph, rows);
     try {
       // What was packed is read from its packed copy from now on.

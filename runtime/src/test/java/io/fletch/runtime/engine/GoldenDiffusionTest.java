@@ -38,8 +38,7 @@ class GoldenDiffusionTest {
       int mask = loaded.hyperParameters().maskToken().orElseThrow();
       DiffusionModel facts =
           new DiffusionModel(mask, new int[0], 1020, model.info().vocabularySize(), false, 0);
-      try (GraphCanvas canvas =
-          new GraphCanvas(loaded.executable(), loaded.contextLength(), loaded.kvType())) {
+      try (GraphCanvas canvas = new GraphCanvas(loaded)) {
         for (Map<String, Object> prompt : TestModels.list(json, "prompts").subList(0, PROMPTS)) {
           for (Map<String, Object> golden : TestModels.list(prompt, "decodes")) {
             if ((int) golden.get("steps") > 16) {
