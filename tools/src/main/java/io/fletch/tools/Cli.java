@@ -36,6 +36,8 @@ final class Cli {
         "inspect", new Entry("what a model file holds, and its plan", InspectCommand::new));
     commands.put("logits", new Entry("write logits of token ids", LogitsCommand::new));
     commands.put("eval", new Entry("accuracy on a set of questions", EvalCommand::new));
+    commands.put(
+        "compare", new Entry("what techniques of a diffusion model cost", CompareCommand::new));
     commands.put("bench", new Entry("measure prefill and decode speed", BenchCommand::new));
     commands.put(
         "doctor", new Entry("what runs here, why, and what to change", DoctorCommand::new));

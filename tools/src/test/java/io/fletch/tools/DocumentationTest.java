@@ -34,6 +34,7 @@ class DocumentationTest {
           new InspectCommand(),
           new LogitsCommand(),
           new EvalCommand(),
+          new CompareCommand(),
           new BenchCommand(),
           new DoctorCommand());
 
