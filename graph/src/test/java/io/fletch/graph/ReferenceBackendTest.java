@@ -180,6 +180,25 @@ class ReferenceBackendTest {
   }
 
   @Test
+  void copiedSlotsAreTheSlots() {
+    Graph graph = graphs.llama(TestGraphs.Shape.small());
+    int[] ids = graphs.tokens(6, graph.vocabulary());
+    try (Executable e = new ReferenceBackend().compile(graph, 16);
+        Batch b = e.newBatch(16, 1);
+        KvCache from = e.newKvCache(24, KvCache.Type.F16);
+        KvCache to = e.newKvCache(16, KvCache.Type.F16)) {
+      last(e, b, from, ids, 0, 5);
+      from.length(5);
+      from.copy(from, 0, 12, 5);
+      to.copy(from, 12, 0, 5);
+      to.length(5);
+      assertArrayEquals(last(e, b, from, ids, 5, 1), last(e, b, to, ids, 5, 1));
+      assertThrows(IllegalArgumentException.class, () -> from.copy(from, 0, 4, 5));
+      assertThrows(IndexOutOfBoundsException.class, () -> to.copy(from, 0, 12, 5));
+    }
+  }
+
+  @Test
   void truncateAndReplayEqualsFresh() {
     Graph graph = graphs.llama(TestGraphs.Shape.small());
     int[] ids = graphs.tokens(12, graph.vocabulary());

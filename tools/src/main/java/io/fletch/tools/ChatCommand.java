@@ -55,6 +55,7 @@ final class ChatCommand implements Command {
     return List.of(
         new Section("Chat", List.of(Command.value("system", "TEXT", "the system turn"))),
         SamplingFlags.section(),
+        DiffusionFlags.section(),
         ModelFlags.section());
   }
 
@@ -69,17 +70,20 @@ final class ChatCommand implements Command {
   @Override
   public int run(Arguments arguments, Io io) throws IOException {
     arguments.checkNoRest();
-    GenerationOptions options =
+    GenerationOptions sampled =
         SamplingFlags.parse(arguments, ModelFlags.isDemo(ModelFlags.name(arguments)));
     arguments.string("system").ifPresent(text -> messages.add(Message.system(text)));
     boolean terminal = io.isTerminal(Io.Stream.IN) && io.isTerminal(Io.Stream.OUT);
     boolean failed = false;
     try (Model model = ModelFlags.open(arguments, io);
+        Model guide = DiffusionFlags.openGuide(arguments, io);
         Session session = model.newSession();
         ChatFront front =
             terminal
                 ? new TerminalFront(COMMANDS.keySet().stream().map(ChatCommand::word).toList())
                 : new PlainFront(io)) {
+      GenerationOptions options = DiffusionFlags.apply(arguments, model, guide, sampled);
+      boolean fillsIn = terminal && model.diffusion().isPresent();
       if (terminal) {
         front.note(model.name() + " - /help lists commands, Ctrl-D leaves");
       }
@@ -93,7 +97,7 @@ final class ChatCommand implements Command {
               break;
             }
           } else {
-            answer(line, session, options, front, arguments.has("verbose"));
+            answer(line, session, options, front, fillsIn, arguments.has("verbose"));
           }
         } catch (FletchException | CommandException | IOException e) {
           failed = true;
@@ -110,19 +114,35 @@ final class ChatCommand implements Command {
   }
 
   private void answer(
-      String text, Session session, GenerationOptions options, ChatFront front, boolean verbose) {
+      String text,
+      Session session,
+      GenerationOptions options,
+      ChatFront front,
+      boolean fillsIn,
+      boolean verbose) {
     messages.add(Message.user(text));
     boolean answered = false;
+    FillingView filling =
+        new FillingView(session.model().tokenizer(), FillingView.columns(), front::print);
     try (Generation generation = session.chat(List.copyOf(messages), options)) {
       front.answering(
           generation::cancel,
           () -> {
             while (generation.hasNext()) {
-              front.print(generation.next().text());
+              Generation.Chunk chunk = generation.next();
+              if (fillsIn) {
+                filling.accept(chunk);
+              } else {
+                front.print(chunk.text());
+              }
             }
           });
       Generation.Result result = generation.result();
       answered = true;
+      if (fillsIn) {
+        filling.clear();
+        front.print(result.text());
+      }
       messages.add(Message.assistant(result.text()));
       front.print(
           result.finishReason() == Generation.FinishReason.CANCELLED ? " [stopped]\n" : "\n");

@@ -54,8 +54,7 @@ final class EvalCommand implements Command {
     return List.of(
         "fletch eval --model demo --set eval.jsonl",
         "fletch eval --model F --set eval.jsonl --limit 100 --json",
-        "fletch eval --model demo-diffusion --set eval.jsonl --technique"
-            + " \"freedave(depth=4)+freecache\" --json");
+        "fletch eval --model demo-diffusion --set eval.jsonl --technique freedave+freecache");
   }
 
   @Override

@@ -104,6 +104,12 @@ final class Io {
     }
   }
 
+  /** Writes text to standard output at once. */
+  void show(String text) {
+    print(text);
+    flush();
+  }
+
   /** Writes a line to standard output. */
   void println(String text) {
     print(text);

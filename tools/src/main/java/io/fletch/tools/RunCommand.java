@@ -84,16 +84,27 @@ final class RunCommand implements Command {
                 DiffusionFlags.apply(arguments, model, guide, sampled))) {
       List<Generation.TokenLogprob> logprobs = new ArrayList<>();
       boolean lineEnded = false;
+      FillingView filling =
+          !json && io.isTerminal(Io.Stream.OUT) && model.diffusion().isPresent()
+              ? new FillingView(model.tokenizer(), FillingView.columns(), io::show)
+              : null;
       while (generation.hasNext()) {
         Generation.Chunk chunk = generation.next();
         logprobs.addAll(chunk.logprobs());
-        if (!json && !chunk.text().isEmpty()) {
+        if (filling != null) {
+          filling.accept(chunk);
+        } else if (!json && !chunk.text().isEmpty()) {
           io.print(chunk.text());
           io.flush();
           lineEnded = chunk.text().endsWith("\n");
         }
       }
       Generation.Result result = generation.result();
+      if (filling != null) {
+        filling.clear();
+        io.print(result.text());
+        lineEnded = result.text().endsWith("\n");
+      }
       if (json) {
         io.println(Json.line(report(model, result, sampled.logprobs() >= 0 ? logprobs : null)));
       } else if (!lineEnded) {

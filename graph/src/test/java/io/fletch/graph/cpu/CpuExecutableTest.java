@@ -125,6 +125,49 @@ class CpuExecutableTest {
     return Long.parseLong(fields[1]) * 4096;
   }
 
+  @ParameterizedTest
+  @MethodSource("kernelSets")
+  void copiedSlotsAreTheSlots(Kernels kernels) {
+    Graph graph = graphs.llama(Shape.small());
+    int[] ids = graphs.tokens(9, graph.vocabulary());
+    try (Executable e = CpuBackendTest.compile(graph, 16, 1, kernels);
+        Batch b = e.newBatch(16, 1)) {
+      for (KvCache.Type type : KvCache.Type.values()) {
+        try (KvCache from = e.newKvCache(24, type);
+            KvCache to = e.newKvCache(16, type);
+            KvCache other =
+                e.newKvCache(16, type == KvCache.Type.F32 ? KvCache.Type.F16 : KvCache.Type.F32)) {
+          b.clear();
+          b.append(from, ids, 0, 8);
+          e.forward(b);
+          from.length(8);
+          // Twice around: into the back of the same cache, then to the front of the other.
+          from.copy(from, 0, 16, 8);
+          to.copy(from, 16, 0, 3);
+          to.copy(from, 19, 3, 5);
+          to.length(8);
+          float[] expected = last(e, b, from, ids);
+          assertArrayEquals(expected, last(e, b, to, ids), type.name());
+          assertEquals(8, from.length());
+          assertThrows(IllegalArgumentException.class, () -> from.copy(from, 0, 7, 8));
+          assertThrows(IllegalArgumentException.class, () -> to.copy(other, 0, 0, 1));
+          assertThrows(IndexOutOfBoundsException.class, () -> to.copy(from, 0, 9, 8));
+          assertThrows(IndexOutOfBoundsException.class, () -> to.copy(from, 20, 0, 5));
+        }
+      }
+    }
+  }
+
+  private static float[] last(Executable e, Batch b, KvCache kv, int[] ids) {
+    b.clear();
+    b.append(kv, ids, 8, 1);
+    b.wantLogits(0);
+    e.forward(b);
+    float[] logits = new float[e.graph().vocabulary()];
+    b.logits(0, logits);
+    return logits;
+  }
+
   @Test
   void manyThreadsMayCallForward() throws Exception {
     Graph graph = graphs.llama(Shape.small());

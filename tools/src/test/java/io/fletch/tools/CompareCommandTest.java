@@ -1,0 +1,148 @@
+package io.fletch.tools;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
+import javax.xml.parsers.DocumentBuilderFactory;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** Diffusion techniques from the command line. */
+class CompareCommandTest {
+  @TempDir private Path folder;
+  private String set;
+
+  @BeforeEach
+  void write() throws IOException {
+    Path file = folder.resolve("set.jsonl");
+    Files.writeString(
+        file,
+        """
+        {"task": "reverse", "question": "Reverse the words: tower stone rock egg", "answer": "Answer: egg rock stone tower"}
+        {"task": "reverse", "question": "Reverse the words: tower stone rock egg", "answer": "Answer: no"}
+        """);
+    set = file.toString();
+  }
+
+  private static double number(Object json, String key) {
+    return ((Number) ((Map<?, ?>) json).get(key)).doubleValue();
+  }
+
+  @Test
+  void comparesWithTheBaseline() throws Exception {
+    Path markdown = folder.resolve("table.md");
+    Path svg = folder.resolve("picture.svg");
+    Map<String, Object> json =
+        Fletch.ok(
+                "compare",
+                "--model",
+                "demo-diffusion",
+                "--ctx",
+                "128",
+                "--set",
+                set,
+                "--length",
+                "32",
+                "--block",
+                "16",
+                "--technique",
+                "freedave(depth=3)",
+                "--technique",
+                "early-exit",
+                "--markdown",
+                markdown.toString(),
+                "--svg",
+                svg.toString(),
+                "--json")
+            .json();
+    List<?> rows = (List<?>) json.get("techniques");
+    assertEquals(
+        List.of("reference", "freedave(depth=3)", "early-exit"),
+        rows.stream().map(r -> ((Map<?, ?>) r).get("technique")).toList());
+    assertEquals(64, number(rows.get(0), "forwards"), "two answers of 32 steps");
+    assertEquals(1, number(rows.get(0), "fewer_forwards"));
+    assertEquals(1, number(rows.get(0), "speed_up"));
+    assertEquals(2, number(rows.get(1), "same_as_baseline"));
+    assertEquals(0.5, number(rows.get(1), "accuracy"));
+    assertEquals(64, number(rows.get(1), "forwards") + number(rows.get(1), "drafts_accepted"));
+    assertTrue(number(rows.get(2), "early_exits") > 0);
+    List<String> table = Files.readAllLines(markdown);
+    assertEquals(2 + rows.size(), table.size());
+    assertEquals(1, table.stream().map(String::length).distinct().count(), "aligned");
+    assertTrue(table.get(2).startsWith("| `reference` "), table.get(2));
+    assertEquals(
+        2 * rows.size(),
+        DocumentBuilderFactory.newInstance()
+            .newDocumentBuilder()
+            .parse(svg.toFile())
+            .getElementsByTagName("circle")
+            .getLength());
+  }
+
+  @Test
+  void evalAndRunCount() {
+    Map<String, Object> eval =
+        Fletch.ok(
+                "eval",
+                "--model",
+                "demo-diffusion",
+                "--set",
+                set,
+                "--length",
+                "32",
+                "--technique",
+                "block(tokens=16)+freedave(depth=4)+freecache",
+                "--json")
+            .json();
+    assertEquals(0.5, eval.get("accuracy"));
+    assertEquals(64, number(eval, "forwards") + number(eval, "drafts_accepted"));
+    assertTrue(number(eval, "drafts_accepted") > 0);
+    Map<String, Object> run =
+        Fletch.ok(
+                "run",
+                "--model",
+                "demo-diffusion",
+                "--technique",
+                "early-exit",
+                "--json",
+                "Reverse the words: tower stone rock egg")
+            .json();
+    assertTrue(number(run, "exit_step") >= 0);
+    assertTrue(number(run, "rows") >= number(run, "head_rows"));
+    Map<String, Object> plain = Fletch.ok("run", "-m", "demo-small", "--json", "Hello!").json();
+    assertEquals(number(plain, "completion_tokens"), number(plain, "forwards"));
+    assertTrue(number(plain, "bytes_read") > number(plain, "model_bytes_per_token"));
+  }
+
+  @Test
+  void guidesAreAsked() {
+    String[] guided = {
+      "run", "--model", "demo-diffusion", "--length", "32", "--technique", "guided", "Hello!"
+    };
+    assertEquals(2, Fletch.run(guided).status());
+    String[] with = java.util.Arrays.copyOf(guided, guided.length + 3);
+    with[guided.length] = "--guide";
+    with[guided.length + 1] = "demo-small";
+    with[guided.length + 2] = "--json";
+    assertTrue(number(Fletch.ok(with).json(), "guide_forwards") > 0);
+  }
+
+  @Test
+  void whatCannotBeIsRefused() {
+    for (String technique : List.of("nonsense", "dual+guided", "freedave(deep=3)", "nap+prefix")) {
+      Fletch.Outcome outcome =
+          Fletch.run("run", "--model", "demo-diffusion", "--technique", technique, "Hello!");
+      assertEquals(1, outcome.status(), technique);
+      assertEquals(1, outcome.err().lines().count(), outcome.err());
+    }
+    assertEquals(1, Fletch.run("compare", "--model", "demo-small", "--set", set).status());
+    assertEquals(
+        1, Fletch.run("run", "--model", "demo-small", "--technique", "fast", "Hi").status());
+  }
+}
