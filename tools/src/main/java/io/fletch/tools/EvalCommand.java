@@ -139,7 +139,7 @@ final class EvalCommand implements Command {
     return Cli.OK;
   }
 
-  static String quoted(String text) {
+  private static String quoted(String text) {
     return "\"" + text.replace("\n", "\\n") + "\"";
   }
 }
