@@ -139,6 +139,7 @@ class TensorStoreTest {
   }
 
   @Test
+  @SuppressWarnings("try") // closed early on purpose
   void largeTensorsCostMemoryOnlyWhereWrittenAndAreReturned() {
     try (TensorStore store = TensorStore.create()) {
       Tensor t = store.allocate("large", TensorType.I8, 1L << 30);
