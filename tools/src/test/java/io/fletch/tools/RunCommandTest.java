@@ -40,7 +40,10 @@ class RunCommandTest {
             "prefill_tps",
             "decode_tps",
             "model_bytes_per_token"),
-        List.copyOf(report.keySet()));
+        List.copyOf(report.keySet()).subList(0, 8));
+    // Then the counters of the answer.
+    assertTrue(((Number) report.get("forwards")).intValue() > ANSWER_IDS.size());
+    assertTrue(((Number) report.get("bytes_read")).longValue() > 5_000_000);
     assertEquals(ANSWER, report.get("text"));
     assertEquals(ANSWER_IDS, report.get("ids"));
     assertEquals(20, report.get("prompt_tokens"));
