@@ -1,8 +1,11 @@
 package io.fletch.graph.cpu;
 
 import io.fletch.graph.cpu.x86.Isa;
+import net.jqwik.api.lifecycle.AddLifecycleHook;
 
 /** The kernel contract for AVX2 with VNNI machine code. */
+@NeedsIsa(Isa.AVX_VNNI)
+@AddLifecycleHook(NeedsIsa.Hook.class)
 class X86AvxVnniKernelsPropertyTest extends KernelsContract {
   @Override
   Kernels kernels() {
