@@ -92,6 +92,84 @@ public record Graph(
       return out;
     }
 
+    /** LayerNorm. */
+    public Value layerNorm(
+        String valueName, Value in, Tensor weight, Optional<Tensor> bias, float eps) {
+      if (weight.elements() != in.width()
+          || bias.isPresent() && bias.get().elements() != in.width()) {
+        throw new IllegalArgumentException(
+            valueName + ": norm does not fit: width=" + in.width() + " weight=" + weight);
+      }
+      Value out = value(valueName, in.width(), in.rows());
+      ops.add(new Op.LayerNorm(in, weight, bias, eps, out));
+      return out;
+    }
+
+    /** Choice of experts. */
+    public Value route(String valueName, Value scores, RouteSpec spec, Optional<Tensor> bias) {
+      if (scores.width() != spec.experts()
+          || bias.isPresent() && bias.get().elements() != spec.experts()) {
+        throw new IllegalArgumentException(
+            valueName + ": scores do not fit: width=" + scores.width() + " " + spec);
+      }
+      Value out = value(valueName, spec.width(), scores.rows());
+      ops.add(new Op.Route(scores, spec, bias, out));
+      return out;
+    }
+
+    /**
+     * Products with the chosen experts' matrices, of the whole input or, if {@code parts}, of one
+     * part each.
+     */
+    public Value expertLinear(
+        String valueName,
+        Value in,
+        Value routing,
+        RouteSpec spec,
+        List<Tensor> experts,
+        boolean parts) {
+      Tensor first = experts.getFirst();
+      for (Tensor t : experts) {
+        if (t.rank() != 2
+            || t.rows() != first.rows()
+            || t.cols() != first.cols()
+            || t.type() != first.type()) {
+          throw new IllegalArgumentException(
+              valueName + ": experts differ: " + first + " and " + t);
+        }
+      }
+      long width = parts ? first.cols() * spec.used() : first.cols();
+      if (experts.size() != spec.experts()
+          || routing.width() != spec.width()
+          || width != in.width()
+          || routing.rows() != in.rows()) {
+        throw new IllegalArgumentException(
+            valueName
+                + ": experts do not fit: experts="
+                + experts.size()
+                + " width="
+                + in.width()
+                + " "
+                + spec
+                + " "
+                + first);
+      }
+      Value out = value(valueName, first.rows() * spec.used(), in.rows());
+      ops.add(new Op.ExpertLinear(in, routing, experts, spec.used(), parts, out));
+      return out;
+    }
+
+    /** Weighted sum of the chosen experts' results. */
+    public Value mix(String valueName, Value in, Value routing, RouteSpec spec) {
+      if (in.width() % spec.used() != 0 || routing.width() != spec.width()) {
+        throw new IllegalArgumentException(
+            valueName + ": parts do not fit: width=" + in.width() + " " + spec);
+      }
+      Value out = value(valueName, in.width() / spec.used(), in.rows());
+      ops.add(new Op.Mix(in, routing, spec.used(), out));
+      return out;
+    }
+
     /** Linear layer. */
     public Value linear(
         String valueName, Value in, LinearOp weight, Optional<Tensor> bias, Optional<Gate> gate) {

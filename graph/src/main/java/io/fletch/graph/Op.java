@@ -186,4 +186,76 @@ public sealed interface Op {
       return List.of(in);
     }
   }
+
+  /**
+   * LayerNorm: {@code (x - mean) / sqrt(variance + eps) * weight + bias}, the variance being that
+   * of the row itself (divided by its width).
+   */
+  record LayerNorm(Value in, Tensor weight, Optional<Tensor> bias, float eps, Value out)
+      implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(in);
+    }
+  }
+
+  /** Chooses experts by their scores; {@code out} has {@link RouteSpec#width} elements a row. */
+  record Route(Value scores, RouteSpec spec, Optional<Tensor> bias, Value out) implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(scores);
+    }
+  }
+
+  /**
+   * For the k-th expert {@code e} that the routing gives a row: elements {@code [k m, (k + 1) m)}
+   * of the result are {@code W_e x}, where {@code x} is the whole input row, or its k-th part if
+   * {@code parts}. Only the chosen matrices are read.
+   *
+   * @param experts one matrix {@code [m, n]} per expert, of equal shapes and types
+   * @param used experts per row
+   */
+  record ExpertLinear(
+      Value in, Value routing, List<Tensor> experts, int used, boolean parts, Value out)
+      implements Op {
+    /** Copies the list. */
+    public ExpertLinear {
+      experts = List.copyOf(experts);
+    }
+
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(in, routing);
+    }
+  }
+
+  /**
+   * Sum of the {@code used} parts of a row, each times its weight of the routing, in that order.
+   */
+  record Mix(Value in, Value routing, int used, Value out) implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(in, routing);
+    }
+  }
 }

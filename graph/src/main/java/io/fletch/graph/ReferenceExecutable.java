@@ -1,10 +1,12 @@
 package io.fletch.graph;
 
 import io.fletch.graph.support.AbstractBatch;
+import io.fletch.graph.support.Router;
 import io.fletch.graph.support.Visibility;
 import io.fletch.quant.Dequantizer;
 import io.fletch.quant.LinearOp;
 import io.fletch.quant.Tensor;
+import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
@@ -41,6 +43,9 @@ final class ReferenceExecutable implements Executable {
         flops = 2 * l.weight().in() * l.weight().out();
       } else if (op instanceof Op.Embedding e) {
         bytes = e.table().rowBytes();
+      } else if (op instanceof Op.ExpertLinear e) {
+        bytes = e.used() * e.experts().getFirst().bytes();
+        flops = 2L * e.used() * e.experts().getFirst().elements();
       }
       weights += bytes;
       String name = op.output().map(Value::name).orElse("kv_store");
@@ -115,6 +120,10 @@ final class ReferenceExecutable implements Executable {
             case Op.SoftCap o -> softCap(o, values.get(o.in()));
             case Op.Slice o -> slice(o, values.get(o.in()));
             case Op.SelectRows o -> selectRows(o, values.get(o.in()), b);
+            case Op.LayerNorm o -> layerNorm(o, values.get(o.in()));
+            case Op.Route o -> route(o, values.get(o.scores()));
+            case Op.ExpertLinear o -> experts(o, values.get(o.in()), values.get(o.routing()));
+            case Op.Mix o -> mix(o, values.get(o.in()), values.get(o.routing()));
           };
       op.output().ifPresent(v -> values.put(v, out));
     }
@@ -194,6 +203,79 @@ final class ReferenceExecutable implements Executable {
         }
       }
     }
+  }
+
+  private static float[] layerNorm(Op.LayerNorm o, float[] x) {
+    float[] weight = Dequantizer.toFloats(o.weight());
+    float[] bias = o.bias().map(Dequantizer::toFloats).orElse(new float[weight.length]);
+    int n = weight.length;
+    float[] y = new float[x.length];
+    for (int from = 0; from < x.length; from += n) {
+      double sum = 0;
+      for (int i = 0; i < n; i++) {
+        sum += x[from + i];
+      }
+      double mean = sum / n;
+      double squares = 0;
+      for (int i = 0; i < n; i++) {
+        squares += (x[from + i] - mean) * (x[from + i] - mean);
+      }
+      double factor = 1 / Math.sqrt(squares / n + o.eps());
+      for (int i = 0; i < n; i++) {
+        y[from + i] = (float) ((x[from + i] - mean) * factor * weight[i] + bias[i]);
+      }
+    }
+    return y;
+  }
+
+  private static float[] route(Op.Route o, float[] scores) {
+    int n = o.spec().experts();
+    int width = o.out().width();
+    MemorySegment from = MemorySegment.ofArray(scores);
+    MemorySegment bias =
+        o.bias().map(Dequantizer::toFloats).map(MemorySegment::ofArray).orElse(MemorySegment.NULL);
+    float[] y = new float[scores.length / n * width];
+    MemorySegment to = MemorySegment.ofArray(y);
+    for (int r = 0; r < scores.length / n; r++) {
+      Router.route(
+          o.spec(), from, (long) r * n * Float.BYTES, bias, to, (long) r * width * Float.BYTES);
+    }
+    return y;
+  }
+
+  private static float[] experts(Op.ExpertLinear o, float[] x, float[] routing) {
+    int in = o.in().width();
+    int n = Math.toIntExact(o.experts().getFirst().cols());
+    int m = Math.toIntExact(o.experts().getFirst().rows());
+    int rows = x.length / in;
+    float[] y = new float[rows * o.out().width()];
+    float[] part = new float[n];
+    float[] result = new float[m];
+    for (int r = 0; r < rows; r++) {
+      for (int k = 0; k < o.used(); k++) {
+        int expert = (int) routing[r * o.routing().width() + o.used() + k];
+        System.arraycopy(x, r * in + (o.parts() ? k * n : 0), part, 0, n);
+        product(LinearOp.dense(o.experts().get(expert)), part, 1, result);
+        System.arraycopy(result, 0, y, r * o.out().width() + k * m, m);
+      }
+    }
+    return y;
+  }
+
+  private static float[] mix(Op.Mix o, float[] x, float[] routing) {
+    int m = o.out().width();
+    int rows = x.length / o.in().width();
+    float[] y = new float[rows * m];
+    for (int r = 0; r < rows; r++) {
+      for (int i = 0; i < m; i++) {
+        double sum = 0;
+        for (int k = 0; k < o.used(); k++) {
+          sum += (double) routing[r * o.routing().width() + k] * x[r * o.in().width() + k * m + i];
+        }
+        y[r * m + i] = (float) sum;
+      }
+    }
+    return y;
   }
 
   private static float[] rope(Op.Rope o, float[] x, AbstractBatch b) {

@@ -6,6 +6,8 @@ import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.util.ArrayList;
+import java.util.List;
 import java.util.Optional;
 import java.util.SplittableRandom;
 
@@ -315,12 +317,44 @@ public final class TestGraphs implements AutoCloseable {
 
   /** A decoder in the manner of llama and its relatives; every unit is gated. */
   public Graph llama(Shape p) {
+    return decoder(p, Optional.empty());
+  }
+
+  /**
+   * The same with a mixture of experts in each layer, a shared expert behind a gate of its own, and
+   * LayerNorm where a dense layer has RMSNorm.
+   */
+  public Graph mixture(Shape p, RouteSpec routing) {
+    return decoder(p, Optional.of(routing));
+  }
+
+  /** Routing of a few random experts. */
+  public RouteSpec routing() {
+    int groups = 1 << random.nextInt(3);
+    int experts = groups * (2 + random.nextInt(4));
+    int groupsUsed = 1 + random.nextInt(groups);
+    return new RouteSpec(
+        experts,
+        1 + random.nextInt(Math.min(4, experts / groups * groupsUsed)),
+        random.nextBoolean() ? RouteSpec.Scoring.SOFTMAX : RouteSpec.Scoring.SIGMOID,
+        random.nextBoolean(),
+        random.nextBoolean() ? 1 : 2.5f,
+        groups,
+        groupsUsed);
+  }
+
+  private Graph decoder(Shape p, Optional<RouteSpec> routing) {
     Graph.Builder g = Graph.builder("test");
     Value x = g.embedding("embd", matrix("embd", p.type(), p.vocabulary(), p.hidden()), 3);
     RopeSpec rope = rope(p.style(), p.pairs());
     for (int l = 0; l < p.layers(); l++) {
       x = attention(g, p, rope, l, x);
-      x = feedForward(g, p, l, x);
+      int layer = l;
+      Value in = x;
+      x =
+          routing
+              .map(r -> experts(g, p, r, layer, in))
+              .orElseGet(() -> feedForward(g, p, layer, in));
     }
     Value last = g.selectRows("last", x);
     Value normed = g.rmsNorm("out_norm", last, norm("out_norm", p.hidden()), 1e-5f, 1, 1);
@@ -414,6 +448,66 @@ public final class TestGraphs implements AutoCloseable {
       d = g.rmsNorm(at + "ffn_post", d, norm(at + "ffn_post", p.hidden()), 1e-5f, 1, 1);
     }
     return g.add(at + "ffn_add", x, d, 1, gate);
+  }
+
+  private Value experts(Graph.Builder g, Shape p, RouteSpec spec, int l, Value x) {
+    String at = "blk." + l + ".";
+    Optional<Gate> gate = Optional.of(new Gate(l, Gate.Unit.FFN));
+    Optional<Gate> none = Optional.empty();
+    Value h =
+        g.layerNorm(
+            at + "ffn_norm",
+            x,
+            norm(at + "ffn_norm", p.hidden()),
+            l == 0 ? Optional.of(vector(at + "ffn_norm.bias", p.hidden())) : Optional.empty(),
+            1e-5f);
+    Value scores = linear(g, TensorType.F32, at + "router", h, spec.experts(), false, none);
+    Value routing =
+        g.route(
+            at + "routing",
+            scores,
+            spec,
+            l == 0 ? Optional.of(vector(at + "router.bias", spec.experts())) : Optional.empty());
+    int shared = p.ffn();
+    Value half =
+        g.expertLinear(
+            at + "gate_exps",
+            h,
+            routing,
+            spec,
+            matrices(p.type(), spec, p.ffn(), p.hidden()),
+            false);
+    Value up =
+        g.expertLinear(
+            at + "up_exps", h, routing, spec, matrices(p.type(), spec, p.ffn(), p.hidden()), false);
+    Value a = g.activate(at + "act_exps", p.activation(), Optional.of(half), up, gate);
+    Value down =
+        g.expertLinear(
+            at + "down_exps",
+            a,
+            routing,
+            spec,
+            matrices(p.type(), spec, p.hidden(), p.ffn()),
+            true);
+    Value mixed = g.mix(at + "mix", down, routing, spec);
+    Value sharedUp = linear(g, p.type(), at + "shared_up", h, shared, false, gate);
+    Value sharedAct =
+        g.activate(at + "shared_act", p.activation(), Optional.empty(), sharedUp, gate);
+    Value sharedDown = linear(g, p.type(), at + "shared_down", sharedAct, p.hidden(), false, gate);
+    RouteSpec one = new RouteSpec(1, 1, RouteSpec.Scoring.SIGMOID, false, 1, 1, 1);
+    Value sharedScore = linear(g, TensorType.F32, at + "shared_router", h, 1, false, none);
+    Value sharedRouting = g.route(at + "shared_routing", sharedScore, one, Optional.empty());
+    Value sharedMixed = g.mix(at + "shared_mix", sharedDown, sharedRouting, one);
+    Value sum = g.add(at + "ffn_sum", mixed, sharedMixed, 1, none);
+    return g.add(at + "ffn_add", x, sum, 1, gate);
+  }
+
+  private List<Tensor> matrices(TensorType type, RouteSpec spec, int out, int in) {
+    List<Tensor> all = new ArrayList<>();
+    for (int e = 0; e < spec.experts(); e++) {
+      all.add(matrix("expert." + e, type, out, in));
+    }
+    return all;
   }
 
   /** Random token ids. */

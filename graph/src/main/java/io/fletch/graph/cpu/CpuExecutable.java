@@ -79,7 +79,13 @@ final class CpuExecutable implements Executable {
     frame = new Frame(kernels, maxRows);
     Lowering lowering =
         new Lowering(
-            graph, frame, pool.threads(), weights::matrix, weights::floats, attentionMemory);
+            graph,
+            frame,
+            pool.threads(),
+            weights::matrix,
+            weights::expert,
+            weights::floats,
+            attentionMemory);
     List<Lowering.Program> all = new ArrayList<>();
     for (int rows : buckets(maxRows)) {
       all.add(lowering.lower(rows));

@@ -36,6 +36,9 @@ final class Fusion {
   /** Products of one input with several matrices. */
   record Projection(Value in, List<Cluster> clusters) implements Section {}
 
+  /** Products of one input with matrices of the experts that each row is routed to. */
+  record Experts(Value in, Value routing, List<Op.ExpertLinear> ops) implements Section {}
+
   /** Attention of all rows. */
   record Attend(Op.Attention op) implements Section {}
 
@@ -45,8 +48,11 @@ final class Fusion {
   /** A graph op. */
   record Compute(Op op) implements RowStep {}
 
-  /** Conversion of a value into the form that a product wants. */
-  record Convert(Value in, ActivationFormat format) implements RowStep {}
+  /**
+   * Conversion of a value into the form that a product wants, in {@code parts} equal parts, each as
+   * if it were a row.
+   */
+  record Convert(Value in, ActivationFormat format, int parts) implements RowStep {}
 
   /**
    * Products of equal width whose ranges are computed together, with the element-wise ops that
@@ -57,21 +63,30 @@ final class Fusion {
   private final List<Op> ops;
   private final Value logits;
   private final Function<Op.Linear, ActivationFormat> format;
+  private final Function<Op.ExpertLinear, ActivationFormat> expertFormat;
+  private final Set<Convert> conversions = new HashSet<>();
   private final boolean[] done;
   private final Set<Value> defined = new HashSet<>();
   private final Set<Value> views = new HashSet<>();
   private final List<Section> sections = new ArrayList<>();
 
-  private Fusion(Graph graph, Function<Op.Linear, ActivationFormat> format) {
+  private Fusion(
+      Graph graph,
+      Function<Op.Linear, ActivationFormat> format,
+      Function<Op.ExpertLinear, ActivationFormat> expertFormat) {
     ops = graph.ops();
     logits = graph.logits();
     this.format = format;
+    this.expertFormat = expertFormat;
     done = new boolean[ops.size()];
   }
 
-  /** Runs the pass; {@code format} says in which form a product wants its input. */
-  static List<Section> fuse(Graph graph, Function<Op.Linear, ActivationFormat> format) {
-    return new Fusion(graph, format).run();
+  /** Runs the pass; the functions say in which form a product wants its input. */
+  static List<Section> fuse(
+      Graph graph,
+      Function<Op.Linear, ActivationFormat> format,
+      Function<Op.ExpertLinear, ActivationFormat> expertFormat) {
+    return new Fusion(graph, format, expertFormat).run();
   }
 
   /** Whether an op needs no work: a slice is a view of its input, unless it is the result. */
@@ -90,6 +105,8 @@ final class Fusion {
         finish(i);
       } else if (op instanceof Op.Linear linear) {
         project(i, linear.in());
+      } else if (op instanceof Op.ExpertLinear experts) {
+        projectExperts(i, experts);
       } else if (op instanceof Op.Attention attention) {
         sections.add(new Attend(attention));
         finish(i);
@@ -129,12 +146,7 @@ final class Fusion {
         done[i] = true;
       }
     }
-    for (ActivationFormat f : ActivationFormat.values()) {
-      // A view has the row stride of what it is a part of, which a product cannot read.
-      if (formats.contains(f) && (f != ActivationFormat.F32 || views.contains(in))) {
-        rowStep(in.rows(), new Convert(in, f));
-      }
-    }
+    convert(in, formats, 1);
     for (int i = from; i < ops.size(); i++) {
       if (!done[i] && isElementWise(ops.get(i)) && absorb(ops.get(i), clusterOf, clusters)) {
         done[i] = true;
@@ -142,6 +154,36 @@ final class Fusion {
     }
     clusterOf.keySet().forEach(defined::add);
     sections.add(new Projection(in, List.copyOf(clusters)));
+  }
+
+  private void convert(Value in, Set<ActivationFormat> formats, int parts) {
+    for (ActivationFormat f : ActivationFormat.values()) {
+      // A view has the row stride of what it is a part of, which a product cannot read.
+      if (formats.contains(f) && (f != ActivationFormat.F32 || views.contains(in))) {
+        Convert step = new Convert(in, f, f == ActivationFormat.F32 ? 1 : parts);
+        if (conversions.add(step)) {
+          rowStep(in.rows(), step);
+        }
+      }
+    }
+  }
+
+  private void projectExperts(int from, Op.ExpertLinear first) {
+    List<Op.ExpertLinear> together = new ArrayList<>();
+    Set<ActivationFormat> formats = new HashSet<>();
+    for (int i = from; i < ops.size(); i++) {
+      if (!done[i]
+          && ops.get(i) instanceof Op.ExpertLinear e
+          && e.in().equals(first.in())
+          && e.routing().equals(first.routing())
+          && e.parts() == first.parts()) {
+        together.add(e);
+        formats.add(expertFormat.apply(e));
+        finish(i);
+      }
+    }
+    convert(first.in(), formats, first.parts() ? first.used() : 1);
+    sections.add(new Experts(first.in(), first.routing(), List.copyOf(together)));
   }
 
   private static boolean isElementWise(Op op) {

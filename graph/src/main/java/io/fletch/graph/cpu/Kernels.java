@@ -128,6 +128,23 @@ public interface Kernels {
       long dstOffset);
 
   /**
+   * LayerNorm of a row: {@code dst = (x - mean) / sqrt(variance + eps) * weight + bias}; the bias
+   * is {@link MemorySegment#NULL} for none. The same plain loops in every kernel set: it is a small
+   * part of the few models that have it.
+   */
+  default void layerNorm(
+      MemorySegment x,
+      long offset,
+      MemorySegment weight,
+      MemorySegment bias,
+      int n,
+      float eps,
+      MemorySegment dst,
+      long dstOffset) {
+    LayerNorm.run(x, offset, weight, bias, n, eps, dst, dstOffset);
+  }
+
+  /**
    * Rotates one head: pair {@code i} by (cos[i], sin[i]); elements beyond the pairs are copied. In
    * place when source and destination are the same.
    *

@@ -31,6 +31,7 @@ final class Lowering {
   private final Frame frame;
   private final int threads;
   private final Function<Op.Linear, PreparedWeight> weights;
+  private final Function<Tensor, PreparedWeight> experts;
   private final Function<Tensor, MemorySegment> floats;
   private final AttentionMemory attentionMemory;
   private final List<Fusion.Section> sections;
@@ -50,16 +51,22 @@ final class Lowering {
       Frame frame,
       int threads,
       Function<Op.Linear, PreparedWeight> weights,
+      Function<Tensor, PreparedWeight> experts,
       Function<Tensor, MemorySegment> floats,
       AttentionMemory attentionMemory) {
     this.graph = graph;
     this.frame = frame;
     this.threads = threads;
     this.weights = weights;
+    this.experts = experts;
     this.floats = floats;
     this.attentionMemory = attentionMemory;
     kernels = frame.kernels;
-    sections = Fusion.fuse(graph, op -> weights.apply(op).kernel().activation());
+    sections =
+        Fusion.fuse(
+            graph,
+            op -> weights.apply(op).kernel().activation(),
+            op -> experts.apply(op.experts().getFirst()).kernel().activation());
     gates = new EffectiveGates(graph);
     placement = new Placement(graph, sections, kernels);
   }
@@ -87,6 +94,7 @@ final class Lowering {
         case Fusion.RowWise r -> stages.add(rowWise(r, s == 0, steps));
         case Fusion.Projection p -> stages.add(projection(p, steps));
         case Fusion.Attend a -> stages.add(attention(a.op(), steps));
+        case Fusion.Experts e -> stages.add(experts(e, rows, steps));
       }
     }
     long bytes = steps.stream().mapToLong(Plan.Step::weightBytes).sum();
@@ -140,7 +148,7 @@ final class Lowering {
         case Fusion.Convert c -> {
           steps.add(convert(c));
           inputs.add(offset(c.in()));
-          outputs.add(offsets.get(placement.converted(c.in(), c.format())));
+          outputs.add(offsets.get(placement.converted(c.in(), c.format(), c.parts())));
         }
         case Fusion.Compute c -> {
           Op op = c.op();
@@ -170,20 +178,23 @@ final class Lowering {
   }
 
   private RowStage.Step convert(Fusion.Convert c) {
-    Placement.Storage to = placement.converted(c.in(), c.format());
-    int n = c.in().width();
+    Placement.Storage to = placement.converted(c.in(), c.format(), c.parts());
+    int n = c.in().width() / c.parts();
     int gate = convertGate(c.in());
     if (c.format() == ActivationFormat.F32) {
       return new RowStage.Copy("copy", place(c.in()), false, n, place(to, 0), gate);
     }
-    return new RowStage.Quantize(place(c.in()), c.format(), n, offsets.get(to), to.rowBytes, gate);
+    return new RowStage.Quantize(
+        place(c.in()), c.format(), n, c.parts(), offsets.get(to), to.rowBytes, gate);
   }
 
   /** The gate under which every product reads a value, if it is one and the same. */
   private int convertGate(Value in) {
     List<Integer> all =
         graph.ops().stream()
-            .filter(op -> op instanceof Op.Linear l && l.in().equals(in))
+            .filter(op ->
+                op instanceof Op.Linear l && l.in().equals(in)
+                    || op instanceof Op.ExpertLinear e && e.in().equals(in))
             .map(this::gate)
             .distinct()
             .toList();
@@ -234,7 +245,32 @@ final class Lowering {
       case Op.Add o -> new RowStage.Elements(element(op), o.out().width());
       case Op.Scale o -> new RowStage.Elements(element(op), o.out().width());
       case Op.SoftCap o -> new RowStage.Elements(element(op), o.out().width());
+      case Op.LayerNorm o ->
+          new RowStage.MeanNorm(
+              place(o.in()),
+              floats.apply(o.weight()),
+              o.bias().map(floats).orElse(MemorySegment.NULL),
+              o.in().width(),
+              o.eps(),
+              place(o.out()),
+              gate(op));
+      case Op.Route o ->
+          new RowStage.Route(
+              place(o.scores()),
+              o.spec(),
+              o.bias().map(floats).orElse(MemorySegment.NULL),
+              place(o.out()),
+              gate(op));
+      case Op.Mix o ->
+          new RowStage.Mix(
+              place(o.in()),
+              place(o.routing()),
+              o.used(),
+              o.out().width(),
+              place(o.out()),
+              gate(op));
       case Op.Linear o -> throw new IllegalStateException("not row-wise: " + o);
+      case Op.ExpertLinear o -> throw new IllegalStateException("not row-wise: " + o);
       case Op.Attention o -> throw new IllegalStateException("not row-wise: " + o);
     };
   }
@@ -328,6 +364,59 @@ final class Lowering {
         gate,
         frame.runsOf(gate, op.in().rows()),
         gates.readWhenSkipped(op));
+  }
+
+  // Experts.
+
+  private ExpertStage experts(Fusion.Experts section, int rows, List<Plan.Step> plan) {
+    List<ExpertStage.Product> products = new ArrayList<>();
+    List<Long> outputs = new ArrayList<>();
+    List<String> names = new ArrayList<>();
+    List<String> kernelNames = new ArrayList<>();
+    long bytes = 0;
+    long flops = 0;
+    for (Op.ExpertLinear op : section.ops()) {
+      PreparedWeight[] all = op.experts().stream().map(experts).toArray(PreparedWeight[]::new);
+      products.add(expertProduct(op, all));
+      outputs.add(offset(op.out()));
+      names.add(op.out().name());
+      kernelNames.add("experts " + all[0].kernel().name());
+      bytes += op.used() * all[0].bytes();
+      flops += 2L * op.used() * op.experts().getFirst().elements();
+    }
+    Op.ExpertLinear first = section.ops().getFirst();
+    plan.add(
+        new Plan.Step(
+            String.join(" ", names),
+            String.join(", ", kernelNames.stream().distinct().toList()),
+            section.ops().size(),
+            List.of(offset(section.in()), offset(section.routing())),
+            outputs,
+            bytes,
+            flops));
+    return new ExpertStage(first, products, place(section.routing()), gate(first), rows, threads);
+  }
+
+  private ExpertStage.Product expertProduct(Op.ExpertLinear op, PreparedWeight[] all) {
+    ActivationFormat format = all[0].kernel().activation();
+    int n = Math.toIntExact(op.experts().getFirst().cols());
+    int parts = op.parts() && format != ActivationFormat.F32 ? op.used() : 1;
+    long inputOffset = -1;
+    long rowBytes = 0;
+    if (placement.isConverted(op.in(), format, parts)) {
+      Placement.Storage converted = placement.converted(op.in(), format, parts);
+      inputOffset = offsets.get(converted);
+      rowBytes = converted.rowBytes;
+    }
+    long partBytes = 0;
+    if (op.parts()) {
+      partBytes =
+          format == ActivationFormat.F32
+              ? (long) n * Float.BYTES
+              : kernels.activationBytes(format, n);
+    }
+    return new ExpertStage.Product(
+        all, place(op.in()), inputOffset, rowBytes, partBytes, place(op.out()));
   }
 
   private AttentionStage attention(Op.Attention op, List<Plan.Step> plan) {

@@ -47,7 +47,7 @@ final class Placement {
   /** A value's storage, and where in a row it begins, in floats. */
   record Spot(Storage storage, long from) {}
 
-  private record Converted(Value value, ActivationFormat format) {}
+  private record Converted(Value value, ActivationFormat format, int parts) {}
 
   /** A table of cosines and sines, and its storage. */
   record Table(RopeSpec spec, Storage storage) {}
@@ -100,12 +100,22 @@ final class Placement {
 
   /** Where the converted form of a value lies. */
   Storage converted(Value value, ActivationFormat format) {
-    return converted.get(new Converted(value, format));
+    return converted(value, format, 1);
+  }
+
+  /** Where the form of a value lies that was converted in parts. */
+  Storage converted(Value value, ActivationFormat format, int parts) {
+    return converted.get(new Converted(value, format, parts));
   }
 
   /** Whether a value was converted for products that read a format. */
   boolean isConverted(Value value, ActivationFormat format) {
-    return converted.containsKey(new Converted(value, format));
+    return isConverted(value, format, 1);
+  }
+
+  /** Whether a value was converted in parts. */
+  boolean isConverted(Value value, ActivationFormat format, int parts) {
+    return converted.containsKey(new Converted(value, format, parts));
   }
 
   /** The tables that rotations read. */
@@ -149,6 +159,11 @@ final class Placement {
           }
         }
         case Fusion.Attend a -> visit(visitor, s, NO_CLUSTER, new Fusion.Compute(a.op()));
+        case Fusion.Experts e -> {
+          for (Op op : e.ops()) {
+            visit(visitor, s, e, new Fusion.Compute(op));
+          }
+        }
         case Fusion.Projection p -> {
           for (Fusion.Cluster c : p.clusters()) {
             for (Op op : c.products()) {
@@ -192,9 +207,10 @@ final class Placement {
     switch (step) {
       case Fusion.Convert c -> {
         spot(c.in()).storage().touch(section);
-        Storage to = storage(kernels.activationBytes(c.format(), c.in().width()));
+        int part = c.in().width() / c.parts();
+        Storage to = storage(c.parts() * kernels.activationBytes(c.format(), part));
         to.touch(section);
-        converted.put(new Converted(c.in(), c.format()), to);
+        converted.put(new Converted(c.in(), c.format(), c.parts()), to);
       }
       case Fusion.Compute c -> place(section, cluster, c.op());
     }
@@ -208,6 +224,15 @@ final class Placement {
       for (ActivationFormat f : ActivationFormat.values()) {
         if (isConverted(linear.in(), f)) {
           converted(linear.in(), f).touch(section);
+        }
+      }
+    }
+    if (op instanceof Op.ExpertLinear experts) {
+      for (ActivationFormat f : ActivationFormat.values()) {
+        for (int parts : new int[] {1, experts.used()}) {
+          if (isConverted(experts.in(), f, parts)) {
+            converted(experts.in(), f, parts).touch(section);
+          }
         }
       }
     }

@@ -1,8 +1,10 @@
 package io.fletch.graph.cpu;
 
 import io.fletch.graph.RopeSpec;
+import io.fletch.graph.RouteSpec;
 import io.fletch.graph.Value;
 import io.fletch.graph.cpu.Kernels.ActivationFormat;
+import io.fletch.graph.support.Router;
 import io.fletch.quant.Tensor;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
@@ -170,6 +172,92 @@ final class RowStage extends WorkerPool.Stage<Frame> {
     }
   }
 
+  static final class MeanNorm extends Step {
+    private final Place in;
+    private final MemorySegment weight;
+    private final MemorySegment bias;
+    private final int n;
+    private final float eps;
+    private final Place out;
+
+    MeanNorm(
+        Place in, MemorySegment weight, MemorySegment bias, int n, float eps, Place out, int gate) {
+      super("layer_norm", gate);
+      this.in = in;
+      this.weight = weight;
+      this.bias = bias;
+      this.n = n;
+      this.eps = eps;
+      this.out = out;
+    }
+
+    @Override
+    void run(Frame f, int row, int batchRow) {
+      f.kernels.layerNorm(
+          in.segment(f), in.at(row), weight, bias, n, eps, out.segment(f), out.at(row));
+    }
+  }
+
+  /** The choice of experts. */
+  static final class Route extends Step {
+    private final Place scores;
+    private final RouteSpec spec;
+    private final MemorySegment bias;
+    private final Place out;
+
+    Route(Place scores, RouteSpec spec, MemorySegment bias, Place out, int gate) {
+      super("route", gate);
+      this.scores = scores;
+      this.spec = spec;
+      this.bias = bias;
+      this.out = out;
+    }
+
+    @Override
+    void run(Frame f, int row, int batchRow) {
+      Router.route(
+          spec,
+          scores.segment(f),
+          scores.at(row) * Float.BYTES,
+          bias,
+          out.segment(f),
+          out.at(row) * Float.BYTES);
+    }
+  }
+
+  /** The weighted sum of what the experts gave. */
+  static final class Mix extends Step {
+    private final Place in;
+    private final Place routing;
+    private final int used;
+    private final int n;
+    private final Place out;
+
+    Mix(Place in, Place routing, int used, int n, Place out, int gate) {
+      super("mix", gate);
+      this.in = in;
+      this.routing = routing;
+      this.used = used;
+      this.n = n;
+      this.out = out;
+    }
+
+    @Override
+    void run(Frame f, int row, int batchRow) {
+      MemorySegment x = in.segment(f);
+      MemorySegment y = out.segment(f);
+      long to = out.at(row);
+      f.kernels.scale(x, in.at(row), weight(f, row, 0), n, y, to);
+      for (int k = 1; k < used; k++) {
+        f.kernels.add(y, to, x, in.at(row) + (long) k * n, weight(f, row, k), n, y, to);
+      }
+    }
+
+    private float weight(Frame f, int row, int k) {
+      return routing.segment(f).get(ValueLayout.JAVA_FLOAT, (routing.at(row) + k) * Float.BYTES);
+    }
+  }
+
   static final class Rope extends Step {
     private final Place in;
     private final RopeSpec.Style style;
@@ -276,15 +364,25 @@ final class RowStage extends WorkerPool.Stage<Frame> {
     private final Place in;
     private final ActivationFormat format;
     private final int n;
+    private final int parts;
+    private final long partBytes;
     private final long offset;
     private final long rowBytes;
 
-    /** Offsets of the result are bytes of scratch memory. */
-    Quantize(Place in, ActivationFormat format, int n, long offset, long rowBytes, int gate) {
+    /**
+     * A conversion. Offsets of the result are bytes of scratch memory.
+     *
+     * @param n elements of a part
+     * @param parts parts of a row, each converted as if it were a row
+     */
+    Quantize(
+        Place in, ActivationFormat format, int n, int parts, long offset, long rowBytes, int gate) {
       super("quantize", gate);
       this.in = in;
       this.format = format;
       this.n = n;
+      this.parts = parts;
+      partBytes = rowBytes / parts;
       this.offset = offset;
       this.rowBytes = rowBytes;
     }
@@ -292,7 +390,10 @@ final class RowStage extends WorkerPool.Stage<Frame> {
     @Override
     void run(Frame f, int row, int batchRow) {
       long to = offset + row * rowBytes;
-      f.kernels.quantize(format, in.segment(f), in.at(row), n, f.scratch, to);
+      for (int p = 0; p < parts; p++) {
+        long from = in.at(row) + (long) p * n;
+        f.kernels.quantize(format, in.segment(f), from, n, f.scratch, to + p * partBytes);
+      }
     }
   }
 

@@ -19,6 +19,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
+import java.util.stream.Stream;
 
 /**
  * The weights of a graph as its kernels want them: matrices as mapped or packed, small tensors as
@@ -156,8 +157,12 @@ final class Weights implements AutoCloseable {
   private static List<Tensor> matricesOf(Graph graph) {
     Set<Tensor> seen = Collections.newSetFromMap(new IdentityHashMap<>());
     return graph.ops().stream()
-        .filter(op -> op instanceof Op.Linear)
-        .map(op -> Lowering.matrix(((Op.Linear) op).weight()))
+        .flatMap(op ->
+            switch (op) {
+              case Op.Linear o -> Stream.of(Lowering.matrix(o.weight()));
+              case Op.ExpertLinear o -> o.experts().stream();
+              default -> Stream.empty();
+            })
         .filter(seen::add)
         .toList();
   }
@@ -234,6 +239,11 @@ final class Weights implements AutoCloseable {
   /** A matrix. */
   PreparedWeight matrix(Op.Linear op) {
     return matrices.get(Lowering.matrix(op.weight()));
+  }
+
+  /** The matrix of an expert. */
+  PreparedWeight expert(Tensor tensor) {
+    return matrices.get(tensor);
   }
 
   /** A small tensor as float32. */

@@ -114,6 +114,10 @@ public abstract class AbstractBatch implements Batch {
       case Op.SoftCap o -> Optional.empty();
       case Op.Slice o -> Optional.empty();
       case Op.SelectRows o -> Optional.empty();
+      case Op.LayerNorm o -> Optional.empty();
+      case Op.Route o -> Optional.empty();
+      case Op.ExpertLinear o -> Optional.empty();
+      case Op.Mix o -> Optional.empty();
     };
   }
 

@@ -37,6 +37,13 @@ class BatchInvariancePropertyTest {
         TensorType.F32, TensorType.F16, TensorType.BF16, TensorType.Q8_0, TensorType.Q4_0);
   }
 
+  /** Every third graph has experts. */
+  private static Graph graph(TestGraphs graphs, Shape shape) {
+    return graphs.random().nextInt(3) == 0
+        ? graphs.mixture(shape, graphs.routing())
+        : graphs.llama(shape);
+  }
+
   /** Logits of every row of a prompt, run in chunks of {@code chunk} rows. */
   private static float[][] chunked(Executable e, KvCache.Type type, int[] ids, int chunk) {
     float[][] all = new float[ids.length][e.graph().vocabulary()];
@@ -68,7 +75,7 @@ class BatchInvariancePropertyTest {
     SplittableRandom random = new SplittableRandom(seed);
     Shape shape = Shape.random(random, type);
     try (TestGraphs graphs = new TestGraphs(seed)) {
-      Graph graph = graphs.llama(shape);
+      Graph graph = graph(graphs, shape);
       int[] ids = graphs.tokens(ROWS, graph.vocabulary());
       float[][] expected;
       try (Executable e = CpuBackendTest.compile(graph, ROWS, 1, kernels)) {
@@ -97,7 +104,7 @@ class BatchInvariancePropertyTest {
     SplittableRandom random = new SplittableRandom(seed);
     Shape shape = Shape.random(random, type);
     try (TestGraphs graphs = new TestGraphs(seed)) {
-      Graph graph = graphs.llama(shape);
+      Graph graph = graph(graphs, shape);
       int[] ids = graphs.tokens(5, graph.vocabulary());
       int[] others = graphs.tokens(12, graph.vocabulary());
       int vocabulary = graph.vocabulary();

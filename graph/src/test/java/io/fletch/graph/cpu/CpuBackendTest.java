@@ -8,7 +8,9 @@ import io.fletch.graph.Executable;
 import io.fletch.graph.Gate;
 import io.fletch.graph.Graph;
 import io.fletch.graph.KvCache;
+import io.fletch.graph.Plan;
 import io.fletch.graph.ReferenceBackend;
+import io.fletch.graph.RouteSpec;
 import io.fletch.graph.Span;
 import io.fletch.graph.TestGraphs;
 import io.fletch.graph.TestGraphs.Shape;
@@ -17,6 +19,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.SplittableRandom;
 import java.util.stream.Stream;
+import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.MethodSource;
@@ -173,6 +176,46 @@ class CpuBackendTest {
         } catch (AssertionError | RuntimeException t) {
           throw new AssertionError("case " + i + " " + shape + ": " + t.getMessage(), t);
         }
+      }
+    }
+  }
+
+  @ParameterizedTest
+  @MethodSource("kernelSets")
+  void mixturesOfExpertsMatchTheReference(Kernels kernels) {
+    TensorType[] types = {
+      TensorType.F32, TensorType.F16, TensorType.Q8_0, TensorType.Q4_0, TensorType.BF16
+    };
+    for (int i = 0; i < 10; i++) {
+      try (TestGraphs graphs = new TestGraphs(100 + i)) {
+        TensorType type = types[i % types.length];
+        RouteSpec routing = graphs.routing();
+        Shape shape = Shape.random(graphs.random(), type);
+        try {
+          compareWithReference(
+              graphs.mixture(shape, routing), kernels, KvCache.Type.F32, tolerance(type));
+        } catch (AssertionError | RuntimeException t) {
+          throw new AssertionError(
+              "case " + i + " " + routing + " " + shape + ": " + t.getMessage(), t);
+        }
+      }
+    }
+  }
+
+  @Test
+  void expertsThatNobodyChoseCostNothing() {
+    try (TestGraphs graphs = new TestGraphs(5)) {
+      RouteSpec routing = RouteSpec.softmax(8, 2, true);
+      Shape shape = Shape.small();
+      Graph graph = graphs.mixture(shape, routing);
+      long expert = (long) shape.ffn() * shape.hidden() * Float.BYTES;
+      try (Executable e = compile(graph, 4, 1, KernelSets.scalar())) {
+        long bytes =
+            e.plans().getFirst().steps().stream()
+                .filter(s -> s.kernel().startsWith("experts"))
+                .mapToLong(Plan.Step::weightBytes)
+                .sum();
+        assertEquals(shape.layers() * 3L * routing.used() * expert, bytes);
       }
     }
   }
