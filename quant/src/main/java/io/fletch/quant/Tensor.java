@@ -106,6 +106,26 @@ public final class Tensor {
     return segment.byteSize();
   }
 
+  /**
+   * A part of this tensor's bytes as a tensor of the same type; borrowed, like the whole.
+   *
+   * @param from first byte; a multiple of the block size
+   */
+  public Tensor view(String viewName, long from, long... viewShape) {
+    long n = 1;
+    for (long d : viewShape) {
+      n = Math.multiplyExact(n, d);
+    }
+    long bytes = type.bytes(n);
+    Objects.checkFromIndexSize(from, bytes, bytes());
+    if (from % type.blockBytes() != 0) {
+      throw new IllegalArgumentException(
+          viewName + ": from expected=multiple of " + type.blockBytes() + " actual=" + from);
+    }
+    return new Tensor(
+        viewName, type, viewShape, buffer.slice(from, bytes), segment.asSlice(from, bytes));
+  }
+
   /** The Arrow buffer; borrowed, do not release it. */
   public ArrowBuf buffer() {
     return buffer;

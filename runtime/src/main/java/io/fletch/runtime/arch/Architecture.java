@@ -47,7 +47,100 @@ public enum Architecture {
       Trait.TIED,
       Trait.QK_NORM),
   /** Phi-3 and Phi-4-mini: fused projections, LongRoPE. */
-  PHI3("phi3", List.of("phi3"), RopeSpec.Style.NEOX, TensorNames.HF_PHI3, Trait.FUSED);
+  PHI3("phi3", List.of("phi3"), RopeSpec.Style.NEOX, TensorNames.HF_PHI3, Trait.FUSED),
+  /** Mixtral: llama with experts. In GGUF files it is {@code llama} with an expert count. */
+  MIXTRAL("llama", List.of("mixtral"), RopeSpec.Style.NORM, TensorNames.HF_MIXTRAL, Trait.EXPERTS),
+  /** Qwen 1.5 and 2 with experts, a shared one among them. */
+  QWEN2MOE(
+      "qwen2moe", List.of("qwen2_moe"), RopeSpec.Style.NEOX, TensorNames.HF_EXPERTS, Trait.EXPERTS),
+  /** Qwen 3 with experts. */
+  QWEN3MOE(
+      "qwen3moe",
+      List.of("qwen3_moe"),
+      RopeSpec.Style.NEOX,
+      TensorNames.HF_EXPERTS,
+      Trait.EXPERTS,
+      Trait.QK_NORM),
+  /** OLMoE. */
+  OLMOE(
+      "olmoe",
+      List.of("olmoe"),
+      RopeSpec.Style.NEOX,
+      TensorNames.HF_EXPERTS,
+      Trait.EXPERTS,
+      Trait.FULL_QK_NORM),
+  /** OLMo 2: norms on the branches alone. */
+  OLMO2(
+      "olmo2",
+      List.of("olmo2"),
+      RopeSpec.Style.NEOX,
+      TensorNames.HF_BRANCH,
+      Trait.FULL_QK_NORM,
+      Trait.BRANCH_NORMS),
+  /** Granite 3, dense: llama with scales. */
+  GRANITE("granite", List.of("granite"), RopeSpec.Style.NORM, TensorNames.HF_LLAMA, Trait.SCALES),
+  /** SmolLM 3: llama, every fourth layer without rotation. */
+  SMOLLM3("smollm3", List.of("smollm3"), RopeSpec.Style.NORM, TensorNames.HF_LLAMA),
+  /** StarCoder 2: LayerNorm, plain feed-forward units, biases. */
+  STARCODER2(
+      "starcoder2",
+      List.of("starcoder2"),
+      RopeSpec.Style.NEOX,
+      TensorNames.HF_STARCODER2,
+      Trait.LAYER_NORM,
+      Trait.PLAIN_FFN),
+  /**
+   * Falcon 7B and 40B: attention and feed-forward side by side. From GGUF alone: Hugging Face
+   * checkpoints interleave the rows of queries, keys and values.
+   */
+  FALCON(
+      "falcon",
+      List.of(),
+      RopeSpec.Style.NEOX,
+      TensorNames.GGUF,
+      Trait.LAYER_NORM,
+      Trait.PLAIN_FFN,
+      Trait.PARALLEL,
+      Trait.FUSED_QKV),
+  /** LLaDA with experts. */
+  LLADA_MOE(
+      "llada-moe",
+      List.of("llada_moe"),
+      RopeSpec.Style.NEOX,
+      TensorNames.HF_EXPERTS,
+      Trait.EXPERTS,
+      Trait.QK_NORM,
+      Trait.DIFFUSION),
+  /** SDAR and TraDo: Qwen 3 that unmasks block after block. */
+  SDAR(
+      "sdar",
+      List.of("sdar"),
+      RopeSpec.Style.NEOX,
+      TensorNames.HF_LLAMA,
+      Trait.QK_NORM,
+      Trait.DIFFUSION,
+      Trait.BLOCK_CAUSAL),
+  /** SDAR with experts. */
+  SDAR_MOE(
+      "sdar-moe",
+      List.of("sdar_moe"),
+      RopeSpec.Style.NEOX,
+      TensorNames.HF_EXPERTS,
+      Trait.EXPERTS,
+      Trait.QK_NORM,
+      Trait.DIFFUSION,
+      Trait.BLOCK_CAUSAL),
+  /** LLaDA 2: groups of experts chosen by sigmoids, block-causal. */
+  LLADA2(
+      "llada2",
+      List.of("llada2_moe"),
+      RopeSpec.Style.NEOX,
+      TensorNames.HF_BAILING,
+      Trait.EXPERTS,
+      Trait.QK_NORM,
+      Trait.FUSED_QKV,
+      Trait.DIFFUSION,
+      Trait.BLOCK_CAUSAL);
 
   /** What a family has that llama has not. */
   enum Trait {
@@ -62,7 +155,25 @@ public enum Architecture {
     /** There is never an output matrix. */
     TIED,
     /** One matrix for q, k and v, one for gate and up. */
-    FUSED
+    FUSED,
+    /** One matrix for q, k and v. */
+    FUSED_QKV,
+    /** RMS norms on all query heads together, and on all key heads. */
+    FULL_QK_NORM,
+    /** Mixtures of experts. */
+    EXPERTS,
+    /** Norms on the branches alone. */
+    BRANCH_NORMS,
+    /** Factors on embeddings, branches, scores and logits. */
+    SCALES,
+    /** LayerNorm instead of RMSNorm. */
+    LAYER_NORM,
+    /** Feed-forward units without a gate. */
+    PLAIN_FFN,
+    /** Attention and feed-forward read the same residual. */
+    PARALLEL,
+    /** Diffusion in blocks: a position sees its block and those before. */
+    BLOCK_CAUSAL
   }
 
   private final String id;
@@ -95,6 +206,31 @@ public enum Architecture {
     return traits.contains(trait);
   }
 
+  BlockSpec.QkNorm qkNorm() {
+    if (has(Trait.QK_NORM)) {
+      return BlockSpec.QkNorm.HEAD;
+    }
+    return has(Trait.FULL_QK_NORM) ? BlockSpec.QkNorm.FULL : BlockSpec.QkNorm.NONE;
+  }
+
+  BlockSpec.Norms norms() {
+    if (has(Trait.GEMMA)) {
+      return BlockSpec.Norms.SANDWICH;
+    }
+    if (has(Trait.BRANCH_NORMS)) {
+      return BlockSpec.Norms.BRANCH;
+    }
+    return has(Trait.PARALLEL) ? BlockSpec.Norms.PARALLEL : BlockSpec.Norms.PRE;
+  }
+
+  HyperParameters.Norm norm() {
+    return has(Trait.LAYER_NORM) ? HyperParameters.Norm.LAYER : HyperParameters.Norm.RMS;
+  }
+
+  boolean fusedQkv() {
+    return has(Trait.FUSED) || has(Trait.FUSED_QKV);
+  }
+
   /** Rotation style of GGUF files; Hugging Face checkpoints are always {@code NEOX}. */
   RopeSpec.Style ggufRope() {
     return ggufRope;
@@ -115,7 +251,7 @@ public enum Architecture {
         "general.architecture: not supported: \""
             + name
             + "\", supported="
-            + Arrays.stream(values()).map(Architecture::id).toList());
+            + Arrays.stream(values()).map(Architecture::id).distinct().toList());
   }
 
   /** The family of a Hugging Face checkpoint. */

@@ -2,6 +2,7 @@ package io.fletch.runtime.arch;
 
 import io.fletch.FletchException;
 import io.fletch.graph.Activation;
+import io.fletch.graph.RouteSpec;
 import java.util.Objects;
 import java.util.Optional;
 
@@ -12,6 +13,9 @@ import java.util.Optional;
  *   <li>{@code PRE}: {@code x = s (alpha x + b N(x) -> a)}
  *   <li>{@code SANDWICH}: as PRE with a second norm on the branch before it is added
  *   <li>{@code POST}: {@code x = N(alpha x + b a(x))}
+ *   <li>{@code BRANCH}: {@code x = s (alpha x + b N(a(x)))}
+ *   <li>{@code PARALLEL}: both units read the same {@code N(x)}, or norms of their own if there are
+ *       two, and {@code x = s (alpha x + b a + c f)}
  * </ul>
  *
  * and the same with the feed-forward unit.
@@ -39,7 +43,18 @@ public record BlockSpec(
   public enum Norms {
     PRE,
     POST,
-    SANDWICH
+    SANDWICH,
+    BRANCH,
+    PARALLEL
+  }
+
+  /** What is normalised of queries and keys before rotation. */
+  public enum QkNorm {
+    NONE,
+    /** Each head by itself, all with the same weights. */
+    HEAD,
+    /** All heads together. */
+    FULL
   }
 
   /** Checks for nulls. */
@@ -77,9 +92,9 @@ public record BlockSpec(
    * @param scale factor on the scores
    * @param softCap cap of the scores; 0 for none
    * @param window latest positions that a row sees, itself included; 0 for all
-   * @param qkNorm RMS norms on each query and key head before rotation
+   * @param qkNorm RMS norms on queries and keys before rotation
    * @param fusedQkv one matrix for queries, keys and values, in this order of rows
-   * @param rope rotary embedding
+   * @param rope rotary embedding; empty for none
    */
   public record Attention(
       int heads,
@@ -89,14 +104,15 @@ public record BlockSpec(
       float scale,
       float softCap,
       int window,
-      boolean qkNorm,
+      QkNorm qkNorm,
       boolean fusedQkv,
-      RopeParameters rope) {
+      Optional<RopeParameters> rope) {
     /** Largest width of a projection. */
     private static final long MAX_WIDTH = 1 << 24;
 
     /** Checks the ranges. */
     public Attention {
+      Objects.requireNonNull(qkNorm, "qkNorm");
       Objects.requireNonNull(rope, "rope");
       if (heads < 1 || kvHeads < 1 || heads % kvHeads != 0) {
         throw new FletchException(
@@ -116,12 +132,10 @@ public record BlockSpec(
                 + " valueDim="
                 + valueDim);
       }
-      if (rope.rotated() > keyDim) {
+      int rotated = rope.map(RopeParameters::rotated).orElse(0);
+      if (rotated > keyDim) {
         throw new FletchException(
-            "rotated elements of a head: expected <= keyDim="
-                + keyDim
-                + " actual="
-                + rope.rotated());
+            "rotated elements of a head: expected <= keyDim=" + keyDim + " actual=" + rotated);
       }
       if (window < 0 || !(softCap >= 0) || !Float.isFinite(scale)) {
         throw new FletchException(
@@ -134,7 +148,7 @@ public record BlockSpec(
           newHeads, newKvHeads, keyDim, valueDim, scale, softCap, window, qkNorm, fusedQkv, rope);
     }
 
-    Attention withRope(RopeParameters value) {
+    Attention withRope(Optional<RopeParameters> value) {
       return new Attention(
           heads, kvHeads, keyDim, valueDim, scale, softCap, window, qkNorm, fusedQkv, value);
     }
@@ -147,8 +161,14 @@ public record BlockSpec(
    * @param activation activation function
    * @param gated {@code act(gate x) * up x} if true, {@code act(up x)} if not
    * @param fusedGateUp one matrix for gate and up, in this order of rows
+   * @param experts instead of one unit of that width, several of which each row takes a few
    */
-  public record FeedForward(int width, Activation activation, boolean gated, boolean fusedGateUp) {
+  public record FeedForward(
+      int width,
+      Activation activation,
+      boolean gated,
+      boolean fusedGateUp,
+      Optional<Experts> experts) {
     /** Checks the ranges. */
     public FeedForward {
       Objects.requireNonNull(activation, "activation");
@@ -158,10 +178,37 @@ public record BlockSpec(
       if (fusedGateUp && !gated) {
         throw new FletchException("a fused gate needs a gated feed-forward unit");
       }
+      if (experts.isPresent() && (!gated || fusedGateUp)) {
+        throw new FletchException("experts are gated units with matrices of their own");
+      }
+    }
+
+    /** One unit for all rows. */
+    public static FeedForward dense(
+        int width, Activation activation, boolean gated, boolean fusedGateUp) {
+      return new FeedForward(width, activation, gated, fusedGateUp, Optional.empty());
     }
 
     FeedForward withWidth(int value) {
-      return new FeedForward(value, activation, gated, fusedGateUp);
+      return new FeedForward(value, activation, gated, fusedGateUp, experts);
+    }
+  }
+
+  /**
+   * A mixture of experts; {@link FeedForward#width} is that of one expert.
+   *
+   * @param route how experts are chosen
+   * @param bias whether a bias is added to the probabilities for the choice
+   * @param sharedWidth width of a unit that all rows run besides; 0 for none
+   * @param sharedGate whether the shared unit's result is scaled by a sigmoid of its own
+   */
+  public record Experts(RouteSpec route, boolean bias, int sharedWidth, boolean sharedGate) {
+    /** Checks the ranges. */
+    public Experts {
+      Objects.requireNonNull(route, "route");
+      if (sharedWidth < 0 || sharedGate && sharedWidth == 0) {
+        throw new FletchException("shared expert: width=" + sharedWidth + " gated=" + sharedGate);
+      }
     }
   }
 }

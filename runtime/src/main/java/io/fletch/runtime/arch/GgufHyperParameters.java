@@ -2,6 +2,7 @@ package io.fletch.runtime.arch;
 
 import io.fletch.FletchException;
 import io.fletch.graph.Activation;
+import io.fletch.graph.RouteSpec;
 import io.fletch.quant.Metadata;
 import io.fletch.runtime.arch.Architecture.Trait;
 import java.util.ArrayList;
@@ -22,9 +23,10 @@ final class GgufHyperParameters {
       Set.of(
           "tensor_data_layout",
           "rope.scaling.finetuned",
-          "attention.layer_norm_epsilon",
           "use_parallel_residual",
           "interleave_moe_layer_step");
+
+  private static final int MAX_EXPERTS = 1024;
 
   private GgufHyperParameters() {}
 
@@ -35,6 +37,9 @@ final class GgufHyperParameters {
                 .string("general.architecture")
                 .orElseThrow(() -> new FletchException("general.architecture: missing")));
     Settings s = new Settings(metadata, arch.id() + ".");
+    if (arch == Architecture.LLAMA && s.integer("expert_count", 0, 0, MAX_EXPERTS) > 0) {
+      arch = Architecture.MIXTRAL;
+    }
     int layers = s.integer("block_count", 1, HyperParameters.MAX_LAYERS);
     int embedding = s.integer("embedding_length", 1, HyperParameters.MAX_WIDTH);
     int context = s.integer("context_length", 1, Integer.MAX_VALUE);
@@ -49,18 +54,41 @@ final class GgufHyperParameters {
             context,
             embedding,
             s.integer("vocab_size", 0, 1, HyperParameters.MAX_VOCABULARY),
-            (float) s.number("attention.layer_norm_rms_epsilon"),
-            arch.has(Trait.GEMMA) ? (float) Math.sqrt(embedding) : 1,
-            1,
+            epsilon(arch, s),
+            arch.has(Trait.SCALES)
+                ? factor(s, "embedding_scale")
+                : arch.has(Trait.GEMMA) ? (float) Math.sqrt(embedding) : 1,
+            arch.has(Trait.SCALES) ? 1 / factor(s, "logit_scale") : 1,
             arch.has(Trait.GEMMA) ? (float) s.number("final_logit_softcapping", 0) : 0,
             0,
             arch.has(Trait.TIED),
             diffusion,
             metadata.bool("diffusion.shift_logits").orElse(arch.has(Trait.SHIFTED_LOGITS)),
             diffusion ? mask(metadata) : OptionalInt.empty(),
+            arch.norm(),
+            arch.has(Trait.BLOCK_CAUSAL) ? diffusionBlock(arch, metadata) : 0,
             blocks);
     checkUnknown(s, arch);
     return out;
+  }
+
+  /** Factors default to 1, and so does a 0 that was written for "none". */
+  private static float factor(Settings s, String key) {
+    double value = s.number(key, 1);
+    return value == 0 ? 1 : (float) value;
+  }
+
+  private static float epsilon(Architecture arch, Settings s) {
+    boolean hasMean = arch.norm() == HyperParameters.Norm.LAYER;
+    s.optionalNumber("attention.layer_norm_epsilon");
+    return (float)
+        s.number(hasMean ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon");
+  }
+
+  /** No converter writes it for all families yet, so the published lengths are the fallback. */
+  private static int diffusionBlock(Architecture arch, Metadata metadata) {
+    Settings s = new Settings(metadata, "diffusion.");
+    return s.integer("block_length", arch == Architecture.LLADA2 ? 32 : 4, 1, 1 << 16);
   }
 
   private static OptionalInt mask(Metadata metadata) {
@@ -100,8 +128,8 @@ final class GgufHyperParameters {
       throw new FletchException(
           s.key("rope.dimension_count") + ": expected=" + keyDim + " actual=" + rotated);
     }
-    int experts = s.integer("expert_count", 0, 0, 512);
-    if (experts > 0) {
+    int experts = s.integer("expert_count", 0, 0, MAX_EXPERTS);
+    if (experts > 0 && !arch.has(Trait.EXPERTS)) {
       throw new FletchException(
           s.key("expert_count")
               + ": mixtures of experts are not supported for "
@@ -109,6 +137,8 @@ final class GgufHyperParameters {
               + ": "
               + experts);
     }
+    int denseLayers = s.integer("leading_dense_block_count", 0, 0, layers);
+    float branch = arch.has(Trait.SCALES) ? factor(s, "residual_scale") : 1;
     int window =
         s.integer(
             "attention.sliding_window",
@@ -134,7 +164,8 @@ final class GgufHyperParameters {
     scale = s.number("attention.scale", scale);
     float softCap =
         arch == Architecture.GEMMA2 ? (float) s.number("attn_logit_softcapping", 50) : 0;
-    Activation activation = arch.has(Trait.GEMMA) ? Activation.GELU_TANH : Activation.SILU;
+    Activation activation =
+        arch.has(Trait.GEMMA) || arch.has(Trait.PLAIN_FFN) ? Activation.GELU_TANH : Activation.SILU;
     List<BlockSpec> blocks = new ArrayList<>();
     for (int i = 0; i < layers; i++) {
       if (heads[i] == 0 != (kvHeads[i] == 0)) {
@@ -160,21 +191,84 @@ final class GgufHyperParameters {
                       (float) scale,
                       softCap,
                       sliding ? window : 0,
-                      arch.has(Trait.QK_NORM),
-                      arch.has(Trait.FUSED),
-                      sliding ? local : rope));
+                      arch.qkNorm(),
+                      arch.fusedQkv(),
+                      Windows.rotates(arch, i)
+                          ? Optional.of(sliding ? local : rope)
+                          : Optional.empty()));
       Optional<BlockSpec.FeedForward> feedForward =
           widths[i] == 0
               ? Optional.empty()
               : Optional.of(
-                  new BlockSpec.FeedForward(widths[i], activation, true, arch.has(Trait.FUSED)));
-      blocks.add(
-          BlockSpec.of(
-              arch.has(Trait.GEMMA) ? BlockSpec.Norms.SANDWICH : BlockSpec.Norms.PRE,
-              attention,
-              feedForward));
+                  experts > 0 && i >= denseLayers
+                      ? experts(arch, s, experts, widths[i], activation)
+                      : BlockSpec.FeedForward.dense(
+                          widths[i],
+                          activation,
+                          !arch.has(Trait.PLAIN_FFN),
+                          arch.has(Trait.FUSED)));
+      blocks.add(new BlockSpec(arch.norms(), 1, branch, branch, 1, 1, attention, feedForward));
     }
     return blocks;
+  }
+
+  private static BlockSpec.FeedForward experts(
+      Architecture arch, Settings s, int experts, int denseWidth, Activation activation) {
+    int used = s.integer("expert_used_count", 1, experts);
+    // Early files of Qwen 1.5 say nothing about the width of an expert.
+    int unsaid = arch == Architecture.QWEN2MOE ? Math.max(1, denseWidth / used) : denseWidth;
+    int width = s.integer("expert_feed_forward_length", unsaid, 1, 1 << 24);
+    int shared =
+        switch (arch) {
+          case QWEN2MOE -> s.integer("expert_shared_feed_forward_length", denseWidth, 1, 1 << 24);
+          case LLADA2 -> width * s.integer("expert_shared_count", 1, 0, 1 << 10);
+          default -> 0;
+        };
+    int gating = s.integer("expert_gating_func", arch == Architecture.LLADA2 ? 2 : 1, 0, 2);
+    boolean normalized =
+        switch (arch) {
+          case MIXTRAL, QWEN3MOE, SDAR_MOE -> true;
+          case LLADA2 -> s.bool("expert_weights_norm", true);
+          default -> s.bool("expert_weights_norm", false);
+        };
+    s.bool("expert_weights_norm", false);
+    double scale = s.number("expert_weights_scale", 1);
+    int groups = Math.max(1, s.integer("expert_group_count", 1, 0, RouteSpec.MAX_GROUPS));
+    int groupsUsed = s.integer("expert_group_used_count", groups, 0, groups);
+    return new BlockSpec.FeedForward(
+        width,
+        activation,
+        true,
+        false,
+        Optional.of(
+            new BlockSpec.Experts(
+                route(
+                    experts,
+                    used,
+                    gating == 2 ? RouteSpec.Scoring.SIGMOID : RouteSpec.Scoring.SOFTMAX,
+                    normalized,
+                    scale == 0 ? 1 : scale,
+                    groups,
+                    groupsUsed == 0 ? groups : groupsUsed),
+                arch == Architecture.LLADA2,
+                shared,
+                arch == Architecture.QWEN2MOE)));
+  }
+
+  /** A routing, or the model's fault. */
+  static RouteSpec route(
+      int experts,
+      int used,
+      RouteSpec.Scoring scoring,
+      boolean normalized,
+      double scale,
+      int groups,
+      int groupsUsed) {
+    try {
+      return new RouteSpec(experts, used, scoring, normalized, (float) scale, groups, groupsUsed);
+    } catch (IllegalArgumentException e) {
+      throw new FletchException("mixture of experts: " + e.getMessage(), e);
+    }
   }
 
   private static RopeScaling scaling(Architecture arch, Settings s, int context) {

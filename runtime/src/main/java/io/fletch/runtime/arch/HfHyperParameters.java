@@ -3,6 +3,7 @@ package io.fletch.runtime.arch;
 import io.fletch.FletchException;
 import io.fletch.graph.Activation;
 import io.fletch.graph.RopeSpec;
+import io.fletch.graph.RouteSpec;
 import io.fletch.quant.Metadata;
 import io.fletch.runtime.arch.Architecture.Trait;
 import java.util.ArrayList;
@@ -43,6 +44,7 @@ final class HfHyperParameters {
     int kvHeads = s.integer("num_key_value_heads", heads, 1, 1 << 16);
     int keyDim = headDim(s, embedding, heads);
     int width = s.integer("intermediate_size", 1, 1 << 24);
+    float branch = arch.has(Trait.SCALES) ? (float) s.number("residual_multiplier", 1) : 1;
     int rotated = (int) Math.round(keyDim * s.number("partial_rotary_factor", 1));
     RopeParameters rope = rope(arch, s, rotated, context);
     RopeParameters local =
@@ -58,8 +60,12 @@ final class HfHyperParameters {
       scale = 1 / Math.sqrt(s.number("query_pre_attn_scalar"));
     }
     float softCap = arch.has(Trait.GEMMA) ? (float) s.number("attn_logit_softcapping", 0) : 0;
-    BlockSpec.FeedForward feedForward =
-        new BlockSpec.FeedForward(width, activation(arch, s), true, arch.has(Trait.FUSED));
+    if (arch.has(Trait.SCALES)) {
+      scale = s.number("attention_multiplier", scale);
+    }
+    BlockSpec.FeedForward dense =
+        BlockSpec.FeedForward.dense(
+            width, activation(arch, s), !arch.has(Trait.PLAIN_FFN), arch.has(Trait.FUSED));
     List<BlockSpec> blocks = new ArrayList<>();
     int[] windows = windows(arch, s, layers);
     for (int i = 0; i < layers; i++) {
@@ -72,14 +78,21 @@ final class HfHyperParameters {
               (float) scale,
               softCap,
               windows[i],
-              arch.has(Trait.QK_NORM),
-              arch.has(Trait.FUSED),
-              windows[i] > 0 ? local : rope);
+              arch.qkNorm(),
+              arch.fusedQkv(),
+              rotates(arch, s, i, layers)
+                  ? Optional.of(windows[i] > 0 ? local : rope)
+                  : Optional.empty());
       blocks.add(
-          BlockSpec.of(
-              arch.has(Trait.GEMMA) ? BlockSpec.Norms.SANDWICH : BlockSpec.Norms.PRE,
+          new BlockSpec(
+              arch.norms(),
+              1,
+              branch,
+              branch,
+              1,
+              1,
               Optional.of(attention),
-              Optional.of(feedForward)));
+              Optional.of(hasExperts(arch, s, i) ? experts(arch, s, width) : dense)));
     }
     boolean diffusion = arch.has(Trait.DIFFUSION);
     return new HyperParameters(
@@ -87,16 +100,98 @@ final class HfHyperParameters {
         context,
         embedding,
         s.integer("vocab_size", 1, HyperParameters.MAX_VOCABULARY),
-        (float) s.number("rms_norm_eps"),
-        arch.has(Trait.GEMMA) ? (float) Math.sqrt(embedding) : 1,
-        1,
+        (float) s.number(arch.has(Trait.LAYER_NORM) ? "norm_epsilon" : "rms_norm_eps"),
+        arch.has(Trait.SCALES)
+            ? (float) s.number("embedding_multiplier", 1)
+            : arch.has(Trait.GEMMA) ? (float) Math.sqrt(embedding) : 1,
+        arch.has(Trait.SCALES) ? (float) (1 / s.number("logits_scaling", 1)) : 1,
         arch.has(Trait.GEMMA) ? (float) s.number("final_logit_softcapping", 0) : 0,
         arch.has(Trait.GEMMA) ? 1 : 0,
         s.bool("tie_word_embeddings", arch.has(Trait.TIED)),
         diffusion,
         arch.has(Trait.SHIFTED_LOGITS),
         diffusion ? mask(s) : OptionalInt.empty(),
+        arch.norm(),
+        arch.has(Trait.BLOCK_CAUSAL)
+            ? s.integer("block_size", arch == Architecture.LLADA2 ? 32 : 4, 1, 1 << 16)
+            : 0,
         blocks);
+  }
+
+  private static boolean rotates(Architecture arch, Settings s, int layer, int layers) {
+    if (arch != Architecture.SMOLLM3) {
+      return true;
+    }
+    Optional<float[]> flags = s.floats("no_rope_layers");
+    if (flags.isPresent()) {
+      if (flags.get().length != layers) {
+        throw new FletchException(
+            "no_rope_layers: expected=" + layers + " values actual=" + flags.get().length);
+      }
+      // In spite of its name, 1 says that the layer rotates.
+      return flags.get()[layer] != 0;
+    }
+    int interval = s.integer("no_rope_layer_interval", 4, 1, Integer.MAX_VALUE);
+    return (layer + 1) % interval != 0;
+  }
+
+  private static boolean hasExperts(Architecture arch, Settings s, int layer) {
+    if (!arch.has(Trait.EXPERTS)) {
+      return false;
+    }
+    if (arch == Architecture.LLADA2) {
+      return layer >= s.integer("first_k_dense_replace", 0, 0, HyperParameters.MAX_LAYERS);
+    }
+    long[] dense = s.metadata().integers("mlp_only_layers").orElse(new long[0]);
+    for (long l : dense) {
+      if (l == layer) {
+        return false;
+      }
+    }
+    return (layer + 1) % s.integer("decoder_sparse_step", 1, 1, HyperParameters.MAX_LAYERS) == 0;
+  }
+
+  private static BlockSpec.FeedForward experts(Architecture arch, Settings s, int denseWidth) {
+    int count =
+        arch == Architecture.MIXTRAL
+            ? s.integer("num_local_experts", 1, 1024)
+            : s.integer("num_experts", 1, 1024);
+    int used = s.integer("num_experts_per_tok", 1, count);
+    boolean isGrouped = arch == Architecture.LLADA2;
+    boolean isNamedWidth = arch == Architecture.MIXTRAL || arch == Architecture.OLMOE;
+    int width =
+        isNamedWidth
+            ? denseWidth
+            : s.optionalInteger("moe_intermediate_size", 1, 1 << 24)
+                .orElseGet(() -> s.integer("expert_intermediate_size", denseWidth, 1, 1 << 24));
+    int shared =
+        switch (arch) {
+          case QWEN2MOE -> s.integer("shared_expert_intermediate_size", 1, 1 << 24);
+          case LLADA2 -> width * s.integer("num_shared_experts", 0, 0, 1024);
+          default -> 0;
+        };
+    if (isGrouped) {
+      s.requireString("score_function", "sigmoid");
+    }
+    int groups = isGrouped ? s.integer("n_group", 1, 1, RouteSpec.MAX_GROUPS) : 1;
+    return new BlockSpec.FeedForward(
+        width,
+        activation(arch, s),
+        true,
+        false,
+        Optional.of(
+            new BlockSpec.Experts(
+                GgufHyperParameters.route(
+                    count,
+                    used,
+                    isGrouped ? RouteSpec.Scoring.SIGMOID : RouteSpec.Scoring.SOFTMAX,
+                    arch == Architecture.MIXTRAL || s.bool("norm_topk_prob", isGrouped),
+                    isGrouped ? s.number("routed_scaling_factor", 1) : 1,
+                    groups,
+                    isGrouped ? s.integer("topk_group", groups, 1, groups) : 1),
+                isGrouped && s.bool("moe_router_enable_expert_bias", true),
+                shared,
+                arch == Architecture.QWEN2MOE)));
   }
 
   private static HyperParameters llada(Settings s) {
@@ -130,15 +225,16 @@ final class HfHyperParameters {
             (float) (1 / Math.sqrt(keyDim)),
             0,
             0,
+            BlockSpec.QkNorm.NONE,
             false,
-            false,
-            new RopeParameters(
-                RopeSpec.Style.NEOX,
-                keyDim,
-                s.number("rope_theta", 10000),
-                new RopeScaling.None()));
+            Optional.of(
+                new RopeParameters(
+                    RopeSpec.Style.NEOX,
+                    keyDim,
+                    s.number("rope_theta", 10000),
+                    new RopeScaling.None())));
     BlockSpec.FeedForward feedForward =
-        new BlockSpec.FeedForward(
+        BlockSpec.FeedForward.dense(
             s.integer("mlp_hidden_size", 1, 1 << 24),
             activation("activation_type", s.string("activation_type").orElse("silu")),
             true,
@@ -163,6 +259,8 @@ final class HfHyperParameters {
         true,
         false,
         mask(s),
+        HyperParameters.Norm.RMS,
+        0,
         blocks);
   }
 
@@ -203,7 +301,10 @@ final class HfHyperParameters {
     int window = s.integer("sliding_window", 0, 0, Integer.MAX_VALUE);
     int[] out = new int[layers];
     boolean isQwen =
-        arch == Architecture.QWEN2 || arch == Architecture.QWEN3 || arch == Architecture.DREAM;
+        switch (arch) {
+          case QWEN2, QWEN3, DREAM, QWEN2MOE, QWEN3MOE, SDAR, SDAR_MOE, SMOLLM3 -> true;
+          default -> false;
+        };
     if (window == 0 || isQwen && !s.bool("use_sliding_window", false)) {
       return out;
     }

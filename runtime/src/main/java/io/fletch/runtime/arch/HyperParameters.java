@@ -25,6 +25,9 @@ import java.util.OptionalInt;
  * @param diffusion whether rows see later rows and text is made by unmasking
  * @param shiftLogits diffusion: the logits of row i predict position i + 1
  * @param maskToken diffusion: the mask
+ * @param norm kind of the norms on the residual stream
+ * @param diffusionBlock diffusion: positions per block of a block-causal model; 0 where every
+ *     position sees every other
  * @param blocks the layers
  */
 public record HyperParameters(
@@ -41,7 +44,16 @@ public record HyperParameters(
     boolean diffusion,
     boolean shiftLogits,
     OptionalInt maskToken,
+    Norm norm,
+    int diffusionBlock,
     List<BlockSpec> blocks) {
+  /** Kinds of norms. */
+  public enum Norm {
+    RMS,
+    /** With mean and, where the file has one, bias. */
+    LAYER
+  }
+
   static final int MAX_LAYERS = 4096;
   static final int MAX_WIDTH = 1 << 20;
   static final int MAX_VOCABULARY = 1 << 24;
@@ -50,7 +62,13 @@ public record HyperParameters(
   public HyperParameters {
     Objects.requireNonNull(architecture, "architecture");
     Objects.requireNonNull(maskToken, "maskToken");
+    Objects.requireNonNull(norm, "norm");
     blocks = List.copyOf(blocks);
+    if (diffusionBlock < 0 || diffusionBlock > 0 && !diffusion) {
+      throw new FletchException(
+          "diffusion block: expected >= 0, and 0 unless it is a diffusion model, actual="
+              + diffusionBlock);
+    }
     if (!(normEps >= 0 && normEps < 1)) {
       throw new FletchException("epsilon of the norms: expected=[0, 1) actual=" + normEps);
     }
@@ -88,6 +106,8 @@ public record HyperParameters(
         diffusion,
         shiftLogits,
         maskToken,
+        norm,
+        diffusionBlock,
         newBlocks);
   }
 }

@@ -4,6 +4,7 @@ import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Gate;
 import io.fletch.graph.Graph;
 import io.fletch.graph.RopeSpec;
+import io.fletch.graph.RouteSpec;
 import io.fletch.graph.Value;
 import io.fletch.quant.LinearOp;
 import io.fletch.quant.Tensor;
@@ -53,7 +54,10 @@ public final class ModelGraph {
     Value x = graph.embedding("embedding", table, hp.embeddingScale());
     for (int i = 0; i < hp.blocks().size(); i++) {
       BlockSpec block = hp.blocks().get(i);
-      String at = "blk." + i + ".";
+      if (block.norms() == Norms.PARALLEL) {
+        x = parallel(x, block, i);
+        continue;
+      }
       if (block.attention().isPresent()) {
         x = unit(x, block, i, block.attention().get());
       }
@@ -89,7 +93,7 @@ public final class ModelGraph {
   private Value unit(Value x, BlockSpec block, int layer, BlockSpec.Attention spec) {
     String at = "blk." + layer + ".";
     Gate gate = new Gate(layer, Gate.Unit.ATTENTION);
-    Value in = block.norms() == Norms.POST ? x : norm(at + "attn_norm", x, block.normScale());
+    Value in = hasInputNorms(block) ? norm(at + "attn_norm", x, block.normScale()) : x;
     Value branch = attention(at, in, spec, gate);
     return residual(
         x, branch, block, block.attentionScale(), at + "attn", "post_attention_norm", gate);
@@ -98,9 +102,32 @@ public final class ModelGraph {
   private Value unit(Value x, BlockSpec block, int layer, BlockSpec.FeedForward spec) {
     String at = "blk." + layer + ".";
     Gate gate = new Gate(layer, Gate.Unit.FFN);
-    Value in = block.norms() == Norms.POST ? x : norm(at + "ffn_norm", x, block.normScale());
+    Value in = hasInputNorms(block) ? norm(at + "ffn_norm", x, block.normScale()) : x;
     Value branch = feedForward(at, in, spec, gate);
     return residual(x, branch, block, block.feedForwardScale(), at + "ffn", "post_ffw_norm", gate);
+  }
+
+  private static boolean hasInputNorms(BlockSpec block) {
+    return block.norms() == Norms.PRE || block.norms() == Norms.SANDWICH;
+  }
+
+  /**
+   * Attention and feed-forward of the same residual. With two norms, as in Falcon 40B, the second
+   * one is that of attention.
+   */
+  private Value parallel(Value x, BlockSpec block, int layer) {
+    String at = "blk." + layer + ".";
+    Gate attentionGate = new Gate(layer, Gate.Unit.ATTENTION);
+    Gate feedForwardGate = new Gate(layer, Gate.Unit.FFN);
+    Value normed = norm(at + "attn_norm", x, block.normScale());
+    Value forAttention =
+        weights.optional(at + "attn_norm_2.weight").isPresent()
+            ? norm(at + "attn_norm_2", x, block.normScale())
+            : normed;
+    Value a = attention(at, forAttention, block.attention().orElseThrow(), attentionGate);
+    Value f = feedForward(at, normed, block.feedForward().orElseThrow(), feedForwardGate);
+    Value sum = residual(x, a, block, block.attentionScale(), at + "attn", "", attentionGate);
+    return residual(sum, f, block, block.feedForwardScale(), at + "ffn", "", feedForwardGate);
   }
 
   private Value residual(
@@ -112,7 +139,7 @@ public final class ModelGraph {
       String postNorm,
       Gate gate) {
     String layer = name.substring(0, name.lastIndexOf('.') + 1);
-    if (block.norms() == Norms.SANDWICH) {
+    if (block.norms() == Norms.SANDWICH || block.norms() == Norms.BRANCH) {
       branch = norm(layer + postNorm, branch, 1);
     }
     if (block.residualAlpha() != 1) {
@@ -144,13 +171,22 @@ public final class ModelGraph {
       k = linear(at + "attn_k", in, keyWidth, Optional.empty());
       v = linear(at + "attn_v", in, valueWidth, Optional.empty());
     }
-    if (spec.qkNorm()) {
-      q = headNorm(at + "attn_q_norm", q, spec.keyDim(), spec.heads());
-      k = headNorm(at + "attn_k_norm", k, spec.keyDim(), spec.kvHeads());
+    switch (spec.qkNorm()) {
+      case NONE -> {}
+      case HEAD -> {
+        q = headNorm(at + "attn_q_norm", q, spec.keyDim(), spec.heads());
+        k = headNorm(at + "attn_k_norm", k, spec.keyDim(), spec.kvHeads());
+      }
+      case FULL -> {
+        q = headNorm(at + "attn_q_norm", q, queryWidth, 1);
+        k = headNorm(at + "attn_k_norm", k, keyWidth, 1);
+      }
     }
-    RopeSpec rope = ropes.computeIfAbsent(spec.rope(), r -> r.spec(contextLength));
-    q = graph.rope(at + "attn_q_rope", q, rope, spec.heads(), spec.keyDim());
-    k = graph.rope(at + "attn_k_rope", k, rope, spec.kvHeads(), spec.keyDim());
+    if (spec.rope().isPresent()) {
+      RopeSpec rope = ropes.computeIfAbsent(spec.rope().orElseThrow(), r -> r.spec(contextLength));
+      q = graph.rope(at + "attn_q_rope", q, rope, spec.heads(), spec.keyDim());
+      k = graph.rope(at + "attn_k_rope", k, rope, spec.kvHeads(), spec.keyDim());
+    }
     AttentionSpec shape =
         new AttentionSpec(
             kvLayer++,
@@ -166,6 +202,9 @@ public final class ModelGraph {
   }
 
   private Value feedForward(String at, Value in, BlockSpec.FeedForward spec, Gate gate) {
+    if (spec.experts().isPresent()) {
+      return experts(at, in, spec, spec.experts().get(), gate);
+    }
     Optional<Gate> gated = Optional.of(gate);
     Value inner;
     if (spec.fusedGateUp()) {
@@ -184,6 +223,59 @@ public final class ModelGraph {
     return linear(at + "ffn_down", inner, hp.embeddingLength(), gated);
   }
 
+  private Value experts(
+      String at, Value in, BlockSpec.FeedForward unit, BlockSpec.Experts spec, Gate gate) {
+    RouteSpec route = spec.route();
+    int n = route.experts();
+    int width = unit.width();
+    int hidden = hp.embeddingLength();
+    Value scores = linear(at + "ffn_gate_inp", in, n, Optional.empty());
+    Optional<Tensor> bias =
+        spec.bias() ? Optional.of(weights.vector(at + "exp_probs_b.bias", n)) : Optional.empty();
+    Value routing = graph.route(at + "ffn_routing", scores, route, bias);
+    String name = at + "ffn_gate_exps";
+    Value half =
+        graph.expertLinear(
+            name, in, routing, route, weights.experts(name, n, width, hidden), false);
+    name = at + "ffn_up_exps";
+    Value up =
+        graph.expertLinear(
+            name, in, routing, route, weights.experts(name, n, width, hidden), false);
+    Value inner =
+        graph.activate(
+            at + "ffn_act_exps", unit.activation(), Optional.of(half), up, Optional.of(gate));
+    name = at + "ffn_down_exps";
+    Value down =
+        graph.expertLinear(
+            name, inner, routing, route, weights.experts(name, n, hidden, width), true);
+    Value mixed = graph.mix(at + "ffn_moe", down, routing, route);
+    return spec.sharedWidth() == 0
+        ? mixed
+        : graph.add(
+            at + "ffn_moe_shared", mixed, shared(at, in, unit, spec, gate), 1, Optional.empty());
+  }
+
+  /** The expert that every row runs. */
+  private Value shared(
+      String at, Value in, BlockSpec.FeedForward unit, BlockSpec.Experts spec, Gate gate) {
+    Optional<Gate> gated = Optional.of(gate);
+    Value half = linear(at + "ffn_gate_shexp", in, spec.sharedWidth(), gated);
+    Value up = linear(at + "ffn_up_shexp", in, spec.sharedWidth(), gated);
+    Value inner =
+        graph.activate(at + "ffn_act_shexp", unit.activation(), Optional.of(half), up, gated);
+    Value out = linear(at + "ffn_down_shexp", inner, hp.embeddingLength(), gated);
+    if (!spec.sharedGate()) {
+      return out;
+    }
+    RouteSpec one = new RouteSpec(1, 1, RouteSpec.Scoring.SIGMOID, false, 1, 1, 1);
+    String name = at + "ffn_gate_inp_shexp";
+    Tensor weight = weights.rowVector(name + ".weight", in.width());
+    Value score =
+        graph.linear(name, in, LinearOp.dense(weight), Optional.empty(), Optional.empty());
+    Value routing = graph.route(at + "ffn_routing_shexp", score, one, Optional.empty());
+    return graph.mix(at + "ffn_shexp", out, routing, one);
+  }
+
   private Value linear(String name, Value in, int out, Optional<Gate> gate) {
     Tensor weight = weights.matrix(name + ".weight", out, in.width());
     return graph.linear(
@@ -192,7 +284,13 @@ public final class ModelGraph {
 
   private Value norm(String name, Value in, float outScale) {
     Tensor weight = weights.norm(name + ".weight", in.width(), hp.normOffset());
-    return graph.rmsNorm(name, in, weight, hp.normEps(), 1, outScale);
+    if (hp.norm() == HyperParameters.Norm.RMS) {
+      return graph.rmsNorm(name, in, weight, hp.normEps(), 1, outScale);
+    }
+    Value out =
+        graph.layerNorm(
+            name, in, weight, weights.optionalVector(name + ".bias", in.width()), hp.normEps());
+    return outScale == 1 ? out : graph.scale(name + "_scaled", out, outScale);
   }
 
   private Value headNorm(String name, Value in, int headDim, int heads) {

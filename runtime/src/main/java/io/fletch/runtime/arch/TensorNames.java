@@ -6,7 +6,7 @@ import java.util.Optional;
 
 /**
  * From the names that the graph builder uses (those of GGUF, specs weights 1.6) to the names in a
- * file. {@code {}} stands for the layer.
+ * file. {@code {}} stands for the layer, {@code {e}} for the expert.
  */
 public final class TensorNames {
   /** GGUF: names are as they are. */
@@ -43,6 +43,56 @@ public final class TensorNames {
   /** Phi-3: gate and up in one matrix. */
   static final TensorNames HF_PHI3 =
       HF_LLAMA.with(Map.of("blk.{}.ffn_up", "model.layers.{}.mlp.gate_up_proj"));
+
+  /** The llama family with experts, in the names of Qwen. */
+  static final TensorNames HF_EXPERTS =
+      HF_LLAMA.with(
+          Map.ofEntries(
+              Map.entry("blk.{}.ffn_gate_inp", "model.layers.{}.mlp.gate"),
+              Map.entry("blk.{}.ffn_gate_exps.{e}", "model.layers.{}.mlp.experts.{e}.gate_proj"),
+              Map.entry("blk.{}.ffn_up_exps.{e}", "model.layers.{}.mlp.experts.{e}.up_proj"),
+              Map.entry("blk.{}.ffn_down_exps.{e}", "model.layers.{}.mlp.experts.{e}.down_proj"),
+              Map.entry("blk.{}.ffn_gate_inp_shexp", "model.layers.{}.mlp.shared_expert_gate"),
+              Map.entry("blk.{}.ffn_gate_shexp", "model.layers.{}.mlp.shared_expert.gate_proj"),
+              Map.entry("blk.{}.ffn_up_shexp", "model.layers.{}.mlp.shared_expert.up_proj"),
+              Map.entry("blk.{}.ffn_down_shexp", "model.layers.{}.mlp.shared_expert.down_proj")));
+
+  /** Mixtral. */
+  static final TensorNames HF_MIXTRAL =
+      HF_LLAMA.with(
+          Map.of(
+              "blk.{}.ffn_gate_inp", "model.layers.{}.block_sparse_moe.gate",
+              "blk.{}.ffn_gate_exps.{e}", "model.layers.{}.block_sparse_moe.experts.{e}.w1",
+              "blk.{}.ffn_down_exps.{e}", "model.layers.{}.block_sparse_moe.experts.{e}.w2",
+              "blk.{}.ffn_up_exps.{e}", "model.layers.{}.block_sparse_moe.experts.{e}.w3"));
+
+  /** Norms after the units alone (OLMo 2). */
+  static final TensorNames HF_BRANCH =
+      HF_LLAMA.with(
+          Map.of(
+              "blk.{}.post_attention_norm", "model.layers.{}.post_attention_layernorm",
+              "blk.{}.post_ffw_norm", "model.layers.{}.post_feedforward_layernorm"));
+
+  /** StarCoder 2. */
+  static final TensorNames HF_STARCODER2 =
+      HF_LLAMA.with(
+          Map.of(
+              "blk.{}.ffn_up", "model.layers.{}.mlp.c_fc",
+              "blk.{}.ffn_down", "model.layers.{}.mlp.c_proj"));
+
+  /** Ling 2 and LLaDA 2. */
+  static final TensorNames HF_BAILING =
+      HF_EXPERTS.with(
+          Map.ofEntries(
+              Map.entry("token_embd", "model.word_embeddings"),
+              Map.entry("blk.{}.attn_qkv", "model.layers.{}.attention.query_key_value"),
+              Map.entry("blk.{}.attn_output", "model.layers.{}.attention.dense"),
+              Map.entry("blk.{}.attn_q_norm", "model.layers.{}.attention.query_layernorm"),
+              Map.entry("blk.{}.attn_k_norm", "model.layers.{}.attention.key_layernorm"),
+              Map.entry("blk.{}.exp_probs_b", "model.layers.{}.mlp.gate.expert_bias"),
+              Map.entry("blk.{}.ffn_gate_shexp", "model.layers.{}.mlp.shared_experts.gate_proj"),
+              Map.entry("blk.{}.ffn_up_shexp", "model.layers.{}.mlp.shared_experts.up_proj"),
+              Map.entry("blk.{}.ffn_down_shexp", "model.layers.{}.mlp.shared_experts.down_proj")));
 
   /** LLaDA's own code. */
   static final TensorNames HF_LLADA =
@@ -87,9 +137,18 @@ public final class TensorNames {
       layer = stem.substring(4, end);
       stem = "blk.{}" + stem.substring(end);
     }
+    String expert = "";
+    int last = stem.lastIndexOf('.');
+    if (!layer.isEmpty() && stem.substring(last + 1).chars().allMatch(Character::isDigit)) {
+      expert = stem.substring(last + 1);
+      stem = stem.substring(0, last) + ".{e}";
+    }
     String template = templates.get(stem);
-    return template == null
-        ? Optional.empty()
-        : Optional.of(template.replace("{}", layer) + suffix);
+    if (template == null) {
+      return Optional.empty();
+    }
+    // The one vector that Hugging Face stores under a name without a suffix.
+    String end = template.endsWith("expert_bias") ? "" : suffix;
+    return Optional.of(template.replace("{}", layer).replace("{e}", expert) + end);
   }
 }

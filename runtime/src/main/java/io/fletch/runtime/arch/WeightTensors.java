@@ -94,6 +94,37 @@ public final class WeightTensors {
     return check(required(name), n);
   }
 
+  /** A matrix of one row, stored as such or as a vector. */
+  Tensor rowVector(String name, long in) {
+    Tensor t = required(name);
+    return t.rank() == 1 ? check(t, in).view(t.name(), 0, 1, in) : check(t, 1, in);
+  }
+
+  /**
+   * The matrices {@code [out, in]} of all experts: slices of one tensor {@code [experts, out, in]},
+   * or tensors of their own.
+   *
+   * @param name such as {@code blk.3.ffn_up_exps}
+   */
+  List<Tensor> experts(String name, int experts, long out, long in) {
+    List<Tensor> all = new ArrayList<>();
+    Optional<Tensor> together = optional(name + ".weight");
+    if (together.isPresent()) {
+      Tensor t = check(together.get(), experts, out, in);
+      for (int e = 0; e < experts; e++) {
+        all.add(t.view(name + "." + e, e * (t.bytes() / experts), out, in));
+      }
+      return all;
+    }
+    // Early GGUF files of Mixtral: blk.0.ffn_up.7.weight.
+    boolean isOld = optional(name + ".0.weight").isEmpty();
+    String stem = isOld ? name.substring(0, name.length() - "_exps".length()) : name;
+    for (int e = 0; e < experts; e++) {
+      all.add(matrix(stem + "." + e + ".weight", out, in));
+    }
+    return all;
+  }
+
   /** A vector of {@code n} norm weights, to each of which {@code offset} is added. */
   Tensor norm(String name, long n, float offset) {
     Tensor stored = vector(name, n);
@@ -176,7 +207,8 @@ public final class WeightTensors {
   }
 
   private BlockSpec.Attention fit(String at, BlockSpec.Attention a) {
-    BlockSpec.Attention out = a.withRope(fittedRopes.computeIfAbsent(a.rope(), this::fit));
+    BlockSpec.Attention out =
+        a.withRope(a.rope().map(r -> fittedRopes.computeIfAbsent(r, this::fit)));
     if (a.fusedQkv()) {
       return out;
     }
@@ -210,6 +242,15 @@ public final class WeightTensors {
   private BlockSpec.FeedForward fit(String at, BlockSpec.FeedForward f) {
     if (f.fusedGateUp()) {
       return f;
+    }
+    if (f.experts().isPresent()) {
+      // Files of Qwen do not say which layers are dense; their tensors do.
+      boolean routed = optional(at + "ffn_gate_inp.weight").isPresent();
+      Optional<Tensor> up = routed ? Optional.empty() : optional(at + "ffn_up.weight");
+      return up.isEmpty()
+          ? f
+          : BlockSpec.FeedForward.dense(
+              Math.toIntExact(up.get().rows()), f.activation(), f.gated(), false);
     }
     Tensor up = required(at + "ffn_up.weight");
     if (up.rows() < 1 || up.rows() > f.width()) {

@@ -12,4 +12,9 @@ final class Windows {
       default -> true;
     };
   }
+
+  /** Whether a layer rotates queries and keys: in SmolLM 3 every fourth does not. */
+  static boolean rotates(Architecture arch, int layer) {
+    return arch != Architecture.SMOLLM3 || (layer + 1) % 4 != 0;
+  }
 }

@@ -190,19 +190,20 @@ final class DiffusionSession extends BaseSession {
 
   /**
    * Low-confidence unmasking: whole blocks, as many as the answer may need, and nothing behind the
-   * block that ends it.
+   * block that ends it. A block-causal model has its own blocks and an exact cache for them.
    */
-  private static DiffusionOptions defaults(int room, GenerationOptions options) {
+  private DiffusionOptions defaults(int room, GenerationOptions options) {
+    int grid = model().hyperParameters().diffusionBlock();
     int wanted = options.maxTokens() == 0 ? ANSWER : options.maxTokens();
     int length = (int) Math.min(room, (wanted + BLOCK - 1L) / BLOCK * BLOCK);
-    int block = length % BLOCK == 0 ? BLOCK : length;
+    int block = grid > 0 ? grid : length % BLOCK == 0 ? BLOCK : length;
     SamplingOptions s = options.sampling();
     boolean isGreedy = s.temperature() == 0;
     return new DiffusionOptions(
         length,
         block,
         new Transfer.Schedule(0, Transfer.Order.LOW_CONFIDENCE),
-        new Caching.None(),
+        grid > 0 ? new Caching.BlockCausal(true) : new Caching.None(),
         new Search.None(),
         options.ignoreEnd() ? List.of() : List.of(new Exit.EndFill(false)),
         s.temperature(),
@@ -234,7 +235,9 @@ final class DiffusionSession extends BaseSession {
     float[][] out = new float[ids.length][vocabulary];
     try (KvCache kv = model().executable().newKvCache(ids.length, model().kvType());
         Batch batch = model().executable().newBatch(ids.length, heads)) {
-      Span span = new Span(kv, ids.length, 0, 0, 0, 0, 0, Span.Own.BIDIRECTIONAL, 0);
+      int block = model().hyperParameters().diffusionBlock();
+      Span.Own own = block > 0 ? Span.Own.BLOCK_CAUSAL : Span.Own.BIDIRECTIONAL;
+      Span span = new Span(kv, ids.length, 0, 0, 0, 0, 0, own, block);
       for (int done = 0; done < ids.length; done += heads) {
         int n = Math.min(heads, ids.length - done);
         batch.clear();

@@ -87,7 +87,12 @@ final class LoadedModel implements Model {
             .orElseThrow(() ->
                 new FletchException("model " + name + ": the tokenizer declares no end token"));
     return new DiffusionModel(
-        hp.maskToken().orElseThrow(), stopTokens, fill, definedTokens(), hp.shiftLogits(), 0);
+        hp.maskToken().orElseThrow(),
+        stopTokens,
+        fill,
+        definedTokens(),
+        hp.shiftLogits(),
+        hp.diffusionBlock());
   }
 
   @Override

@@ -37,7 +37,8 @@ class GgufHyperParametersTest {
     assertEquals(16, a.keyDim());
     assertEquals(0.25f, a.scale());
     assertEquals(
-        new RopeParameters(RopeSpec.Style.NORM, 16, 10000, new RopeScaling.None()), a.rope());
+        new RopeParameters(RopeSpec.Style.NORM, 16, 10000, new RopeScaling.None()),
+        a.rope().orElseThrow());
     assertEquals(0, hp.vocabulary());
     assertEquals(1e-5f, hp.normEps());
   }
@@ -69,6 +70,7 @@ class GgufHyperParametersTest {
             .attention()
             .orElseThrow()
             .rope()
+            .orElseThrow()
             .scaling();
     assertEquals(new RopeScaling.Yarn(4, 512, 32, 1, 1, 1 + 0.1 * Math.log(4)), scaling);
   }
@@ -78,7 +80,14 @@ class GgufHyperParametersTest {
     for (String key : List.of("llama.rope.scaling.factor", "llama.rope.scale_linear")) {
       assertEquals(
           new RopeScaling.Linear(2),
-          read(llama().with(key, 2.0)).blocks().get(0).attention().orElseThrow().rope().scaling());
+          read(llama().with(key, 2.0))
+              .blocks()
+              .get(0)
+              .attention()
+              .orElseThrow()
+              .rope()
+              .orElseThrow()
+              .scaling());
     }
   }
 
@@ -97,7 +106,7 @@ class GgufHyperParametersTest {
 
   @ParameterizedTest
   @CsvSource({
-    "llama.expert_count, 8",
+    "llama.expert_count, 5000",
     "llama.attention.clamp_kqv, 8",
     "llama.rope.dimension_count, 8",
     "llama.attention.head_count, 3",

@@ -69,18 +69,18 @@ class HfHyperParametersTest {
       assertEquals(headDim, a.keyDim());
       assertEquals(headDim, a.valueDim());
       assertEquals((float) (1 / Math.sqrt(headDim)), a.scale());
-      assertEquals(RopeSpec.Style.NEOX, a.rope().style());
-      assertEquals(headDim, a.rope().rotated());
+      assertEquals(RopeSpec.Style.NEOX, a.rope().orElseThrow().style());
+      assertEquals(headDim, a.rope().orElseThrow().rotated());
       assertEquals(inner, hp.blocks().get(i).feedForward().orElseThrow().width());
     }
-    assertEquals(ropeBase, attention(hp, 0).rope().base());
+    assertEquals(ropeBase, attention(hp, 0).rope().orElseThrow().base());
   }
 
   @Test
   void llamaScalesFrequencies() throws IOException {
     assertEquals(
         new RopeScaling.Llama3(32, 1, 4, 8192),
-        attention(read("llama-3.2-1b"), 3).rope().scaling());
+        attention(read("llama-3.2-1b"), 3).rope().orElseThrow().scaling());
   }
 
   @Test
@@ -131,14 +131,14 @@ class HfHyperParametersTest {
     for (int i = 0; i < 26; i++) {
       boolean isGlobal = i % 6 == 5;
       assertEquals(isGlobal ? 0 : 512, attention(hp, i).window());
-      assertEquals(isGlobal ? 1e6 : 1e4, attention(hp, i).rope().base());
-      assertTrue(attention(hp, i).qkNorm());
+      assertEquals(isGlobal ? 1e6 : 1e4, attention(hp, i).rope().orElseThrow().base());
+      assertEquals(BlockSpec.QkNorm.HEAD, attention(hp, i).qkNorm());
     }
   }
 
   @Test
   void readsRopeParametersOfNewConfigurations() throws IOException {
-    RopeParameters rope = attention(read("qwen3-yarn-v5"), 0).rope();
+    RopeParameters rope = attention(read("qwen3-yarn-v5"), 0).rope().orElseThrow();
     assertEquals(1e6, rope.base());
     RopeScaling.Yarn yarn = assertInstanceOf(RopeScaling.Yarn.class, rope.scaling());
     assertEquals(4, yarn.factor());
@@ -157,7 +157,8 @@ class HfHyperParametersTest {
             .with("original_max_position_embeddings", 4096)
             .without("rope_scaling.original_max_position_embeddings");
     RopeScaling.LongRope scaling =
-        assertInstanceOf(RopeScaling.LongRope.class, attention(read(config), 0).rope().scaling());
+        assertInstanceOf(
+            RopeScaling.LongRope.class, attention(read(config), 0).rope().orElseThrow().scaling());
     assertEquals(4096, scaling.original());
     // 131072 / 4096 = 32 = 2^5, 4096 = 2^12
     assertEquals(Math.sqrt(1 + 5.0 / 12), scaling.magnitude(), 1e-12);

@@ -22,10 +22,15 @@ final class MapMetadata implements Metadata {
   /** The content of a configuration among the test resources. */
   static MapMetadata config(String name) throws IOException {
     try (InputStream in = MapMetadata.class.getResourceAsStream("configs/" + name + ".json")) {
-      MapMetadata out = new MapMetadata();
-      out.flatten("", JSON.std.mapFrom(in.readAllBytes()));
-      return out;
+      return of(JSON.std.mapFrom(in.readAllBytes()));
     }
+  }
+
+  /** Nested maps as keys with dots. */
+  static MapMetadata of(Map<String, ?> content) {
+    MapMetadata out = new MapMetadata();
+    out.flatten("", content);
+    return out;
   }
 
   private void flatten(String prefix, Map<String, ?> map) {

@@ -1,0 +1,132 @@
+"""Logits of tiny random models, computed with PyTorch and Hugging Face transformers.
+
+    pip install torch transformers
+    python tiny_models.py ../resources/io/fletch/runtime/arch/tiny
+
+Writes one JSON file per architecture: the configuration, the names and shapes of the tensors, token ids and the logits of every
+position in float32. The weights themselves are not stored: element i of a tensor is offset + scale * (2 u - 1), where u is a hash of
+the tensor's name and i (see `values`), which TinyModelsTest computes again.
+"""
+import json, math, os, sys, zlib
+import numpy as np
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+
+VOCAB, HIDDEN, HEADS, KV, DIM, FF, LAYERS = 80, 32, 4, 2, 8, 48, 3
+BASE = dict(vocab_size=VOCAB, hidden_size=HIDDEN, num_attention_heads=HEADS, num_key_value_heads=KV, intermediate_size=FF,
+            num_hidden_layers=LAYERS, max_position_embeddings=256, rms_norm_eps=1e-5, tie_word_embeddings=False, hidden_act="silu",
+            rope_theta=10000.0, pad_token_id=0, bos_token_id=1, eos_token_id=2, attention_dropout=0.0)
+HEAD = dict(head_dim=DIM)
+MODELS = {
+    "llama": dict(BASE, model_type="llama"),
+    "qwen2": dict(BASE, model_type="qwen2"),
+    "qwen3": dict(BASE, **HEAD, model_type="qwen3"),
+    "mistral-window": dict(BASE, **HEAD, model_type="mistral", sliding_window=8),
+    "mixtral": dict(BASE, model_type="mixtral", num_local_experts=5, num_experts_per_tok=2),
+    "qwen2moe": dict(BASE, model_type="qwen2_moe", num_experts=6, num_experts_per_tok=3, moe_intermediate_size=16,
+                     shared_expert_intermediate_size=24, norm_topk_prob=False, decoder_sparse_step=1, mlp_only_layers=[1]),
+    "qwen3moe": dict(BASE, **HEAD, model_type="qwen3_moe", num_experts=6, num_experts_per_tok=3, moe_intermediate_size=16,
+                     norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[]),
+    "olmoe": dict(BASE, model_type="olmoe", num_experts=6, num_experts_per_tok=2, norm_topk_prob=False),
+    "olmo2": dict(BASE, model_type="olmo2"),
+    "granite": dict(BASE, model_type="granite", embedding_multiplier=12.0, residual_multiplier=0.22, attention_multiplier=0.1,
+                    logits_scaling=8.0),
+    "smollm3": dict(BASE, model_type="smollm3", num_hidden_layers=5, no_rope_layers=[1, 1, 1, 0, 1], use_sliding_window=False),
+    "starcoder2": dict(BASE, model_type="starcoder2", norm_epsilon=1e-5, use_bias=True, hidden_act="gelu_pytorch_tanh",
+                       sliding_window=None),
+    "gemma2": dict(BASE, **HEAD, model_type="gemma2", query_pre_attn_scalar=16, attn_logit_softcapping=20.0,
+                   final_logit_softcapping=15.0, sliding_window=8, tie_word_embeddings=True, hidden_activation="gelu_pytorch_tanh",
+                   num_hidden_layers=4),
+    "gemma3": dict(BASE, **HEAD, model_type="gemma3_text", query_pre_attn_scalar=16, sliding_window=8, num_hidden_layers=6,
+                   tie_word_embeddings=True, hidden_activation="gelu_pytorch_tanh", rope_local_base_freq=5000.0,
+                   sliding_window_pattern=6),
+    "falcon-7b": dict(model_type="falcon", vocab_size=VOCAB, hidden_size=HIDDEN, num_attention_heads=HEADS, num_hidden_layers=LAYERS,
+                      multi_query=True, new_decoder_architecture=False, parallel_attn=True, bias=False, alibi=False,
+                      tie_word_embeddings=True, layer_norm_epsilon=1e-5, bos_token_id=1, eos_token_id=2),
+    "falcon-40b": dict(model_type="falcon", vocab_size=VOCAB, hidden_size=HIDDEN, num_attention_heads=HEADS,
+                       num_hidden_layers=LAYERS, num_kv_heads=KV, new_decoder_architecture=True, parallel_attn=True, bias=False,
+                       alibi=False, tie_word_embeddings=True, layer_norm_epsilon=1e-5, bos_token_id=1, eos_token_id=2),
+    "phi3": dict(BASE, model_type="phi3", original_max_position_embeddings=256, sliding_window=None),
+}
+
+
+def values(name, shape, scale, offset):
+    n = math.prod(shape)
+    h = (np.arange(n, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(zlib.crc32(name.encode()))).astype(np.uint64)
+    h ^= h >> np.uint64(31)
+    h *= np.uint64(0xBF58476D1CE4E5B9)
+    h ^= h >> np.uint64(27)
+    h *= np.uint64(0x94D049BB133111EB)
+    u = (h >> np.uint64(40)).astype(np.float64) / float(1 << 24)
+    return (offset + scale * (2 * u - 1)).astype(np.float32).reshape(shape)
+
+
+def spread(name, shape, offset_one):
+    """Scale and offset that keep activations of order one and make experts, biases and norms matter."""
+    if len(shape) == 1:
+        if name.endswith("bias"):
+            return 0.3, 0.0
+        return 0.3, 0.0 if offset_one else 1.0
+    if "embed" in name:
+        return 1.0, 0.0
+    return 1.5 / math.sqrt(shape[-1]), 0.0
+
+
+def checkpoint_names(model):
+    """State as it is written to disk (transformers keeps experts fused in memory)."""
+    import tempfile
+    from safetensors import safe_open
+    with tempfile.TemporaryDirectory() as d:
+        model.save_pretrained(d, safe_serialization=True)
+        with safe_open(os.path.join(d, "model.safetensors"), "np") as f:
+            return {k: list(f.get_slice(k).get_shape()) for k in f.keys()}
+
+
+def build(key, settings):
+    import tempfile
+    from safetensors.numpy import save_file
+    settings = dict(settings)
+    kind = settings.pop("model_type")
+    config = AutoConfig.for_model(kind, **settings)
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    shapes = checkpoint_names(AutoModelForCausalLM.from_config(config))
+    gemma = kind.startswith("gemma")
+    tensors = []
+    with tempfile.TemporaryDirectory() as d:
+        state = {}
+        for name, shape in sorted(shapes.items()):
+            scale, offset = spread(name, shape, gemma)
+            tensors.append(dict(name=name, shape=shape, scale=scale, offset=offset))
+            state[name] = values(name, shape, scale, offset)
+        save_file(state, os.path.join(d, "model.safetensors"), metadata={"format": "pt"})
+        config.save_pretrained(d)
+        model, info = AutoModelForCausalLM.from_pretrained(d, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+        missing = [m for m in info["missing_keys"] if m != "lm_head.weight"]
+        assert not missing and not info["unexpected_keys"], info
+        written = json.load(open(os.path.join(d, "config.json")))
+    ids = [(i * i * 7 + 3 * i + 5) % VOCAB for i in range(20)]
+    model.eval()
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].float().numpy()
+    written = {k: v for k, v in settings.items() if v is not None} | {"model_type": kind} | {
+        k: v for k, v in written.items() if k in ("rope_parameters", "layer_types", "head_dim")}
+    return dict(source=f"transformers {transformers.__version__}, torch {torch.__version__}", config=written, tensors=tensors, ids=ids,
+                logits=[[round(float(x), 6) for x in row] for row in logits])
+
+
+if __name__ == "__main__":
+    out = sys.argv[1]
+    os.makedirs(out, exist_ok=True)
+    for key, settings in MODELS.items():
+        if len(sys.argv) > 2 and key not in sys.argv[2:]:
+            continue
+        data = build(key, settings)
+        head = {k: data[k] for k in ("source", "config", "ids")}
+        with open(os.path.join(out, key + ".json"), "w") as f:
+            text = json.dumps(head, indent=1)[:-2]
+            text += ',\n "tensors": [\n' + ",\n".join("  " + json.dumps(t) for t in data["tensors"]) + "\n ],\n"
+            text += ' "logits": [\n' + ",\n".join("  " + json.dumps(r) for r in data["logits"]) + "\n ]\n}\n"
+            f.write(text)
+        print(key, len(data["tensors"]), "tensors; largest logit", max(max(r) for r in data["logits"]))
