@@ -47,6 +47,13 @@ MODELS = {
     "falcon-40b": dict(model_type="falcon", vocab_size=VOCAB, hidden_size=HIDDEN, num_attention_heads=HEADS,
                        num_hidden_layers=LAYERS, num_kv_heads=KV, new_decoder_architecture=True, parallel_attn=True, bias=False,
                        alibi=False, tie_word_embeddings=True, layer_norm_epsilon=1e-5, bos_token_id=1, eos_token_id=2),
+    # Diffusion models have the bodies of families that transformers knows, under another mask.
+    "dream": dict(BASE, model_type="qwen2", becomes=dict(model_type="Dream", mask_token_id=79), sees="all"),
+    "llada-moe": dict(BASE, **HEAD, model_type="qwen3_moe", num_experts=6, num_experts_per_tok=3, moe_intermediate_size=16,
+                      norm_topk_prob=False, becomes=dict(model_type="llada_moe", mask_token_id=79), sees="all"),
+    "sdar": dict(BASE, **HEAD, model_type="qwen3", becomes=dict(model_type="sdar", mask_token_id=79, block_size=4), sees=4),
+    "sdar-moe": dict(BASE, **HEAD, model_type="qwen3_moe", num_experts=6, num_experts_per_tok=3, moe_intermediate_size=16,
+                     norm_topk_prob=True, becomes=dict(model_type="sdar_moe", mask_token_id=79, block_size=8), sees=8),
     "phi3": dict(BASE, model_type="phi3", original_max_position_embeddings=256, sliding_window=None),
 }
 
@@ -87,6 +94,8 @@ def build(key, settings):
     import tempfile
     from safetensors.numpy import save_file
     settings = dict(settings)
+    becomes = settings.pop("becomes", {})
+    sees = settings.pop("sees", None)
     kind = settings.pop("model_type")
     config = AutoConfig.for_model(kind, **settings)
     config._attn_implementation = "eager"
@@ -109,20 +118,100 @@ def build(key, settings):
     ids = [(i * i * 7 + 3 * i + 5) % VOCAB for i in range(20)]
     model.eval()
     with torch.no_grad():
-        logits = model(torch.tensor([ids])).logits[0].float().numpy()
+        mask = None
+        if sees is not None:
+            at = np.arange(len(ids)) if sees != "all" else np.zeros(len(ids))
+            at = at // (1 if sees == "all" else sees)
+            mask = torch.where(torch.tensor(at[None, :] <= at[:, None]), 0.0, torch.finfo(torch.float32).min)[None, None]
+        logits = model(torch.tensor([ids]), attention_mask=mask).logits[0].float().numpy()
     written = {k: v for k, v in settings.items() if v is not None} | {"model_type": kind} | {
-        k: v for k, v in written.items() if k in ("rope_parameters", "layer_types", "head_dim")}
+        k: v for k, v in written.items() if k in ("rope_parameters", "layer_types", "head_dim")} | becomes
     return dict(source=f"transformers {transformers.__version__}, torch {torch.__version__}", config=written, tensors=tensors, ids=ids,
                 logits=[[round(float(x), 6) for x in row] for row in logits])
+
+
+def llada2():
+    """LLaDA 2 written down from its description (no release of transformers has it): float64, one position at a time."""
+    config = dict(model_type="llada2_moe", vocab_size=VOCAB, hidden_size=HIDDEN, num_attention_heads=HEADS, num_key_value_heads=KV,
+                  head_dim=DIM, intermediate_size=FF, num_hidden_layers=3, max_position_embeddings=256, rms_norm_eps=1e-6,
+                  tie_word_embeddings=False, hidden_act="silu", rope_theta=600000.0, partial_rotary_factor=0.5, num_experts=8,
+                  num_experts_per_tok=3, num_shared_experts=1, moe_intermediate_size=16, n_group=4, topk_group=2,
+                  first_k_dense_replace=1, routed_scaling_factor=2.5, norm_topk_prob=True, score_function="sigmoid",
+                  moe_router_enable_expert_bias=True, mask_token_id=79, block_size=4)
+    at, tensors = {}, []
+
+    def w(name, *shape, scale=None, offset=0.0):
+        if name not in at:
+            scale = scale or 1.5 / math.sqrt(shape[-1])
+            tensors.append(dict(name=name, shape=list(shape), scale=scale, offset=offset))
+            at[name] = values(name, shape, scale, offset).astype(np.float64)
+        return at[name]
+
+    def norm(x, name):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * w(name, x.shape[-1], scale=0.3, offset=1.0)
+
+    def silu(x):
+        return x / (1 + np.exp(-x))
+
+    def unit(x, name, width):
+        gate, up = w(name + ".gate_proj.weight", width, HIDDEN), w(name + ".up_proj.weight", width, HIDDEN)
+        return w(name + ".down_proj.weight", HIDDEN, width) @ (silu(gate @ x) * (up @ x))
+
+    def rotate(x, position):
+        half = DIM // 4
+        angle = position * 600000.0 ** (-np.arange(half) / half)
+        a, b = x[:, :half].copy(), x[:, half:2 * half].copy()
+        y = x.copy()
+        y[:, :half] = a * np.cos(angle) - b * np.sin(angle)
+        y[:, half:2 * half] = b * np.cos(angle) + a * np.sin(angle)
+        return y
+
+    def experts(x, name):
+        p = 1 / (1 + np.exp(-(w(name + ".gate.weight", 8, HIDDEN) @ x)))
+        choice = p + w(name + ".gate.expert_bias", 8, scale=0.5)
+        groups = [sorted(choice[2 * g:2 * g + 2])[-2:] for g in range(4)]
+        kept = sorted(range(4), key=lambda g: -sum(groups[g]))[:2]
+        chosen = sorted((e for e in range(8) if e // 2 in kept), key=lambda e: -choice[e])[:3]
+        total = sum(p[e] for e in chosen)
+        for e in range(8):
+            unit(x, f"{name}.experts.{e}", 16)
+        y = sum(2.5 * p[e] / total * unit(x, f"{name}.experts.{e}", 16) for e in chosen)
+        return y + unit(x, name + ".shared_experts", 16)
+
+    ids = [(i * i * 7 + 3 * i + 5) % VOCAB for i in range(18)]
+    x = w("model.word_embeddings.weight", VOCAB, HIDDEN, scale=1.0)[ids]
+    for i in range(3):
+        name = f"model.layers.{i}."
+        h = norm(x, name + "input_layernorm.weight")
+        qkv = h @ w(name + "attention.query_key_value.weight", (HEADS + 2 * KV) * DIM, HIDDEN).T
+        qkv = qkv.reshape(len(ids), HEADS + 2 * KV, DIM)
+        q = norm(qkv[:, :HEADS], name + "attention.query_layernorm.weight")
+        k = norm(qkv[:, HEADS:HEADS + KV], name + "attention.key_layernorm.weight")
+        v = qkv[:, HEADS + KV:]
+        q = np.stack([rotate(r, t) for t, r in enumerate(q)])
+        k = np.stack([rotate(r, t) for t, r in enumerate(k)])
+        mixed = np.zeros((len(ids), HEADS * DIM))
+        for t in range(len(ids)):
+            seen = min(len(ids), (t // 4 + 1) * 4)
+            for head in range(HEADS):
+                s = k[:seen, head // 2] @ q[t, head] / math.sqrt(DIM)
+                a = np.exp(s - s.max())
+                mixed[t, head * DIM:(head + 1) * DIM] = (a / a.sum()) @ v[:seen, head // 2]
+        x = x + mixed @ w(name + "attention.dense.weight", HIDDEN, HEADS * DIM).T
+        h = norm(x, name + "post_attention_layernorm.weight")
+        x = x + np.stack([unit(r, name + "mlp", FF) if i < 1 else experts(r, name + "mlp") for r in h])
+    logits = norm(x, "model.norm.weight") @ w("lm_head.weight", VOCAB, HIDDEN).T
+    return dict(source="llada2() of tiny_models.py, numpy " + np.__version__, config=config, tensors=tensors, ids=ids,
+                logits=[[round(float(v), 6) for v in row] for row in logits])
 
 
 if __name__ == "__main__":
     out = sys.argv[1]
     os.makedirs(out, exist_ok=True)
-    for key, settings in MODELS.items():
+    for key, settings in [*MODELS.items(), ("llada2", None)]:
         if len(sys.argv) > 2 and key not in sys.argv[2:]:
             continue
-        data = build(key, settings)
+        data = llada2() if settings is None else build(key, settings)
         head = {k: data[k] for k in ("source", "config", "ids")}
         with open(os.path.join(out, key + ".json"), "w") as f:
             text = json.dumps(head, indent=1)[:-2]

@@ -232,6 +232,9 @@ record GgufForm(MapMetadata metadata, Map<String, Tensor> tensors) {
             at + "expert_shared_feed_forward_length", c.get("shared_expert_intermediate_size"));
       }
     }
+    if (c.containsKey("mask_token_id")) {
+      out.with("tokenizer.ggml.mask_token_id", c.get("mask_token_id"));
+    }
     switch (arch) {
       case GRANITE ->
           out.with(at + "embedding_scale", c.get("embedding_multiplier"))

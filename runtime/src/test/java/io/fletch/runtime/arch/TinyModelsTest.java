@@ -8,6 +8,7 @@ import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.ReferenceBackend;
+import io.fletch.graph.Span;
 import io.fletch.graph.cpu.CpuBackend;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
@@ -39,7 +40,12 @@ class TinyModelsTest {
         "starcoder2",
         "gemma2",
         "gemma3",
-        "phi3"
+        "phi3",
+        "dream",
+        "llada-moe",
+        "sdar",
+        "sdar-moe",
+        "llada2"
       })
   void logitsAreThoseOfTransformers(String name) throws IOException {
     TinyModel model = TinyModel.read(name);
@@ -73,7 +79,10 @@ class TinyModelsTest {
         "gemma3",
         "phi3",
         "falcon-7b",
-        "falcon-40b"
+        "falcon-40b",
+        "dream",
+        "llada-moe",
+        "sdar"
       })
   void logitsOfGgufAreThose(String name) throws IOException {
     TinyModel model = TinyModel.read(name.replace("-old", ""));
@@ -97,19 +106,24 @@ class TinyModelsTest {
             new ReferenceBackend(), new CpuBackend(CpuBackend.Options.defaults().withThreads(2)));
     for (Backend backend : backends) {
       try (Executable e = backend.compile(graph, model.ids().length)) {
-        compare(backend.name(), e, model);
+        compare(backend.name(), e, model, declared);
       }
     }
   }
 
-  private static void compare(String what, Executable e, TinyModel model) {
+  private static void compare(String what, Executable e, TinyModel model, HyperParameters hp) {
     int n = model.ids().length;
     float[] row = new float[e.graph().vocabulary()];
     // Falcon was trained with the exact GELU; engines of GGUF files compute its tanh form.
     double bound = model.config().get("model_type").equals("falcon") ? 5e-3 : 1e-4;
     try (KvCache kv = e.newKvCache(n, KvCache.Type.F32);
         Batch batch = e.newBatch(n, n)) {
-      batch.append(kv, model.ids(), 0, n);
+      int block = hp.diffusionBlock();
+      Span.Own own =
+          block > 0
+              ? Span.Own.BLOCK_CAUSAL
+              : hp.diffusion() ? Span.Own.BIDIRECTIONAL : Span.Own.CAUSAL;
+      batch.add(new Span(kv, n, 0, 0, 0, 0, 0, own, block), model.ids(), 0);
       for (int r = 0; r < n; r++) {
         batch.wantLogits(r);
       }
