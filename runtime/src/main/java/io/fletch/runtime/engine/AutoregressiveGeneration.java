@@ -235,6 +235,7 @@ final class AutoregressiveGeneration implements Generation {
   private void end(FinishReason why) {
     if (reason == null) {
       reason = why;
+      forward.leave();
       counters = cost(forward.counters());
       session.finished(this);
     }

@@ -19,7 +19,7 @@ final class AutoregressiveSession extends BaseSession {
 
   AutoregressiveSession(LoadedModel model) {
     super(model);
-    this.forward = model.newForward(model.contextLength(), 1);
+    this.forward = model.newSharingForward();
   }
 
   @Override

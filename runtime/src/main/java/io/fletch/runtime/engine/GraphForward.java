@@ -7,6 +7,9 @@ import io.fletch.sampling.CausalForward;
 import io.fletch.sampling.DecodeCounters;
 import io.fletch.sampling.RowStatistics;
 import java.util.Arrays;
+import java.util.Objects;
+import java.util.concurrent.atomic.AtomicInteger;
+import java.util.concurrent.locks.Condition;
 
 /**
  * The graph as a causal decoder sees it: one cache, one reusable batch, and the tokens whose keys
@@ -27,10 +30,29 @@ final class GraphForward implements CausalForward, AutoCloseable {
   private final long slotBytes;
   private final Batch.RowStatistics statistics = new Batch.RowStatistics();
   private int logitRows;
+  private int firstLogitRow;
   private long forwards;
   private long rows;
   private long headRows;
   private long bytesRead;
+
+  // Shared with the scheduler, guarded by its lock or by this session being in its forward.
+  private final StepScheduler scheduler;
+  private final Condition turn;
+  private final AtomicInteger open;
+  private int[] source;
+  private int at;
+  private int pending;
+  private Logits wanted = Logits.NONE;
+  private Throwable failure;
+
+  /** The latest forward of the scheduler that this took part in; its own bookkeeping. */
+  long ranIn = -1;
+
+  /** The logits where they came out of a shared batch, and whether they did. */
+  private float[] copied;
+
+  private boolean isCopied;
 
   /**
    * Makes an empty cache.
@@ -40,6 +62,8 @@ final class GraphForward implements CausalForward, AutoCloseable {
    * @param maxLogitRows most logit rows of one append
    * @param weightBytes bytes of weights that a forward reads
    * @param slotBytes bytes of keys and values per slot
+   * @param scheduler runs the steps together with those of other sessions; null to run alone
+   * @param open counts forwards that are not closed
    */
   GraphForward(
       Executable executable,
@@ -49,8 +73,12 @@ final class GraphForward implements CausalForward, AutoCloseable {
       int maxRows,
       int maxLogitRows,
       long weightBytes,
-      long slotBytes) {
+      long slotBytes,
+      StepScheduler scheduler,
+      AtomicInteger open) {
     this.executable = executable;
+    this.scheduler = scheduler;
+    this.turn = scheduler == null ? null : scheduler.newTurn();
     this.vocabulary = executable.graph().vocabulary();
     this.defined = defined;
     this.weightBytes = weightBytes;
@@ -64,6 +92,8 @@ final class GraphForward implements CausalForward, AutoCloseable {
       kv.close();
       throw e;
     }
+    this.open = open;
+    open.incrementAndGet();
   }
 
   @Override
@@ -111,29 +141,100 @@ final class GraphForward implements CausalForward, AutoCloseable {
               + " appended="
               + count);
     }
-    for (int done = 0; done < count; ) {
-      int n = Math.min(batch.maxRows(), count - done);
-      boolean last = done + n == count;
-      int length = kv.length();
-      batch.clear();
-      int first = batch.append(kv, source, offset + done, n);
-      if (wanted == Logits.ALL) {
-        for (int i = 0; i < n; i++) {
-          batch.wantLogits(first + i);
-        }
-      } else if (wanted == Logits.LAST && last) {
-        batch.wantLogits(first + n - 1);
-      }
-      executable.forward(batch);
-      System.arraycopy(source, offset + done, tokens, length, n);
-      kv.length(length + n);
-      forwards++;
-      rows += n;
-      headRows += batch.logitRows();
-      bytesRead += weightBytes + (length + n) * slotBytes;
-      done += n;
+    this.source = source;
+    this.at = offset;
+    this.pending = count;
+    this.wanted = wanted;
+    this.failure = null;
+    this.logitRows = 0;
+    // Shared forwards hand out one logit row per session.
+    if (scheduler != null && wanted != Logits.ALL) {
+      scheduler.run(this);
+      return;
     }
-    logitRows = batch.logitRows();
+    while (pending > 0) {
+      runAlone(executable, Math.min(batch.maxRows(), pending));
+    }
+  }
+
+  Condition turn() {
+    return turn;
+  }
+
+  boolean isPending() {
+    return pending > 0;
+  }
+
+  int pendingRows() {
+    return pending;
+  }
+
+  /** Runs the next {@code n} rows in the batch of its own. */
+  void runAlone(Executable on, int n) {
+    batch.clear();
+    addTo(batch, n);
+    on.forward(batch);
+    ran(batch, n, 1);
+  }
+
+  /** Adds the next {@code n} rows to a batch. */
+  void addTo(Batch into, int n) {
+    int first = into.append(kv, source, at, n);
+    firstLogitRow = into.logitRows();
+    if (wanted == Logits.ALL) {
+      for (int i = 0; i < n; i++) {
+        into.wantLogits(first + i);
+      }
+    } else if (wanted == Logits.LAST && n == pending) {
+      into.wantLogits(first + n - 1);
+    }
+    logitRows = into.logitRows() - firstLogitRow;
+  }
+
+  /** The rows have run, together with those of {@code sessions - 1} others. */
+  void ran(Batch in, int n, int sessions) {
+    isCopied = in != batch;
+    if (isCopied && logitRows > 0) {
+      if (copied == null) {
+        copied = new float[vocabulary];
+      }
+      in.logits(firstLogitRow, copied);
+    }
+    int length = kv.length();
+    System.arraycopy(source, at, tokens, length, n);
+    kv.length(length + n);
+    forwards++;
+    rows += n;
+    headRows += logitRows;
+    // The weights are read once for all of them.
+    bytesRead += weightBytes / sessions + (length + n) * slotBytes;
+    at += n;
+    pending -= n;
+  }
+
+  /** The forward failed; what has run before it stays. */
+  void fail(Throwable why) {
+    failure = why;
+    pending = 0;
+    logitRows = 0;
+  }
+
+  /** Throws what made the forward fail. Several sessions may throw the same exception. */
+  void rethrow() {
+    source = null;
+    switch (failure) {
+      case null -> {}
+      case RuntimeException e -> throw e;
+      case Error e -> throw e;
+      case Throwable e -> throw new IllegalStateException(e);
+    }
+  }
+
+  /** No step follows soon: sessions that run together need not wait for this one. */
+  void leave() {
+    if (scheduler != null) {
+      scheduler.leave(this);
+    }
   }
 
   @Override
@@ -152,25 +253,41 @@ final class GraphForward implements CausalForward, AutoCloseable {
 
   @Override
   public void logits(int row, float[] target) {
-    batch.logits(row, target);
+    rawLogits(row, target);
     Arrays.fill(target, defined, vocabulary, Float.NEGATIVE_INFINITY);
   }
 
   /** Copies a logit row as the model gave it. */
   void rawLogits(int row, float[] target) {
-    batch.logits(row, target);
+    if (isCopied) {
+      Objects.checkIndex(row, logitRows);
+      System.arraycopy(copied, 0, target, 0, vocabulary);
+    } else {
+      batch.logits(row, target);
+    }
   }
 
   @Override
   public int argmax(int row) {
+    if (isCopied) {
+      Objects.checkIndex(row, logitRows);
+      return argmax(copied);
+    }
     int best = batch.argmax(row);
     if (best < defined) {
       return best;
     }
     batch.logits(row, scratch);
-    best = 0;
-    for (int i = 1; i < defined; i++) {
-      if (scratch[i] > scratch[best]) {
+    return argmax(scratch);
+  }
+
+  /** The first of the largest; as the batch says it, 0 if none is larger than any other. */
+  private int argmax(float[] values) {
+    int best = 0;
+    float most = Float.NEGATIVE_INFINITY;
+    for (int i = 0; i < defined; i++) {
+      if (values[i] > most) {
+        most = values[i];
         best = i;
       }
     }
@@ -179,12 +296,13 @@ final class GraphForward implements CausalForward, AutoCloseable {
 
   @Override
   public void statistics(int row, RowStatistics into) {
-    if (scratch == null) {
+    if (scratch == null && !isCopied) {
       batch.statistics(row, statistics);
       copy(statistics, into);
     } else {
-      logits(row, scratch);
-      into.set(scratch, 0, vocabulary);
+      float[] values = scratch == null ? new float[vocabulary] : scratch;
+      logits(row, values);
+      into.set(values, 0, vocabulary);
     }
   }
 
@@ -214,7 +332,9 @@ final class GraphForward implements CausalForward, AutoCloseable {
 
   @Override
   public void close() {
+    leave();
     batch.close();
     kv.close();
+    open.decrementAndGet();
   }
 }

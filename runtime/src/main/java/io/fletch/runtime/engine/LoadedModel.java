@@ -20,6 +20,7 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.concurrent.atomic.AtomicInteger;
 import java.util.stream.Collectors;
 
 /**
@@ -36,6 +37,8 @@ final class LoadedModel implements Model {
   private final Tokenizer tokenizer;
   private final Optional<String> templateText;
   private final ModelOptions options;
+  private final StepScheduler scheduler;
+  private final AtomicInteger forwards = new AtomicInteger();
   private volatile Optional<ChatTemplate> template = Optional.empty();
   private int sessions;
   private boolean closed;
@@ -59,6 +62,7 @@ final class LoadedModel implements Model {
     this.tokenizer = tokenizer;
     this.templateText = templateText;
     this.options = options;
+    this.scheduler = new StepScheduler(executable);
   }
 
   @Override
@@ -138,8 +142,17 @@ final class LoadedModel implements Model {
     return Math.min(tokenizer.vocabularySize(), info.vocabularySize());
   }
 
-  /** A causal forward with a cache of its own; the caller closes it. */
+  /** A causal forward with a cache of its own that runs alone; the caller closes it. */
   GraphForward newForward(int capacity, int maxLogitRows) {
+    return newForward(capacity, maxLogitRows, null);
+  }
+
+  /** The forward of a session: its steps may share passes with those of other sessions. */
+  GraphForward newSharingForward() {
+    return newForward(contextLength(), 1, scheduler);
+  }
+
+  private GraphForward newForward(int capacity, int maxLogitRows, StepScheduler with) {
     int rows = Math.min(executable.plans().getLast().maxRows(), capacity);
     return new GraphForward(
         executable,
@@ -149,7 +162,9 @@ final class LoadedModel implements Model {
         rows,
         Math.min(rows, maxLogitRows),
         info.bytesPerToken(),
-        kvBytesPerSlot());
+        kvBytesPerSlot(),
+        with,
+        forwards);
   }
 
   @Override
@@ -203,6 +218,19 @@ final class LoadedModel implements Model {
     sessions--;
   }
 
+  synchronized int openSessions() {
+    return sessions;
+  }
+
+  /** Caches of sessions and of measurements that are not closed yet. */
+  int openForwards() {
+    return forwards.get();
+  }
+
+  StepScheduler scheduler() {
+    return scheduler;
+  }
+
   @Override
   public String backendDescription() {
     return executable.description();
@@ -226,6 +254,7 @@ final class LoadedModel implements Model {
       closed = true;
     }
     try {
+      scheduler.close();
       executable.close();
     } finally {
       derived.close();
