@@ -125,8 +125,7 @@ class ConcurrentSessionsTest {
       long[] before = loaded.scheduler().counts();
       assertEquals(0, before[1], "a session alone shares nothing");
       CyclicBarrier start = new CyclicBarrier(tasks.size());
-      AtomicInteger next =
-          new AtomicInteger();
+      AtomicInteger next = new AtomicInteger();
       together(
           tasks.size(),
           () -> {
@@ -153,10 +152,8 @@ class ConcurrentSessionsTest {
       LoadedModel loaded = assertInstanceOf(LoadedModel.class, model);
       List<Task> tasks = tasks(sessions);
       Map<Task, List<Object>> expected = alone(model, tasks);
-      AtomicInteger number =
-          new AtomicInteger();
-      AtomicInteger answers =
-          new AtomicInteger();
+      AtomicInteger number = new AtomicInteger();
+      AtomicInteger answers = new AtomicInteger();
       together(
           sessions,
           () -> {
