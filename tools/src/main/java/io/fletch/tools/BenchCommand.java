@@ -12,6 +12,12 @@ import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.concurrent.BrokenBarrierException;
+import java.util.concurrent.CyclicBarrier;
+import java.util.concurrent.ExecutionException;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
 import java.util.random.RandomGenerator;
 import java.util.random.RandomGeneratorFactory;
 
@@ -79,6 +85,10 @@ final class BenchCommand implements Command {
                 Command.value("p", "prompt-tokens", "N", "tokens of the prompt (default: 128)"),
                 Command.value("n", "gen-tokens", "N", "tokens decoded after it (default: 64)"),
                 Command.value("r", "repetitions", "N", "measured runs (default: 5)"),
+                Command.value(
+                    "sessions",
+                    "N",
+                    "also decode in N sessions at once, and say how much more that gives in all"),
                 Command.flag("json", "print one JSON object"))),
         ModelFlags.section());
   }
@@ -130,6 +140,18 @@ final class BenchCommand implements Command {
           decode.add(Speed.decode(result));
         }
       }
+      int sessions = arguments.integer("sessions", 1, 1, 256);
+      List<Double> together = new ArrayList<>();
+      if (sessions > 1 && genTokens > 0) {
+        try (Progress _ = Progress.show(io, "measuring " + sessions + " sessions")) {
+          for (int i = 0; i <= repetitions; i++) {
+            double speed = together(model, sessions, ids, generation);
+            if (i > 0) {
+              together.add(speed);
+            }
+          }
+        }
+      }
       int threads = options.threads() > 0 ? options.threads() : Affinity.physicalCores();
       ReadBandwidth bandwidth;
       try (Progress _ = Progress.show(io, "measuring the read bandwidth")) {
@@ -146,8 +168,41 @@ final class BenchCommand implements Command {
           promptTokens,
           genTokens == 0 ? null : Samples.of(decode),
           genTokens,
+          together.isEmpty() ? null : Samples.of(together),
+          sessions,
           bandwidth);
       return Cli.OK;
+    }
+  }
+
+  /** Tokens per second of all sessions, from the moment that all have their first token. */
+  private static double together(
+      Model model, int sessions, int[] ids, GenerationOptions options) {
+    CyclicBarrier start = new CyclicBarrier(sessions + 1);
+    List<Future<Integer>> running = new ArrayList<>();
+    try (ExecutorService threads = Executors.newVirtualThreadPerTaskExecutor()) {
+      for (int i = 0; i < sessions; i++) {
+        running.add(
+            threads.submit(() -> {
+              try (Session session = model.newSession();
+                  Generation generation = session.generate(ids, options)) {
+                generation.next();
+                start.await();
+                return generation.result().completionTokens() - 1;
+              }
+            }));
+      }
+      start.await();
+      long begin = System.nanoTime();
+      int tokens = 0;
+      for (Future<Integer> one : running) {
+        tokens += one.get();
+      }
+      return tokens * 1e9 / (System.nanoTime() - begin);
+    } catch (InterruptedException | BrokenBarrierException e) {
+      throw new CommandException("interrupted: " + e);
+    } catch (ExecutionException e) {
+      throw new CommandException("a session failed: " + e.getCause());
     }
   }
 
@@ -181,6 +236,8 @@ final class BenchCommand implements Command {
       int promptTokens,
       Samples decode,
       int genTokens,
+      Samples together,
+      int sessions,
       ReadBandwidth bandwidth) {
     Model.Info info = model.info();
     double gbps = decode == null ? Double.NaN : decode.median() * info.bytesPerToken() / 1e9;
@@ -204,6 +261,11 @@ final class BenchCommand implements Command {
         report.put("gen_tokens", genTokens);
         decode.put(report, "decode");
         report.put("decode_gbps", Json.rounded(gbps));
+        if (together != null) {
+          report.put("sessions", sessions);
+          together.put(report, "together");
+          report.put("together_ratio", Json.rounded(together.median() / decode.median()));
+        }
       }
       report.put("read_bandwidth_gbps", Json.rounded(bandwidth.gigabytesPerSecond()));
       if (decode != null) {
@@ -226,6 +288,11 @@ final class BenchCommand implements Command {
     }
     if (decode != null) {
       io.printf("decode  %6d %s", genTokens, decode.line());
+      if (together != null) {
+        io.printf(
+            "sessions %5d %s, %.2f times one session",
+            sessions, together.line(), together.median() / decode.median());
+      }
       io.printf(
           "weights %6.2f GB/s, %.0f %% of the %.1f GB/s that %d thread%s read%s here",
           gbps,
