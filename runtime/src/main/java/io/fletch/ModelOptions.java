@@ -20,6 +20,8 @@ import java.util.Optional;
  * @param prefillChunk most rows of one forward pass
  * @param packCache where packed weights are kept for the next start
  * @param progress hears how far loading is
+ * @param prefixCacheBytes most bytes of copied keys and values of prompts that sessions share; 0
+ *     for no sharing
  */
 public record ModelOptions(
     int contextLength,
@@ -30,7 +32,8 @@ public record ModelOptions(
     KvType kvType,
     int prefillChunk,
     PackCache packCache,
-    LoadProgress progress) {
+    LoadProgress progress,
+    long prefixCacheBytes) {
   /** Backends. */
   public enum Backend {
     /** Fast CPU kernels. */
@@ -122,14 +125,20 @@ public record ModelOptions(
     Objects.requireNonNull(kvType, "kvType");
     Objects.requireNonNull(packCache, "packCache");
     Objects.requireNonNull(progress, "progress");
-    if (contextLength < 0 || threads < 0 || threads > 1024 || prefillChunk < 1) {
+    if (contextLength < 0
+        || threads < 0
+        || threads > 1024
+        || prefillChunk < 1
+        || prefixCacheBytes < 0) {
       throw new IllegalArgumentException(
           "out of range: contextLength="
               + contextLength
               + " threads="
               + threads
               + " prefillChunk="
-              + prefillChunk);
+              + prefillChunk
+              + " prefixCacheBytes="
+              + prefixCacheBytes);
     }
   }
 
@@ -144,37 +153,83 @@ public record ModelOptions(
         KvType.F16,
         256,
         PackCache.on(),
-        LoadProgress.NONE);
+        LoadProgress.NONE,
+        0);
   }
 
   /** With another context length. */
   public ModelOptions withContextLength(int value) {
     return new ModelOptions(
-        value, threads, backend, kernels, weights, kvType, prefillChunk, packCache, progress);
+        value,
+        threads,
+        backend,
+        kernels,
+        weights,
+        kvType,
+        prefillChunk,
+        packCache,
+        progress,
+        prefixCacheBytes);
   }
 
   /** With another number of threads. */
   public ModelOptions withThreads(int value) {
     return new ModelOptions(
-        contextLength, value, backend, kernels, weights, kvType, prefillChunk, packCache, progress);
+        contextLength,
+        value,
+        backend,
+        kernels,
+        weights,
+        kvType,
+        prefillChunk,
+        packCache,
+        progress,
+        prefixCacheBytes);
   }
 
   /** With another backend. */
   public ModelOptions withBackend(Backend value) {
     return new ModelOptions(
-        contextLength, threads, value, kernels, weights, kvType, prefillChunk, packCache, progress);
+        contextLength,
+        threads,
+        value,
+        kernels,
+        weights,
+        kvType,
+        prefillChunk,
+        packCache,
+        progress,
+        prefixCacheBytes);
   }
 
   /** With other kernels. */
   public ModelOptions withKernels(Kernels value) {
     return new ModelOptions(
-        contextLength, threads, backend, value, weights, kvType, prefillChunk, packCache, progress);
+        contextLength,
+        threads,
+        backend,
+        value,
+        weights,
+        kvType,
+        prefillChunk,
+        packCache,
+        progress,
+        prefixCacheBytes);
   }
 
   /** With another weight layout. */
   public ModelOptions withWeights(Weights value) {
     return new ModelOptions(
-        contextLength, threads, backend, kernels, value, kvType, prefillChunk, packCache, progress);
+        contextLength,
+        threads,
+        backend,
+        kernels,
+        value,
+        kvType,
+        prefillChunk,
+        packCache,
+        progress,
+        prefixCacheBytes);
   }
 
   /** With another cache type. */
@@ -188,24 +243,70 @@ public record ModelOptions(
         value,
         prefillChunk,
         packCache,
-        progress);
+        progress,
+        prefixCacheBytes);
   }
 
   /** With another prefill chunk. */
   public ModelOptions withPrefillChunk(int value) {
     return new ModelOptions(
-        contextLength, threads, backend, kernels, weights, kvType, value, packCache, progress);
+        contextLength,
+        threads,
+        backend,
+        kernels,
+        weights,
+        kvType,
+        value,
+        packCache,
+        progress,
+        prefixCacheBytes);
   }
 
   /** With another place for packed weights. */
   public ModelOptions withPackCache(PackCache value) {
     return new ModelOptions(
-        contextLength, threads, backend, kernels, weights, kvType, prefillChunk, value, progress);
+        contextLength,
+        threads,
+        backend,
+        kernels,
+        weights,
+        kvType,
+        prefillChunk,
+        value,
+        progress,
+        prefixCacheBytes);
   }
 
   /** With a listener. */
   public ModelOptions withProgress(LoadProgress value) {
     return new ModelOptions(
-        contextLength, threads, backend, kernels, weights, kvType, prefillChunk, packCache, value);
+        contextLength,
+        threads,
+        backend,
+        kernels,
+        weights,
+        kvType,
+        prefillChunk,
+        packCache,
+        value,
+        prefixCacheBytes);
+  }
+
+  /**
+   * With that many bytes for keys and values of prompts: a session whose prompt begins like one
+   * that another session has run copies that part rather than running it.
+   */
+  public ModelOptions withPrefixCache(long bytes) {
+    return new ModelOptions(
+        contextLength,
+        threads,
+        backend,
+        kernels,
+        weights,
+        kvType,
+        prefillChunk,
+        packCache,
+        progress,
+        bytes);
   }
 }

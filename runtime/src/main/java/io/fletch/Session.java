@@ -1,11 +1,24 @@
 package io.fletch;
 
+import java.nio.file.Path;
 import java.util.List;
 
 /**
- * One conversation: a KV cache and its token history. Belongs to one thread at a time: concurrent
- * use is detected and refused with {@link java.util.ConcurrentModificationException}. At most one
- * {@link Generation} is open.
+ * One conversation: a KV cache and its token history.
+ *
+ * <p><b>Threads.</b> A session belongs to one thread at a time: concurrent use is detected and
+ * refused with {@link java.util.ConcurrentModificationException}. It may be handed from thread to
+ * thread. Sessions of one model may be used by as many threads at once, platform or virtual: their
+ * steps then share forward passes (continuous batching), in the order in which they come, and each
+ * gets bit for bit what it would get alone.
+ *
+ * <p><b>Memory.</b> The session owns its cache, {@link ModelOptions.KvType} elements for up to the
+ * context length (reserved at once, taken from the system as tokens come), until it is closed.
+ *
+ * <p><b>Generations.</b> At most one {@link Generation} is open. Cancelling it, or closing the
+ * session during it, takes effect between two steps; the tokens so far stay in the cache and the
+ * model's other sessions notice nothing. An answer that fills the context ends with {@link
+ * Generation.FinishReason#LENGTH}: nothing is ever dropped from the context silently.
  */
 public interface Session extends AutoCloseable {
   /** The model. */
@@ -38,6 +51,44 @@ public interface Session extends AutoCloseable {
   /** Drops tokens from {@code length} on; O(1). */
   void truncate(int length);
 
+  /**
+   * A new session of the same model with the same tokens, whose cache is a copy (its bytes are
+   * copied, nothing is computed). The two are independent afterwards.
+   *
+   * @throws IllegalStateException if a generation is open
+   * @throws FletchException for a diffusion model
+   */
+  Session fork();
+
+  /**
+   * Writes the tokens with their keys and values to a file, replacing it in one step: a reader sees
+   * the old or the new one.
+   *
+   * @throws IllegalStateException if a generation is open
+   * @throws FletchException for a diffusion model
+   * @throws java.io.UncheckedIOException if writing fails
+   */
+  void save(Path file);
+
+  /**
+   * Replaces the tokens by those of a file that {@link #save} has written. The file is checked
+   * before anything changes: it must be of the same weights, the same {@link ModelOptions.KvType}
+   * and backend, fit into the context, and have the right checksum. Files are not executed or
+   * trusted in any other way; a forged one can only make the model see another past.
+   *
+   * @throws IllegalStateException if a generation is open
+   * @throws FletchException if the file is damaged or of another model
+   * @throws java.io.UncheckedIOException if reading fails
+   */
+  void restore(Path file);
+
+  /**
+   * Ends the open generation, if any, and releases the cache. Closing a closed session does
+   * nothing.
+   *
+   * @throws java.util.ConcurrentModificationException if another thread is using it just now:
+   *     {@link Generation#cancel} its generation first
+   */
   @Override
   void close();
 }

@@ -1,5 +1,12 @@
 package io.fletch.graph;
 
+import java.io.EOFException;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.channels.ReadableByteChannel;
+import java.nio.channels.WritableByteChannel;
+import java.util.Objects;
+
 /**
  * Keys and values of one sequence for every layer: {@link #capacity()} slots of which the first
  * {@link #length()} are committed.
@@ -45,8 +52,8 @@ public interface KvCache extends AutoCloseable {
 
   /** Checks the arguments of {@link #copy} apart from where the caches come from. */
   static void checkCopy(KvCache source, int sourceSlot, KvCache target, int slot, int count) {
-    java.util.Objects.checkFromIndexSize(sourceSlot, count, source.capacity());
-    java.util.Objects.checkFromIndexSize(slot, count, target.capacity());
+    Objects.checkFromIndexSize(sourceSlot, count, source.capacity());
+    Objects.checkFromIndexSize(slot, count, target.capacity());
     if (source.type() != target.type()) {
       throw new IllegalArgumentException(
           "type of the source: expected=" + target.type() + " actual=" + source.type());
@@ -54,6 +61,43 @@ public interface KvCache extends AutoCloseable {
     if (source == target && Math.abs((long) slot - sourceSlot) < count) {
       throw new IllegalArgumentException(
           "ranges overlap: sourceSlot=" + sourceSlot + " slot=" + slot + " count=" + count);
+    }
+  }
+
+  /** Names how {@link #save} lays bytes out: backend and element type. */
+  String layout();
+
+  /** Bytes that {@link #save} writes per slot. */
+  long slotBytes();
+
+  /**
+   * Writes keys and values of slots {@code [0, count)}, all layers.
+   *
+   * @throws IndexOutOfBoundsException if there are fewer slots
+   */
+  void save(int count, WritableByteChannel to) throws IOException;
+
+  /**
+   * Reads what {@link #save} of a cache of an equal graph and {@link #layout()} has written into
+   * slots {@code [0, count)}. The length stays as it is.
+   *
+   * @throws java.io.EOFException if there are not enough bytes; the slots are undefined then
+   */
+  void load(int count, ReadableByteChannel from) throws IOException;
+
+  /** Writes all of a buffer. */
+  static void write(ByteBuffer from, WritableByteChannel to) throws IOException {
+    while (from.hasRemaining()) {
+      to.write(from);
+    }
+  }
+
+  /** Fills a buffer. */
+  static void read(ByteBuffer into, ReadableByteChannel from) throws IOException {
+    while (into.hasRemaining()) {
+      if (from.read(into) < 0) {
+        throw new EOFException("keys and values: missing bytes=" + into.remaining());
+      }
     }
   }
 

@@ -1,5 +1,9 @@
 package io.fletch.graph;
 
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.channels.ReadableByteChannel;
+import java.nio.channels.WritableByteChannel;
 import java.util.Arrays;
 import java.util.Objects;
 
@@ -149,6 +153,60 @@ final class ReferenceKvCache implements KvCache {
     int there = Math.min(count * width, from[layer].length - first);
     System.arraycopy(from[layer], first, target, slot * width, there);
     Arrays.fill(target, slot * width + there, (slot + count) * width, 0);
+  }
+
+  @Override
+  public String layout() {
+    return "reference " + type;
+  }
+
+  @Override
+  public long slotBytes() {
+    long floats = 0;
+    for (AttentionSpec spec : owner.graph().kvLayers()) {
+      floats += (long) spec.kvHeads() * (spec.keyDim() + spec.valueDim());
+    }
+    return floats * Float.BYTES;
+  }
+
+  @Override
+  public void save(int count, WritableByteChannel to) throws IOException {
+    checkOpen();
+    Objects.checkFromIndexSize(0, count, capacity);
+    for (AttentionSpec spec : owner.graph().kvLayers()) {
+      save(
+          room(keys, spec.layer(), count * spec.kvHeads() * spec.keyDim()),
+          spec.kvHeads() * spec.keyDim() * count,
+          to);
+      save(
+          room(values, spec.layer(), count * spec.kvHeads() * spec.valueDim()),
+          spec.kvHeads() * spec.valueDim() * count,
+          to);
+    }
+  }
+
+  private static void save(float[] from, int n, WritableByteChannel to) throws IOException {
+    ByteBuffer bytes = ByteBuffer.allocate(n * Float.BYTES);
+    bytes.asFloatBuffer().put(from, 0, n);
+    KvCache.write(bytes, to);
+  }
+
+  @Override
+  public void load(int count, ReadableByteChannel from) throws IOException {
+    checkOpen();
+    Objects.checkFromIndexSize(0, count, capacity);
+    for (AttentionSpec spec : owner.graph().kvLayers()) {
+      load(keys, spec.layer(), spec.kvHeads() * spec.keyDim() * count, from);
+      load(values, spec.layer(), spec.kvHeads() * spec.valueDim() * count, from);
+    }
+  }
+
+  private static void load(float[][] layers, int layer, int n, ReadableByteChannel from)
+      throws IOException {
+    ByteBuffer bytes = ByteBuffer.allocate(n * Float.BYTES);
+    KvCache.read(bytes, from);
+    bytes.flip();
+    bytes.asFloatBuffer().get(room(layers, layer, n), 0, n);
   }
 
   @Override

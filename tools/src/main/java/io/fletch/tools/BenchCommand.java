@@ -176,8 +176,7 @@ final class BenchCommand implements Command {
   }
 
   /** Tokens per second of all sessions, from the moment that all have their first token. */
-  private static double together(
-      Model model, int sessions, int[] ids, GenerationOptions options) {
+  private static double together(Model model, int sessions, int[] ids, GenerationOptions options) {
     CyclicBarrier start = new CyclicBarrier(sessions + 1);
     List<Future<Integer>> running = new ArrayList<>();
     try (ExecutorService threads = Executors.newVirtualThreadPerTaskExecutor()) {

@@ -3,8 +3,13 @@ package io.fletch.graph.cpu;
 import io.fletch.ffm.NativeMemory;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.KvCache;
+import java.io.IOException;
 import java.lang.foreign.MemorySegment;
+import java.nio.ByteBuffer;
+import java.nio.channels.ReadableByteChannel;
+import java.nio.channels.WritableByteChannel;
 import java.util.List;
+import java.util.Objects;
 
 /**
  * Keys and values in one block of native memory: per layer, per key/value head, {@code [slot][dim]}
@@ -13,6 +18,9 @@ import java.util.List;
  */
 final class CpuKvCache implements KvCache {
   private static final long ALIGNMENT = 64;
+
+  /** Largest piece that is handed to a channel at once. */
+  private static final long MOST_BYTES = 1 << 24;
 
   private final CpuExecutable owner;
   private final Type type;
@@ -140,6 +148,55 @@ final class CpuKvCache implements KvCache {
             count * valueBytes[l]);
       }
     }
+  }
+
+  @Override
+  public String layout() {
+    return "cpu " + type;
+  }
+
+  @Override
+  public long slotBytes() {
+    long sum = 0;
+    for (int l = 0; l < heads.length; l++) {
+      sum += heads[l] * (keyBytes[l] + valueBytes[l]);
+    }
+    return sum;
+  }
+
+  /** Takes a contiguous piece of the cache. */
+  private interface Piece {
+    void accept(ByteBuffer bytes) throws IOException;
+  }
+
+  /** Goes through the first slots, layer by layer and head by head, keys before values. */
+  private void pieces(int count, Piece piece) throws IOException {
+    if (closed) {
+      throw new IllegalStateException("the cache is closed");
+    }
+    Objects.checkFromIndexSize(0, count, capacity);
+    for (int l = 0; l < heads.length; l++) {
+      for (int h = 0; h < heads[l]; h++) {
+        piece(keyOffset(l, h, 0), count * keyBytes[l], piece);
+        piece(valueOffset(l, h, 0), count * valueBytes[l], piece);
+      }
+    }
+  }
+
+  private void piece(long from, long bytes, Piece piece) throws IOException {
+    for (long done = 0; done < bytes; done += MOST_BYTES) {
+      piece.accept(segment.asSlice(from + done, Math.min(MOST_BYTES, bytes - done)).asByteBuffer());
+    }
+  }
+
+  @Override
+  public void save(int count, WritableByteChannel to) throws IOException {
+    pieces(count, bytes -> KvCache.write(bytes, to));
+  }
+
+  @Override
+  public void load(int count, ReadableByteChannel from) throws IOException {
+    pieces(count, bytes -> KvCache.read(bytes, from));
   }
 
   @Override

@@ -138,6 +138,7 @@ final class AutoregressiveGeneration implements Generation {
     }
     if (isWhole) {
       decoder.start(prompt, prompt.length);
+      session.model().prefixes().put(forward, prompt);
     }
     prefillNanos = System.nanoTime() - start;
     prefillEvent.end();

@@ -3,8 +3,10 @@ package io.fletch.runtime.engine;
 import io.fletch.FletchException;
 import io.fletch.Generation;
 import io.fletch.GenerationOptions;
+import io.fletch.Session;
 import io.fletch.sampling.CausalForward.Logits;
 import io.fletch.sampling.RowStatistics;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
@@ -45,12 +47,11 @@ final class AutoregressiveSession extends BaseSession {
     }
     int room = forward.capacity() - ids.length;
     int maxTokens = options.maxTokens() == 0 ? room : Math.min(options.maxTokens(), room);
-    int reused = Math.min(commonPrefix(ids), ids.length - 1);
-    AutoregressiveGeneration out =
-        new AutoregressiveGeneration(
-            this, forward, ids, reused, maxTokens, stopTokens(options), options);
-    forward.truncate(reused);
-    return out;
+    forward.truncate(Math.min(commonPrefix(ids), ids.length - 1));
+    model().prefixes().fill(forward, ids, ids.length - 1);
+    int reused = forward.length();
+    return new AutoregressiveGeneration(
+        this, forward, ids, reused, maxTokens, stopTokens(options), options);
   }
 
   private int commonPrefix(int[] ids) {
@@ -131,6 +132,46 @@ final class AutoregressiveSession extends BaseSession {
     try {
       checkIdle();
       forward.truncate(length);
+    } finally {
+      guard().exit();
+    }
+  }
+
+  @Override
+  public Session fork() {
+    guard().enter();
+    try {
+      checkIdle();
+      AutoregressiveSession out = (AutoregressiveSession) model().newSession();
+      try {
+        out.forward.copyFrom(forward);
+      } catch (RuntimeException | Error e) {
+        out.close();
+        throw e;
+      }
+      return out;
+    } finally {
+      guard().exit();
+    }
+  }
+
+  @Override
+  public void save(Path file) {
+    guard().enter();
+    try {
+      checkIdle();
+      SessionFile.save(file, model().identity(), forward);
+    } finally {
+      guard().exit();
+    }
+  }
+
+  @Override
+  public void restore(Path file) {
+    guard().enter();
+    try {
+      checkIdle();
+      SessionFile.restore(file, model().identity(), forward, model().info().vocabularySize());
     } finally {
       guard().exit();
     }

@@ -4,6 +4,7 @@ import io.fletch.FletchException;
 import io.fletch.Generation;
 import io.fletch.GenerationOptions;
 import io.fletch.Model;
+import io.fletch.Session;
 import io.fletch.Tokenizer;
 import io.fletch.graph.Batch;
 import io.fletch.graph.KvCache;
@@ -16,6 +17,7 @@ import io.fletch.sampling.Exit;
 import io.fletch.sampling.SamplingOptions;
 import io.fletch.sampling.Search;
 import io.fletch.sampling.Transfer;
+import java.nio.file.Path;
 import java.util.List;
 
 /**
@@ -278,6 +280,28 @@ final class DiffusionSession extends BaseSession {
     } finally {
       guard().exit();
     }
+  }
+
+  @Override
+  public Session fork() {
+    throw keepsNothing();
+  }
+
+  @Override
+  public void save(Path file) {
+    throw keepsNothing();
+  }
+
+  @Override
+  public void restore(Path file) {
+    throw keepsNothing();
+  }
+
+  private FletchException keepsNothing() {
+    return new FletchException(
+        "fork, save and restore are for autoregressive models: model="
+            + model().name()
+            + " decoding=diffusion");
   }
 
   @Override

@@ -6,6 +6,8 @@ import io.fletch.graph.KvCache;
 import io.fletch.sampling.CausalForward;
 import io.fletch.sampling.DecodeCounters;
 import io.fletch.sampling.RowStatistics;
+import java.io.IOException;
+import java.nio.channels.ReadableByteChannel;
 import java.util.Arrays;
 import java.util.Objects;
 import java.util.concurrent.atomic.AtomicInteger;
@@ -244,6 +246,35 @@ final class GraphForward implements CausalForward, AutoCloseable {
           "length: expected=[0, " + kv.length() + "] actual=" + length);
     }
     kv.length(length);
+  }
+
+  KvCache kv() {
+    return kv;
+  }
+
+  /**
+   * Copies slots and tokens {@code [length(), count)} from a cache of the same executable, whose
+   * earlier tokens are those of this one.
+   */
+  void copyFrom(KvCache from, int[] ids, int count) {
+    int length = kv.length();
+    kv.copy(from, length, length, count - length);
+    System.arraycopy(ids, length, tokens, length, count - length);
+    kv.length(count);
+  }
+
+  /** Takes over all of another forward of the same model. */
+  void copyFrom(GraphForward other) {
+    kv.length(0);
+    copyFrom(other.kv, other.tokens, other.length());
+  }
+
+  /** Replaces the content by what a channel holds; on failure it is empty. */
+  void load(int[] ids, ReadableByteChannel from) throws IOException {
+    kv.length(0);
+    kv.load(ids.length, from);
+    System.arraycopy(ids, 0, tokens, 0, ids.length);
+    kv.length(ids.length);
   }
 
   @Override

@@ -10,12 +10,17 @@ import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Executable;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.Plan;
+import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.WeightFile;
 import io.fletch.runtime.arch.HyperParameters;
 import io.fletch.runtime.template.ChatTemplate;
 import io.fletch.sampling.DiffusionModel;
+import java.nio.charset.StandardCharsets;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -28,6 +33,8 @@ import java.util.stream.Collectors;
  * sessions; safe for use by several threads.
  */
 final class LoadedModel implements Model {
+  private static final long SAMPLE_BYTES = 1024;
+
   private final String name;
   private final Info info;
   private final WeightFile file;
@@ -38,8 +45,10 @@ final class LoadedModel implements Model {
   private final Optional<String> templateText;
   private final ModelOptions options;
   private final StepScheduler scheduler;
+  private final PrefixStore prefixes;
   private final AtomicInteger forwards = new AtomicInteger();
   private volatile Optional<ChatTemplate> template = Optional.empty();
+  private byte[] identity;
   private int sessions;
   private boolean closed;
 
@@ -63,6 +72,7 @@ final class LoadedModel implements Model {
     this.templateText = templateText;
     this.options = options;
     this.scheduler = new StepScheduler(executable);
+    this.prefixes = new PrefixStore(executable, kvType(), options.prefixCacheBytes());
   }
 
   @Override
@@ -227,6 +237,37 @@ final class LoadedModel implements Model {
     return forwards.get();
   }
 
+  PrefixStore prefixes() {
+    return prefixes;
+  }
+
+  /**
+   * What tells this model from others: architecture, and name, type, shape and samples of the
+   * content of every tensor (its beginning, middle and end).
+   */
+  synchronized byte[] identity() {
+    if (identity == null) {
+      MessageDigest digest;
+      try {
+        digest = MessageDigest.getInstance("SHA-256");
+      } catch (NoSuchAlgorithmException e) {
+        throw new IllegalStateException(e);
+      }
+      digest.update(info.architecture().getBytes(StandardCharsets.UTF_8));
+      for (Tensor tensor : file.tensors().values()) {
+        String head = tensor.name() + ' ' + tensor.type() + ' ' + Arrays.toString(tensor.shape());
+        digest.update(head.getBytes(StandardCharsets.UTF_8));
+        long bytes = tensor.segment().byteSize();
+        long sample = Math.min(SAMPLE_BYTES, bytes);
+        for (long at : new long[] {0, (bytes - sample) / 2, bytes - sample}) {
+          digest.update(tensor.segment().asSlice(at, sample).asByteBuffer());
+        }
+      }
+      identity = digest.digest();
+    }
+    return identity.clone();
+  }
+
   StepScheduler scheduler() {
     return scheduler;
   }
@@ -255,6 +296,7 @@ final class LoadedModel implements Model {
     }
     try {
       scheduler.close();
+      prefixes.close();
       executable.close();
     } finally {
       derived.close();
