@@ -19,6 +19,9 @@ public final class CounterRandom {
   /** Counter word of the order in which a canvas is filled: (use, committed, position, 0). */
   static final int CANVAS_ORDER = 2;
 
+  /** Counter word of the decision to exclude top choices: (use, position, 0, 0). */
+  static final int EXCLUDE_TOP = 3;
+
   private static final int MULTIPLIER_0 = 0xD2511F53;
   private static final int MULTIPLIER_1 = 0xCD9E8D57;
   private static final int WEYL_0 = 0x9E3779B9;

@@ -4,13 +4,17 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
+import java.util.Optional;
+import java.util.function.IntPredicate;
 
 /**
  * Draws a token from a row of logits: a chain of {@link SamplerStep}s and a counter-based draw. The
- * order is that of specs/autoregressive.md P3: penalties, bias, grammar mask, temperature, top-k,
- * top-p, min-p, the application's own steps, draw. The result is a function of (logits, history,
- * options, mask): equal inputs give equal tokens on every machine that computes equal logits. After
- * construction nothing is allocated. Belongs to one decoder; not thread-safe.
+ * order is that of llama.cpp: penalties, bias, DRY, grammar mask, top-n-sigma, top-k, typical-p,
+ * top-p, min-p, XTC, temperature, the application's own steps, draw; with Mirostat the temperature
+ * comes first and replaces the other filters. The result is a function of (logits, history,
+ * options, mask), with Mirostat also of the surprise of the tokens drawn so far: equal inputs give
+ * equal tokens on every machine that computes equal logits. After construction nothing is
+ * allocated, apart from DRY's memory for a longer history. Belongs to one decoder; not thread-safe.
  */
 public final class Sampler {
   private final SamplingOptions options;
@@ -18,9 +22,14 @@ public final class Sampler {
   private final List<SamplerStep> edits = new ArrayList<>();
   private final List<SamplerStep> filters = new ArrayList<>();
   private final boolean argmaxOnly;
+
+  /** Null without Mirostat. */
+  private MirostatStep mirostat;
+
   private final long[] bits;
 
-  private Sampler(SamplingOptions options, int vocabulary, List<SamplerStep> more) {
+  private Sampler(
+      SamplingOptions options, int vocabulary, List<SamplerStep> more, IntPredicate breaks) {
     this.options = Objects.requireNonNull(options, "options");
     candidates = new TokenCandidates(vocabulary);
     bits = new long[(vocabulary + 63) >> 6];
@@ -41,22 +50,87 @@ public final class Sampler {
     if (!options.logitBias().isEmpty()) {
       edits.add(SamplerStep.bias(edits(options.logitBias(), vocabulary)));
     }
+    SamplerExtras extras = options.extras();
+    extras.dry().ifPresent(dry -> edits.add(new DryStep(vocabulary, dry, breaks)));
     if (options.temperature() > 0) {
-      if (options.temperature() != 1) {
-        filters.add(SamplerStep.temperature(options.temperature()));
-      }
-      if (options.topK() > 0) {
-        filters.add(SamplerStep.topK(options.topK()));
-      }
-      if (options.topP() < 1) {
-        filters.add(SamplerStep.topP(options.topP()));
-      }
-      if (options.minP() > 0) {
-        filters.add(SamplerStep.minP(options.minP()));
+      if (extras.mirostat().isPresent()) {
+        addTemperature();
+        mirostat = new MirostatStep(extras.mirostat().get());
+        filters.add(mirostat);
+      } else {
+        addFilters();
+        addTemperature();
       }
     }
     filters.addAll(more);
     argmaxOnly = options.temperature() == 0 && edits.isEmpty() && filters.isEmpty();
+  }
+
+  private void addFilters() {
+    SamplerExtras extras = options.extras();
+    if (extras.topNSigma() > 0) {
+      filters.add((candidates, history) -> candidates.keepSigma(extras.topNSigma()));
+    }
+    if (options.topK() > 0) {
+      filters.add(SamplerStep.topK(options.topK()));
+    }
+    if (extras.typicalP() < 1) {
+      filters.add((candidates, history) -> candidates.keepTypical(extras.typicalP()));
+    }
+    if (options.topP() < 1) {
+      filters.add(SamplerStep.topP(options.topP()));
+    }
+    if (options.minP() > 0) {
+      filters.add(SamplerStep.minP(options.minP()));
+    }
+    extras.xtc().ifPresent(xtc -> filters.add((c, h) -> excludeTop(xtc, c, h)));
+  }
+
+  private void excludeTop(SamplerExtras.Xtc xtc, TokenCandidates c, TokenHistory history) {
+    double u =
+        CounterRandom.uniform(options.seed(), CounterRandom.EXCLUDE_TOP, history.length(), 0, 0);
+    if (u < xtc.probability()) {
+      c.excludeTop(xtc.threshold());
+    }
+  }
+
+  private void addTemperature() {
+    float t = options.temperature();
+    Optional<SamplerExtras.DynamicTemperature> dynamic = options.extras().dynamicTemperature();
+    if (dynamic.isPresent()) {
+      float range = dynamic.get().range();
+      float exponent = dynamic.get().exponent();
+      double low = Math.max(0, t - range);
+      filters.add((c, history) -> c.scaleByEntropy(low, t + range, exponent));
+    } else if (t != 1) {
+      filters.add(SamplerStep.temperature(t));
+    }
+  }
+
+  /** Mirostat 2: the bound follows the surprise of what was drawn. */
+  private static final class MirostatStep implements SamplerStep {
+    private final SamplerExtras.Mirostat options;
+    private double bound;
+    private int next = -1;
+
+    MirostatStep(SamplerExtras.Mirostat options) {
+      this.options = options;
+    }
+
+    @Override
+    public void apply(TokenCandidates candidates, TokenHistory history) {
+      if (history.length() != next) {
+        // Another text: what was learnt about the one before does not count.
+        bound = 2 * options.tau();
+        next = history.length();
+      }
+      candidates.keepSurprise(bound);
+    }
+
+    void drawn(double surprise) {
+      bound -= options.eta() * (surprise - options.tau());
+      next++;
+    }
   }
 
   private static LogitEdits edits(Map<Integer, Float> bias, int vocabulary) {
@@ -79,7 +153,18 @@ public final class Sampler {
 
   /** The chain that the options describe, with further steps in front of the draw. */
   public static Sampler of(SamplingOptions options, int vocabulary, List<SamplerStep> more) {
-    return new Sampler(options, vocabulary, more);
+    return of(options, vocabulary, more, token -> false);
+  }
+
+  /**
+   * The chain that the options describe, with further steps in front of the draw.
+   *
+   * @param breaks whether DRY's repetitions do not run across a token: its text contains one of the
+   *     {@link SamplerExtras.Dry#breakers}
+   */
+  public static Sampler of(
+      SamplingOptions options, int vocabulary, List<SamplerStep> more, IntPredicate breaks) {
+    return new Sampler(options, vocabulary, more, breaks);
   }
 
   /** The options. */
@@ -109,7 +194,7 @@ public final class Sampler {
    */
   public int sample(float[] logits, TokenHistory history) {
     prepare(logits, history, null);
-    return draw(history, 0);
+    return learn(draw(history, 0));
   }
 
   /**
@@ -127,13 +212,22 @@ public final class Sampler {
     System.arraycopy(allowed, 0, bits, 0, bits.length);
     for (int attempt = 0; ; attempt++) {
       prepare(logits, history, bits);
-      int token = draw(history, attempt);
+      int index = draw(history, attempt);
+      int token = candidates.id(index);
       if (mask.check(token)) {
         mask.commit(token);
-        return token;
+        return learn(index);
       }
       bits[token >> 6] &= ~(1L << token);
     }
+  }
+
+  /** The token at an index; Mirostat learns its surprise. */
+  private int learn(int index) {
+    if (mirostat != null) {
+      mirostat.drawn(candidates.surprise(index));
+    }
+    return candidates.id(index);
   }
 
   private void prepare(float[] logits, TokenHistory history, long[] mask) {
@@ -168,6 +262,6 @@ public final class Sampler {
               + candidates.vocabulary()
               + ", all forbidden by logits, bias or grammar");
     }
-    return candidates.id(index);
+    return index;
   }
 }

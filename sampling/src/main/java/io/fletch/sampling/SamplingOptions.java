@@ -1,6 +1,7 @@
 package io.fletch.sampling;
 
 import java.util.Map;
+import java.util.Objects;
 
 /**
  * How the next token is drawn from logits.
@@ -16,6 +17,7 @@ import java.util.Map;
  * @param penaltyWindow how many latest tokens count as recent; 0 for none, -1 for all
  * @param logitBias added to single tokens; negative infinity forbids
  * @param seed of the counter-based generator
+ * @param extras the less common samplers
  */
 public record SamplingOptions(
     float temperature,
@@ -27,10 +29,12 @@ public record SamplingOptions(
     float presencePenalty,
     int penaltyWindow,
     Map<Integer, Float> logitBias,
-    long seed) {
+    long seed,
+    SamplerExtras extras) {
   /** Copies and checks. */
   public SamplingOptions {
     logitBias = Map.copyOf(logitBias);
+    Objects.requireNonNull(extras, "extras");
     if (!(temperature >= 0 && temperature < Float.POSITIVE_INFINITY)
         || topK < 0
         || !(topP > 0 && topP <= 1)
@@ -65,6 +69,32 @@ public record SamplingOptions(
     }
   }
 
+  /** Without extras. */
+  public SamplingOptions(
+      float temperature,
+      int topK,
+      float topP,
+      float minP,
+      float repetitionPenalty,
+      float frequencyPenalty,
+      float presencePenalty,
+      int penaltyWindow,
+      Map<Integer, Float> logitBias,
+      long seed) {
+    this(
+        temperature,
+        topK,
+        topP,
+        minP,
+        repetitionPenalty,
+        frequencyPenalty,
+        presencePenalty,
+        penaltyWindow,
+        logitBias,
+        seed,
+        SamplerExtras.NONE);
+  }
+
   /** Temperature 0.8, top-k 40, top-p 0.95, min-p 0.05, seed 0. */
   public static SamplingOptions defaults() {
     return new SamplingOptions(0.8f, 40, 0.95f, 0.05f, 1, 0, 0, 64, Map.of(), 0);
@@ -87,7 +117,8 @@ public record SamplingOptions(
         presencePenalty,
         penaltyWindow,
         logitBias,
-        seed);
+        seed,
+        extras);
   }
 
   /** With another top-k. */
@@ -102,7 +133,8 @@ public record SamplingOptions(
         presencePenalty,
         penaltyWindow,
         logitBias,
-        seed);
+        seed,
+        extras);
   }
 
   /** With another top-p. */
@@ -117,7 +149,8 @@ public record SamplingOptions(
         presencePenalty,
         penaltyWindow,
         logitBias,
-        seed);
+        seed,
+        extras);
   }
 
   /** With another min-p. */
@@ -132,14 +165,25 @@ public record SamplingOptions(
         presencePenalty,
         penaltyWindow,
         logitBias,
-        seed);
+        seed,
+        extras);
   }
 
   /** With other penalties over the latest {@code window} tokens. */
   public SamplingOptions withPenalties(
       float repetition, float frequency, float presence, int window) {
     return new SamplingOptions(
-        temperature, topK, topP, minP, repetition, frequency, presence, window, logitBias, seed);
+        temperature,
+        topK,
+        topP,
+        minP,
+        repetition,
+        frequency,
+        presence,
+        window,
+        logitBias,
+        seed,
+        extras);
   }
 
   /** With another logit bias. */
@@ -154,7 +198,8 @@ public record SamplingOptions(
         presencePenalty,
         penaltyWindow,
         value,
-        seed);
+        seed,
+        extras);
   }
 
   /** With another seed. */
@@ -169,6 +214,23 @@ public record SamplingOptions(
         presencePenalty,
         penaltyWindow,
         logitBias,
+        value,
+        extras);
+  }
+
+  /** With other extras. */
+  public SamplingOptions withExtras(SamplerExtras value) {
+    return new SamplingOptions(
+        temperature,
+        topK,
+        topP,
+        minP,
+        repetitionPenalty,
+        frequencyPenalty,
+        presencePenalty,
+        penaltyWindow,
+        logitBias,
+        seed,
         value);
   }
 }

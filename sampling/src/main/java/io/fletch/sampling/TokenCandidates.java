@@ -16,6 +16,7 @@ public final class TokenCandidates {
   private final float[] logits;
   private final float[] work;
   private final double[] weights;
+  private final float[] keys;
   private int size;
 
   /** Room for a vocabulary. */
@@ -28,6 +29,7 @@ public final class TokenCandidates {
     logits = new float[vocabulary];
     work = new float[vocabulary];
     weights = new double[vocabulary];
+    keys = new float[vocabulary];
   }
 
   /** All ids with these logits. */
@@ -155,7 +157,143 @@ public final class TokenCandidates {
         lo = equal;
       }
     }
-    keepAbove(threshold, ties);
+    keepAbove(logits, threshold, ties);
+  }
+
+  /**
+   * Locally typical candidates: those whose surprise is nearest to the entropy, until they have
+   * probability {@code p}.
+   */
+  public void keepTypical(double p) {
+    if (!(p > 0 && p <= 1)) {
+      throw new IllegalArgumentException("p: expected=in (0, 1] actual=" + p);
+    }
+    int best = best();
+    if (p == 1 || best < 0) {
+      return;
+    }
+    float max = logits[best];
+    double total = fillWeights(max);
+    double entropy = entropy(max, total);
+    double logTotal = Math.log(total);
+    for (int i = 0; i < size; i++) {
+      double surprise = logTotal - ((double) logits[i] - max);
+      keys[i] = (float) -Math.abs(surprise - entropy);
+    }
+    keepByKeys(p * total);
+  }
+
+  /** Entropy in nats, of weights that were filled in. */
+  private double entropy(float max, double total) {
+    double sum = 0;
+    for (int i = 0; i < size; i++) {
+      if (weights[i] > 0) {
+        sum += weights[i] * ((double) logits[i] - max);
+      }
+    }
+    return Math.log(total) - sum / total;
+  }
+
+  /** Keeps logits at most {@code n} standard deviations below the largest. */
+  public void keepSigma(double n) {
+    if (!(n > 0)) {
+      throw new IllegalArgumentException("n: expected=positive actual=" + n);
+    }
+    int best = best();
+    if (best < 0) {
+      return;
+    }
+    double sum = 0;
+    int count = 0;
+    for (int i = 0; i < size; i++) {
+      if (logits[i] > Float.NEGATIVE_INFINITY) {
+        sum += logits[i];
+        count++;
+      }
+    }
+    double mean = sum / count;
+    double squares = 0;
+    for (int i = 0; i < size; i++) {
+      if (logits[i] > Float.NEGATIVE_INFINITY) {
+        squares += (logits[i] - mean) * (logits[i] - mean);
+      }
+    }
+    keepAtLeast(logits[best] - n * Math.sqrt(squares / count));
+  }
+
+  /**
+   * Divides logits by a temperature between {@code low} and {@code high} that grows with the
+   * entropy, relative to that of equal candidates, to a power.
+   */
+  public void scaleByEntropy(double low, double high, double exponent) {
+    int best = best();
+    if (size < 2 || best < 0) {
+      return;
+    }
+    float max = logits[best];
+    double most = Math.log(size);
+    double share = Math.clamp(entropy(max, fillWeights(max)) / most, 0, 1);
+    scale(Math.max(low + (high - low) * Math.pow(share, exponent), 1e-6));
+  }
+
+  /**
+   * If two or more candidates have at least this probability, removes all of those but the least
+   * likely one (the highest id on ties).
+   */
+  public void excludeTop(double threshold) {
+    int best = best();
+    if (best < 0) {
+      return;
+    }
+    double least = threshold * fillWeights(logits[best]);
+    int count = 0;
+    int last = -1;
+    for (int i = 0; i < size; i++) {
+      if (weights[i] >= least) {
+        count++;
+        last = last < 0 || logits[i] <= logits[last] ? i : last;
+      }
+    }
+    if (count < 2) {
+      return;
+    }
+    int n = 0;
+    for (int i = 0; i < size; i++) {
+      if (weights[i] < least || i == last) {
+        ids[n] = ids[i];
+        logits[n++] = logits[i];
+      }
+    }
+    size = n;
+  }
+
+  /** Keeps candidates with a surprise of at most {@code bits}, the best one in any case. */
+  public void keepSurprise(double bits) {
+    int best = best();
+    if (best < 0) {
+      return;
+    }
+    double total = fillWeights(logits[best]);
+    double least = logits[best] + Math.log(total) - bits * Math.log(2);
+    keepAtLeast(Math.min(least, logits[best]));
+  }
+
+  /** Surprise of a candidate in bits. */
+  double surprise(int index) {
+    int best = best();
+    double total = fillWeights(logits[best]);
+    return -Math.log(weights[index] / total) / Math.log(2);
+  }
+
+  private void keepAtLeast(double least) {
+    int n = 0;
+    for (int i = 0; i < size; i++) {
+      if (logits[i] >= least) {
+        ids[n] = ids[i];
+        logits[n++] = logits[i];
+      }
+    }
+    size = n;
   }
 
   /**
@@ -170,15 +308,25 @@ public final class TokenCandidates {
     if (p == 1 || best < 0) {
       return;
     }
-    float max = logits[best];
+    double total = fillWeights(logits[best]);
+    System.arraycopy(logits, 0, keys, 0, size);
+    keepByKeys(p * total);
+  }
+
+  /** exp(logit - max) of all candidates; returns the sum. */
+  private double fillWeights(float max) {
     double total = 0;
     for (int i = 0; i < size; i++) {
-      work[i] = logits[i];
       double w = Math.exp((double) logits[i] - max);
       weights[i] = w;
       total += w;
     }
-    double target = p * total;
+    return total;
+  }
+
+  /** Keeps the candidates with the largest keys whose weights make up the target. */
+  private void keepByKeys(double target) {
+    System.arraycopy(keys, 0, work, 0, size);
     int lo = 0;
     int hi = size;
     double above = 0;
@@ -198,7 +346,7 @@ public final class TokenCandidates {
       double withEqual = mass + each * (equal - greater);
       if (withEqual >= target) {
         int ties = (int) Math.ceil((target - mass) / each);
-        keepAbove(pivot, Math.clamp(ties, 1, equal - greater));
+        keepAbove(keys, pivot, Math.clamp(ties, 1, equal - greater));
         return;
       }
       above = withEqual;
@@ -216,15 +364,7 @@ public final class TokenCandidates {
     if (share == 0 || best < 0) {
       return;
     }
-    double least = logits[best] + Math.log(share);
-    int n = 0;
-    for (int i = 0; i < size; i++) {
-      if (logits[i] >= least) {
-        ids[n] = ids[i];
-        logits[n++] = logits[i];
-      }
-    }
-    size = n;
+    keepAtLeast(logits[best] + Math.log(share));
   }
 
   /** Divides logits, relative to the best one, by a temperature. */
@@ -253,14 +393,7 @@ public final class TokenCandidates {
     if (best < 0) {
       return -1;
     }
-    float max = logits[best];
-    double total = 0;
-    for (int i = 0; i < size; i++) {
-      double w = Math.exp((double) logits[i] - max);
-      weights[i] = w;
-      total += w;
-    }
-    double target = u * total;
+    double target = u * fillWeights(logits[best]);
     double sum = 0;
     int last = best;
     for (int i = 0; i < size; i++) {
@@ -319,13 +452,13 @@ public final class TokenCandidates {
     }
   }
 
-  private void keepAbove(float threshold, int ties) {
+  private void keepAbove(float[] key, float threshold, int ties) {
     int n = 0;
     for (int i = 0; i < size; i++) {
-      float l = logits[i];
-      if (l > threshold || (l == threshold && ties-- > 0)) {
+      float k = key[i];
+      if (k > threshold || (k == threshold && ties-- > 0)) {
         ids[n] = ids[i];
-        logits[n++] = l;
+        logits[n++] = logits[i];
       }
     }
     size = n;

@@ -66,16 +66,16 @@ class SamplerTest {
   }
 
   @Test
-  void temperatureComesBeforeTopP() {
-    // At temperature 4 the first token has well under 60 %, so top-p keeps more than one.
+  void temperatureComesAfterTopP() {
+    // At temperature 1 the first token has 71 %, so top-p keeps it alone however hot the draw is.
     float[] logits = {2, 0, 0, 0};
     Sampler hot = Sampler.of(PLAIN.withTemperature(4).withTopP(0.6f), 4);
-    Sampler cold = Sampler.of(PLAIN.withTemperature(0.5f).withTopP(0.6f), 4);
+    Sampler wide = Sampler.of(PLAIN.withTemperature(4).withTopP(0.8f), 4);
     boolean spread = false;
     TokenHistory h = history();
     for (int i = 0; i < 200; i++) {
-      spread |= hot.sample(logits, h) != 0;
-      assertEquals(0, cold.sample(logits, h));
+      assertEquals(0, hot.sample(logits, h));
+      spread |= wide.sample(logits, h) != 0;
       h.add(0);
     }
     assertTrue(spread);

@@ -1,6 +1,7 @@
 package io.fletch.tools;
 
 import io.fletch.GenerationOptions;
+import io.fletch.sampling.SamplerExtras;
 import io.fletch.sampling.SamplingOptions;
 import java.security.SecureRandom;
 import java.util.LinkedHashMap;
@@ -48,6 +49,21 @@ final class SamplingFlags {
                 "how many latest tokens are recent; -1 for all (default: "
                     + defaults.penaltyWindow()
                     + ")"),
+            Command.value("typical", "P", "locally typical sampling; 1 for none"),
+            Command.value("top-nsigma", "N", "keep logits within N deviations of the largest"),
+            Command.value("dynatemp-range", "R", "temperature by entropy, between T-R and T+R"),
+            Command.value("dynatemp-exp", "X", "its exponent (default: 1)"),
+            Command.value("xtc-probability", "P", "how often top choices are excluded"),
+            Command.value("xtc-threshold", "P", "what a top choice is (default: 0.1)"),
+            Command.value("dry-multiplier", "X", "penalty on repeating sequences; 0 for none"),
+            Command.value("dry-base", "X", "its growth with their length (default: 1.75)"),
+            Command.value("dry-allowed-length", "N", "what may be repeated (default: 2)"),
+            Command.value("dry-penalty-last-n", "N", "tokens looked at; -1 for all (default: -1)"),
+            Command.value(
+                "dry-sequence-breaker", "TEXT", "ends a sequence; replaces the usual (repeatable)"),
+            Command.value("mirostat", "V", "2: hold the surprise of the text; 0 for none"),
+            Command.value("mirostat-ent", "BITS", "the surprise that is held (default: 5)"),
+            Command.value("mirostat-lr", "X", "how fast it is corrected (default: 0.1)"),
             Command.value("logit-bias", "ID=X", "adds X to a token; -inf forbids it (repeatable)"),
             Command.value("seed", "N", "seed of the sampler (default: another one every time)"),
             Command.value("stop", "TEXT", "ends the answer, not part of it (repeatable)"),
@@ -76,7 +92,8 @@ final class SamplingFlags {
             logitBias(arguments.strings("logit-bias")),
             arguments.has("seed")
                 ? arguments.whole("seed", 0, Long.MIN_VALUE, Long.MAX_VALUE)
-                : new SecureRandom().nextLong());
+                : new SecureRandom().nextLong(),
+            extras(arguments));
     if (arguments.strings("stop").stream().anyMatch(String::isEmpty)) {
       throw new UsageException("--stop: the text is empty");
     }
@@ -85,6 +102,41 @@ final class SamplingFlags {
         .withMaxTokens(arguments.integer("max-tokens", 0, 0, Integer.MAX_VALUE))
         .withStopStrings(arguments.strings("stop"))
         .withIgnoreEnd(arguments.has("ignore-eos"));
+  }
+
+  private static SamplerExtras extras(Arguments arguments) {
+    float most = Float.MAX_VALUE;
+    float least = Float.MIN_VALUE;
+    SamplerExtras extras =
+        SamplerExtras.NONE
+            .withTypicalP(arguments.real("typical", 1, least, 1))
+            .withTopNSigma(arguments.real("top-nsigma", 0, 0, most));
+    float range = arguments.real("dynatemp-range", 0, 0, most);
+    float exponent = arguments.real("dynatemp-exp", 1, least, most);
+    if (range > 0) {
+      extras = extras.withDynamicTemperature(range, exponent);
+    }
+    float probability = arguments.real("xtc-probability", 0, 0, 1);
+    float threshold = arguments.real("xtc-threshold", 0.1f, least, 1);
+    if (probability > 0) {
+      extras = extras.withXtc(probability, threshold);
+    }
+    float multiplier = arguments.real("dry-multiplier", 0, 0, most);
+    float base = arguments.real("dry-base", 1.75f, 1, most);
+    int allowed = arguments.integer("dry-allowed-length", 2, 1, Integer.MAX_VALUE);
+    int window = arguments.integer("dry-penalty-last-n", -1, -1, Integer.MAX_VALUE);
+    List<String> breakers = arguments.strings("dry-sequence-breaker");
+    if (multiplier > 0) {
+      List<String> texts = breakers.isEmpty() ? SamplerExtras.Dry.BREAKERS : breakers;
+      extras = extras.withDry(new SamplerExtras.Dry(multiplier, base, allowed, window, texts));
+    }
+    int mirostat = arguments.integer("mirostat", 0, 0, 2);
+    if (mirostat == 1) {
+      throw new UsageException("--mirostat: expected=0 or 2 actual=1");
+    }
+    float entropy = arguments.real("mirostat-ent", 5, least, most);
+    float rate = arguments.real("mirostat-lr", 0.1f, least, most);
+    return mirostat == 2 ? extras.withMirostat(entropy, rate) : extras;
   }
 
   private static Map<Integer, Float> logitBias(List<String> values) {

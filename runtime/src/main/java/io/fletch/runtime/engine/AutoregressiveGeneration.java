@@ -66,7 +66,11 @@ final class AutoregressiveGeneration implements Generation {
     this.decoder =
         AutoregressiveDecoder.of(
             forward,
-            Sampler.of(options.sampling(), forward.vocabulary()),
+            Sampler.of(
+                options.sampling(),
+                forward.vocabulary(),
+                List.of(),
+                session.model().breakers(options.sampling())),
             new AutoregressiveOptions(maxTokens, stopTokens, options.logprobs()));
     this.stream = session.model().tokenizer().streamDecoder();
     this.stops = new StopStrings(options.stopStrings());

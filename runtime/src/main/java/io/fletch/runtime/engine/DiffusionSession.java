@@ -14,6 +14,7 @@ import io.fletch.sampling.DiffusionDecoder;
 import io.fletch.sampling.DiffusionModel;
 import io.fletch.sampling.DiffusionOptions;
 import io.fletch.sampling.Exit;
+import io.fletch.sampling.SamplerExtras;
 import io.fletch.sampling.SamplingOptions;
 import io.fletch.sampling.Search;
 import io.fletch.sampling.Transfer;
@@ -179,9 +180,11 @@ final class DiffusionSession extends BaseSession {
     if (s.repetitionPenalty() != 1
         || s.frequencyPenalty() != 0
         || s.presencePenalty() != 0
-        || !s.logitBias().isEmpty()) {
+        || !s.logitBias().isEmpty()
+        || !s.extras().equals(SamplerExtras.NONE)) {
       throw new FletchException(
-          "penalties and logit bias are not for diffusion models: model=" + model().name());
+          "penalties, logit bias and sampler extras are not for diffusion models: model="
+              + model().name());
     }
     if (options.logprobs() > 0) {
       throw new FletchException(

@@ -16,16 +16,20 @@ import io.fletch.quant.WeightFile;
 import io.fletch.runtime.arch.HyperParameters;
 import io.fletch.runtime.template.ChatTemplate;
 import io.fletch.sampling.DiffusionModel;
+import io.fletch.sampling.SamplerExtras;
+import io.fletch.sampling.SamplingOptions;
 import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.BitSet;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.concurrent.atomic.AtomicInteger;
+import java.util.function.IntPredicate;
 import java.util.stream.Collectors;
 
 /**
@@ -48,6 +52,7 @@ final class LoadedModel implements Model {
   private final PrefixStore prefixes;
   private final AtomicInteger forwards = new AtomicInteger();
   private volatile Optional<ChatTemplate> template = Optional.empty();
+  private volatile Breakers breakers = new Breakers(List.of(), new BitSet());
   private byte[] identity;
   private int sessions;
   private boolean closed;
@@ -113,6 +118,30 @@ final class LoadedModel implements Model {
   public Tokenizer tokenizer() {
     return tokenizer;
   }
+
+  /** Whether DRY's repetitions end at a token: its text contains one of the breakers. */
+  IntPredicate breakers(SamplingOptions sampling) {
+    List<String> texts = sampling.extras().dry().map(SamplerExtras.Dry::breakers).orElse(List.of());
+    if (texts.isEmpty()) {
+      return token -> false;
+    }
+    Breakers known = breakers;
+    if (!known.texts().equals(texts)) {
+      BitSet tokens = new BitSet();
+      for (int id = 0; id < tokenizer.vocabularySize(); id++) {
+        String text = new String(tokenizer.bytes(id), StandardCharsets.UTF_8);
+        if (texts.stream().anyMatch(text::contains)) {
+          tokens.set(id);
+        }
+      }
+      known = new Breakers(texts, tokens);
+      breakers = known;
+    }
+    return known.tokens()::get;
+  }
+
+  /** The tokens that contain one of some texts; not changed once it is published. */
+  private record Breakers(List<String> texts, BitSet tokens) {}
 
   int contextLength() {
     return info.contextLength();
