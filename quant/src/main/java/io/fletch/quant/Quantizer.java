@@ -34,6 +34,30 @@ public final class Quantizer {
    */
   public static void quantize(
       TensorType type, float[] src, int srcOffset, int n, MemorySegment dst, long dstOffset) {
+    quantize(type, src, srcOffset, n, null, dst, dstOffset);
+  }
+
+  /**
+   * Converts one row, errors being weighted by the importance of their columns (specs weights 2.3):
+   * the bytes are those of the reference with an importance matrix. F16, BF16, F32, Q8_0 and MXFP4
+   * do not search and ignore it.
+   *
+   * @param n elements of the whole row, a multiple of the block size
+   * @param importance one finite number >= 0 per element of the row, such as the mean square of the
+   *     input that meets it; null for none
+   * @param dst takes the blocks from byte {@code dstOffset} on
+   * @throws IllegalArgumentException if an element is not finite or too large for the type, {@code
+   *     n} is no multiple of the block size, the importance does not fit, or the type is an integer
+   * @throws IndexOutOfBoundsException if either range is outside of its memory
+   */
+  public static void quantize(
+      TensorType type,
+      float[] src,
+      int srcOffset,
+      int n,
+      float[] importance,
+      MemorySegment dst,
+      long dstOffset) {
     Objects.checkFromIndexSize(srcOffset, n, src.length);
     Objects.checkFromIndexSize(dstOffset, type.bytes(n), dst.byteSize());
     float limit = type.isQuantized() && type != TensorType.MXFP4 ? BLOCK_LIMIT : Float.MAX_VALUE;
@@ -43,7 +67,8 @@ public final class Quantizer {
             "element " + i + ": expected=at most " + limit + " actual=" + src[i]);
       }
     }
-    Encoder encoder = encoder(type);
+    Encoder encoder =
+        encoder(type, importance == null ? null : new Importance(importance, src, srcOffset, n));
     long at = dstOffset;
     for (int x = srcOffset; x < srcOffset + n; x += type.blockSize()) {
       encoder.block(src, x, dst, at);
@@ -74,24 +99,70 @@ public final class Quantizer {
     void block(float[] x, int o, MemorySegment s, long at);
   }
 
-  private static Encoder encoder(TensorType type) {
+  /** Weights of the errors of a row. */
+  private static final class Importance {
+    private final float[] of;
+    private final int base;
+
+    /** Mean square of the row, the yardstick of the types without super-blocks. */
+    private final float meanSquare;
+
+    Importance(float[] of, float[] x, int base, int n) {
+      if (of.length != n) {
+        throw new IllegalArgumentException("importance: expected=" + n + " actual=" + of.length);
+      }
+      for (float v : of) {
+        if (!(v >= 0 && v < Float.POSITIVE_INFINITY)) {
+          throw new IllegalArgumentException("importance: expected=finite, >= 0 actual=" + v);
+        }
+      }
+      this.of = of;
+      this.base = base;
+      this.meanSquare = squares(x, base, n) / n;
+    }
+
+    /** Weights of {@code x[o..o+n)} into {@code w}; returns their sum. */
+    float weights(float[] x, int o, int n, float meanSquare, float[] w) {
+      float sum = 0;
+      for (int i = 0; i < n; i++) {
+        w[i] = of[o - base + i] * (float) Math.sqrt(meanSquare + x[o + i] * x[o + i]);
+        sum += w[i];
+      }
+      return sum;
+    }
+
+    /** The numbers themselves, for Q6_K. */
+    void plain(int o, int n, float[] w) {
+      System.arraycopy(of, o - base, w, 0, n);
+    }
+  }
+
+  private static float squares(float[] x, int o, int n) {
+    float sum = 0;
+    for (int i = o; i < o + n; i++) {
+      sum += x[i] * x[i];
+    }
+    return sum;
+  }
+
+  private static Encoder encoder(TensorType type, Importance importance) {
     return switch (type) {
       case F32 -> (x, o, s, at) -> s.set(ByteCursor.FLOAT, at, x[o]);
       case F64 -> (x, o, s, at) -> s.set(ByteCursor.DOUBLE, at, x[o]);
       case F16 -> (x, o, s, at) -> half(s, at, x[o], "element", o);
       case BF16 -> Quantizer::bf16;
-      case Q4_0 -> Quantizer::q4x0;
-      case Q4_1 -> Quantizer::q4x1;
-      case Q5_0 -> Quantizer::q5x0;
-      case Q5_1 -> Quantizer::q5x1;
+      case Q4_0 -> importance == null ? Quantizer::q4x0 : new WeightedSymmetric(8, importance);
+      case Q4_1 -> importance == null ? Quantizer::q4x1 : new WeightedAffine(15, importance);
+      case Q5_0 -> importance == null ? Quantizer::q5x0 : new WeightedSymmetric(16, importance);
+      case Q5_1 -> importance == null ? Quantizer::q5x1 : new WeightedAffine(31, importance);
       case Q8_0 -> Quantizer::q8x0;
-      case Q2_K -> new Q2K();
-      case Q3_K -> new Q3K();
-      case Q4_K -> new Q45K(false);
-      case Q5_K -> new Q45K(true);
-      case Q6_K -> new Q6K();
-      case IQ4_NL -> new Iq4(false);
-      case IQ4_XS -> new Iq4(true);
+      case Q2_K -> new Q2K(importance);
+      case Q3_K -> new Q3K(importance);
+      case Q4_K -> new Q45K(false, importance);
+      case Q5_K -> new Q45K(true, importance);
+      case Q6_K -> new Q6K(importance);
+      case IQ4_NL -> new Iq4(false, importance);
+      case IQ4_XS -> new Iq4(true, importance);
       case MXFP4 -> Quantizer::mxfp4;
       case I8, I16, I32, I64 ->
           throw new IllegalArgumentException("type: expected=not an integer actual=" + type);
@@ -298,6 +369,11 @@ public final class Quantizer {
       this.trial = new int[n];
     }
 
+    /** The wider search that goes with importance. */
+    static AffineSearch weighted(int n, int max) {
+      return new AffineSearch(n, max, -0.9f, 0.05f, 36, false);
+    }
+
     /** Searches {@code x[o..]} with weights {@code w}; codes go to {@code codes[at..]}. */
     void search(float[] x, int o, float[] w, int[] codes, int at) {
       float low = x[o];
@@ -372,21 +448,48 @@ public final class Quantizer {
 
   /** Q2_K: 16 sub-blocks of 16, scales and minima of 4 bits. */
   private static final class Q2K implements Encoder {
-    private final AffineSearch search = new AffineSearch(16, 3, -0.5f, 0.1f, 15, true);
+    private final Importance importance;
+    private final AffineSearch search;
     private final float[] w = new float[16];
+    private final float[] sums = new float[16];
     private final float[] scales = new float[16];
     private final float[] mins = new float[16];
     private final int[] codes = new int[256];
 
+    Q2K(Importance importance) {
+      this.importance = importance;
+      this.search =
+          importance == null
+              ? new AffineSearch(16, 3, -0.5f, 0.1f, 15, true)
+              : AffineSearch.weighted(16, 3);
+    }
+
     @Override
     public void block(float[] x, int o, MemorySegment s, long at) {
+      float meanSquare = importance == null ? 0 : squares(x, o, 256) / 256;
       for (int b = 0; b < 16; b++) {
-        for (int i = 0; i < 16; i++) {
-          w[i] = Math.abs(x[o + b * 16 + i]);
+        if (importance == null) {
+          for (int i = 0; i < 16; i++) {
+            w[i] = Math.abs(x[o + b * 16 + i]);
+          }
+        } else {
+          sums[b] = importance.weights(x, o + b * 16, 16, meanSquare, w);
         }
         search.search(x, o + b * 16, w, codes, b * 16);
         scales[b] = search.scale;
         mins[b] = search.min;
+      }
+      if (importance != null) {
+        int[] ls = new int[16];
+        int[] lm = new int[16];
+        float d = scale(s, at + 80, positiveScale(scales, 15, sums, ls), o);
+        float dmin = scale(s, at + 82, positiveScale(mins, 15, sums, lm), o);
+        for (int b = 0; b < 16; b++) {
+          u8(s, at + b, ls[b] | lm[b] << 4);
+          recode(x, o + b * 16, 16, d * ls[b], dmin * lm[b], 3, codes, b * 16);
+        }
+        twoBits(codes, s, at + 16);
+        return;
       }
       float maxScale = Math.max(0, max(scales, 0, 16));
       float maxMin = Math.max(0, max(mins, 0, 16));
@@ -428,46 +531,59 @@ public final class Quantizer {
   /** Q4_K and Q5_K: 8 sub-blocks of 32, scales and minima of 6 bits. */
   private static final class Q45K implements Encoder {
     private final boolean five;
+    private final Importance importance;
     private final AffineSearch search;
+    private final float[] sums = new float[8];
     private final float[] w = new float[32];
     private final float[] scales = new float[8];
     private final float[] mins = new float[8];
     private final int[] codes = new int[256];
 
-    Q45K(boolean five) {
+    Q45K(boolean five, Importance importance) {
       this.five = five;
+      this.importance = importance;
       this.search =
-          five
+          importance != null
+              ? AffineSearch.weighted(32, five ? 31 : 15)
+              : five
               ? new AffineSearch(32, 31, -0.5f, 0.1f, 15, false)
               : new AffineSearch(32, 15, -1f, 0.1f, 20, false);
     }
 
     @Override
     public void block(float[] x, int o, MemorySegment s, long at) {
+      float meanSquare = importance == null ? 0 : 2 * squares(x, o, 256) / 256;
       for (int b = 0; b < 8; b++) {
         int from = o + b * 32;
-        float squares = 0;
-        for (int i = 0; i < 32; i++) {
-          squares += x[from + i] * x[from + i];
-        }
-        float mean = (float) Math.sqrt(squares / 32);
-        for (int i = 0; i < 32; i++) {
-          w[i] = mean + Math.abs(x[from + i]);
+        if (importance == null) {
+          float mean = (float) Math.sqrt(squares(x, from, 32) / 32);
+          for (int i = 0; i < 32; i++) {
+            w[i] = mean + Math.abs(x[from + i]);
+          }
+        } else {
+          sums[b] = importance.weights(x, from, 32, meanSquare, w);
         }
         search.search(x, from, w, codes, b * 32);
         scales[b] = search.scale;
         mins[b] = search.min;
       }
-      float maxScale = Math.max(0, max(scales, 0, 8));
-      float maxMin = Math.max(0, max(mins, 0, 8));
-      float toScale = maxScale > 0 ? 63 / maxScale : 0;
-      float toMin = maxMin > 0 ? 63 / maxMin : 0;
-      float d = scale(s, at, maxScale / 63, o);
-      float dmin = scale(s, at + 2, maxMin / 63, o);
+      int[] scaleCodes = new int[8];
+      int[] minCodes = new int[8];
+      float unit;
+      float minUnit;
+      if (importance == null) {
+        unit = largestScale(scales, scaleCodes);
+        minUnit = largestScale(mins, minCodes);
+      } else {
+        unit = positiveScale(scales, 63, sums, scaleCodes);
+        minUnit = positiveScale(mins, 63, sums, minCodes);
+      }
+      float d = scale(s, at, unit, o);
+      float dmin = scale(s, at + 2, minUnit, o);
       int[] packed = new int[12];
       for (int b = 0; b < 8; b++) {
-        int ls = nearest(toScale * scales[b], 0, 63);
-        int lm = nearest(toMin * mins[b], 0, 63);
+        int ls = scaleCodes[b];
+        int lm = minCodes[b];
         if (b < 4) {
           packed[b] = ls;
           packed[b + 4] = lm;
@@ -497,18 +613,40 @@ public final class Quantizer {
         u8(s, nibbles + l, codes[base] & 15 | (codes[base + 32] & 15) << 4);
       }
     }
+
+    /** Scales as 6-bit multiples of a 63rd of the largest one, which is returned. */
+    private static float largestScale(float[] scales, int[] codes) {
+      float most = Math.max(0, max(scales, 0, 8));
+      float inverse = most > 0 ? 63 / most : 0;
+      for (int b = 0; b < 8; b++) {
+        codes[b] = nearest(inverse * scales[b], 0, 63);
+      }
+      return most / 63;
+    }
   }
 
   /** Q6_K: 16 sub-blocks of 16, signed scales of 8 bits. */
   private static final class Q6K implements Encoder {
+    private final Importance importance;
+    private final SymmetricSearch search = new SymmetricSearch(16, 32);
     private final float[] scales = new float[16];
+    private final float[] w = new float[16];
     private final int[] codes = new int[256];
-    private final int[] trial = new int[16];
+
+    Q6K(Importance importance) {
+      this.importance = importance;
+    }
 
     @Override
     public void block(float[] x, int o, MemorySegment s, long at) {
       for (int b = 0; b < 16; b++) {
-        scales[b] = symmetricScale(x, o + b * 16, b * 16);
+        int from = o + b * 16;
+        if (importance == null) {
+          ownSquares(x, from, 16, w);
+        } else {
+          importance.plain(from, 16, w);
+        }
+        scales[b] = search.search(x, from, w, codes, b * 16);
       }
       float largest = extreme(scales, 0, 16);
       if (Math.abs(largest) < TINY) {
@@ -540,12 +678,34 @@ public final class Quantizer {
         }
       }
     }
+  }
 
-    /** The scale for 16 elements by trying 19 of them (specs weights 2.3, {@code qx}). */
-    private float symmetricScale(float[] x, int o, int at) {
-      float extreme = extreme(x, o, 16);
+  private static void ownSquares(float[] x, int o, int n, float[] w) {
+    for (int i = 0; i < n; i++) {
+      w[i] = x[o + i] * x[o + i];
+    }
+  }
+
+  /** The symmetric search for codes and a signed scale (specs weights 2.3, {@code qx}). */
+  private static final class SymmetricSearch {
+    private final int n;
+    private final int max;
+    private final int[] trial;
+
+    SymmetricSearch(int n, int max) {
+      this.n = n;
+      this.max = max;
+      this.trial = new int[n];
+    }
+
+    /**
+     * The best of 19 scales for {@code x[o..o+n)} with weights {@code w}; codes, to which {@code
+     * max} is added, go to {@code codes[at..]}.
+     */
+    float search(float[] x, int o, float[] w, int[] codes, int at) {
+      float extreme = extreme(x, o, n);
       if (Math.abs(extreme) < TINY) {
-        Arrays.fill(codes, at, at + 16, 0);
+        Arrays.fill(codes, at, at + n, 0);
         return 0;
       }
       float scale = 0;
@@ -553,43 +713,189 @@ public final class Quantizer {
       for (int k = 0; k < 19; k++) {
         // First the plain candidate, then those around it.
         int t = k == 0 ? 0 : k <= 9 ? k - 10 : k - 9;
-        float inverse = t == 0 ? -32 / extreme : -(32 + 0.1f * t) / extreme;
+        float inverse = t == 0 ? -max / extreme : -(max + 0.1f * t) / extreme;
         float sumXl = 0;
         float sumLl = 0;
-        for (int i = 0; i < 16; i++) {
-          int l = nearest(inverse * x[o + i], -32, 31);
-          trial[i] = l + 32;
-          float w = x[o + i] * x[o + i];
-          sumXl += w * x[o + i] * l;
-          sumLl += w * l * l;
+        for (int i = 0; i < n; i++) {
+          int l = nearest(inverse * x[o + i], -max, max - 1);
+          trial[i] = l + max;
+          sumXl += w[i] * x[o + i] * l;
+          sumLl += w[i] * l * l;
         }
         if (k == 0 || sumLl > 0 && sumXl * sumXl > best * sumLl) {
           scale = sumLl != 0 ? sumXl / sumLl : 0;
           best = scale * sumXl;
-          System.arraycopy(trial, 0, codes, at, 16);
+          System.arraycopy(trial, 0, codes, at, n);
         }
       }
       return scale;
     }
   }
 
-  /** Q3_K: 16 sub-blocks of 16, signed scales of 6 bits. */
-  private static final class Q3K implements Encoder {
-    private final float[] scales = new float[16];
-    private final int[] codes = new int[256];
+  /**
+   * Scales that are not negative as multiples 0 to {@code max} of a common one, which is returned:
+   * a search over 9 of them, then coordinate descent over the codes.
+   */
+  private static float positiveScale(float[] x, int max, float[] w, int[] codes) {
+    int n = x.length;
+    float most = Math.max(0, max(x, 0, n));
+    if (most < TINY) {
+      Arrays.fill(codes, 0);
+      return 0;
+    }
+    float inverse = max / most;
+    float best = 0;
+    for (int k = 0; k < 9; k++) {
+      int t = k == 0 ? 0 : k <= 4 ? k - 5 : k - 4;
+      float trial = t == 0 ? max / most : (0.1f * t + max) / most;
+      float step = 1 / trial;
+      float error = 0;
+      for (int i = 0; i < n; i++) {
+        float d = x[i] - step * Math.min(max, nearest(trial * x[i], 0, Integer.MAX_VALUE));
+        error += w[i] * d * d;
+      }
+      if (k == 0 || error < best) {
+        best = error;
+        inverse = trial;
+      }
+    }
+    float sumXl = 0;
+    float sumLl = 0;
+    for (int i = 0; i < n; i++) {
+      int l = nearest(inverse * x[i], 0, max);
+      codes[i] = l;
+      sumXl += w[i] * x[i] * l;
+      sumLl += w[i] * l * l;
+    }
+    boolean changed = true;
+    for (int pass = 0; pass < 5 && changed; pass++) {
+      changed = false;
+      for (int i = 0; i < n; i++) {
+        float restXl = sumXl - w[i] * x[i] * codes[i];
+        float restLl = sumLl - w[i] * codes[i] * codes[i];
+        if (restXl > 0 && restLl > 0) {
+          int l = nearest(x[i] * restLl / restXl, 0, max);
+          if (l != codes[i]) {
+            restXl += w[i] * x[i] * l;
+            restLl += w[i] * l * l;
+            if (restXl * restXl * sumLl > sumXl * sumXl * restLl) {
+              codes[i] = l;
+              sumXl = restXl;
+              sumLl = restLl;
+              changed = true;
+            }
+          }
+        }
+      }
+    }
+    return sumLl > 0 ? sumXl / sumLl : 0;
+  }
+
+  /** Q4_0 and Q5_0 with importance. */
+  private static final class WeightedSymmetric implements Encoder {
+    private final int max;
+    private final Importance importance;
+    private final SymmetricSearch search;
+    private final float[] w = new float[32];
+    private final int[] codes = new int[32];
+
+    WeightedSymmetric(int max, Importance importance) {
+      this.max = max;
+      this.importance = importance;
+      this.search = new SymmetricSearch(32, max);
+    }
 
     @Override
     public void block(float[] x, int o, MemorySegment s, long at) {
+      importance.weights(x, o, 32, importance.meanSquare, w);
+      scale(s, at, search.search(x, o, w, codes, 0), o);
+      if (max == 16) {
+        fiveBits(codes, s, at + 2);
+      } else {
+        fourBits(codes, s, at + 2);
+      }
+    }
+  }
+
+  /** Q4_1 and Q5_1 with importance. */
+  private static final class WeightedAffine implements Encoder {
+    private final int max;
+    private final Importance importance;
+    private final AffineSearch search;
+    private final float[] w = new float[32];
+    private final int[] codes = new int[32];
+
+    WeightedAffine(int max, Importance importance) {
+      this.max = max;
+      this.importance = importance;
+      this.search = AffineSearch.weighted(32, max);
+    }
+
+    @Override
+    public void block(float[] x, int o, MemorySegment s, long at) {
+      importance.weights(x, o, 32, importance.meanSquare, w);
+      search.search(x, o, w, codes, 0);
+      scale(s, at, search.scale, o);
+      scale(s, at + 2, -search.min, o);
+      if (max == 31) {
+        fiveBits(codes, s, at + 4);
+      } else {
+        fourBits(codes, s, at + 4);
+      }
+    }
+  }
+
+  /** 16 bytes of nibbles: low ones first half, high ones second half. */
+  private static void fourBits(int[] q, MemorySegment s, long at) {
+    for (int j = 0; j < 16; j++) {
+      u8(s, at + j, q[j] | q[j + 16] << 4);
+    }
+  }
+
+  /** Q3_K: 16 sub-blocks of 16, signed scales of 6 bits. */
+  private static final class Q3K implements Encoder {
+    private final Importance importance;
+    private final SymmetricSearch search = new SymmetricSearch(16, 4);
+    private final SymmetricSearch scaleSearch = new SymmetricSearch(16, 32);
+    private final float[] w = new float[16];
+    private final float[] sums = new float[16];
+    private final float[] scales = new float[16];
+    private final int[] codes = new int[256];
+    private final int[] scaleCodes = new int[16];
+
+    Q3K(Importance importance) {
+      this.importance = importance;
+    }
+
+    @Override
+    public void block(float[] x, int o, MemorySegment s, long at) {
+      if (importance != null) {
+        float meanSquare = 2 * squares(x, o, 256) / 256;
+        for (int b = 0; b < 16; b++) {
+          sums[b] = importance.weights(x, o + b * 16, 16, meanSquare, w);
+          scales[b] = search.search(x, o + b * 16, w, codes, b * 16);
+        }
+        float unit = scaleSearch.search(scales, 0, sums, scaleCodes, 0);
+        pack(x, o, scale(s, at + 108, unit, o), s, at);
+        return;
+      }
       for (int b = 0; b < 16; b++) {
         scales[b] = descend(x, o + b * 16, b * 16);
       }
       float largest = extreme(scales, 0, 16);
       float inverse = largest == 0 ? 0 : -32 / largest;
-      float d = scale(s, at + 108, largest == 0 ? 0 : 1 / inverse, o);
-      int[] packed = new int[12];
       for (int b = 0; b < 16; b++) {
         // Without any scale the stored ones are zeros, which stand for -32 and multiply d = 0.
-        int sc = largest == 0 ? 0 : nearest(inverse * scales[b], -32, 31) + 32;
+        scaleCodes[b] = largest == 0 ? 0 : nearest(inverse * scales[b], -32, 31) + 32;
+      }
+      pack(x, o, scale(s, at + 108, largest == 0 ? 0 : 1 / inverse, o), s, at);
+    }
+
+    /** Recodes with the stored scales and writes all but {@code d}. */
+    private void pack(float[] x, int o, float d, MemorySegment s, long at) {
+      int[] packed = new int[12];
+      for (int b = 0; b < 16; b++) {
+        int sc = scaleCodes[b];
         packed[b % 8] |= (sc & 15) << b / 8 * 4;
         packed[8 + b % 4] |= sc >> 4 << b / 4 * 2;
         float step = d * (sc - 32);
@@ -667,16 +973,26 @@ public final class Quantizer {
   private static final class Iq4 implements Encoder {
     private static final int TRIES = 7;
     private final int blocks;
+    private final Importance importance;
+    private final float[] w = new float[32];
     private final float[] scales = new float[8];
 
-    Iq4(boolean superBlock) {
+    Iq4(boolean superBlock, Importance importance) {
       this.blocks = superBlock ? 8 : 1;
+      this.importance = importance;
     }
 
     @Override
     public void block(float[] x, int o, MemorySegment s, long at) {
+      float meanSquare =
+          importance == null ? 0 : squares(x, o, blocks * 32) * (2f / (blocks * 32));
       for (int b = 0; b < blocks; b++) {
-        scales[b] = search(x, o + b * 32);
+        if (importance == null) {
+          ownSquares(x, o + b * 32, 32, w);
+        } else {
+          importance.weights(x, o + b * 32, 32, meanSquare, w);
+        }
+        scales[b] = search(x, o + b * 32, w);
       }
       if (blocks == 1) {
         scale(s, at, scales[0], o);
@@ -701,7 +1017,7 @@ public final class Quantizer {
     }
 
     /** The scale of 32 elements: the best of 16 by weighted least squares. */
-    private static float search(float[] x, int o) {
+    private static float search(float[] x, int o, float[] weights) {
       float extreme = extreme(x, o, 32);
       if (Math.abs(extreme) < TINY) {
         return 0;
@@ -716,12 +1032,13 @@ public final class Quantizer {
         float sumQq = 0;
         for (int j = 0; j < 32; j++) {
           int q = Dequantizer.iq4(code(inverse * x[o + j]));
-          float w = x[o + j] * x[o + j];
+          float w = weights[j];
           sumXq += w * q * x[o + j];
           sumQq += w * q * q;
         }
         if (plain || sumQq > 0 && sumXq * sumXq > best * sumQq) {
-          scale = sumXq / sumQq;
+          // Weights of zero leave nothing to find.
+          scale = sumQq > 0 ? sumXq / sumQq : 0;
           best = scale * sumXq;
         }
       }
