@@ -13,4 +13,6 @@ module io.fletch.runtime {
   requires jdk.jfr;
 
   exports io.fletch;
+  exports io.fletch.runtime.convert to
+      io.fletch.tools;
 }

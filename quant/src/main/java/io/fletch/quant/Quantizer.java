@@ -546,8 +546,8 @@ public final class Quantizer {
           importance != null
               ? AffineSearch.weighted(32, five ? 31 : 15)
               : five
-              ? new AffineSearch(32, 31, -0.5f, 0.1f, 15, false)
-              : new AffineSearch(32, 15, -1f, 0.1f, 20, false);
+                  ? new AffineSearch(32, 31, -0.5f, 0.1f, 15, false)
+                  : new AffineSearch(32, 15, -1f, 0.1f, 20, false);
     }
 
     @Override
@@ -984,8 +984,7 @@ public final class Quantizer {
 
     @Override
     public void block(float[] x, int o, MemorySegment s, long at) {
-      float meanSquare =
-          importance == null ? 0 : squares(x, o, blocks * 32) * (2f / (blocks * 32));
+      float meanSquare = importance == null ? 0 : squares(x, o, blocks * 32) * (2f / (blocks * 32));
       for (int b = 0; b < blocks; b++) {
         if (importance == null) {
           ownSquares(x, o + b * 32, 32, w);

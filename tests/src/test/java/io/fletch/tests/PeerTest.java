@@ -63,7 +63,7 @@ class PeerTest {
   @ParameterizedTest
   @EnumSource(names = {"F32", "F16"})
   void sameTokensAndSameGreedyText(TensorType type) throws IOException {
-    Path file = llama(type);
+    Path file = llama(folder, type);
     ModelParameters parameters =
         new ModelParameters()
             .setModel(file.toString())
@@ -114,7 +114,7 @@ class PeerTest {
   }
 
   /** The demo diffusion model as a causal llama with matrices of a type. */
-  private static Path llama(TensorType type) throws IOException {
+  static Path llama(Path folder, TensorType type) throws IOException {
     Path source = folder.resolve("source.gguf");
     if (!Files.exists(source)) {
       try (InputStream in =

@@ -73,8 +73,7 @@ class QuantizerOracleTest {
 
   static Stream<TensorType> types() {
     // The peer is older than MXFP4, which ignores importance anyway.
-    return Arrays.stream(TensorType.values())
-        .filter(t -> t.isQuantized() && t != TensorType.MXFP4);
+    return Arrays.stream(TensorType.values()).filter(t -> t.isQuantized() && t != TensorType.MXFP4);
   }
 
   @ParameterizedTest

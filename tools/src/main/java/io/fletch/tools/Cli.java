@@ -38,6 +38,9 @@ final class Cli {
     commands.put("eval", new Entry("accuracy on a set of questions", EvalCommand::new));
     commands.put(
         "compare", new Entry("what techniques of a diffusion model cost", CompareCommand::new));
+    commands.put(
+        "convert", new Entry("the same weights in another container", ConvertCommand::new));
+    commands.put("quantize", new Entry("a model with smaller weights", QuantizeCommand::new));
     commands.put("bench", new Entry("measure prefill and decode speed", BenchCommand::new));
     commands.put(
         "doctor", new Entry("what runs here, why, and what to change", DoctorCommand::new));

@@ -35,6 +35,8 @@ class DocumentationTest {
           new LogitsCommand(),
           new EvalCommand(),
           new CompareCommand(),
+          new ConvertCommand(),
+          new QuantizeCommand(),
           new BenchCommand(),
           new DoctorCommand());
 

@@ -232,11 +232,12 @@ public enum Architecture {
   }
 
   /** Rotation style of GGUF files; Hugging Face checkpoints are always {@code NEOX}. */
-  RopeSpec.Style ggufRope() {
+  public RopeSpec.Style ggufRope() {
     return ggufRope;
   }
 
-  TensorNames hfNames() {
+  /** Names of tensors in Hugging Face checkpoints. */
+  public TensorNames hfNames() {
     return hfNames;
   }
 

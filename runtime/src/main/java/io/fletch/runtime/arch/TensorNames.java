@@ -124,7 +124,7 @@ public final class TensorNames {
   }
 
   /** The name in the file of, for example, {@code blk.3.attn_q.weight}; empty if it has none. */
-  Optional<String> fileName(String name) {
+  public Optional<String> fileName(String name) {
     if (this == GGUF) {
       return Optional.of(name);
     }

@@ -1,0 +1,162 @@
+package io.fletch.quant;
+
+import io.fletch.ffm.MappedFile;
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.DirectoryStream;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
+import java.util.Arrays;
+import java.util.HexFormat;
+
+/**
+ * What an offline tool has finished so far: a folder {@code OUT.partial} beside the output, with
+ * one file of raw bytes per finished part. A part appears when it is complete; a second run with
+ * the same key finds it and goes on. Nothing in the folder opens as a model. Confined to one
+ * thread.
+ */
+public final class Workspace {
+  private static final String KEY = "key";
+
+  private final Path folder;
+
+  private Workspace(Path folder) {
+    this.folder = folder;
+  }
+
+  /**
+   * Opens the workspace of an output, keeping what a run with the same key left there.
+   *
+   * @param key everything that the parts depend on: inputs and options
+   * @throws UncheckedIOException if the folder cannot be made
+   */
+  public static Workspace open(Path output, String key) {
+    Path out = output.toAbsolutePath();
+    Workspace workspace = new Workspace(out.resolveSibling(out.getFileName() + ".partial"));
+    byte[] wanted = key.getBytes(StandardCharsets.UTF_8);
+    try {
+      Path file = workspace.folder.resolve(KEY);
+      if (!Files.exists(file) || !Arrays.equals(Files.readAllBytes(file), wanted)) {
+        workspace.delete();
+        Files.createDirectory(workspace.folder);
+        workspace.write(file, sink -> sink.write(java.lang.foreign.MemorySegment.ofArray(wanted)));
+      }
+      return workspace;
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
+    }
+  }
+
+  /** What identifies the files of a model to a key: names, sizes and times of change. */
+  public static String fingerprint(WeightFile file) {
+    StringBuilder text = new StringBuilder();
+    try {
+      for (Path shard : file.shards()) {
+        text.append(shard.toAbsolutePath())
+            .append(' ')
+            .append(Files.size(shard))
+            .append(' ')
+            .append(Files.getLastModifiedTime(shard))
+            .append('\n');
+      }
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
+    }
+    return text.toString();
+  }
+
+  private Path part(String name) {
+    try {
+      byte[] hash =
+          MessageDigest.getInstance("SHA-256").digest(name.getBytes(StandardCharsets.UTF_8));
+      return folder.resolve(HexFormat.of().formatHex(hash, 0, 16) + ".part");
+    } catch (NoSuchAlgorithmException e) {
+      throw new AssertionError(e);
+    }
+  }
+
+  /** Whether a part is finished. */
+  public boolean has(String name) {
+    return Files.exists(part(name));
+  }
+
+  /**
+   * Makes a part.
+   *
+   * @throws UncheckedIOException if writing fails; the part does not appear then
+   */
+  public void put(String name, TensorSource source) {
+    write(part(name), source);
+  }
+
+  private void write(Path target, TensorSource source) {
+    try (AtomicFile file = new AtomicFile(target)) {
+      source.writeTo(file::write);
+      file.complete(new byte[0]);
+      file.commit();
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
+    }
+  }
+
+  /** The bytes of a finished part, mapped while they are written. */
+  public TensorSource source(String name) {
+    Path file = part(name);
+    return sink -> {
+      if (Files.size(file) > 0) {
+        try (MappedFile mapped = MappedFile.open(file)) {
+          sink.write(mapped.segment());
+        }
+      }
+    };
+  }
+
+  /** The bytes of a small finished part. */
+  public byte[] bytes(String name) {
+    try {
+      return Files.readAllBytes(part(name));
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
+    }
+  }
+
+  /**
+   * Writes a text file that appears only when it is complete.
+   *
+   * @throws UncheckedIOException if writing fails
+   */
+  public static void writeText(Path target, String text) {
+    byte[] bytes = text.getBytes(StandardCharsets.UTF_8);
+    try (AtomicFile file = new AtomicFile(target)) {
+      file.write(bytes);
+      file.complete(new byte[0]);
+      file.commit();
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
+    }
+  }
+
+  /** Removes the folder, once the output is there. */
+  public void delete() {
+    if (!Files.isDirectory(folder)) {
+      return;
+    }
+    try {
+      try (DirectoryStream<Path> files = Files.newDirectoryStream(folder)) {
+        for (Path file : files) {
+          String name = file.getFileName().toString();
+          // Only what a workspace makes, so that a folder of that name is never emptied by mistake.
+          if (name.equals(KEY) || name.endsWith(".part") || name.endsWith(".tmp")) {
+            Files.delete(file);
+          }
+        }
+      }
+      Files.delete(folder);
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
+    }
+  }
+}

@@ -1,0 +1,108 @@
+package io.fletch.tools;
+
+import io.fletch.quant.QuantMix;
+import io.fletch.quant.TensorCopy;
+import io.fletch.quant.TensorStore;
+import io.fletch.quant.TensorType;
+import io.fletch.quant.WeightFile;
+import io.fletch.runtime.convert.ModelConversion;
+import java.io.IOException;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Optional;
+
+/** {@code fletch convert}: the same weights in another container. */
+final class ConvertCommand implements Command {
+  /** Element types that both containers have. */
+  enum Type {
+    F32,
+    F16,
+    BF16
+  }
+
+  @Override
+  public String usage() {
+    return "--model IN -o OUT [--type f16]";
+  }
+
+  @Override
+  public String description() {
+    return """
+    Writes a model as GGUF, or as a folder with model.safetensors, config.json and
+    tokenizer.json. Values are copied bit for bit where the type stays the same.
+    Quantized blocks become F16 in safetensors. Between the containers go llama, qwen2
+    and qwen3 with byte-level BPE tokenizers; everything else is refused.\
+    """;
+  }
+
+  @Override
+  public List<Section> sections() {
+    return List.of(
+        new Section(
+            "What to write",
+            List.of(
+                ModelOutput.option(),
+                Command.value("type", "T", "f32, f16 or bf16 for matrices (default: as they are)"),
+                Command.flag("json", "print one JSON object"))),
+        ModelFlags.fileSection());
+  }
+
+  @Override
+  public List<String> examples() {
+    return List.of(
+        "fletch convert --model Qwen3-0.6B -o qwen3-0.6b.gguf",
+        "fletch convert --model demo -o demo-folder --type f16");
+  }
+
+  @Override
+  public int run(Arguments arguments, Io io) throws IOException {
+    arguments.checkNoRest();
+    Path output = Path.of(arguments.required("output"));
+    Optional<TensorType> wanted =
+        arguments.has("type")
+            ? Optional.of(TensorType.valueOf(arguments.choice("type", Type.F16).name()))
+            : Optional.empty();
+    WeightFile.Format to = ModelOutput.format(output);
+    long bytes;
+    int count;
+    try (WeightFile file = WeightFile.open(ModelFlags.path(arguments));
+        TensorStore derived = TensorStore.create()) {
+      ModelOutput.View view = ModelOutput.View.of(file, to, derived);
+      view.notes().forEach(note -> io.note("fletch: " + note));
+      ModelOutput out = new ModelOutput(output, file, "convert " + to + " " + wanted);
+      List<TensorCopy> tensors = view.tensors();
+      count = tensors.size();
+      try (Progress _ =
+          Progress.show(io, () -> ModelOutput.line("converting", out.done(), tensors.size()))) {
+        for (TensorCopy tensor : tensors) {
+          TensorType type =
+              wanted.isPresent() && QuantMix.takesPart(tensor.name(), tensor.shape())
+                  ? wanted.get()
+                  : ModelConversion.defaultType(tensor, to);
+          out.add(tensor.name(), type, tensor.shape(), tensor.as(type, null));
+        }
+      }
+      bytes = out.bytes();
+      if (view.gguf() != null && wanted.isPresent()) {
+        view.gguf().put("general.file_type", QuantMix.valueOf(wanted.get().name()).fileType());
+      }
+      out.write(view);
+    }
+    if (arguments.has("json")) {
+      io.println(
+          Json.line(
+              java.util.Map.of(
+                  "output",
+                  output.toString(),
+                  "format",
+                  to.name(),
+                  "tensors",
+                  count,
+                  "bytes",
+                  bytes)));
+    } else {
+      io.printf("%s  %s, %d tensors, %s", output, to, count, Texts.bytes(bytes));
+    }
+    return Cli.OK;
+  }
+}

@@ -1,0 +1,192 @@
+package io.fletch.tools;
+
+import io.fletch.quant.GgufWriter;
+import io.fletch.quant.SafetensorsWriter;
+import io.fletch.quant.TensorCopy;
+import io.fletch.quant.TensorSource;
+import io.fletch.quant.TensorType;
+import io.fletch.quant.WeightFile;
+import io.fletch.quant.Workspace;
+import io.fletch.runtime.convert.ModelConversion;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.concurrent.atomic.AtomicInteger;
+import java.util.function.Function;
+
+/**
+ * The model that an offline tool makes: tensors are finished one after the other into a {@link
+ * Workspace}, so that a second run goes on where the first ended, and assembled at the end into a
+ * file that appears when it is complete. A name that ends with {@code .gguf} is a GGUF file, any
+ * other a folder of safetensors. Used by the thread of the command.
+ */
+final class ModelOutput {
+  private record Item(String name, TensorType type, long[] shape) {}
+
+  private final Path path;
+  private final Workspace workspace;
+  private final Map<String, Item> items = new LinkedHashMap<>();
+  private final AtomicInteger done = new AtomicInteger();
+
+  /**
+   * Opens or resumes the making of an output.
+   *
+   * @param key what the result depends on besides the model
+   * @throws UsageException if it would overwrite the input or another model's folder
+   */
+  ModelOutput(Path path, WeightFile input, String key) throws IOException {
+    this.path = path;
+    check(path, input);
+    this.workspace = Workspace.open(path, key + "\n" + Workspace.fingerprint(input));
+  }
+
+  /** The container of an output of that name. */
+  static WeightFile.Format format(Path path) {
+    return path.toString().endsWith(".gguf")
+        ? WeightFile.Format.GGUF
+        : WeightFile.Format.SAFETENSORS;
+  }
+
+  private static void check(Path path, WeightFile input) throws IOException {
+    for (Path shard : input.shards()) {
+      if (Files.exists(path) && Files.isSameFile(path, shard)) {
+        throw new UsageException("--output: expected=another file than the model actual=" + path);
+      }
+    }
+    if (format(path) == WeightFile.Format.SAFETENSORS
+        && Files.exists(path)
+        && (!Files.isDirectory(path) || Files.exists(path.resolve("config.json")))) {
+      throw new UsageException(
+          "--output: expected=NAME.gguf or a new folder actual=" + path + " (exists)");
+    }
+  }
+
+  Workspace workspace() {
+    return workspace;
+  }
+
+  /** Tensors finished so far. */
+  int done() {
+    return done.get();
+  }
+
+  /** Adds a tensor whose bytes are made now, unless an earlier run made them. */
+  void add(String name, TensorType type, long[] shape, TensorSource source) {
+    items.put(name, new Item(name, type, shape));
+    String part = "tensor " + name;
+    if (!workspace.has(part)) {
+      workspace.put(part, source);
+    }
+    done.incrementAndGet();
+  }
+
+  /** Bytes of the tensors. */
+  long bytes() {
+    return items.values().stream()
+        .mapToLong(i -> {
+          long n = 1;
+          for (long d : i.shape()) {
+            n *= d;
+          }
+          return i.type().bytes(n);
+        })
+        .sum();
+  }
+
+  private TensorSource source(Item item) {
+    return workspace.source("tensor " + item.name());
+  }
+
+  /** Writes a GGUF file and ends the workspace. */
+  void writeGguf(GgufWriter writer) {
+    items.values().forEach(i -> writer.add(i.name(), i.type(), i.shape(), source(i)));
+    writer.write(path);
+    workspace.delete();
+  }
+
+  /** Writes a folder and ends the workspace. {@code config.json}, which makes it one, is last. */
+  void writeSafetensors(Map<String, String> files) throws IOException {
+    Files.createDirectories(path);
+    SafetensorsWriter writer = new SafetensorsWriter().put("format", "pt");
+    items.values().forEach(i -> writer.add(i.name(), i.type(), i.shape(), source(i)));
+    writer.write(path.resolve("model.safetensors"));
+    for (Map.Entry<String, String> file : files.entrySet()) {
+      if (!file.getKey().equals("config.json")) {
+        Workspace.writeText(path.resolve(file.getKey()), file.getValue());
+      }
+    }
+    Workspace.writeText(path.resolve("config.json"), files.get("config.json"));
+    workspace.delete();
+  }
+
+  /** A model in the container of the output. */
+  record View(
+      List<TensorCopy> tensors, GgufWriter gguf, Map<String, String> files, List<String> notes) {
+    /** Sees a file as a container. Safetensors to safetensors keeps the files beside it. */
+    static View of(WeightFile file, WeightFile.Format to, io.fletch.quant.TensorStore derived)
+        throws IOException {
+      if (to == WeightFile.Format.GGUF) {
+        ModelConversion.Gguf gguf = ModelConversion.toGguf(file, derived);
+        return new View(gguf.tensors(), gguf.metadata(), Map.of(), gguf.notes());
+      }
+      if (file.format() == WeightFile.Format.GGUF) {
+        ModelConversion.Safetensors hf = ModelConversion.toSafetensors(file);
+        return new View(hf.tensors(), null, hf.files(), hf.notes());
+      }
+      Path folder = file.shards().getFirst().toAbsolutePath().getParent();
+      Map<String, String> files = new LinkedHashMap<>();
+      for (String name :
+          Set.of(
+              "config.json",
+              "tokenizer.json",
+              "tokenizer_config.json",
+              "generation_config.json",
+              "special_tokens_map.json",
+              "chat_template.jinja")) {
+        Path other = folder.resolve(name);
+        if (Files.isRegularFile(other)) {
+          files.put(name, Files.readString(other));
+        }
+      }
+      if (!files.containsKey("config.json")) {
+        throw new CommandException(folder.resolve("config.json") + ": no such file");
+      }
+      List<TensorCopy> tensors = new ArrayList<>();
+      file.tensors().values().forEach(t -> tensors.add(TensorCopy.of(t)));
+      return new View(tensors, null, files, List.of());
+    }
+  }
+
+  /** Writes the whole, in the container of the view. */
+  void write(View view) throws IOException {
+    if (view.gguf() != null) {
+      writeGguf(view.gguf());
+    } else {
+      writeSafetensors(view.files());
+    }
+  }
+
+  /** What a progress line says. */
+  static String line(String doing, int done, int of) {
+    return doing + ", tensor " + done + " of " + of;
+  }
+
+  /** The option for the output. */
+  static org.apache.commons.cli.Option option() {
+    return Command.value(
+        "o",
+        "output",
+        "OUT",
+        "NAME.gguf, or a new folder for safetensors with their configuration");
+  }
+
+  /** Sums a size over all tensors of a file. */
+  static long sum(WeightFile file, Function<io.fletch.quant.Tensor, Long> size) {
+    return file.tensors().values().stream().mapToLong(size::apply).sum();
+  }
+}
