@@ -174,6 +174,23 @@ public sealed interface Op {
     }
   }
 
+  /**
+   * Some elements of each row: {@code out[i] = in[columns[i]]} (a matrix with columns of zeros).
+   *
+   * @param columns I32, one per element of the result, each within the input's width
+   */
+  record Gather(Value in, Tensor columns, Value out) implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(in);
+    }
+  }
+
   /** Keeps the rows whose logits were asked for. */
   record SelectRows(Value in, Value out) implements Op {
     @Override

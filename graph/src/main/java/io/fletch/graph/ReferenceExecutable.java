@@ -8,6 +8,7 @@ import io.fletch.quant.LinearOp;
 import io.fletch.quant.Tensor;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -119,6 +120,7 @@ final class ReferenceExecutable implements Executable {
             case Op.Scale o -> scale(o, values.get(o.in()));
             case Op.SoftCap o -> softCap(o, values.get(o.in()));
             case Op.Slice o -> slice(o, values.get(o.in()));
+            case Op.Gather o -> gather(o, values.get(o.in()));
             case Op.SelectRows o -> selectRows(o, values.get(o.in()), b);
             case Op.LayerNorm o -> layerNorm(o, values.get(o.in()));
             case Op.Route o -> route(o, values.get(o.scores()));
@@ -184,25 +186,102 @@ final class ReferenceExecutable implements Executable {
     return y;
   }
 
+  /** {@code y = W x} for each of {@code rows} rows, straight from the definition of each kind. */
   private static void product(LinearOp op, float[] x, int rows, float[] y) {
+    int in = Math.toIntExact(op.in());
+    int out = Math.toIntExact(op.out());
     switch (op) {
-      case LinearOp.Dense d -> {
-        Tensor w = d.weight();
-        int in = Math.toIntExact(w.cols());
-        int out = Math.toIntExact(w.rows());
+      case LinearOp.Dense d -> dense(d.weight(), x, rows, y);
+      case LinearOp.Sparse s -> {
         float[] row = new float[in];
+        float[] scratch = new float[s.matrix().rowScratch()];
         for (int i = 0; i < out; i++) {
-          Dequantizer.row(w, i, row, 0);
-          for (int r = 0; r < rows; r++) {
-            double sum = 0;
-            for (int j = 0; j < in; j++) {
-              sum += (double) row[j] * x[r * in + j];
-            }
-            y[r * out + i] = (float) sum;
-          }
+          s.matrix().row(i, row, scratch);
+          dots(row, x, rows, y, out, i);
         }
       }
+      case LinearOp.LowRank l -> {
+        float[] h = new float[rows * Math.toIntExact(l.rank())];
+        product(l.v(), x, rows, h);
+        if (l.inner() == LinearOp.Inner.SILU) {
+          for (int i = 0; i < h.length; i++) {
+            h[i] = (float) activation(Activation.SILU, h[i]);
+          }
+        }
+        product(l.u(), h, rows, y);
+      }
+      case LinearOp.Sum sum -> {
+        double[] total = new double[y.length];
+        for (LinearOp.Term t : sum.terms()) {
+          product(t.op(), x, rows, y);
+          for (int i = 0; i < y.length; i++) {
+            total[i] += (double) t.coefficient() * y[i];
+          }
+        }
+        for (int i = 0; i < y.length; i++) {
+          y[i] = (float) total[i];
+        }
+      }
+      case LinearOp.Chain c -> {
+        float[] current = x;
+        for (LinearOp part : c.ops()) {
+          float[] next = new float[rows * Math.toIntExact(part.out())];
+          product(part, current, rows, next);
+          current = next;
+        }
+        System.arraycopy(current, 0, y, 0, y.length);
+      }
+      case LinearOp.BlockDiagonal b -> {
+        int bo = Math.toIntExact(b.blocks().dim(1));
+        int bi = Math.toIntExact(b.blocks().dim(2));
+        float[] row = new float[in];
+        for (int i = 0; i < out; i++) {
+          Arrays.fill(row, 0);
+          Dequantizer.row(b.blocks(), i, row, i / bo * bi);
+          dots(row, x, rows, y, out, i);
+        }
+      }
+      case LinearOp.Columns c -> {
+        int[] index = c.indices();
+        float[] chosen = new float[rows * index.length];
+        for (int r = 0; r < rows; r++) {
+          for (int i = 0; i < index.length; i++) {
+            chosen[r * index.length + i] = x[r * in + index[i]];
+          }
+        }
+        product(c.weight(), chosen, rows, y);
+      }
     }
+  }
+
+  private static void dense(Tensor w, float[] x, int rows, float[] y) {
+    float[] row = new float[Math.toIntExact(w.cols())];
+    int out = Math.toIntExact(w.rows());
+    for (int i = 0; i < out; i++) {
+      Dequantizer.row(w, i, row, 0);
+      dots(row, x, rows, y, out, i);
+    }
+  }
+
+  private static void dots(float[] w, float[] x, int rows, float[] y, int out, int i) {
+    for (int r = 0; r < rows; r++) {
+      double sum = 0;
+      for (int j = 0; j < w.length; j++) {
+        sum += (double) w[j] * x[r * w.length + j];
+      }
+      y[r * out + i] = (float) sum;
+    }
+  }
+
+  private static float[] gather(Op.Gather o, float[] x) {
+    int in = o.in().width();
+    int n = o.out().width();
+    float[] index = Dequantizer.toFloats(o.columns());
+    float[] y = new float[x.length / in * n];
+    for (int i = 0; i < y.length; i++) {
+      y[i] = x[i / n * in + (int) index[i % n]];
+    }
+    return y;
   }
 
   private static float[] layerNorm(Op.LayerNorm o, float[] x) {

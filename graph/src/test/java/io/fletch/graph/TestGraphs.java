@@ -1,6 +1,7 @@
 package io.fletch.graph;
 
 import io.fletch.quant.LinearOp;
+import io.fletch.quant.SparseEncoder;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
@@ -17,6 +18,7 @@ public final class TestGraphs implements AutoCloseable {
 
   private final TensorStore store = TensorStore.create();
   private final SplittableRandom random;
+  private boolean composed;
 
   public TestGraphs(long seed) {
     random = new SplittableRandom(seed);
@@ -365,6 +367,133 @@ public final class TestGraphs implements AutoCloseable {
     return g.build(logits);
   }
 
+  /** Makes products with random {@link #linearOp}s instead of dense matrices. */
+  public TestGraphs composed() {
+    composed = true;
+    return this;
+  }
+
+  /**
+   * A random linear map of any kind, nested {@code depth} times, whose products keep the scale of
+   * their input.
+   *
+   * @param out a multiple of what blocks of the type need where it has blocks
+   */
+  public LinearOp linearOp(String name, TensorType type, int out, int in, int depth) {
+    int unit = type.blockSize();
+    boolean leaf = depth == 0;
+    return switch (random.nextInt(leaf ? 5 : 9)) {
+      case 0 -> LinearOp.dense(matrix(name, type, out, in));
+      case 1 ->
+          new LinearOp.Sparse(
+              SparseEncoder.bitmap(masked(name, out, in, random.nextDouble()), type, store));
+      case 2 -> {
+        if (in % 4 != 0 || in / 2 % unit != 0) {
+          yield LinearOp.dense(matrix(name, type, out, in));
+        }
+        yield new LinearOp.Sparse(SparseEncoder.twoOfFour(twoOfFour(name, out, in), type, store));
+      }
+      case 3 -> {
+        int height = divisor(out, 1);
+        int width = divisor(in, unit);
+        yield new LinearOp.Sparse(
+            SparseEncoder.block(blocks(name, out, in, height, width), height, width, type, store));
+      }
+      case 4 -> {
+        int n = divisor(gcd(out, in / unit), 1);
+        Tensor blocks =
+            encode(
+                name, type, floats(out / n * in, Math.sqrt(3.0 * n / in)), n, out / n, in / n);
+        yield new LinearOp.BlockDiagonal(blocks);
+      }
+      case 5 -> {
+        int rank = unit * (1 + random.nextInt(3));
+        yield new LinearOp.LowRank(
+            linearOp(name + ".u", type, out, rank, depth - 1),
+            linearOp(name + ".v", type, rank, in, depth - 1),
+            random.nextBoolean() ? LinearOp.Inner.SILU : LinearOp.Inner.IDENTITY);
+      }
+      case 6 -> {
+        List<LinearOp.Term> terms = new ArrayList<>();
+        int n = 1 + random.nextInt(3);
+        for (int i = 0; i < n; i++) {
+          float c = random.nextInt(3) == 0 ? 1 : (float) (random.nextDouble() - 0.5);
+          terms.add(new LinearOp.Term(c, linearOp(name + i, type, out, in, depth - 1)));
+        }
+        yield new LinearOp.Sum(terms);
+      }
+      case 7 -> {
+        int inner = unit * (1 + random.nextInt(3));
+        yield new LinearOp.Chain(
+            List.of(
+                linearOp(name + ".0", type, inner, in, depth - 1),
+                linearOp(name + ".1", type, out, inner, depth - 1)));
+      }
+      default -> {
+        int[] index = new int[in];
+        int n = 0;
+        for (int c = 0; c < in; c++) {
+          index[n] = c;
+          n += random.nextBoolean() || in - c <= unit - n ? 1 : 0;
+        }
+        n = Math.max(unit, n / unit * unit);
+        Tensor columns = store.allocate(name + ".cols", TensorType.I32, n);
+        MemorySegment.copy(index, 0, columns.segment(), ValueLayout.JAVA_INT, 0, n);
+        yield new LinearOp.Columns(
+            linearOp(name + ".chosen", type, out, n, depth - 1), columns, in);
+      }
+    };
+  }
+
+  private int divisor(int n, int unit) {
+    int d;
+    do {
+      d = unit * (1 + random.nextInt(n / unit));
+    } while (n % d != 0);
+    return d;
+  }
+
+  private static int gcd(int a, int b) {
+    return b == 0 ? a : gcd(b, a % b);
+  }
+
+  /** A random matrix with zeros. */
+  public Tensor masked(String name, int out, int in, double density) {
+    float[] x = floats(out * in, Math.sqrt(3.0 / in));
+    for (int i = 0; i < x.length; i++) {
+      x[i] = random.nextDouble() < density ? x[i] : random.nextBoolean() ? 0f : -0f;
+    }
+    return store.floats(name, x, out, in);
+  }
+
+  /** A random matrix with at most two elements in every four. */
+  public Tensor twoOfFour(String name, int out, int in) {
+    float[] x = floats(out * in, Math.sqrt(3.0 / in));
+    for (int g = 0; g < x.length; g += 4) {
+      int keep = random.nextInt(16);
+      while (Integer.bitCount(keep) > 2) {
+        keep &= keep - 1;
+      }
+      for (int i = 0; i < 4; i++) {
+        x[g + i] = (keep >> i & 1) != 0 ? x[g + i] : 0f;
+      }
+    }
+    return store.floats(name, x, out, in);
+  }
+
+  private Tensor blocks(String name, int out, int in, int height, int width) {
+    float[] x = floats(out * in, Math.sqrt(3.0 / in));
+    boolean[] keep = new boolean[out / height * (in / width)];
+    for (int i = 0; i < keep.length; i++) {
+      keep[i] = random.nextBoolean();
+    }
+    for (int i = 0; i < x.length; i++) {
+      int block = i / in / height * (in / width) + i % in / width;
+      x[i] = keep[block] ? x[i] : 0f;
+    }
+    return store.floats(name, x, out, in);
+  }
+
   private Value linear(
       Graph.Builder g,
       TensorType type,
@@ -376,7 +505,9 @@ public final class TestGraphs implements AutoCloseable {
     return g.linear(
         name,
         x,
-        LinearOp.dense(matrix(name, type, out, x.width())),
+        composed
+            ? linearOp(name, type, out, x.width(), 2)
+            : LinearOp.dense(matrix(name, type, out, x.width())),
         bias ? Optional.of(vector(name + ".bias", out)) : Optional.empty(),
         gate);
   }

@@ -8,6 +8,7 @@ import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.Plan;
+import io.fletch.graph.support.Decomposition;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.locks.ReentrantLock;
@@ -46,8 +47,9 @@ final class CpuExecutable implements Executable {
     WorkerPool pool = new WorkerPool(threads);
     Weights weights = new Weights();
     try {
-      weights.prepare(graph, choice.kernels(), pool, options);
-      return new CpuExecutable(graph, maxRows, choice, pool, weights);
+      Graph stored = Decomposition.of(graph);
+      weights.prepare(stored, choice.kernels(), pool, options);
+      return new CpuExecutable(graph, stored, maxRows, choice, pool, weights);
     } catch (RuntimeException | Error e) {
       pool.close();
       weights.close();
@@ -56,7 +58,12 @@ final class CpuExecutable implements Executable {
   }
 
   private CpuExecutable(
-      Graph graph, int maxRows, KernelSets.Choice choice, WorkerPool pool, Weights weights) {
+      Graph graph,
+      Graph stored,
+      int maxRows,
+      KernelSets.Choice choice,
+      WorkerPool pool,
+      Weights weights) {
     this.graph = graph;
     this.maxRows = maxRows;
     this.pool = pool;
@@ -79,7 +86,7 @@ final class CpuExecutable implements Executable {
     frame = new Frame(kernels, maxRows);
     Lowering lowering =
         new Lowering(
-            graph,
+            stored,
             frame,
             pool.threads(),
             weights::matrix,

@@ -3,6 +3,7 @@ package io.fletch.graph.cpu;
 import io.fletch.graph.Activation;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.RopeSpec;
+import io.fletch.quant.SparseMatrix;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
 
@@ -29,6 +30,16 @@ public interface Kernels {
   /** As {@link #matmul}, but reading the tensor's bytes as they are: a product that never packs. */
   default Matmul matmulMapped(TensorType type, int in) {
     return matmul(type, in);
+  }
+
+  /** The product kernel of a sparse matrix; it is for this one only. */
+  default Matmul bitmapMatmul(SparseMatrix.Bitmap matrix) {
+    return new ScalarSparse.Bitmap(matrix);
+  }
+
+  /** The product kernel of a 2:4 matrix; it is for this one only. */
+  default Matmul twoOfFourMatmul(SparseMatrix.TwoOfFour matrix) {
+    return new ScalarSparse.TwoOfFour(matrix);
   }
 
   /** Products with one weight matrix {@code [out, in]}. */

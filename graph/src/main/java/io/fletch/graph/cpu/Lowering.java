@@ -71,13 +71,6 @@ final class Lowering {
     placement = new Placement(graph, sections, kernels);
   }
 
-  /** The tensor of a matrix. */
-  static Tensor matrix(LinearOp op) {
-    return switch (op) {
-      case LinearOp.Dense d -> d.weight();
-    };
-  }
-
   /** Plans for forwards of up to {@code rows} rows. */
   Program lower(int rows) {
     List<Placement.Storage> storages = placement.scratch();
@@ -238,6 +231,7 @@ final class Lowering {
         Place part = new Place(in.logits(), in.offset() + o.from(), in.stride());
         yield new RowStage.Copy("slice", part, false, o.out().width(), place(o.out()), gate(op));
       }
+      case Op.Gather o -> new RowStage.Gather(place(o.in()), o.columns(), place(o.out()), gate(op));
       case Op.SelectRows o ->
           new RowStage.Copy(
               "select_rows", place(o.in()), true, o.in().width(), place(o.out()), gate(op));

@@ -351,6 +351,31 @@ final class RowStage extends WorkerPool.Stage<Frame> {
     }
   }
 
+  /** Some elements of a row, one by one. */
+  static final class Gather extends Step {
+    private final Place in;
+    private final int[] columns;
+    private final Place out;
+
+    Gather(Place in, Tensor columns, Place out, int gate) {
+      super("gather", gate);
+      this.in = in;
+      this.columns = columns.segment().toArray(Segments.INT);
+      this.out = out;
+    }
+
+    @Override
+    void run(Frame f, int row, int batchRow) {
+      MemorySegment x = in.segment(f);
+      MemorySegment y = out.segment(f);
+      long from = in.at(row);
+      long to = out.at(row);
+      for (int i = 0; i < columns.length; i++) {
+        Segments.f32(y, to + i, Segments.f32(x, from + columns[i]));
+      }
+    }
+  }
+
   static void copy(Frame f, Place in, int from, int n, Place out, int to) {
     MemorySegment.copy(
         in.segment(f),

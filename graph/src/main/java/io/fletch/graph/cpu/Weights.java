@@ -3,6 +3,7 @@ package io.fletch.graph.cpu;
 import io.fletch.graph.Graph;
 import io.fletch.graph.Op;
 import io.fletch.quant.Dequantizer;
+import io.fletch.quant.LinearOp;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
@@ -35,6 +36,7 @@ final class Weights implements AutoCloseable {
   private final TensorStore store = TensorStore.create();
   private final Map<Tensor, PreparedWeight> matrices = new IdentityHashMap<>();
   private final Map<Tensor, MemorySegment> floats = new IdentityHashMap<>();
+  private final Map<LinearOp, PreparedWeight> sparse = new IdentityHashMap<>();
   private Optional<PackedMatrices> file = Optional.empty();
   private String description = "";
 
@@ -71,6 +73,11 @@ final class Weights implements AutoCloseable {
     }
     for (Tensor t : ordered) {
       matrices.computeIfAbsent(t, x -> unpacked(x, kernel(kernels, x, true)));
+    }
+    for (Op op : graph.ops()) {
+      if (op instanceof Op.Linear l && !(l.weight() instanceof LinearOp.Dense)) {
+        sparse.computeIfAbsent(l.weight(), x -> SparseWeights.prepare(x, kernels));
+      }
     }
     steps.end();
   }
@@ -159,7 +166,7 @@ final class Weights implements AutoCloseable {
     return graph.ops().stream()
         .flatMap(op ->
             switch (op) {
-              case Op.Linear o -> Stream.of(Lowering.matrix(o.weight()));
+              case Op.Linear o when o.weight() instanceof LinearOp.Dense d -> Stream.of(d.weight());
               case Op.ExpertLinear o -> o.experts().stream();
               default -> Stream.empty();
             })
@@ -238,7 +245,9 @@ final class Weights implements AutoCloseable {
 
   /** A matrix. */
   PreparedWeight matrix(Op.Linear op) {
-    return matrices.get(Lowering.matrix(op.weight()));
+    return op.weight() instanceof LinearOp.Dense d
+        ? matrices.get(d.weight())
+        : sparse.get(op.weight());
   }
 
   /** The matrix of an expert. */

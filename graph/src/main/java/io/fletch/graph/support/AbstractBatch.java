@@ -113,6 +113,7 @@ public abstract class AbstractBatch implements Batch {
       case Op.Scale o -> Optional.empty();
       case Op.SoftCap o -> Optional.empty();
       case Op.Slice o -> Optional.empty();
+      case Op.Gather o -> Optional.empty();
       case Op.SelectRows o -> Optional.empty();
       case Op.LayerNorm o -> Optional.empty();
       case Op.Route o -> Optional.empty();

@@ -1,0 +1,135 @@
+package io.fletch.graph.cpu;
+
+import io.fletch.quant.Dequantizer;
+import io.fletch.quant.SparseMatrix;
+import io.fletch.quant.Tensor;
+import java.lang.foreign.MemorySegment;
+import java.util.Locale;
+
+/**
+ * Products with sparse matrices in plain Java, and the order of operations that all kernel sets
+ * keep.
+ *
+ * <p>Sixteen partial sums as {@link ActivationLayout} has them for dense float rows. A bitmap
+ * matrix adds element {@code i} of the row to partial sum {@code i mod 16}, so that its products
+ * are those of the dense matrix with zeros bit for bit; a 2:4 matrix adds its {@code k}-th stored
+ * value to partial sum {@code k mod 16}. Values count as float32, exactly as {@link
+ * Dequantizer} has them.
+ */
+final class ScalarSparse {
+  private ScalarSparse() {}
+
+  /** Name of a kernel. */
+  static String name(SparseMatrix m, String set) {
+    String type = m.values().type().name().toLowerCase(Locale.ROOT);
+    String kind = m.kind().equals("nm") ? "2:4" : m.kind();
+    return kind + " " + type + " " + set;
+  }
+
+  static final class Bitmap extends RowsMatmul {
+    private final SparseMatrix.Bitmap m;
+    private final long[] start;
+    private final MemorySegment mask;
+    private final int in;
+
+    Bitmap(SparseMatrix.Bitmap m) {
+      this.m = m;
+      start = m.valueStart();
+      mask = m.mask().segment();
+      in = Math.toIntExact(m.in());
+    }
+
+    @Override
+    public String name() {
+      return ScalarSparse.name(m, "scalar");
+    }
+
+    @Override
+    public void run(
+        MemorySegment weight,
+        long out,
+        long from,
+        long to,
+        MemorySegment x,
+        long xOffset,
+        int rows,
+        MemorySegment y,
+        long yOffset,
+        long yStride) {
+      ScalarScratch s = ScalarScratch.get();
+      Tensor values = m.values();
+      long width = (in + 7L) / 8;
+      float[] w = s.row(in + values.type().blockSize());
+      for (long o = from; o < to; o++) {
+        long at = start[(int) o];
+        int n = (int) (start[(int) o + 1] - at);
+        Dequantizer.dequantize(values.type(), weight, values.type().bytes(at), w, 0, n);
+        for (int r = 0; r < rows; r++) {
+          float[] lanes = s.clearedLanes();
+          long x0 = xOffset / Float.BYTES + r * stride(in);
+          int k = 0;
+          for (int b = 0; b < width; b++) {
+            int bits = Segments.u8(mask, o * width + b);
+            while (bits != 0) {
+              int c = 8 * b + Integer.numberOfTrailingZeros(bits);
+              bits &= bits - 1;
+              lanes[c & 15] = Math.fma(w[k++], Segments.f32(x, x0 + c), lanes[c & 15]);
+            }
+          }
+          Segments.f32(y, yOffset + r * yStride + o, ScalarScratch.reduce(lanes));
+        }
+      }
+    }
+  }
+
+  static final class TwoOfFour extends RowsMatmul {
+    private final SparseMatrix.TwoOfFour m;
+    private final MemorySegment index;
+    private final int in;
+
+    TwoOfFour(SparseMatrix.TwoOfFour m) {
+      this.m = m;
+      index = m.index().segment();
+      in = Math.toIntExact(m.in());
+    }
+
+    @Override
+    public String name() {
+      return ScalarSparse.name(m, "scalar");
+    }
+
+    @Override
+    public void run(
+        MemorySegment weight,
+        long out,
+        long from,
+        long to,
+        MemorySegment x,
+        long xOffset,
+        int rows,
+        MemorySegment y,
+        long yOffset,
+        long yStride) {
+      ScalarScratch s = ScalarScratch.get();
+      Tensor values = m.values();
+      long width = m.index().cols();
+      float[] w = s.row(in / 2);
+      for (long o = from; o < to; o++) {
+        Dequantizer.dequantize(values.type(), weight, o * values.rowBytes(), w, 0, in / 2);
+        for (int r = 0; r < rows; r++) {
+          float[] lanes = s.clearedLanes();
+          long x0 = xOffset / Float.BYTES + r * stride(in);
+          for (int g = 0; g < in / 4; g++) {
+            int nibble = Segments.u8(index, o * width + g / 2) >> g % 2 * 4;
+            int k = 2 * g;
+            long c = x0 + 4L * g;
+            lanes[k & 15] = Math.fma(w[k], Segments.f32(x, c + (nibble & 3)), lanes[k & 15]);
+            k++;
+            lanes[k & 15] = Math.fma(w[k], Segments.f32(x, c + (nibble >> 2 & 3)), lanes[k & 15]);
+          }
+          Segments.f32(y, yOffset + r * yStride + o, ScalarScratch.reduce(lanes));
+        }
+      }
+    }
+  }
+}
