@@ -402,8 +402,7 @@ public final class TestGraphs implements AutoCloseable {
       case 4 -> {
         int n = divisor(gcd(out, in / unit), 1);
         Tensor blocks =
-            encode(
-                name, type, floats(out / n * in, Math.sqrt(3.0 * n / in)), n, out / n, in / n);
+            encode(name, type, floats(out / n * in, Math.sqrt(3.0 * n / in)), n, out / n, in / n);
         yield new LinearOp.BlockDiagonal(blocks);
       }
       case 5 -> {

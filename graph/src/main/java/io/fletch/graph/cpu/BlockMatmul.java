@@ -38,15 +38,15 @@ final class BlockMatmul extends RowsMatmul {
     this.column = column;
     boolean floats = WeightBlocks.activation(type) == Kernels.ActivationFormat.F32;
     dense = k.matmul(floats ? type : TensorType.F32, blockColumns);
-    String by = floats ? dense.name() : type.name().toLowerCase(Locale.ROOT) + " as " + dense.name();
+    String by =
+        floats ? dense.name() : type.name().toLowerCase(Locale.ROOT) + " as " + dense.name();
     name = kind + " " + blockRows + "x" + blockColumns + " of " + by;
   }
 
   static BlockMatmul of(SparseMatrix.Block m, Kernels kernels) {
     int[] start = m.rowStart().segment().toArray(Segments.INT);
     int[] column = m.column().segment().toArray(Segments.INT);
-    return new BlockMatmul(
-        "block", m.values(), Math.toIntExact(m.in()), start, column, kernels);
+    return new BlockMatmul("block", m.values(), Math.toIntExact(m.in()), start, column, kernels);
   }
 
   static BlockMatmul diagonal(Tensor blocks, Kernels kernels) {
@@ -110,7 +110,13 @@ final class BlockMatmul extends RowsMatmul {
 
   /** Rows {@code [from, to)} of the stacked blocks times a part of the input. */
   private void product(
-      MemorySegment weight, long from, long to, MemorySegment x, long xb, MemorySegment y, long at) {
+      MemorySegment weight,
+      long from,
+      long to,
+      MemorySegment x,
+      long xb,
+      MemorySegment y,
+      long at) {
     if (WeightBlocks.activation(type) == Kernels.ActivationFormat.F32) {
       dense.run(weight, blocks * blockRows, from, to, x, xb, 1, y, at, 0);
       return;

@@ -8,7 +8,6 @@ import io.fletch.graph.Value;
 import io.fletch.graph.cpu.Kernels.ActivationFormat;
 import io.fletch.graph.support.EffectiveGates;
 import io.fletch.graph.support.MemoryPlanner;
-import io.fletch.quant.LinearOp;
 import io.fletch.quant.Tensor;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;

@@ -16,8 +16,7 @@ final class SparseWeights {
           switch (s.matrix()) {
             case SparseMatrix.Bitmap m -> prepared(kernels.bitmapMatmul(m), m.values(), op);
             case SparseMatrix.TwoOfFour m -> prepared(kernels.twoOfFourMatmul(m), m.values(), op);
-            case SparseMatrix.Block m ->
-                prepared(BlockMatmul.of(m, kernels), m.values(), op);
+            case SparseMatrix.Block m -> prepared(BlockMatmul.of(m, kernels), m.values(), op);
           };
       case LinearOp.BlockDiagonal b ->
           prepared(BlockMatmul.diagonal(b.blocks(), kernels), b.blocks(), op);

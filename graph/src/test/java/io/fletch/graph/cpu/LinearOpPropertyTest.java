@@ -45,8 +45,7 @@ class LinearOpPropertyTest {
       @ForAll long seed, @ForAll("kernelSets") Kernels kernels, @ForAll("types") TensorType type) {
     try (TestGraphs graphs = new TestGraphs(seed).composed()) {
       Shape shape = Shape.random(new SplittableRandom(seed), type);
-      CpuBackendTest.compareWithReference(
-          graphs.llama(shape), kernels, KvCache.Type.F32, 1e-3);
+      CpuBackendTest.compareWithReference(graphs.llama(shape), kernels, KvCache.Type.F32, 1e-3);
     }
   }
 
@@ -115,8 +114,8 @@ class LinearOpPropertyTest {
               .sum();
       long columns =
           graph.ops().stream()
-              .flatMap(op ->
-                  op instanceof Op.Linear l ? l.weight().tensors().stream() : Stream.empty())
+              .flatMap(
+                  op -> op instanceof Op.Linear l ? l.weight().tensors().stream() : Stream.empty())
               .filter(t -> t.name().endsWith(".cols"))
               .mapToLong(Tensor::bytes)
               .sum();
