@@ -1,6 +1,7 @@
 package io.fletch;
 
 import io.fletch.sampling.DiffusionOptions;
+import io.fletch.sampling.Grammar;
 import io.fletch.sampling.SamplingOptions;
 import java.util.List;
 import java.util.Objects;
@@ -22,6 +23,10 @@ import java.util.Optional;
  * @param guide the autoregressive model that judges drafts in guided diffusion ({@code
  *     Search.Guided}); it must have the same tokenizer and stay open. Needed there, refused
  *     elsewhere
+ * @param grammar what the answer must be a text of; empty for no constraint. The answer then ends
+ *     where the grammar does, or at an end token where its text is complete; one that is cut off by
+ *     {@code maxTokens}, a stop string or the context is the beginning of such a text. Not for
+ *     diffusion models
  */
 public record GenerationOptions(
     SamplingOptions sampling,
@@ -31,12 +36,14 @@ public record GenerationOptions(
     boolean ignoreEnd,
     int logprobs,
     Optional<DiffusionOptions> diffusion,
-    Optional<Model> guide) {
+    Optional<Model> guide,
+    Optional<Grammar> grammar) {
   /** Copies and checks. */
   public GenerationOptions {
     Objects.requireNonNull(sampling, "sampling");
     Objects.requireNonNull(diffusion, "diffusion");
     Objects.requireNonNull(guide, "guide");
+    Objects.requireNonNull(grammar, "grammar");
     stopStrings = List.copyOf(stopStrings);
     stopTokens = List.copyOf(stopTokens);
     if (maxTokens < 0 || logprobs < -1) {
@@ -58,6 +65,7 @@ public record GenerationOptions(
         false,
         -1,
         Optional.empty(),
+        Optional.empty(),
         Optional.empty());
   }
 
@@ -69,37 +77,37 @@ public record GenerationOptions(
   /** With other sampling. */
   public GenerationOptions withSampling(SamplingOptions value) {
     return new GenerationOptions(
-        value, maxTokens, stopStrings, stopTokens, ignoreEnd, logprobs, diffusion, guide);
+        value, maxTokens, stopStrings, stopTokens, ignoreEnd, logprobs, diffusion, guide, grammar);
   }
 
   /** With another limit. */
   public GenerationOptions withMaxTokens(int value) {
     return new GenerationOptions(
-        sampling, value, stopStrings, stopTokens, ignoreEnd, logprobs, diffusion, guide);
+        sampling, value, stopStrings, stopTokens, ignoreEnd, logprobs, diffusion, guide, grammar);
   }
 
   /** With stop strings. */
   public GenerationOptions withStopStrings(List<String> value) {
     return new GenerationOptions(
-        sampling, maxTokens, value, stopTokens, ignoreEnd, logprobs, diffusion, guide);
+        sampling, maxTokens, value, stopTokens, ignoreEnd, logprobs, diffusion, guide, grammar);
   }
 
   /** With stop tokens. */
   public GenerationOptions withStopTokens(List<Integer> value) {
     return new GenerationOptions(
-        sampling, maxTokens, stopStrings, value, ignoreEnd, logprobs, diffusion, guide);
+        sampling, maxTokens, stopStrings, value, ignoreEnd, logprobs, diffusion, guide, grammar);
   }
 
   /** With or without stopping at the model's own end tokens. */
   public GenerationOptions withIgnoreEnd(boolean value) {
     return new GenerationOptions(
-        sampling, maxTokens, stopStrings, stopTokens, value, logprobs, diffusion, guide);
+        sampling, maxTokens, stopStrings, stopTokens, value, logprobs, diffusion, guide, grammar);
   }
 
   /** With log-probabilities of that many alternatives. */
   public GenerationOptions withLogprobs(int value) {
     return new GenerationOptions(
-        sampling, maxTokens, stopStrings, stopTokens, ignoreEnd, value, diffusion, guide);
+        sampling, maxTokens, stopStrings, stopTokens, ignoreEnd, value, diffusion, guide, grammar);
   }
 
   /** With another way to decode a diffusion model. */
@@ -112,7 +120,8 @@ public record GenerationOptions(
         ignoreEnd,
         logprobs,
         Optional.of(value),
-        guide);
+        guide,
+        grammar);
   }
 
   /** With a guide for guided diffusion. */
@@ -125,6 +134,21 @@ public record GenerationOptions(
         ignoreEnd,
         logprobs,
         diffusion,
+        Optional.of(value),
+        grammar);
+  }
+
+  /** With a grammar for the answer. */
+  public GenerationOptions withGrammar(Grammar value) {
+    return new GenerationOptions(
+        sampling,
+        maxTokens,
+        stopStrings,
+        stopTokens,
+        ignoreEnd,
+        logprobs,
+        diffusion,
+        guide,
         Optional.of(value));
   }
 }

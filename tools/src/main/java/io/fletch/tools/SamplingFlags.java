@@ -1,12 +1,19 @@
 package io.fletch.tools;
 
 import io.fletch.GenerationOptions;
+import io.fletch.JsonSchemas;
+import io.fletch.sampling.Grammar;
 import io.fletch.sampling.SamplerExtras;
 import io.fletch.sampling.SamplingOptions;
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.security.SecureRandom;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 
 /** The options that say how an answer is generated. */
 final class SamplingFlags {
@@ -67,6 +74,10 @@ final class SamplingFlags {
             Command.value("logit-bias", "ID=X", "adds X to a token; -inf forbids it (repeatable)"),
             Command.value("seed", "N", "seed of the sampler (default: another one every time)"),
             Command.value("stop", "TEXT", "ends the answer, not part of it (repeatable)"),
+            Command.value(
+                "json-schema", "FILE", "the answer is JSON that fits the schema in the file"),
+            Command.value(
+                "grammar", "FILE", "the answer is a text of the GBNF grammar in the file"),
             Command.flag("ignore-eos", "go on after the model's own end tokens")));
   }
 
@@ -97,11 +108,32 @@ final class SamplingFlags {
     if (arguments.strings("stop").stream().anyMatch(String::isEmpty)) {
       throw new UsageException("--stop: the text is empty");
     }
-    return GenerationOptions.defaults()
-        .withSampling(sampling)
-        .withMaxTokens(arguments.integer("max-tokens", 0, 0, Integer.MAX_VALUE))
-        .withStopStrings(arguments.strings("stop"))
-        .withIgnoreEnd(arguments.has("ignore-eos"));
+    GenerationOptions options =
+        GenerationOptions.defaults()
+            .withSampling(sampling)
+            .withMaxTokens(arguments.integer("max-tokens", 0, 0, Integer.MAX_VALUE))
+            .withStopStrings(arguments.strings("stop"))
+            .withIgnoreEnd(arguments.has("ignore-eos"));
+    return grammar(arguments).map(options::withGrammar).orElse(options);
+  }
+
+  private static Optional<Grammar> grammar(Arguments arguments) {
+    if (arguments.has("json-schema") && arguments.has("grammar")) {
+      throw new UsageException("--json-schema and --grammar exclude each other");
+    }
+    for (String name : List.of("json-schema", "grammar")) {
+      if (arguments.has(name)) {
+        String text;
+        try {
+          text = Files.readString(Path.of(arguments.required(name)));
+        } catch (IOException e) {
+          throw new UncheckedIOException(e);
+        }
+        return Optional.of(
+            name.equals("grammar") ? Grammar.parse(text) : JsonSchemas.grammar(text));
+      }
+    }
+    return Optional.empty();
   }
 
   private static SamplerExtras extras(Arguments arguments) {

@@ -7,6 +7,7 @@ import io.fletch.sampling.AutoregressiveDecoder;
 import io.fletch.sampling.AutoregressiveOptions;
 import io.fletch.sampling.CausalForward.Logits;
 import io.fletch.sampling.DecodeCounters;
+import io.fletch.sampling.GrammarTokens;
 import io.fletch.sampling.LogProbabilities;
 import io.fletch.sampling.Sampler;
 import java.util.ArrayList;
@@ -26,6 +27,7 @@ final class AutoregressiveGeneration implements Generation {
   private final int reused;
   private final GenerationOptions options;
   private final AutoregressiveDecoder decoder;
+  private final GrammarTokens.Mask mask;
   private final Tokenizer.StreamDecoder stream;
   private final StopStrings stops;
   private final PrefillEvent prefillEvent = new PrefillEvent();
@@ -63,15 +65,21 @@ final class AutoregressiveGeneration implements Generation {
     this.prompt = prompt;
     this.reused = reused;
     this.options = options;
-    this.decoder =
-        AutoregressiveDecoder.of(
-            forward,
-            Sampler.of(
-                options.sampling(),
-                forward.vocabulary(),
-                List.of(),
-                session.model().breakers(options.sampling())),
-            new AutoregressiveOptions(maxTokens, stopTokens, options.logprobs()));
+    Sampler sampler =
+        Sampler.of(
+            options.sampling(),
+            forward.vocabulary(),
+            List.of(),
+            session.model().breakers(options.sampling()));
+    AutoregressiveOptions limits =
+        new AutoregressiveOptions(maxTokens, stopTokens, options.logprobs());
+    if (options.grammar().isPresent()) {
+      mask = session.model().grammar(options.grammar().get(), options.ignoreEnd()).newMask();
+      decoder = AutoregressiveDecoder.of(forward, sampler, limits, mask);
+    } else {
+      mask = null;
+      decoder = AutoregressiveDecoder.of(forward, sampler, limits);
+    }
     this.stream = session.model().tokenizer().streamDecoder();
     this.stops = new StopStrings(options.stopStrings());
     this.before = forward.counters();
@@ -109,6 +117,10 @@ final class AutoregressiveGeneration implements Generation {
     while (reason == null) {
       if (cancelled || !started && !prefill()) {
         end(FinishReason.CANCELLED);
+        break;
+      }
+      if (mask != null && mask.isFinished()) {
+        end(FinishReason.STOP);
         break;
       }
       long start = System.nanoTime();
@@ -181,7 +193,10 @@ final class AutoregressiveGeneration implements Generation {
       return out.isEmpty() ? Optional.empty() : Optional.of(chunk(List.of(), out, List.of()));
     }
     ids.add(id);
-    if (decoder.finish() == AutoregressiveDecoder.Finish.MAX_TOKENS) {
+    if (mask != null && mask.isFinished()) {
+      end(FinishReason.STOP);
+      out += rest();
+    } else if (decoder.finish() == AutoregressiveDecoder.Finish.MAX_TOKENS) {
       end(FinishReason.LENGTH);
       out += rest();
     }

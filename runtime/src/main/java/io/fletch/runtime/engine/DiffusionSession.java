@@ -186,6 +186,12 @@ final class DiffusionSession extends BaseSession {
           "penalties, logit bias and sampler extras are not for diffusion models: model="
               + model().name());
     }
+    if (options.grammar().isPresent()) {
+      throw new FletchException(
+          "a grammar is for autoregressive models: model="
+              + model().name()
+              + " decoding=diffusion");
+    }
     if (options.logprobs() > 0) {
       throw new FletchException(
           "a diffusion model reports no alternatives: logprobs expected=-1 or 0 actual="

@@ -16,6 +16,8 @@ import io.fletch.quant.WeightFile;
 import io.fletch.runtime.arch.HyperParameters;
 import io.fletch.runtime.template.ChatTemplate;
 import io.fletch.sampling.DiffusionModel;
+import io.fletch.sampling.Grammar;
+import io.fletch.sampling.GrammarTokens;
 import io.fletch.sampling.SamplerExtras;
 import io.fletch.sampling.SamplingOptions;
 import java.nio.charset.StandardCharsets;
@@ -25,6 +27,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.BitSet;
 import java.util.HashMap;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
@@ -38,6 +41,9 @@ import java.util.stream.Collectors;
  */
 final class LoadedModel implements Model {
   private static final long SAMPLE_BYTES = 1024;
+
+  /** Grammars whose masks are kept. */
+  private static final int MOST_GRAMMARS = 8;
 
   private final String name;
   private final Info info;
@@ -54,6 +60,18 @@ final class LoadedModel implements Model {
   private volatile Optional<ChatTemplate> template = Optional.empty();
   private volatile Breakers breakers = new Breakers(List.of(), new BitSet());
   private byte[] identity;
+
+  /** By grammar, the least recently used first. */
+  private final Map<Object, GrammarTokens> grammars =
+      new LinkedHashMap<>(16, 0.75f, true) {
+        private static final long serialVersionUID = 1L;
+
+        @Override
+        protected boolean removeEldestEntry(Map.Entry<Object, GrammarTokens> eldest) {
+          return size() > MOST_GRAMMARS;
+        }
+      };
+
   private int sessions;
   private boolean closed;
 
@@ -255,6 +273,33 @@ final class LoadedModel implements Model {
 
   synchronized void sessionClosed() {
     sessions--;
+  }
+
+  /**
+   * The grammar over this model's tokens; the latest few are kept, with all their masks.
+   *
+   * @param ignoreEnd whether end tokens are not allowed even where the text is complete
+   */
+  GrammarTokens grammar(Grammar grammar, boolean ignoreEnd) {
+    record Key(Grammar grammar, boolean ignoreEnd) {}
+    Key key = new Key(grammar, ignoreEnd);
+    synchronized (grammars) {
+      GrammarTokens known = grammars.get(key);
+      if (known == null) {
+        byte[][] bytes = new byte[info.vocabularySize()][];
+        for (int i = 0; i < bytes.length; i++) {
+          bytes[i] =
+              i < definedTokens() && !tokenizer.isSpecial(i) ? tokenizer.bytes(i) : new byte[0];
+        }
+        int[] ends =
+            ignoreEnd
+                ? new int[0]
+                : tokenizer.endOfGeneration().stream().mapToInt(Integer::intValue).toArray();
+        known = new GrammarTokens(grammar, bytes, ends);
+        grammars.put(key, known);
+      }
+      return known;
+    }
   }
 
   synchronized int openSessions() {
