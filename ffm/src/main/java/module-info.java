@@ -11,6 +11,10 @@ module io.fletch.ffm {
       io.fletch.graph,
       io.fletch.runtime,
       io.fletch.tools;
+  exports io.fletch.ffm.device to
+      io.fletch.graph,
+      io.fletch.runtime,
+      io.fletch.tools;
   exports io.fletch.ffm.x86 to
       io.fletch.graph,
       io.fletch.tools;

@@ -76,7 +76,8 @@ public final class CudaLookup {
     return CudaLookup::find;
   }
 
-  private static Optional<MemorySegment> find(String function) {
+  /** The address of a driver function. */
+  public static Optional<MemorySegment> find(String function) {
     SymbolLookup test = installed;
     return (test != null ? test : Installed.DRIVER).find(function);
   }
