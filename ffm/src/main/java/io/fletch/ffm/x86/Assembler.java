@@ -739,8 +739,16 @@ public final class Assembler extends Encoder {
     three(NP, M0F, 0xc6, W0, Tuple.FULL32, d, a, b, imm);
   }
 
+  public void vpshuflw(Vec d, Operand s, int imm) {
+    two(PF2, M0F, 0x70, W0, Tuple.FULL, d, s, imm);
+  }
+
   public void vpshufd(Vec d, Operand s, int imm) {
     two(P66, M0F, 0x70, W0, Tuple.FULL32, d, s, imm);
+  }
+
+  public void vpermilps(Vec d, Vec a, Operand b) {
+    three(P66, M38, 0x0c, W0, Tuple.FULL32, d, a, b);
   }
 
   public void vpermilps(Vec d, Operand s, int imm) {

@@ -13,7 +13,7 @@ import java.util.Locale;
  * <p>Sixteen partial sums as {@link ActivationLayout} has them for dense float rows. A bitmap
  * matrix adds element {@code i} of the row to partial sum {@code i mod 16}, so that its products
  * are those of the dense matrix with zeros bit for bit; a 2:4 matrix adds its {@code k}-th stored
- * value to partial sum {@code k mod 16}. Values count as float32, exactly as {@link Dequantizer}
+ * value to partial sum {@code k mod 16} with its bits 1 and 2 exchanged. Values count as float32, exactly as {@link Dequantizer}
  * has them.
  */
 final class ScalarSparse {
@@ -122,10 +122,11 @@ final class ScalarSparse {
           for (int g = 0; g < in / 4; g++) {
             int nibble = Segments.u8(index, o * width + g / 2) >> g % 2 * 4;
             int k = 2 * g;
+            int l = (k & 8) | (k & 4) >> 1 | (k & 2) << 1;
             long c = x0 + 4L * g;
-            lanes[k & 15] = Math.fma(w[k], Segments.f32(x, c + (nibble & 3)), lanes[k & 15]);
-            k++;
-            lanes[k & 15] = Math.fma(w[k], Segments.f32(x, c + (nibble >> 2 & 3)), lanes[k & 15]);
+            lanes[l] = Math.fma(w[k], Segments.f32(x, c + (nibble & 3)), lanes[l]);
+            l++;
+            lanes[l] = Math.fma(w[k + 1], Segments.f32(x, c + (nibble >> 2 & 3)), lanes[l]);
           }
           Segments.f32(y, yOffset + r * yStride + o, ScalarScratch.reduce(lanes));
         }

@@ -8,6 +8,7 @@ import io.fletch.graph.RopeSpec;
 import io.fletch.graph.cpu.x86.AttentionCode;
 import io.fletch.graph.cpu.x86.Isa;
 import io.fletch.graph.cpu.x86.PackedLayout;
+import io.fletch.quant.SparseMatrix;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
 import java.util.Optional;
@@ -55,6 +56,16 @@ final class X86Kernels implements Kernels {
     return PackedLayout.supports(type)
         ? new X86Matmul(type, in, isa, true)
         : new X86FloatMatmul(type, in, isa);
+  }
+
+  @Override
+  public Matmul bitmapMatmul(SparseMatrix.Bitmap matrix) {
+    return X86Sparse.of(matrix);
+  }
+
+  @Override
+  public Matmul twoOfFourMatmul(SparseMatrix.TwoOfFour matrix) {
+    return X86Sparse.of(matrix);
   }
 
   @Override

@@ -1,0 +1,164 @@
+package io.fletch.graph.cpu;
+
+import io.fletch.graph.cpu.x86.SparseMatmulCode;
+import io.fletch.graph.cpu.x86.SparseMatmulCode.Kind;
+import io.fletch.quant.SparseMatrix;
+import io.fletch.quant.TensorType;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.List;
+import java.util.Map;
+import java.util.Objects;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.atomic.AtomicReferenceArray;
+
+/**
+ * Products with bitmap and 2:4 matrices in machine code ({@link SparseMatmulCode}). What the code
+ * cannot do is left to the scalar kernel, which gives the same bits: rows at the very end of the
+ * values of a bitmap, behind which the code would read.
+ */
+final class X86Sparse extends RowsMatmul {
+  /** Weights that stay in the level-2 cache while several tiles of activations pass over them. */
+  private static final long CACHED_WEIGHTS = 256 << 10;
+
+  /** Tables of the process, which its code refers to. */
+  private static final Map<List<Object>, MemorySegment> TABLES = new ConcurrentHashMap<>();
+
+  private final Kind kind;
+  private final SparseMatrix m;
+  private final TensorType type;
+  private final int in;
+  private final Kernels.Matmul scalar;
+  private final MemorySegment index;
+  private final long indexRow;
+
+  /** Bitmap: stored values before each row. */
+  private final long[] start;
+
+  /** Rows that the code can do. */
+  private final long safe;
+
+  private final AtomicReferenceArray<MemorySegment> code =
+      new AtomicReferenceArray<>(SparseMatmulCode.maxTokens() + 1);
+
+  private X86Sparse(
+      Kind kind, SparseMatrix m, MemorySegment index, long indexRow, long[] start, Kernels.Matmul s) {
+    this.kind = kind;
+    this.m = m;
+    this.index = index;
+    this.indexRow = indexRow;
+    this.start = start;
+    scalar = s;
+    type = m.values().type();
+    in = Math.toIntExact(m.in());
+    long rows = m.out();
+    while (start.length > 0 && rows > 0 && start[(int) rows] + 8 > m.values().elements()) {
+      rows--;
+    }
+    safe = rows;
+  }
+
+  static Kernels.Matmul of(SparseMatrix.Bitmap m) {
+    Kernels.Matmul scalar = new ScalarSparse.Bitmap(m);
+    return SparseMatmulCode.supports(Kind.BITMAP, m.values().type(), Math.toIntExact(m.in()))
+        ? new X86Sparse(
+            Kind.BITMAP, m, m.mask().segment(), m.mask().cols(), m.valueStart(), scalar)
+        : scalar;
+  }
+
+  static Kernels.Matmul of(SparseMatrix.TwoOfFour m) {
+    Kernels.Matmul scalar = new ScalarSparse.TwoOfFour(m);
+    return SparseMatmulCode.supports(Kind.TWO_OF_FOUR, m.values().type(), Math.toIntExact(m.in()))
+        ? new X86Sparse(
+            Kind.TWO_OF_FOUR, m, m.index().segment(), m.index().cols(), new long[0], scalar)
+        : scalar;
+  }
+
+  private static long table(Kind kind, TensorType type) {
+    return TABLES
+        .computeIfAbsent(
+            List.of(kind, type),
+            k -> {
+              int[] ints = SparseMatmulCode.table(kind, type);
+              MemorySegment s = Arena.global().allocate(4L * ints.length, 64);
+              MemorySegment.copy(ints, 0, s, ValueLayout.JAVA_INT, 0, ints.length);
+              return s;
+            })
+        .address();
+  }
+
+  @Override
+  public String name() {
+    return ScalarSparse.name(m, "avx2");
+  }
+
+  @Override
+  public void run(
+      MemorySegment weight,
+      long out,
+      long from,
+      long to,
+      MemorySegment x,
+      long xOffset,
+      int rows,
+      MemorySegment y,
+      long yOffset,
+      long yStride) {
+    if (from < 0 || from > to || to > out || out != m.out()) {
+      throw new IllegalArgumentException(
+          "rows: expected within " + m.out() + " actual=[" + from + "," + to + ") of " + out);
+    }
+    if (from == to || rows == 0) {
+      return;
+    }
+    if (to > safe) {
+      long first = Math.max(from, safe);
+      scalar.run(weight, out, first, to, x, xOffset, rows, y, yOffset, yStride);
+      if (first == from) {
+        return;
+      }
+    }
+    long end = Math.min(to, safe);
+    long xStride = 4 * stride(in);
+    Objects.checkFromIndexSize(xOffset, (rows - 1) * xStride + 4L * in, x.byteSize());
+    Objects.checkFromIndexSize(
+        4 * (yOffset + from), 4 * ((rows - 1) * yStride + end - from), y.byteSize());
+    Objects.checkIndex(yStride, 1 << 29);
+    int max = SparseMatmulCode.maxTokens();
+    int tiles = (rows + max - 1) / max;
+    long rowBytes = Math.max(1, m.bytes() / Math.max(1, out));
+    long step = tiles == 1 ? end - from : Math.max(8, CACHED_WEIGHTS / rowBytes);
+    for (long o = from; o < end; o += step) {
+      long n = Math.min(step, end - o);
+      for (int tile = 0, row = 0; tile < tiles; tile++) {
+        int tokens = rows / tiles + (tile < rows % tiles ? 1 : 0);
+        X86Code.call(
+            code(tokens),
+            weight.address() + valueOffset(o),
+            index.address() + o * indexRow,
+            x.address() + xOffset + row * xStride,
+            y.address() + 4 * (yOffset + row * yStride + o),
+            n | 4 * yStride << 32);
+        row += tokens;
+      }
+    }
+  }
+
+  private long valueOffset(long row) {
+    return kind == Kind.BITMAP ? type.bytes(start[(int) row]) : row * m.values().rowBytes();
+  }
+
+  private MemorySegment code(int tokens) {
+    MemorySegment entry = code.getAcquire(tokens);
+    if (entry == null) {
+      long stride = 4 * stride(in);
+      entry =
+          X86Code.function(
+              name() + " in=" + in + " tokens=" + tokens,
+              () -> SparseMatmulCode.emit(kind, type, in, stride, tokens, table(kind, type)));
+      code.setRelease(tokens, entry);
+    }
+    return entry;
+  }
+}
