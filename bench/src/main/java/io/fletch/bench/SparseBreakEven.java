@@ -2,9 +2,9 @@ package io.fletch.bench;
 
 import io.fletch.graph.cpu.KernelSets;
 import io.fletch.graph.cpu.Kernels;
+import io.fletch.quant.Quantizer;
 import io.fletch.quant.SparseEncoder;
 import io.fletch.quant.SparseMatrix;
-import io.fletch.quant.Quantizer;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;

@@ -16,7 +16,9 @@ import net.jqwik.api.ShrinkingMode;
 import net.jqwik.api.constraints.IntRange;
 import org.junit.jupiter.api.Test;
 
-/** Sparse encodings: round trips, structure, and damage (specs weights 6, properties 17, 18, 20). */
+/**
+ * Sparse encodings: round trips, structure, and damage (specs weights 6, properties 17, 18, 20).
+ */
 class SparseMatrixPropertyTest {
   @Provide
   Arbitrary<TensorType> floats() {

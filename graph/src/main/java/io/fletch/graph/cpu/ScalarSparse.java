@@ -13,8 +13,8 @@ import java.util.Locale;
  * <p>Sixteen partial sums as {@link ActivationLayout} has them for dense float rows. A bitmap
  * matrix adds element {@code i} of the row to partial sum {@code i mod 16}, so that its products
  * are those of the dense matrix with zeros bit for bit; a 2:4 matrix adds its {@code k}-th stored
- * value to partial sum {@code k mod 16} with its bits 1 and 2 exchanged. Values count as float32, exactly as {@link Dequantizer}
- * has them.
+ * value to partial sum {@code k mod 16} with its bits 1 and 2 exchanged. Values count as float32,
+ * exactly as {@link Dequantizer} has them.
  */
 final class ScalarSparse {
   private ScalarSparse() {}

@@ -43,7 +43,12 @@ final class X86Sparse extends RowsMatmul {
       new AtomicReferenceArray<>(SparseMatmulCode.maxTokens() + 1);
 
   private X86Sparse(
-      Kind kind, SparseMatrix m, MemorySegment index, long indexRow, long[] start, Kernels.Matmul s) {
+      Kind kind,
+      SparseMatrix m,
+      MemorySegment index,
+      long indexRow,
+      long[] start,
+      Kernels.Matmul s) {
     this.kind = kind;
     this.m = m;
     this.index = index;
@@ -62,8 +67,7 @@ final class X86Sparse extends RowsMatmul {
   static Kernels.Matmul of(SparseMatrix.Bitmap m) {
     Kernels.Matmul scalar = new ScalarSparse.Bitmap(m);
     return SparseMatmulCode.supports(Kind.BITMAP, m.values().type(), Math.toIntExact(m.in()))
-        ? new X86Sparse(
-            Kind.BITMAP, m, m.mask().segment(), m.mask().cols(), m.valueStart(), scalar)
+        ? new X86Sparse(Kind.BITMAP, m, m.mask().segment(), m.mask().cols(), m.valueStart(), scalar)
         : scalar;
   }
 

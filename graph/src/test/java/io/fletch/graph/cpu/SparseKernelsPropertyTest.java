@@ -45,7 +45,13 @@ class SparseKernelsPropertyTest {
   }
 
   private static float[] run(
-      Kernels.Matmul kernel, MemorySegment w, int out, int in, TestGraphs graphs, float[] x, int n) {
+      Kernels.Matmul kernel,
+      MemorySegment w,
+      int out,
+      int in,
+      TestGraphs graphs,
+      float[] x,
+      int n) {
     long stride = KernelSets.scalar().activationBytes(Kernels.ActivationFormat.F32, in) / 4;
     try (TensorStore store = TensorStore.create()) {
       MemorySegment xs = store.allocate("x", TensorType.F32, n, stride).segment();
@@ -138,8 +144,7 @@ class SparseKernelsPropertyTest {
       Tensor masked = graphs.masked("w", out, in, random.nextDouble());
       float[] x = graphs.floats(rows * in, 1);
       SparseMatrix[] all = {
-        SparseEncoder.bitmap(masked, type, store),
-        SparseEncoder.block(masked, 2, unit, type, store)
+        SparseEncoder.bitmap(masked, type, store), SparseEncoder.block(masked, 2, unit, type, store)
       };
       for (SparseMatrix m : all) {
         PreparedWeight w = SparseWeights.prepare(new LinearOp.Sparse(m), kernels);

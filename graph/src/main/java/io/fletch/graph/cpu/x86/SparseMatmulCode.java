@@ -14,8 +14,8 @@ import io.fletch.quant.TensorType;
  * order of operations of the scalar kernels.
  *
  * <p>Bitmap: eight bits of the mask choose a permutation that spreads the next stored values over
- * eight lanes and a mask that clears the others; the next value is as many on as there are bits.
- * Up to seven values behind the last one of a row are read (and cleared): rows at the end of the
+ * eight lanes and a mask that clears the others; the next value is as many on as there are bits. Up
+ * to seven values behind the last one of a row are read (and cleared): rows at the end of the
  * values are the caller's business. 2:4: a byte of the index chooses a permutation that takes the
  * four activations of eight columns; stored values stay in order.
  *
