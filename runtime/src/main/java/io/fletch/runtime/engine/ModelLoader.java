@@ -32,6 +32,8 @@ import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.Optional;
+import java.util.concurrent.ExecutionException;
+import java.util.concurrent.FutureTask;
 
 /**
  * Opens models: file, hyper-parameters, tokenizer, graph, executable, in this order, so that what
@@ -123,21 +125,73 @@ public final class ModelLoader {
     return wantsMachineCode && !NativeAccess.granted() ? Level.WARNING : Level.INFO;
   }
 
+  /**
+   * Reads the tokenizer on a thread of its own meanwhile: a vocabulary of 128k tokens takes as long
+   * as the graph and its kernels.
+   */
   private static LoadedModel load(
       WeightFile file, TensorStore derived, Path path, String name, ModelOptions options) {
+    FutureTask<Tokenizer> tokenizer = new FutureTask<>(() -> tokenizer(file, path));
+    Thread reader = Thread.ofPlatform().daemon(true).name("fletch-tokenizer").start(tokenizer);
+    try {
+      return load(file, derived, path, name, options, tokenizer);
+    } finally {
+      // The file may be closed next, and the reader must not outlive its mapping.
+      joinUninterruptibly(reader);
+    }
+  }
+
+  private static void joinUninterruptibly(Thread thread) {
+    boolean interrupted = false;
+    while (true) {
+      try {
+        thread.join();
+        break;
+      } catch (InterruptedException e) {
+        interrupted = true;
+      }
+    }
+    if (interrupted) {
+      Thread.currentThread().interrupt();
+    }
+  }
+
+  /** The tokenizer, or what its reader failed with. */
+  private static Tokenizer result(FutureTask<Tokenizer> task) {
+    boolean interrupted = false;
+    try {
+      while (true) {
+        try {
+          return task.get();
+        } catch (InterruptedException e) {
+          interrupted = true;
+        } catch (ExecutionException e) {
+          switch (e.getCause()) {
+            case RuntimeException x -> throw x;
+            case Error x -> throw x;
+            default -> throw new AssertionError("reading a tokenizer declares nothing", e);
+          }
+        }
+      }
+    } finally {
+      if (interrupted) {
+        Thread.currentThread().interrupt();
+      }
+    }
+  }
+
+  private static LoadedModel load(
+      WeightFile file,
+      TensorStore derived,
+      Path path,
+      String name,
+      ModelOptions options,
+      FutureTask<Tokenizer> tokenizerTask) {
     Metadata metadata = file.metadata();
     HyperParameters declared = HyperParameters.read(file.format(), metadata);
     WeightTensors weights =
         WeightTensors.of(file.format(), file.tensors(), declared.architecture(), derived);
     HyperParameters hp = weights.fit(declared);
-    Tokenizer tokenizer = tokenizer(file, path);
-    if (tokenizer.vocabularySize() > hp.vocabulary()) {
-      throw new FletchException(
-          "the tokenizer has more tokens than the embedding has rows: tokens="
-              + tokenizer.vocabularySize()
-              + " rows="
-              + hp.vocabulary());
-    }
     int context =
         Math.min(
             hp.contextLength(),
@@ -161,6 +215,14 @@ public final class ModelLoader {
             : Math.min(context, options.prefillChunk());
     Executable executable = backend(options, file).compile(graph, rows);
     try {
+      Tokenizer tokenizer = result(tokenizerTask);
+      if (tokenizer.vocabularySize() > hp.vocabulary()) {
+        throw new FletchException(
+            "the tokenizer has more tokens than the embedding has rows: tokens="
+                + tokenizer.vocabularySize()
+                + " rows="
+                + hp.vocabulary());
+      }
       // What was packed is read from its packed copy from now on.
       file.dropPages();
       Model.Info info =
