@@ -36,97 +36,89 @@ final class Libc {
   private static final VarHandle ERRNO_VALUE =
       Linker.Option.captureStateLayout().varHandle(MemoryLayout.PathElement.groupElement("errno"));
 
-  private static final MethodHandle MMAP = handle("mmap", "JJIIIJ");
-  private static final MethodHandle MUNMAP = handle("munmap", "JJ");
-  private static final MethodHandle MPROTECT = handle("mprotect", "JJI");
-  private static final MethodHandle MADVISE = handle("madvise", "JJI");
-  private static final MethodHandle MEMFD_CREATE = handle("memfd_create", "AI");
-  private static final MethodHandle FTRUNCATE = handle("ftruncate", "IJ");
-  private static final MethodHandle CLOSE = handle("close", "I");
-  private static final MethodHandle SCHED_SETAFFINITY = handle("sched_setaffinity", "IJA");
-  private static final MethodHandle SCHED_GETAFFINITY = handle("sched_getaffinity", "IJA");
+  /**
+   * One shape for all: functions ignore argument registers beyond their parameters, and read an int
+   * from the lower half of one. Linking a shape takes milliseconds of every start.
+   */
+  private static final MethodHandle CALL =
+      LINKER.downcallHandle(
+          FunctionDescriptor.of(
+              ValueLayout.JAVA_LONG,
+              ValueLayout.JAVA_LONG,
+              ValueLayout.JAVA_LONG,
+              ValueLayout.JAVA_LONG,
+              ValueLayout.JAVA_LONG,
+              ValueLayout.JAVA_LONG,
+              ValueLayout.JAVA_LONG),
+          ERRNO);
+
+  private static final MemorySegment MMAP = symbol("mmap");
+  private static final MemorySegment MUNMAP = symbol("munmap");
+  private static final MemorySegment MPROTECT = symbol("mprotect");
+  private static final MemorySegment MADVISE = symbol("madvise");
+  private static final MemorySegment MEMFD_CREATE = symbol("memfd_create");
+  private static final MemorySegment FTRUNCATE = symbol("ftruncate");
+  private static final MemorySegment CLOSE = symbol("close");
+  private static final MemorySegment SCHED_SETAFFINITY = symbol("sched_setaffinity");
+  private static final MemorySegment SCHED_GETAFFINITY = symbol("sched_getaffinity");
 
   private Libc() {}
 
   static long mmap(long address, long bytes, int protection, int flags, int fd, long offset) {
-    try (Arena arena = Arena.ofConfined()) {
-      MemorySegment state = arena.allocate(Linker.Option.captureStateLayout());
-      long r = (long) MMAP.invokeExact(state, address, bytes, protection, flags, fd, offset);
-      return result(r, state);
-    } catch (Throwable e) {
-      throw rethrow(e);
-    }
+    return call(MMAP, true, address, bytes, protection, flags, fd, offset);
   }
 
   static long munmap(long address, long bytes) {
-    try (Arena arena = Arena.ofConfined()) {
-      MemorySegment state = arena.allocate(Linker.Option.captureStateLayout());
-      return result((long) MUNMAP.invokeExact(state, address, bytes), state);
-    } catch (Throwable e) {
-      throw rethrow(e);
-    }
+    return call(MUNMAP, false, address, bytes, 0, 0, 0, 0);
   }
 
   static long mprotect(long address, long bytes, int protection) {
-    try (Arena arena = Arena.ofConfined()) {
-      MemorySegment state = arena.allocate(Linker.Option.captureStateLayout());
-      return result((long) MPROTECT.invokeExact(state, address, bytes, protection), state);
-    } catch (Throwable e) {
-      throw rethrow(e);
-    }
+    return call(MPROTECT, false, address, bytes, protection, 0, 0, 0);
   }
 
   static long madvise(long address, long bytes, int advice) {
-    try (Arena arena = Arena.ofConfined()) {
-      MemorySegment state = arena.allocate(Linker.Option.captureStateLayout());
-      return result((long) MADVISE.invokeExact(state, address, bytes, advice), state);
-    } catch (Throwable e) {
-      throw rethrow(e);
-    }
+    return call(MADVISE, false, address, bytes, advice, 0, 0, 0);
   }
 
   static long memfdCreate(String name, int flags) {
     try (Arena arena = Arena.ofConfined()) {
-      MemorySegment state = arena.allocate(Linker.Option.captureStateLayout());
-      return result((long) MEMFD_CREATE.invokeExact(state, arena.allocateFrom(name), flags), state);
-    } catch (Throwable e) {
-      throw rethrow(e);
+      return call(MEMFD_CREATE, false, arena.allocateFrom(name).address(), flags, 0, 0, 0, 0);
     }
   }
 
   static long ftruncate(int fd, long bytes) {
-    try (Arena arena = Arena.ofConfined()) {
-      MemorySegment state = arena.allocate(Linker.Option.captureStateLayout());
-      return result((long) FTRUNCATE.invokeExact(state, fd, bytes), state);
-    } catch (Throwable e) {
-      throw rethrow(e);
-    }
+    return call(FTRUNCATE, false, fd, bytes, 0, 0, 0, 0);
   }
 
   static long close(int fd) {
-    try (Arena arena = Arena.ofConfined()) {
-      MemorySegment state = arena.allocate(Linker.Option.captureStateLayout());
-      return result((long) CLOSE.invokeExact(state, fd), state);
-    } catch (Throwable e) {
-      throw rethrow(e);
-    }
+    return call(CLOSE, false, fd, 0, 0, 0, 0, 0);
   }
 
   static long schedSetAffinity(MemorySegment mask) {
-    try (Arena arena = Arena.ofConfined()) {
-      MemorySegment state = arena.allocate(Linker.Option.captureStateLayout());
-      return result((long) SCHED_SETAFFINITY.invokeExact(state, 0, mask.byteSize(), mask), state);
-    } catch (Throwable e) {
-      throw rethrow(e);
-    }
+    return call(SCHED_SETAFFINITY, false, 0, mask.byteSize(), mask.address(), 0, 0, 0);
   }
 
   static long schedGetAffinity(MemorySegment mask) {
+    return call(SCHED_GETAFFINITY, false, 0, mask.byteSize(), mask.address(), 0, 0, 0);
+  }
+
+  /**
+   * Calls a function; segments whose addresses are passed must stay reachable.
+   *
+   * @param wide whether the result has 64 bits; of an int the upper half means nothing
+   * @return the result, or the negative error number where it is -1
+   */
+  private static long call(
+      MemorySegment function, boolean wide, long a, long b, long c, long d, long e, long f) {
     try (Arena arena = Arena.ofConfined()) {
       MemorySegment state = arena.allocate(Linker.Option.captureStateLayout());
-      return result((long) SCHED_GETAFFINITY.invokeExact(state, 0, mask.byteSize(), mask), state);
-    } catch (Throwable e) {
-      throw rethrow(e);
+      long raw = (long) CALL.invokeExact(function, state, a, b, c, d, e, f);
+      long result = wide ? raw : (int) raw;
+      return result == -1 ? -(long) (int) ERRNO_VALUE.get(state, 0L) : result;
+    } catch (RuntimeException | Error x) {
+      throw x;
+    } catch (Throwable x) {
+      throw new NativeException("native call failed", x);
     }
   }
 
@@ -146,39 +138,10 @@ final class Libc {
     };
   }
 
-  private static long result(long value, MemorySegment state) {
-    return value == -1 ? -(long) (int) ERRNO_VALUE.get(state, 0L) : value;
-  }
-
-  /** All functions return long here: an int result of -1 is sign-extended by the adapter below. */
-  private static MethodHandle handle(String name, String parameters) {
-    MemoryLayout[] layouts = new MemoryLayout[parameters.length()];
-    for (int i = 0; i < layouts.length; i++) {
-      layouts[i] =
-          switch (parameters.charAt(i)) {
-            case 'J' -> ValueLayout.JAVA_LONG;
-            case 'I' -> ValueLayout.JAVA_INT;
-            default -> ValueLayout.ADDRESS;
-          };
-    }
-    MemoryLayout result = name.equals("mmap") ? ValueLayout.JAVA_LONG : ValueLayout.JAVA_INT;
-    MemorySegment symbol =
-        LINKER
-            .defaultLookup()
-            .find(name)
-            .orElseThrow(() -> new NativeException("the C library has no " + name));
-    MethodHandle handle =
-        LINKER.downcallHandle(symbol, FunctionDescriptor.of(result, layouts), ERRNO);
-    return handle.asType(handle.type().changeReturnType(long.class));
-  }
-
-  private static RuntimeException rethrow(Throwable e) {
-    if (e instanceof RuntimeException r) {
-      return r;
-    }
-    if (e instanceof Error error) {
-      throw error;
-    }
-    return new NativeException("native call failed", e);
+  private static MemorySegment symbol(String name) {
+    return LINKER
+        .defaultLookup()
+        .find(name)
+        .orElseThrow(() -> new NativeException("the C library has no " + name));
   }
 }

@@ -1,5 +1,7 @@
 package io.fletch.runtime.tokenizer;
 
+import java.util.Arrays;
+
 /**
  * The 256 printable characters by which byte-level vocabularies spell bytes (GPT-2): printable
  * Latin-1 bytes stand for themselves, the 68 others are U+0100 onwards in order.
@@ -9,7 +11,7 @@ final class ByteAlphabet {
   private static final short[] TO_BYTE = new short[256 + 68];
 
   static {
-    java.util.Arrays.fill(TO_BYTE, (short) -1);
+    Arrays.fill(TO_BYTE, (short) -1);
     int next = 256;
     for (int b = 0; b < 256; b++) {
       boolean printable = b >= '!' && b <= '~' || b >= 0xA1 && b <= 0xAC || b >= 0xAE;
@@ -41,6 +43,31 @@ final class ByteAlphabet {
       bytes[i] = (byte) b;
     }
     return bytes;
+  }
+
+  /**
+   * The same for a token in UTF-8. All characters of the alphabet have one or two bytes, and no
+   * malformed sequence is one of them.
+   */
+  static byte[] bytes(byte[] token) {
+    byte[] bytes = new byte[token.length];
+    int n = 0;
+    for (int i = 0; i < token.length; i++) {
+      int c = token[i];
+      if (c < 0) {
+        // A leading byte of two: 110xxxxx 10xxxxxx. Below 0xC2 it would be overlong.
+        if (c < (byte) 0xC2 || c >= (byte) 0xE0 || i + 1 == token.length || token[i + 1] >= -64) {
+          return null;
+        }
+        c = (c & 0x1F) << 6 | token[++i] & 0x3F;
+      }
+      int b = toByte(c);
+      if (b < 0) {
+        return null;
+      }
+      bytes[n++] = (byte) b;
+    }
+    return n == bytes.length ? bytes : Arrays.copyOf(bytes, n);
   }
 
   /** Spells a text: every byte of its UTF-8 form as one character. */

@@ -103,8 +103,7 @@ final class GgufTokenizers {
     byte[][] bytes = new byte[tokens.length][];
     for (int i = 0; i < tokens.length; i++) {
       boolean text = kinds[i] == Vocabulary.Kind.NORMAL || kinds[i] == Vocabulary.Kind.UNUSED;
-      byte[] decoded =
-          text ? ByteAlphabet.bytes(new String(tokens[i], StandardCharsets.UTF_8)) : null;
+      byte[] decoded = text ? ByteAlphabet.bytes(tokens[i]) : null;
       bytes[i] = decoded == null ? tokens[i] : decoded;
       if (text && decoded == null) {
         // Not spelled in the byte alphabet: no text leads to it, but it can be decoded.
@@ -113,8 +112,7 @@ final class GgufTokenizers {
     }
     // Two spellings of the same bytes: an ordinary token and an added one.
     TokenTable byBytes = TokenTable.build(order(bytes, kinds), (first, second) -> {});
-    Vocabulary vocabulary =
-        new Vocabulary(spellings, TokenTable.build(bytes, (first, second) -> {}), kinds);
+    Vocabulary vocabulary = new Vocabulary(spellings, TokenBytes.of(bytes), kinds);
     String pre = metadata.string(PREFIX + "pre").orElse("default");
     PreTokenizer preTokenizer = PreTokenizers.named(pre);
     OptionalInt unknown = special("unknown");
@@ -206,9 +204,7 @@ final class GgufTokenizers {
       scores[i] += 0f; // no negative zero
     }
     Pieces pieces = Pieces.of(tokens, kinds);
-    Vocabulary vocabulary =
-        new Vocabulary(
-            spellings(tokens), TokenTable.build(pieces.bytes(), (first, second) -> {}), kinds);
+    Vocabulary vocabulary = new Vocabulary(spellings(tokens), TokenBytes.of(pieces.bytes()), kinds);
     OptionalInt unknown = or(special("unknown"), 0);
     ScoreEncoder encoder =
         new ScoreEncoder(

@@ -5,7 +5,6 @@ import com.fasterxml.jackson.core.JsonToken;
 import io.fletch.FletchException;
 import io.fletch.Tokenizer;
 import java.io.IOException;
-import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -74,8 +73,7 @@ final class JsonTokenizers {
             (first, second) -> {
               throw error("model.vocab: ids " + first + " and " + second + " are the same token");
             });
-    Vocabulary vocabulary =
-        new Vocabulary(bySpelling, TokenTable.build(bytes, (first, second) -> {}), kinds);
+    Vocabulary vocabulary = new Vocabulary(bySpelling, TokenBytes.of(bytes), kinds);
     PieceEncoder encoder = encoder(vocabulary, bytes, utf8, kinds);
 
     List<AddedTokens.Added> all = new ArrayList<>();
@@ -625,10 +623,7 @@ final class JsonTokenizers {
       }
       byte[][] bytes = new byte[utf8.length][];
       for (int i = 0; i < bytes.length; i++) {
-        byte[] spelled =
-            kinds[i] == Vocabulary.Kind.CONTROL
-                ? null
-                : ByteAlphabet.bytes(new String(utf8[i], StandardCharsets.UTF_8));
+        byte[] spelled = kinds[i] == Vocabulary.Kind.CONTROL ? null : ByteAlphabet.bytes(utf8[i]);
         bytes[i] = spelled == null ? utf8[i] : spelled;
       }
       return bytes;

@@ -3,22 +3,24 @@ package io.fletch.runtime.tokenizer;
 import java.util.Arrays;
 
 /**
- * Byte strings by id and ids by byte string: all tokens in one block of bytes plus an open hash
- * table. Immutable after {@link #build}; lookups allocate nothing.
+ * Ids by byte string: an open hash table over {@link TokenBytes}. Immutable after {@link #build};
+ * lookups allocate nothing.
  */
 final class TokenTable {
   /** Changes per process, so that a vocabulary cannot be made whose tokens all collide. */
   private static final long SEED = System.nanoTime() * 0x9E3779B97F4A7C15L | 1;
 
+  private final TokenBytes tokens;
   private final byte[] block;
   private final int[] offsets;
   private final int[] slots;
   private final int mask;
   private final int longest;
 
-  private TokenTable(byte[] block, int[] offsets, int[] slots, int longest) {
-    this.block = block;
-    this.offsets = offsets;
+  private TokenTable(TokenBytes tokens, int[] slots, int longest) {
+    this.tokens = tokens;
+    block = tokens.block;
+    offsets = tokens.offsets;
     this.slots = slots;
     this.mask = slots.length - 1;
     this.longest = longest;
@@ -36,26 +38,19 @@ final class TokenTable {
    * @param duplicates called for every repeated token; the first id keeps the entry
    */
   static TokenTable build(byte[][] tokens, DuplicateHandler duplicates) {
-    int total = 0;
+    TokenBytes all = TokenBytes.of(tokens);
     int longest = 0;
-    int[] offsets = new int[tokens.length + 1];
     for (int i = 0; i < tokens.length; i++) {
-      int length = tokens[i] == null ? 0 : tokens[i].length;
-      total = Math.addExact(total, length);
-      longest = Math.max(longest, length);
-      offsets[i + 1] = total;
+      longest = Math.max(longest, all.length(i));
     }
-    byte[] block = new byte[total];
     int[] slots = new int[Integer.highestOneBit(Math.max(4, tokens.length)) * 4];
     Arrays.fill(slots, -1);
-    TokenTable table = new TokenTable(block, offsets, slots, longest);
+    TokenTable table = new TokenTable(all, slots, longest);
     for (int i = 0; i < tokens.length; i++) {
-      byte[] token = tokens[i];
-      if (token == null || token.length == 0) {
+      if (all.length(i) == 0) {
         continue;
       }
-      System.arraycopy(token, 0, block, offsets[i], token.length);
-      int slot = table.slot(token, 0, token.length);
+      int slot = table.slot(all.block, all.offsets[i], all.offsets[i + 1]);
       if (slots[slot] >= 0) {
         duplicates.duplicate(slots[slot], i);
       } else {
@@ -65,26 +60,17 @@ final class TokenTable {
     return table;
   }
 
-  int size() {
-    return offsets.length - 1;
-  }
-
-  /** The bytes of an id (a copy). */
-  byte[] bytes(int id) {
-    return Arrays.copyOfRange(block, offsets[id], offsets[id + 1]);
+  /** The strings. */
+  TokenBytes tokens() {
+    return tokens;
   }
 
   int length(int id) {
-    return offsets[id + 1] - offsets[id];
+    return tokens.length(id);
   }
 
   byte at(int id, int index) {
-    return block[offsets[id] + index];
-  }
-
-  /** Appends the bytes of an id. */
-  void appendTo(int id, ByteList out) {
-    out.append(block, offsets[id], offsets[id + 1]);
+    return tokens.at(id, index);
   }
 
   /** The id of {@code bytes[from, to)}, or -1. */

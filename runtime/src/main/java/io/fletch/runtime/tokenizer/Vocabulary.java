@@ -25,7 +25,7 @@ final class Vocabulary {
   }
 
   private final TokenTable spellings;
-  private final TokenTable bytes;
+  private final TokenBytes bytes;
   private final Kind[] kinds;
 
   /**
@@ -34,7 +34,7 @@ final class Vocabulary {
    * @param spellings UTF-8 of the spelling by id
    * @param bytes the bytes that each id adds to a text
    */
-  Vocabulary(TokenTable spellings, TokenTable bytes, Kind[] kinds) {
+  Vocabulary(TokenTable spellings, TokenBytes bytes, Kind[] kinds) {
     this.spellings = spellings;
     this.bytes = bytes;
     this.kinds = kinds;
@@ -45,7 +45,7 @@ final class Vocabulary {
   }
 
   String spelling(int id) {
-    return new String(spellings.bytes(id), StandardCharsets.UTF_8);
+    return new String(spellings.tokens().bytes(id), StandardCharsets.UTF_8);
   }
 
   byte[] bytes(int id) {
@@ -61,12 +61,7 @@ final class Vocabulary {
   }
 
   void appendSpelling(int id, ByteList out) {
-    spellings.appendTo(id, out);
-  }
-
-  /** The table of {@link #bytes}, for encoders. */
-  TokenTable byBytes() {
-    return bytes;
+    spellings.tokens().appendTo(id, out);
   }
 
   /** The table of spellings, for encoders. */
