@@ -14,7 +14,9 @@ public interface WeightFile extends AutoCloseable {
   /** The container. */
   enum Format {
     GGUF,
-    SAFETENSORS
+    SAFETENSORS,
+    /** A Fletch Arrow file, with the names and metadata of GGUF. */
+    ARROW
   }
 
   /** The container of this file. */
@@ -62,7 +64,7 @@ public interface WeightFile extends AutoCloseable {
   void close();
 
   /**
-   * Opens a GGUF file (the first shard of a split one), a {@code .safetensors} file or {@code
+   * Opens a GGUF file (the first shard of a split one), a Fletch Arrow file ({@link ArrowWriter}), a {@code .safetensors} file or {@code
    * .safetensors.index.json}, or a folder with {@code model.safetensors[.index.json]} and {@code
    * config.json}.
    *

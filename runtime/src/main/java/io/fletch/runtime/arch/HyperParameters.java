@@ -86,7 +86,7 @@ public record HyperParameters(
    */
   public static HyperParameters read(WeightFile.Format format, Metadata metadata) {
     return switch (format) {
-      case GGUF -> GgufHyperParameters.read(metadata);
+      case GGUF, ARROW -> GgufHyperParameters.read(metadata);
       case SAFETENSORS -> HfHyperParameters.read(metadata);
     };
   }

@@ -55,7 +55,7 @@ public final class WeightTensors {
     return new WeightTensors(
         tensors,
         switch (format) {
-          case GGUF -> TensorNames.GGUF;
+          case GGUF, ARROW -> TensorNames.GGUF;
           case SAFETENSORS -> architecture.hfNames();
         },
         derived);

@@ -247,7 +247,7 @@ public final class ModelLoader {
 
   private static Tokenizer tokenizer(WeightFile file, Path path) {
     return switch (file.format()) {
-      case GGUF -> Tokenizers.fromGguf(file.metadata());
+      case GGUF, ARROW -> Tokenizers.fromGguf(file.metadata());
       case SAFETENSORS -> Tokenizers.fromFolder(folder(path));
     };
   }
@@ -297,7 +297,7 @@ public final class ModelLoader {
 
   private static Optional<String> template(WeightFile file, Path path) {
     return switch (file.format()) {
-      case GGUF -> file.metadata().string("tokenizer.chat_template");
+      case GGUF, ARROW -> file.metadata().string("tokenizer.chat_template");
       case SAFETENSORS -> folderTemplate(folder(path));
     };
   }
