@@ -72,8 +72,7 @@ final class ArrowFiles {
         throw Json.fail(path, "record batches", 1, batches);
       }
       readBatch(builder, shard, schema, footer, size - 10 - footerBytes);
-      Map<String, Object> entries =
-          Json.flatten(path, json.getBytes(StandardCharsets.UTF_8));
+      Map<String, Object> entries = Json.flatten(path, json.getBytes(StandardCharsets.UTF_8));
       return builder.build(WeightFile.Format.ARROW, path, new JsonMetadata(path, entries));
     }
   }
@@ -89,7 +88,10 @@ final class ArrowFiles {
     long start = footer.struct(3, 0);
     long metaBytes = footer.struct(3, 8) & 0xffff_ffffL;
     long bodyBytes = footer.struct(3, 16);
-    if (start < 8 || metaBytes < 16 || bodyBytes < 0 || start > end - metaBytes
+    if (start < 8
+        || metaBytes < 16
+        || bodyBytes < 0
+        || start > end - metaBytes
         || start + metaBytes > end - bodyBytes) {
       throw Json.fail(path, "record batch", "within " + end + " bytes", start);
     }
@@ -168,8 +170,7 @@ final class ArrowFiles {
       type = t.name().equals(keys.get(TYPE_KEY)) ? t : type;
     }
     if (type == null) {
-      throw Json.fail(
-          path, "column " + name + ": " + TYPE_KEY, "a known type", keys.get(TYPE_KEY));
+      throw Json.fail(path, "column " + name + ": " + TYPE_KEY, "a known type", keys.get(TYPE_KEY));
     }
     long[] shape = shape(path, name, keys.get(SHAPE_KEY));
     long wanted;

@@ -49,8 +49,10 @@ public final class ArrowWriter {
    * @param value a Boolean, integer, float, String, or a list of these
    */
   public ArrowWriter put(String key, Object value) {
-    boolean ok = value instanceof List<?> list ? list.stream().allMatch(ArrowWriter::isScalar)
-        : isScalar(value);
+    boolean ok =
+        value instanceof List<?> list
+            ? list.stream().allMatch(ArrowWriter::isScalar)
+            : isScalar(value);
     if (!ok) {
       throw new IllegalArgumentException("key " + key + ": not a value of metadata: " + value);
     }
@@ -220,8 +222,7 @@ public final class ArrowWriter {
         f.vector(
             new int[] {
               pair(f, ArrowFiles.TYPE_KEY, item.type().name()),
-              pair(
-                  f, ArrowFiles.SHAPE_KEY, Arrays.toString(item.shape()).replace(" ", ""))
+              pair(f, ArrowFiles.SHAPE_KEY, Arrays.toString(item.shape()).replace(" ", ""))
             });
     int children = f.vector(item.list() ? new int[] {element(f, item.type())} : new int[0]);
     f.start(0);
@@ -231,8 +232,7 @@ public final class ArrowWriter {
   }
 
   private static int element(FlatBytes f, TensorType type) {
-    boolean isFloat =
-        type == TensorType.F16 || type == TensorType.F32 || type == TensorType.F64;
+    boolean isFloat = type == TensorType.F16 || type == TensorType.F32 || type == TensorType.F64;
     f.start(2);
     if (isFloat) {
       f.number(0, type == TensorType.F16 ? 0 : type == TensorType.F32 ? 1 : 2, 2);

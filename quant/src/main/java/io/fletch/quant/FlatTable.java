@@ -39,8 +39,7 @@ final class FlatTable {
 
   private void check(boolean ok, String what, long actual) {
     if (!ok) {
-      throw Json.fail(
-          file, "metadata: " + what, "within " + buffer.byteSize() + " bytes", actual);
+      throw Json.fail(file, "metadata: " + what, "within " + buffer.byteSize() + " bytes", actual);
     }
   }
 

@@ -64,9 +64,9 @@ public interface WeightFile extends AutoCloseable {
   void close();
 
   /**
-   * Opens a GGUF file (the first shard of a split one), a Fletch Arrow file ({@link ArrowWriter}), a {@code .safetensors} file or {@code
-   * .safetensors.index.json}, or a folder with {@code model.safetensors[.index.json]} and {@code
-   * config.json}.
+   * Opens a GGUF file (the first shard of a split one), a Fletch Arrow file ({@link ArrowWriter}),
+   * a {@code .safetensors} file or {@code .safetensors.index.json}, or a folder with {@code
+   * model.safetensors[.index.json]} and {@code config.json}.
    *
    * @throws WeightFileException if the content is damaged or unsupported
    * @throws java.io.UncheckedIOException if reading fails

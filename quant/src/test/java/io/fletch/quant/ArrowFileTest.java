@@ -63,8 +63,7 @@ class ArrowFileTest {
       assertArrayEquals(
           new String[] {"a", "\u00e9\ud83d\ude00", "\"quoted\"\n"},
           m.strings("tokenizer.ggml.tokens").orElseThrow());
-      assertArrayEquals(
-          new float[] {0.5f, -1, 0}, m.floats("tokenizer.ggml.scores").orElseThrow());
+      assertArrayEquals(new float[] {0.5f, -1, 0}, m.floats("tokenizer.ggml.scores").orElseThrow());
       for (TensorType type : TensorType.values()) {
         Tensor t = file.tensor("t." + type).orElseThrow();
         assertEquals(type, t.type());
@@ -95,8 +94,7 @@ class ArrowFileTest {
                 });
     assertThrows(UncheckedIOException.class, () -> writer.write(path));
     assertFalse(Files.exists(path));
-    ArrowWriter wrong =
-        new ArrowWriter().tensor("x", TensorType.F32, new long[] {4}, sink -> {});
+    ArrowWriter wrong = new ArrowWriter().tensor("x", TensorType.F32, new long[] {4}, sink -> {});
     assertThrows(IllegalStateException.class, () -> wrong.write(path));
     try (var left = Files.list(folder)) {
       assertEquals(0, left.count());
@@ -148,7 +146,8 @@ class ArrowFileTest {
 
   private static int indexOfFooter(byte[] file) {
     int n = file.length;
-    return n - 10
+    return n
+        - 10
         - (file[n - 10] & 255
             | (file[n - 9] & 255) << 8
             | (file[n - 8] & 255) << 16

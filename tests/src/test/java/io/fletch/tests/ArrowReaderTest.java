@@ -56,16 +56,15 @@ class ArrowReaderTest {
     ByteBuffer file = ByteBuffer.wrap(Files.readAllBytes(path)).order(ByteOrder.LITTLE_ENDIAN);
     int n = file.limit();
     int footerBytes = file.getInt(n - 10);
-    Footer footer =
-        Footer.getRootAsFooter(slice(file, n - 10 - footerBytes, footerBytes));
+    Footer footer = Footer.getRootAsFooter(slice(file, n - 10 - footerBytes, footerBytes));
     Schema schema = Schema.convertSchema(footer.schema());
     assertEquals("1", schema.getCustomMetadata().get("fletch.version"));
     assertEquals(
-        "{\"general.architecture\":\"llama\"}",
-        schema.getCustomMetadata().get("fletch.metadata"));
+        "{\"general.architecture\":\"llama\"}", schema.getCustomMetadata().get("fletch.metadata"));
     assertEquals(3, schema.getFields().size());
     assertEquals("Q8_0", schema.findField("blk.0.ffn_up.weight").getMetadata().get("fletch.type"));
-    assertEquals("[3,32]", schema.findField("blk.0.ffn_up.weight").getMetadata().get("fletch.shape"));
+    assertEquals(
+        "[3,32]", schema.findField("blk.0.ffn_up.weight").getMetadata().get("fletch.shape"));
 
     int start = Math.toIntExact(footer.recordBatches(0).offset());
     int metaBytes = footer.recordBatches(0).metaDataLength();
