@@ -7,7 +7,10 @@ import java.util.List;
 /**
  * An answer being generated: an iterator of {@link Chunk}s, each computed when it is asked for, and
  * a {@link Result} at the end. Used by the session's thread; {@link #cancel()} may be called by any
- * thread. Closing it early cancels; the session stays usable and keeps what was generated.
+ * thread, at any time and more than once. It is looked at before every token and between chunks of
+ * the prompt, so it takes effect within one forward pass; the answer then ends with {@link
+ * FinishReason#CANCELLED}. Closing it early cancels; the session stays usable and keeps what was
+ * generated. It owns no native memory of its own.
  */
 public interface Generation extends Iterator<Generation.Chunk>, AutoCloseable {
   /**

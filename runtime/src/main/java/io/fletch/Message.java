@@ -1,5 +1,6 @@
 package io.fletch;
 
+import java.util.Map;
 import java.util.Objects;
 
 /**
@@ -7,12 +8,20 @@ import java.util.Objects;
  *
  * @param role {@code system}, {@code user}, {@code assistant} or {@code tool}
  * @param content the text
+ * @param more further fields that chat templates read, for example {@code tool_calls}, {@code
+ *     tool_call_id} or {@code name}
  */
-public record Message(String role, String content) {
-  /** Checks for nulls. */
+public record Message(String role, String content, Map<String, Object> more) {
+  /** Checks for nulls, copies. */
   public Message {
     Objects.requireNonNull(role, "role");
     Objects.requireNonNull(content, "content");
+    more = Map.copyOf(more);
+  }
+
+  /** A turn of text. */
+  public Message(String role, String content) {
+    this(role, content, Map.of());
   }
 
   /** A system turn. */

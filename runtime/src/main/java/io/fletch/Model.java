@@ -6,7 +6,11 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 
-/** An open model: immutable, shared between threads. Sessions must be closed before it. */
+/**
+ * An open model: immutable, shared between threads. It owns weights, kernels and worker threads
+ * until it is closed; its sessions must be closed before it. Sessions that generate at the same
+ * time on several threads share forward passes, see {@link Session}.
+ */
 public interface Model extends AutoCloseable {
   /**
    * Opens a model file or folder: GGUF, or safetensors with config.json and tokenizer.json.
@@ -62,6 +66,9 @@ public interface Model extends AutoCloseable {
    */
   String chatPrompt(
       List<Message> messages, boolean addGenerationPrompt, Map<String, Object> variables);
+
+  /** How the model calls tools, as its chat template says; empty if that knows no tools. */
+  Optional<ToolCallFormat> toolCallFormat();
 
   /** Makes a session with the model's context length. */
   Session newSession();

@@ -6,6 +6,7 @@ import io.fletch.Model;
 import io.fletch.ModelOptions;
 import io.fletch.Session;
 import io.fletch.Tokenizer;
+import io.fletch.ToolCallFormat;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Executable;
 import io.fletch.graph.KvCache;
@@ -53,6 +54,7 @@ final class LoadedModel implements Model {
   private final Executable executable;
   private final Tokenizer tokenizer;
   private final Optional<String> templateText;
+  private final Optional<ToolCallFormat> toolFormat;
   private final ModelOptions options;
   private final StepScheduler scheduler;
   private final PrefixStore prefixes;
@@ -93,6 +95,7 @@ final class LoadedModel implements Model {
     this.executable = executable;
     this.tokenizer = tokenizer;
     this.templateText = templateText;
+    this.toolFormat = templateText.flatMap(ToolCallFormat::of);
     this.options = options;
     this.scheduler = new StepScheduler(executable);
     this.prefixes = new PrefixStore(executable, kvType(), options.prefixCacheBytes());
@@ -234,11 +237,19 @@ final class LoadedModel implements Model {
     context.putAll(variables);
     List<Map<String, Object>> turns = new ArrayList<>();
     for (Message m : messages) {
-      turns.add(Map.of("role", m.role(), "content", m.content()));
+      Map<String, Object> turn = new HashMap<>(m.more());
+      turn.put("role", m.role());
+      turn.put("content", m.content());
+      turns.add(turn);
     }
     context.put("messages", turns);
     context.put("add_generation_prompt", addGenerationPrompt);
     return t.render(context);
+  }
+
+  @Override
+  public Optional<ToolCallFormat> toolCallFormat() {
+    return toolFormat;
   }
 
   /** Parsed when it is first used: a template that cannot be rendered spoils raw prompts not. */

@@ -1,0 +1,217 @@
+package io.fletch;
+
+import com.fasterxml.jackson.jr.ob.JSON;
+import java.io.IOException;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+
+/**
+ * How a model writes calls of tools into its answer. It is a property of the model's chat template,
+ * see {@link Model#toolCallFormat()}. What does not parse as a call stays text: nothing is lost and
+ * nothing is guessed.
+ */
+public enum ToolCallFormat {
+  /** {@code <tool_call>{"name": ..., "arguments": {...}}</tool_call>}: Hermes, Qwen. */
+  HERMES,
+  /**
+   * The whole answer is {@code {"name": ..., "parameters": {...}}}, several joined by a semicolon.
+   */
+  LLAMA3,
+  /**
+   * {@code [TOOL_CALLS]} and an array of objects with name and arguments, or a name, {@code [ARGS]}
+   * and the arguments.
+   */
+  MISTRAL;
+
+  /**
+   * A call.
+   *
+   * @param name of the tool
+   * @param arguments a JSON object as text
+   */
+  public record Call(String name, String arguments) {}
+
+  /** The text besides the calls, and the calls in their order. */
+  public record Parsed(String content, List<Call> calls) {}
+
+  private static final String PYTHON_TAG = "<|python_tag|>";
+
+  /** The format of a chat template's text; empty if it has none that is known. */
+  public static Optional<ToolCallFormat> of(String template) {
+    if (template.contains("[TOOL_CALLS]")) {
+      return Optional.of(MISTRAL);
+    }
+    if (template.contains("<tool_call>")) {
+      return Optional.of(HERMES);
+    }
+    boolean isLlama = template.contains("<|start_header_id|>") && template.contains("tools");
+    return isLlama || template.contains(PYTHON_TAG) ? Optional.of(LLAMA3) : Optional.empty();
+  }
+
+  /**
+   * Splits an answer.
+   *
+   * @param text the answer with its special tokens written out ({@code tokenizer.decode(ids,
+   *     true)})
+   */
+  public Parsed parse(String text) {
+    return switch (this) {
+      case HERMES -> hermes(text);
+      case LLAMA3 -> llama3(text);
+      case MISTRAL -> mistral(text);
+    };
+  }
+
+  private static Parsed hermes(String text) {
+    String open = "<tool_call>";
+    String close = "</tool_call>";
+    StringBuilder content = new StringBuilder();
+    List<Call> calls = new ArrayList<>();
+    int at = 0;
+    while (true) {
+      int start = text.indexOf(open, at);
+      if (start < 0) {
+        content.append(text, at, text.length());
+        return parsed(content, calls);
+      }
+      int json = skipBlanks(text, start + open.length());
+      int end = endOfValue(text, json);
+      Optional<Call> call = end < 0 ? Optional.empty() : call(text.substring(json, end));
+      if (call.isPresent()) {
+        content.append(text, at, start);
+        calls.add(call.get());
+        at = skipBlanks(text, end);
+        at = text.startsWith(close, at) ? at + close.length() : end;
+      } else {
+        content.append(text, at, start + open.length());
+        at = start + open.length();
+      }
+    }
+  }
+
+  private static Parsed llama3(String text) {
+    int start = skipBlanks(text, 0);
+    if (text.startsWith(PYTHON_TAG, start)) {
+      start += PYTHON_TAG.length();
+    }
+    List<Call> calls = new ArrayList<>();
+    for (int at = skipBlanks(text, start); ; ) {
+      int end = endOfValue(text, at);
+      Optional<Call> call = end < 0 ? Optional.empty() : call(text.substring(at, end));
+      if (call.isEmpty()) {
+        return new Parsed(text, List.of());
+      }
+      calls.add(call.get());
+      at = skipBlanks(text, end);
+      if (at == text.length()) {
+        return new Parsed("", calls);
+      }
+      at = text.charAt(at) == ';' ? skipBlanks(text, at + 1) : at;
+    }
+  }
+
+  private static Parsed mistral(String text) {
+    String open = "[TOOL_CALLS]";
+    String args = "[ARGS]";
+    int start = text.indexOf(open);
+    if (start < 0) {
+      return new Parsed(text, List.of());
+    }
+    StringBuilder content = new StringBuilder(text.substring(0, start));
+    List<Call> calls = new ArrayList<>();
+    int at = skipBlanks(text, start + open.length());
+    int end = endOfValue(text, at);
+    if (end >= 0 && text.charAt(at) == '[') {
+      try {
+        for (Object one : JSON.std.listFrom(text.substring(at, end))) {
+          calls.add(call(one).orElseThrow(() -> new IOException("not a call")));
+        }
+      } catch (IOException _) {
+        return new Parsed(text, List.of());
+      }
+      return parsed(content.append(text, end, text.length()), calls);
+    }
+    for (int from = start; from >= 0; from = text.indexOf(open, from + 1)) {
+      int nameAt = from + open.length();
+      int argsAt = text.indexOf(args, nameAt);
+      int json = argsAt < 0 ? -1 : skipBlanks(text, argsAt + args.length());
+      int stop = json < 0 ? -1 : endOfValue(text, json);
+      if (stop < 0) {
+        return new Parsed(text, List.of());
+      }
+      // Newer templates put an identifier between name and arguments.
+      String name = text.substring(nameAt, argsAt).split("\\[CALL_ID\\]", 2)[0].strip();
+      try {
+        calls.add(new Call(name, JSON.std.asString(JSON.std.mapFrom(text.substring(json, stop)))));
+      } catch (IOException _) {
+        return new Parsed(text, List.of());
+      }
+    }
+    return parsed(content, calls);
+  }
+
+  private static Parsed parsed(CharSequence content, List<Call> calls) {
+    return new Parsed(
+        calls.isEmpty() ? content.toString() : content.toString().strip(), List.copyOf(calls));
+  }
+
+  private static Optional<Call> call(String json) {
+    try {
+      return call(JSON.std.anyFrom(json));
+    } catch (IOException _) {
+      return Optional.empty();
+    }
+  }
+
+  private static Optional<Call> call(Object value) throws IOException {
+    if (!(value instanceof Map<?, ?> map) || !(map.get("name") instanceof String name)) {
+      return Optional.empty();
+    }
+    Object arguments = map.containsKey("arguments") ? map.get("arguments") : map.get("parameters");
+    if (arguments instanceof String text) {
+      // Some models quote them once more.
+      arguments = JSON.std.anyFrom(text);
+    }
+    return switch (arguments) {
+      case null -> Optional.of(new Call(name, "{}"));
+      case Map<?, ?> object -> Optional.of(new Call(name, JSON.std.asString(object)));
+      default -> Optional.empty();
+    };
+  }
+
+  private static int skipBlanks(String text, int from) {
+    int at = from;
+    while (at < text.length() && Character.isWhitespace(text.charAt(at))) {
+      at++;
+    }
+    return at;
+  }
+
+  /** End of the object or array that begins at {@code from}; -1 if there is none. */
+  private static int endOfValue(String text, int from) {
+    if (from >= text.length() || text.charAt(from) != '{' && text.charAt(from) != '[') {
+      return -1;
+    }
+    int depth = 0;
+    boolean isText = false;
+    for (int i = from; i < text.length(); i++) {
+      char c = text.charAt(i);
+      if (isText) {
+        if (c == '\\') {
+          i++;
+        } else if (c == '"') {
+          isText = false;
+        }
+      } else if (c == '"') {
+        isText = true;
+      } else if (c == '{' || c == '[') {
+        depth++;
+      } else if ((c == '}' || c == ']') && --depth == 0) {
+        return i + 1;
+      }
+    }
+    return -1;
+  }
+}
