@@ -10,6 +10,7 @@ module io.fletch.tools {
   requires org.jline.reader;
   requires org.jline.terminal;
   requires java.management;
+  requires jdk.httpserver;
 
   provides System.LoggerFinder with
       io.fletch.tools.StderrLoggerFinder;

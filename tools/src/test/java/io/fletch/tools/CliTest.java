@@ -19,7 +19,7 @@ import org.junit.jupiter.params.provider.ValueSource;
 /** Statuses, messages and help: what does not depend on a model. */
 class CliTest {
   private static final List<String> COMMANDS =
-      List.of("chat", "run", "tokenize", "inspect", "logits", "eval", "bench", "doctor");
+      List.of("chat", "run", "tokenize", "inspect", "logits", "eval", "bench", "doctor", "serve");
 
   @Test
   void overviewNamesEveryCommand() {
@@ -36,7 +36,17 @@ class CliTest {
 
   @ParameterizedTest
   @ValueSource(
-      strings = {"chat", "run", "tokenize", "inspect", "logits", "eval", "bench", "doctor"})
+      strings = {
+        "chat",
+        "run",
+        "tokenize",
+        "inspect",
+        "logits",
+        "eval",
+        "bench",
+        "doctor",
+        "serve"
+      })
   void everyCommandHasHelp(String command) {
     String help = Fletch.ok(command, "--help").out();
     assertTrue(help.startsWith("usage: fletch " + command + " "), help);

@@ -30,6 +30,7 @@ class DocumentationTest {
       List.of(
           new ChatCommand(),
           new RunCommand(),
+          new ServeCommand(),
           new TokenizeCommand(),
           new InspectCommand(),
           new LogitsCommand(),

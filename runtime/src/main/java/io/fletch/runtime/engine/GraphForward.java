@@ -48,6 +48,9 @@ final class GraphForward implements CausalForward, AutoCloseable {
   private Logits wanted = Logits.NONE;
   private Throwable failure;
 
+  /** Whether the session's thread waits for the scheduler; guarded by its lock. */
+  boolean waits;
+
   /** The latest forward of the scheduler that this took part in; its own bookkeeping. */
   long ranIn = -1;
 

@@ -76,8 +76,10 @@ final class StepScheduler implements AutoCloseable {
     lock.lock();
     try {
       queue.addLast(forward);
+      forward.waits = true;
       here(forward);
-      while (forward.isPending()) {
+      // Not isPending(): a leader counts that down without the lock, before it has finished.
+      while (forward.waits) {
         if (leading) {
           forward.turn().awaitUninterruptibly();
         } else {
@@ -85,6 +87,11 @@ final class StepScheduler implements AutoCloseable {
         }
       }
     } finally {
+      if (forward.waits) {
+        // Something failed before a forward was chosen: nobody may run this one any more.
+        forward.waits = false;
+        queue.remove(forward);
+      }
       lock.unlock();
     }
     forward.rethrow();
@@ -233,6 +240,7 @@ final class StepScheduler implements AutoCloseable {
           f.ranIn = latest;
           expected++;
         }
+        f.waits = false;
         f.turn().signal();
       }
     }

@@ -1,0 +1,127 @@
+package io.fletch.tools;
+
+import io.fletch.Model;
+import io.fletch.ModelOptions;
+import io.fletch.sampling.SamplingOptions;
+import io.fletch.tools.server.FletchServer;
+import java.io.IOException;
+import java.net.InetAddress;
+import java.net.InetSocketAddress;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.time.Duration;
+import java.util.List;
+import java.util.Optional;
+import java.util.concurrent.CountDownLatch;
+
+/** {@code fletch serve}: the HTTP server. */
+final class ServeCommand implements Command {
+  @Override
+  public String usage() {
+    return "[options]";
+  }
+
+  @Override
+  public String description() {
+    return """
+    Serves a model over HTTP in the form of OpenAI's API: /v1/chat/completions,
+    /v1/completions, /v1/models, with streaming, and a chat page at /. Answers that
+    are generated at the same time share the passes over the weights. Listens on this
+    machine alone unless --host says otherwise. SIGTERM and Ctrl-C let running answers
+    finish.\
+    """;
+  }
+
+  @Override
+  public List<Section> sections() {
+    return List.of(
+        new Section(
+            "Server",
+            List.of(
+                Command.value("host", "NAME", "address to listen on (default: 127.0.0.1)"),
+                Command.value("port", "N", "port (default: 8080; 0 for any free one)"),
+                Command.value("parallel", "N", "most answers at once (default: 8)"),
+                Command.value("queue", "N", "most requests that wait (default: 64)"),
+                Command.value("max-body", "BYTES", "largest request (default: 4 MiB)"),
+                Command.value(
+                    "time-limit", "SECONDS", "for an answer, waiting included (default: 600)"),
+                Command.value("drain", "SECONDS", "for running answers at shutdown (default: 30)"),
+                Command.value(
+                    "api-key-file", "FILE", "clients must send the key in this file (one line)"),
+                Command.value("cors", "ORIGIN", "let pages of this origin (or *) use the server"),
+                Command.value("alias", "NAME", "the model's name in the API (default: its file)"),
+                Command.value(
+                    "prefix-cache",
+                    "MIB",
+                    "memory for beginnings of prompts that sessions share (default: 512; 0 for"
+                        + " none)"))),
+        ModelFlags.section());
+  }
+
+  @Override
+  public List<String> examples() {
+    return List.of(
+        "fletch serve",
+        "fletch serve --model qwen3-0.6b-q8_0.gguf --port 8080 --parallel 8",
+        "fletch serve --host 0.0.0.0 --api-key-file key.txt");
+  }
+
+  @Override
+  public int run(Arguments arguments, Io io) throws IOException {
+    arguments.checkNoRest();
+    InetAddress host = InetAddress.getByName(arguments.string("host").orElse("127.0.0.1"));
+    Optional<String> key = Optional.empty();
+    if (arguments.has("api-key-file")) {
+      key = Optional.of(Files.readString(Path.of(arguments.required("api-key-file"))).strip());
+      if (key.get().isEmpty()) {
+        throw new UsageException("--api-key-file: the file is empty");
+      }
+    }
+    long mebibytes = arguments.whole("prefix-cache", 512, 0, 1 << 20);
+    ModelOptions modelOptions = ModelFlags.options(arguments).withPrefixCache(mebibytes << 20);
+    boolean isDemo = ModelFlags.isDemo(ModelFlags.name(arguments));
+    try (Model model = ModelFlags.open(arguments, io, modelOptions)) {
+      FletchServer.Options options =
+          new FletchServer.Options(
+              new InetSocketAddress(host, arguments.integer("port", 8080, 0, 65535)),
+              arguments.string("alias").orElse(model.name()),
+              isDemo ? SamplingOptions.greedy() : SamplingOptions.defaults(),
+              arguments.integer("parallel", 8, 1, 64),
+              arguments.integer("queue", 64, 0, 1 << 20),
+              arguments.integer("max-body", 4 << 20, 1, 1 << 30),
+              Duration.ofSeconds(arguments.integer("time-limit", 600, 1, 1 << 24)),
+              Duration.ofSeconds(arguments.integer("drain", 30, 0, 1 << 24)),
+              key,
+              arguments.string("cors"));
+      CountDownLatch end = new CountDownLatch(1);
+      try (FletchServer server = FletchServer.start(model, options)) {
+        CountDownLatch closed = new CountDownLatch(1);
+        Thread hook =
+            new Thread(() -> {
+              end.countDown();
+              try {
+                closed.await();
+              } catch (InterruptedException _) {
+                Thread.currentThread().interrupt();
+              }
+            });
+        Runtime.getRuntime().addShutdownHook(hook);
+        InetSocketAddress at = server.address();
+        String name = at.getAddress().isLoopbackAddress() ? "localhost" : at.getHostString();
+        io.note("fletch: " + options.modelId() + " at http://" + name + ":" + at.getPort() + "/");
+        if (!at.getAddress().isLoopbackAddress() && key.isEmpty()) {
+          io.note("fletch: warning: everybody who reaches this machine can use the server");
+        }
+        try {
+          end.await();
+          server.close();
+        } finally {
+          closed.countDown();
+        }
+      } catch (InterruptedException e) {
+        Thread.currentThread().interrupt();
+      }
+      return Cli.OK;
+    }
+  }
+}

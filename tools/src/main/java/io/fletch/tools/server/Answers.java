@@ -1,0 +1,238 @@
+package io.fletch.tools.server;
+
+import io.fletch.Generation;
+import io.fletch.Generation.TokenLogprob;
+import io.fletch.Tokenizer;
+import io.fletch.ToolCallFormat;
+import java.nio.charset.StandardCharsets;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.UUID;
+
+/**
+ * Builds the objects of OpenAI's API for one request: the answer as a whole, or its chunks. Used by
+ * the request's thread.
+ */
+final class Answers {
+  private final Request request;
+  private final String model;
+  private final Tokenizer tokenizer;
+  private final String id;
+  private final long created = System.currentTimeMillis() / 1000;
+  private int textOffset;
+
+  Answers(Request request, String model, Tokenizer tokenizer) {
+    this.request = request;
+    this.model = model;
+    this.tokenizer = tokenizer;
+    id = (request.chat() ? "chatcmpl-" : "cmpl-") + UUID.randomUUID().toString().replace("-", "");
+  }
+
+  private Map<String, Object> envelope(String object, List<?> choices) {
+    Map<String, Object> out = new LinkedHashMap<>();
+    out.put("id", id);
+    out.put("object", object);
+    out.put("created", created);
+    out.put("model", model);
+    out.put("choices", choices);
+    return out;
+  }
+
+  private Map<String, Object> choice(String key, Object value, Object logprobs, String finish) {
+    Map<String, Object> out = new LinkedHashMap<>();
+    out.put("index", 0);
+    out.put(key, value);
+    out.put("logprobs", logprobs);
+    out.put("finish_reason", finish);
+    return out;
+  }
+
+  /** The whole answer. */
+  Map<String, Object> whole(Generation.Result result, List<TokenLogprob> logprobs) {
+    Map<String, Object> out;
+    if (request.chat()) {
+      ToolCallFormat.Parsed parsed = parsed(result);
+      Map<String, Object> message = new LinkedHashMap<>();
+      message.put("role", "assistant");
+      message.put(
+          "content",
+          parsed.calls().isEmpty() || !parsed.content().isEmpty() ? parsed.content() : null);
+      message.put("refusal", null);
+      if (!parsed.calls().isEmpty()) {
+        message.put("tool_calls", calls(parsed, false));
+      }
+      out =
+          envelope(
+              "chat.completion",
+              List.of(
+                  choice(
+                      "message",
+                      message,
+                      logprobs(logprobs),
+                      finish(result, !parsed.calls().isEmpty()))));
+    } else {
+      out =
+          envelope(
+              "text_completion",
+              List.of(choice("text", result.text(), logprobs(logprobs), finish(result, false))));
+    }
+    out.put("usage", usage(result));
+    return out;
+  }
+
+  private ToolCallFormat.Parsed parsed(Generation.Result result) {
+    return request
+        .tools()
+        .map(format -> {
+          String text =
+              tokenizer.decode(result.ids().stream().mapToInt(Integer::intValue).toArray(), true);
+          ToolCallFormat.Parsed out = format.parse(text);
+          return out.calls().isEmpty() ? new ToolCallFormat.Parsed(result.text(), List.of()) : out;
+        })
+        .orElseGet(() -> new ToolCallFormat.Parsed(result.text(), List.of()));
+  }
+
+  private static List<Object> calls(ToolCallFormat.Parsed parsed, boolean indexed) {
+    List<Object> out = new ArrayList<>();
+    for (ToolCallFormat.Call call : parsed.calls()) {
+      Map<String, Object> one = new LinkedHashMap<>();
+      if (indexed) {
+        one.put("index", out.size());
+      }
+      one.put("id", "call_" + UUID.randomUUID().toString().replace("-", "").substring(0, 24));
+      one.put("type", "function");
+      one.put("function", Map.of("name", call.name(), "arguments", call.arguments()));
+      out.add(one);
+    }
+    return out;
+  }
+
+  private static String finish(Generation.Result result, boolean calls) {
+    return switch (result.finishReason()) {
+      case STOP -> calls ? "tool_calls" : "stop";
+      // A cancelled answer that is still read was cancelled by the time limit.
+      case LENGTH, CANCELLED -> "length";
+    };
+  }
+
+  private static Map<String, Object> usage(Generation.Result result) {
+    Map<String, Object> out = new LinkedHashMap<>();
+    out.put("prompt_tokens", result.promptTokens());
+    out.put("completion_tokens", result.completionTokens());
+    out.put("total_tokens", result.promptTokens() + result.completionTokens());
+    out.put("prompt_tokens_details", Map.of("cached_tokens", result.reusedTokens()));
+    return out;
+  }
+
+  private Map<String, Object> chunk(Object delta, Object logprobs, String finish) {
+    Map<String, Object> out =
+        request.chat()
+            ? envelope("chat.completion.chunk", List.of(choice("delta", delta, logprobs, finish)))
+            : envelope("text_completion", List.of(choice("text", delta, logprobs, finish)));
+    if (request.usageInStream()) {
+      out.put("usage", null);
+    }
+    return out;
+  }
+
+  /** The first chunk of a stream, before anything has run; null if there is none. */
+  Map<String, Object> begin() {
+    if (!request.chat()) {
+      return null;
+    }
+    Map<String, Object> delta = new LinkedHashMap<>();
+    delta.put("role", "assistant");
+    delta.put("content", "");
+    return chunk(delta, null, null);
+  }
+
+  /** A piece of text. */
+  Map<String, Object> piece(String text, List<TokenLogprob> logprobs) {
+    return chunk(request.chat() ? Map.of("content", text) : text, logprobs(logprobs), null);
+  }
+
+  /** The last chunks: calls of tools or held-back text, the reason, the usage. */
+  List<Map<String, Object>> end(Generation.Result result) {
+    List<Map<String, Object>> out = new ArrayList<>();
+    boolean calls = false;
+    if (request.tools().isPresent()) {
+      ToolCallFormat.Parsed parsed = parsed(result);
+      calls = !parsed.calls().isEmpty();
+      if (!parsed.content().isEmpty()) {
+        out.add(piece(parsed.content(), List.of()));
+      }
+      if (calls) {
+        out.add(chunk(Map.of("tool_calls", calls(parsed, true)), null, null));
+      }
+    }
+    out.add(chunk(request.chat() ? Map.of() : "", null, finish(result, calls)));
+    if (request.usageInStream()) {
+      Map<String, Object> usage =
+          envelope(request.chat() ? "chat.completion.chunk" : "text_completion", List.of());
+      usage.put("usage", usage(result));
+      out.add(usage);
+    }
+    return out;
+  }
+
+  private Object logprobs(List<TokenLogprob> tokens) {
+    if (!request.logprobs() || tokens.isEmpty()) {
+      return null;
+    }
+    return request.chat()
+        ? Map.of("content", tokens.stream().map(this::token).toList())
+        : old(tokens);
+  }
+
+  private Map<String, Object> token(TokenLogprob token) {
+    Map<String, Object> out = entry(token.id(), token.logprob());
+    out.put("top_logprobs", token.top().stream().map(a -> entry(a.id(), a.logprob())).toList());
+    return out;
+  }
+
+  private Map<String, Object> entry(int token, double logprob) {
+    String text = tokenizer.decode(new int[] {token}, true);
+    byte[] bytes = tokenizer.bytes(token);
+    List<Integer> octets = new ArrayList<>();
+    for (byte b : bytes.length > 0 ? bytes : text.getBytes(StandardCharsets.UTF_8)) {
+      octets.add(b & 0xff);
+    }
+    Map<String, Object> out = new LinkedHashMap<>();
+    out.put("token", text);
+    out.put("logprob", finite(logprob));
+    out.put("bytes", octets);
+    return out;
+  }
+
+  /** The form of the older API. */
+  private Map<String, Object> old(List<TokenLogprob> tokens) {
+    List<String> texts = new ArrayList<>();
+    List<Double> values = new ArrayList<>();
+    List<Map<String, Double>> tops = new ArrayList<>();
+    List<Integer> offsets = new ArrayList<>();
+    for (TokenLogprob t : tokens) {
+      String text = tokenizer.decode(new int[] {t.id()}, true);
+      texts.add(text);
+      values.add(finite(t.logprob()));
+      Map<String, Double> top = new LinkedHashMap<>();
+      t.top()
+          .forEach(a -> top.put(tokenizer.decode(new int[] {a.id()}, true), finite(a.logprob())));
+      tops.add(top);
+      offsets.add(textOffset);
+      textOffset += text.length();
+    }
+    Map<String, Object> out = new LinkedHashMap<>();
+    out.put("tokens", texts);
+    out.put("token_logprobs", values);
+    out.put("top_logprobs", tops);
+    out.put("text_offset", offsets);
+    return out;
+  }
+
+  /** JSON has no infinity; OpenAI writes this for what is impossible. */
+  private static double finite(double logprob) {
+    return Double.isFinite(logprob) ? logprob : -9999;
+  }
+}

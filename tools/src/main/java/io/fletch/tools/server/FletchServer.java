@@ -1,0 +1,613 @@
+package io.fletch.tools.server;
+
+import com.sun.net.httpserver.Headers;
+import com.sun.net.httpserver.HttpExchange;
+import com.sun.net.httpserver.HttpServer;
+import io.fletch.FletchException;
+import io.fletch.Generation;
+import io.fletch.Generation.TokenLogprob;
+import io.fletch.Model;
+import io.fletch.Session;
+import io.fletch.sampling.SamplingOptions;
+import java.io.IOException;
+import java.io.InputStream;
+import java.io.OutputStream;
+import java.io.UncheckedIOException;
+import java.lang.System.Logger;
+import java.lang.System.Logger.Level;
+import java.net.InetSocketAddress;
+import java.nio.charset.StandardCharsets;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
+import java.time.Duration;
+import java.util.ArrayList;
+import java.util.Base64;
+import java.util.List;
+import java.util.Map;
+import java.util.Objects;
+import java.util.Optional;
+import java.util.Set;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.ScheduledExecutorService;
+import java.util.concurrent.ScheduledFuture;
+import java.util.concurrent.Semaphore;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicInteger;
+
+/**
+ * An HTTP server for one model in the form of OpenAI's API: chat completions, completions, models,
+ * with streaming, and a chat page, health and metrics. Every request has a virtual thread;
+ * generations run in sessions, so those that run at once share forward passes.
+ *
+ * <p>Bounds: {@link Options#parallel} generations at once, {@link Options#queue} requests that
+ * wait, all others are refused with 429; {@link Options#maxBody} bytes per request; {@link
+ * Options#timeLimit} for waiting and generating. A stream whose client has gone is noticed at its
+ * next write, which cancels its generation.
+ *
+ * <p>{@link #close()} lets running answers finish, up to {@link Options#drain}, then cancels them.
+ * The model stays open: it is its opener's. Thread-safe.
+ */
+public final class FletchServer implements AutoCloseable {
+  private static final Logger LOG = System.getLogger("io.fletch.server");
+  private static final int RESPONSE_SLACK_SECONDS = 60;
+  private static final String JSON_TYPE = "application/json";
+
+  static {
+    // The JDK's server reads these once. Headers that trickle in hold a connection for so long, and
+    // small chunks of a stream are sent at once.
+    System.getProperties().putIfAbsent("sun.net.httpserver.maxReqTime", "60");
+    System.getProperties().putIfAbsent("sun.net.httpserver.nodelay", "true");
+  }
+
+  /**
+   * How a server runs.
+   *
+   * @param address where it listens
+   * @param modelId name of the model in the API
+   * @param sampling what requests start from
+   * @param parallel most generations at once
+   * @param queue most requests that wait for one
+   * @param maxBody most bytes of a request
+   * @param timeLimit for one answer, waiting included
+   * @param drain how long {@link #close} waits
+   * @param apiKey what clients must send as bearer token
+   * @param corsOrigin the origin that pages of others may call from, or {@code *}
+   */
+  public record Options(
+      InetSocketAddress address,
+      String modelId,
+      SamplingOptions sampling,
+      int parallel,
+      int queue,
+      int maxBody,
+      Duration timeLimit,
+      Duration drain,
+      Optional<String> apiKey,
+      Optional<String> corsOrigin) {
+    /** Checks ranges. */
+    public Options {
+      Objects.requireNonNull(address, "address");
+      Objects.requireNonNull(modelId, "modelId");
+      Objects.requireNonNull(sampling, "sampling");
+      Objects.requireNonNull(apiKey, "apiKey");
+      Objects.requireNonNull(corsOrigin, "corsOrigin");
+      if (parallel < 1
+          || queue < 0
+          || maxBody < 1
+          || timeLimit.isNegative()
+          || drain.isNegative()) {
+        throw new IllegalArgumentException(
+            "out of range: parallel="
+                + parallel
+                + " queue="
+                + queue
+                + " maxBody="
+                + maxBody
+                + " timeLimit="
+                + timeLimit
+                + " drain="
+                + drain);
+      }
+      if (apiKey.isPresent() && apiKey.get().isBlank()) {
+        throw new IllegalArgumentException("the API key is blank");
+      }
+    }
+  }
+
+  private final Model model;
+  private final Options options;
+  private final HttpServer http;
+  private final ExecutorService threads = Executors.newVirtualThreadPerTaskExecutor();
+  private final ScheduledExecutorService clock =
+      Executors.newSingleThreadScheduledExecutor(
+          Thread.ofPlatform().daemon().name("fletch-server-clock").factory());
+  private final Metrics metrics = new Metrics();
+  private final SessionPool sessions;
+  private final Semaphore slots;
+  private final AtomicInteger inFlight = new AtomicInteger();
+  private final Set<Generation> running = ConcurrentHashMap.newKeySet();
+  private final byte[] page;
+  private final String pagePolicy;
+  private final long created = System.currentTimeMillis() / 1000;
+  private volatile boolean draining;
+
+  private FletchServer(Model model, Options options) throws IOException {
+    this.model = Objects.requireNonNull(model, "model");
+    this.options = options;
+    sessions = new SessionPool(model, options.parallel());
+    slots = new Semaphore(options.parallel(), true);
+    try (InputStream in = FletchServer.class.getResourceAsStream("/META-INF/fletch/chat.html")) {
+      page = Objects.requireNonNull(in, "chat.html").readAllBytes();
+    }
+    pagePolicy = policy(new String(page, StandardCharsets.UTF_8));
+    // A client that does not read blocks a write; its connection is cut some time after the limit.
+    System.getProperties()
+        .putIfAbsent(
+            "sun.net.httpserver.maxRspTime",
+            Long.toString(options.timeLimit().toSeconds() + RESPONSE_SLACK_SECONDS));
+    http = HttpServer.create(options.address(), 128);
+    http.setExecutor(threads);
+    http.createContext("/", this::handle);
+  }
+
+  /**
+   * Starts a server.
+   *
+   * @throws UncheckedIOException if it cannot listen there
+   */
+  public static FletchServer start(Model model, Options options) {
+    try {
+      FletchServer server = new FletchServer(model, options);
+      server.http.start();
+      return server;
+    } catch (IOException e) {
+      throw new UncheckedIOException(
+          "cannot listen on " + options.address() + ": " + e.getMessage(), e);
+    }
+  }
+
+  /** Where it listens; with the port that the system chose if port 0 was asked for. */
+  public InetSocketAddress address() {
+    return http.getAddress();
+  }
+
+  /** Nothing but the script and the style that the page contains may run. */
+  private static String policy(String html) {
+    return "default-src 'none'; script-src '"
+        + hash(html, "script")
+        + "'; style-src '"
+        + hash(html, "style")
+        + "'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+  }
+
+  private static String hash(String html, String element) {
+    int start = html.indexOf("<" + element + ">") + element.length() + 2;
+    int end = html.indexOf("</" + element + ">", start);
+    try {
+      byte[] digest =
+          MessageDigest.getInstance("SHA-256")
+              .digest(html.substring(start, end).getBytes(StandardCharsets.UTF_8));
+      return "sha256-" + Base64.getEncoder().encodeToString(digest);
+    } catch (NoSuchAlgorithmException e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  /** A handler with the method that it takes. */
+  private record Route(String name, String method, Handler handler) {}
+
+  private interface Handler {
+    void handle(HttpExchange exchange) throws IOException;
+  }
+
+  private Optional<Route> route(String path) {
+    return Optional.ofNullable(
+        switch (path) {
+          case "/" -> new Route("page", "GET", this::page);
+          case "/health" -> new Route("health", "GET", this::health);
+          case "/metrics" -> new Route("metrics", "GET", this::metrics);
+          case "/v1/models" -> new Route("models", "GET", this::models);
+          case "/v1/chat/completions" -> new Route("chat", "POST", e -> complete(e, true));
+          case "/v1/completions" -> new Route("completions", "POST", e -> complete(e, false));
+          case "/v1/embeddings" -> new Route("embeddings", "POST", this::embeddings);
+          default ->
+              path.startsWith("/v1/models/") ? new Route("models", "GET", this::model) : null;
+        });
+  }
+
+  private void handle(HttpExchange exchange) {
+    inFlight.incrementAndGet();
+    String route = "other";
+    try (exchange) {
+      try {
+        Route found =
+            route(exchange.getRequestURI().getPath())
+                .orElseThrow(() ->
+                    ApiException.of(
+                        404, "not_found", "no such path: " + exchange.getRequestURI().getPath()));
+        route = found.name();
+        guard(exchange, found);
+        String method = exchange.getRequestMethod();
+        if (method.equals("OPTIONS") && options.corsOrigin().isPresent()) {
+          exchange.getResponseHeaders().set("Access-Control-Allow-Methods", "GET, POST, OPTIONS");
+          exchange
+              .getResponseHeaders()
+              .set("Access-Control-Allow-Headers", "Authorization, Content-Type");
+          exchange.sendResponseHeaders(204, -1);
+        } else if (method.equals(found.method())) {
+          found.handler().handle(exchange);
+        } else {
+          exchange.getResponseHeaders().set("Allow", found.method());
+          throw ApiException.of(
+              405,
+              "method_not_allowed",
+              "method: expected=" + found.method() + " actual=" + method);
+        }
+      } catch (ApiException e) {
+        fail(exchange, e);
+      } catch (RuntimeException | Error e) {
+        LOG.log(Level.ERROR, "a request failed", e);
+        fail(exchange, ApiException.of(500, "internal_error", "internal error: " + e.getMessage()));
+      }
+    } catch (IOException e) {
+      LOG.log(Level.DEBUG, "the client went away: {0}", e.getMessage());
+    } finally {
+      metrics.request(route, exchange.getResponseCode());
+      inFlight.decrementAndGet();
+    }
+  }
+
+  /** Who may ask, and in which form. */
+  private void guard(HttpExchange exchange, Route route) {
+    Headers in = exchange.getRequestHeaders();
+    options
+        .corsOrigin()
+        .ifPresent(origin -> {
+          exchange.getResponseHeaders().set("Access-Control-Allow-Origin", origin);
+          exchange.getResponseHeaders().set("Vary", "Origin");
+        });
+    exchange.getResponseHeaders().set("X-Content-Type-Options", "nosniff");
+    // A page of another site that points its name at this machine must not get in.
+    if (options.address().getAddress().isLoopbackAddress() && !isLocal(in.getFirst("Host"))) {
+      throw ApiException.of(
+          403, "wrong_host", "Host: expected=localhost or a loopback address (see --host)");
+    }
+    boolean isOpen = Set.of("page", "health").contains(route.name());
+    if (!isOpen
+        && options.apiKey().isPresent()
+        && !exchange.getRequestMethod().equals("OPTIONS")
+        && !isKey(in.getFirst("Authorization"))) {
+      exchange.getResponseHeaders().set("WWW-Authenticate", "Bearer");
+      throw ApiException.of(
+          401, "invalid_api_key", "Authorization: expected=Bearer and the API key");
+    }
+    // What a page may send without asking first is never JSON.
+    if (exchange.getRequestMethod().equals("POST")
+        && !Objects.requireNonNullElse(in.getFirst("Content-Type"), "")
+            .toLowerCase(java.util.Locale.ROOT)
+            .startsWith(JSON_TYPE)) {
+      throw ApiException.of(415, "unsupported_media_type", "Content-Type: expected=" + JSON_TYPE);
+    }
+  }
+
+  private static boolean isLocal(String host) {
+    if (host == null) {
+      return false;
+    }
+    String name = host.replaceFirst(":[0-9]*$", "");
+    return name.equalsIgnoreCase("localhost")
+        || name.equals("[::1]")
+        || name.matches("127(\\.[0-9]{1,3}){3}");
+  }
+
+  private boolean isKey(String header) {
+    byte[] expected = ("Bearer " + options.apiKey().orElseThrow()).getBytes(StandardCharsets.UTF_8);
+    byte[] actual = Objects.requireNonNullElse(header, "").getBytes(StandardCharsets.UTF_8);
+    return MessageDigest.isEqual(expected, actual);
+  }
+
+  private void fail(HttpExchange exchange, ApiException e) throws IOException {
+    if (exchange.getResponseCode() >= 0) {
+      // Headers are out: a broken stream is all that can be told.
+      return;
+    }
+    if (e.status() == 429 || e.status() == 503) {
+      exchange.getResponseHeaders().set("Retry-After", "1");
+    }
+    send(exchange, e.status(), JSON_TYPE, Wire.bytes(e.body()));
+  }
+
+  private static void send(HttpExchange exchange, int status, String type, byte[] body)
+      throws IOException {
+    exchange.getResponseHeaders().set("Content-Type", type);
+    exchange.sendResponseHeaders(status, body.length == 0 ? -1 : body.length);
+    exchange.getResponseBody().write(body);
+  }
+
+  private void page(HttpExchange exchange) throws IOException {
+    Headers out = exchange.getResponseHeaders();
+    out.set("Content-Security-Policy", pagePolicy);
+    out.set("Referrer-Policy", "no-referrer");
+    out.set("Cache-Control", "no-cache");
+    send(exchange, 200, "text/html; charset=utf-8", page);
+  }
+
+  private void health(HttpExchange exchange) throws IOException {
+    if (draining) {
+      throw ApiException.of(503, "shutting_down", "the server is shutting down");
+    }
+    send(exchange, 200, JSON_TYPE, Wire.bytes(Map.of("status", "ok")));
+  }
+
+  private void metrics(HttpExchange exchange) throws IOException {
+    send(
+        exchange,
+        200,
+        "text/plain; version=0.0.4; charset=utf-8",
+        metrics.text(sessions.open()).getBytes(StandardCharsets.UTF_8));
+  }
+
+  private Map<String, Object> description() {
+    return Map.of(
+        "id", options.modelId(), "object", "model", "created", created, "owned_by", "fletch");
+  }
+
+  private void models(HttpExchange exchange) throws IOException {
+    send(
+        exchange,
+        200,
+        JSON_TYPE,
+        Wire.bytes(Map.of("object", "list", "data", List.of(description()))));
+  }
+
+  private void model(HttpExchange exchange) throws IOException {
+    checkModel(exchange.getRequestURI().getPath().substring("/v1/models/".length()));
+    send(exchange, 200, JSON_TYPE, Wire.bytes(description()));
+  }
+
+  private void checkModel(String name) {
+    if (!name.equals(options.modelId())) {
+      throw ApiException.of(
+          404,
+          "model_not_found",
+          "model: expected="
+              + options.modelId()
+              + " actual="
+              + (name.length() > 200 ? "a text of " + name.length() + " characters" : name));
+    }
+  }
+
+  private void embeddings(HttpExchange exchange) throws IOException {
+    Wire body = Wire.parse(body(exchange));
+    checkModel(body.text("model", options.modelId()));
+    throw ApiException.of(
+        400,
+        "not_an_embedding_model",
+        "model " + options.modelId() + " generates text: it is not an embedding model");
+  }
+
+  private byte[] body(HttpExchange exchange) throws IOException {
+    ApiException tooLarge =
+        ApiException.of(413, "request_too_large", "request bytes: expected<=" + options.maxBody());
+    String length = exchange.getRequestHeaders().getFirst("Content-Length");
+    if (length != null
+        && length.matches("[0-9]{1,18}")
+        && Long.parseLong(length) > options.maxBody()) {
+      throw tooLarge;
+    }
+    byte[] body = exchange.getRequestBody().readNBytes(options.maxBody() + 1);
+    if (body.length > options.maxBody()) {
+      throw tooLarge;
+    }
+    return body;
+  }
+
+  private void complete(HttpExchange exchange, boolean chat) throws IOException {
+    Wire body = Wire.parse(body(exchange));
+    checkModel(body.text("model", options.modelId()));
+    Request request =
+        chat
+            ? Request.chat(body, model, options.sampling())
+            : Request.completion(body, model, options.sampling());
+    if (request.prompt().length >= model.info().contextLength()) {
+      throw ApiException.of(
+          400,
+          "context_length_exceeded",
+          "prompt tokens: expected<"
+              + model.info().contextLength()
+              + " actual="
+              + request.prompt().length);
+    }
+    long deadline = System.nanoTime() + options.timeLimit().toNanos();
+    acquire(deadline);
+    try {
+      metrics.active.incrementAndGet();
+      Session session = sessions.take(request.prompt());
+      boolean isSound = false;
+      try {
+        generate(exchange, request, session, deadline);
+        isSound = true;
+      } catch (IOException e) {
+        // The client's fault; the generation is closed and the session as good as ever.
+        isSound = true;
+        throw e;
+      } finally {
+        if (isSound) {
+          sessions.give(session);
+        } else {
+          sessions.drop(session);
+        }
+      }
+    } finally {
+      metrics.active.decrementAndGet();
+      slots.release();
+    }
+  }
+
+  /** Waits for a slot, in a queue of bounded length. */
+  private void acquire(long deadline) {
+    ApiException closing = ApiException.of(503, "shutting_down", "the server is shutting down");
+    if (draining) {
+      throw closing;
+    }
+    if (slots.tryAcquire()) {
+      return;
+    }
+    if (metrics.queued.incrementAndGet() > options.queue()) {
+      metrics.queued.decrementAndGet();
+      metrics.rejected.increment();
+      throw ApiException.of(
+          429,
+          "queue_full",
+          "too many requests: parallel=" + options.parallel() + " queue=" + options.queue());
+    }
+    try {
+      if (!slots.tryAcquire(deadline - System.nanoTime(), TimeUnit.NANOSECONDS)) {
+        throw ApiException.of(503, "timeout", "no slot within the time limit");
+      }
+    } catch (InterruptedException e) {
+      Thread.currentThread().interrupt();
+      throw closing;
+    } finally {
+      metrics.queued.decrementAndGet();
+    }
+    if (draining) {
+      slots.release();
+      throw closing;
+    }
+  }
+
+  private void generate(HttpExchange exchange, Request request, Session session, long deadline)
+      throws IOException {
+    Generation generation;
+    try {
+      generation = session.generate(request.prompt(), request.options());
+    } catch (FletchException | IllegalArgumentException e) {
+      throw ApiException.invalid(null, e.getMessage());
+    }
+    running.add(generation);
+    ScheduledFuture<?> alarm =
+        clock.schedule(generation::cancel, deadline - System.nanoTime(), TimeUnit.NANOSECONDS);
+    boolean isDone = false;
+    try (generation) {
+      Answers answers = new Answers(request, options.modelId(), model.tokenizer());
+      if (request.stream()) {
+        stream(exchange, request, generation, answers, deadline);
+      } else {
+        List<TokenLogprob> logprobs = new ArrayList<>();
+        while (hasNext(generation, deadline)) {
+          logprobs.addAll(generation.next().logprobs());
+        }
+        send(exchange, 200, JSON_TYPE, Wire.bytes(answers.whole(generation.result(), logprobs)));
+      }
+      isDone = true;
+    } finally {
+      alarm.cancel(false);
+      running.remove(generation);
+      account(generation, isDone);
+    }
+  }
+
+  /** The alarm ends long prompts; an answer is ended here, whatever else the machine does. */
+  private static boolean hasNext(Generation generation, long deadline) {
+    if (System.nanoTime() - deadline >= 0) {
+      generation.cancel();
+    }
+    return generation.hasNext();
+  }
+
+  private void account(Generation generation, boolean isDone) {
+    // Closed by now, so nothing more is computed.
+    Generation.Result result = generation.result();
+    metrics.promptTokens.add(result.promptTokens());
+    metrics.reusedTokens.add(result.reusedTokens());
+    metrics.completionTokens.add(result.completionTokens());
+    metrics.prefillNanos.add(result.prefillNanos());
+    metrics.decodeNanos.add(result.decodeNanos());
+    if (!isDone || result.finishReason() == Generation.FinishReason.CANCELLED) {
+      metrics.cancelled.increment();
+    }
+  }
+
+  private void stream(
+      HttpExchange exchange, Request request, Generation generation, Answers answers, long deadline)
+      throws IOException {
+    Headers head = exchange.getResponseHeaders();
+    head.set("Content-Type", "text/event-stream; charset=utf-8");
+    head.set("Cache-Control", "no-cache");
+    exchange.sendResponseHeaders(200, 0);
+    OutputStream out = exchange.getResponseBody();
+    Map<String, Object> begin = answers.begin();
+    if (begin != null) {
+      event(out, begin);
+    }
+    try {
+      // With tools the text is known only at the end: it may be a call.
+      boolean isHeld = request.tools().isPresent();
+      while (hasNext(generation, deadline)) {
+        Generation.Chunk chunk = generation.next();
+        if (isHeld) {
+          // Nothing to say yet; a comment finds out whether the client is still there.
+          out.write(": \n\n".getBytes(StandardCharsets.UTF_8));
+          out.flush();
+        } else if (!chunk.text().isEmpty() || !chunk.logprobs().isEmpty()) {
+          event(out, answers.piece(chunk.text(), chunk.logprobs()));
+        }
+      }
+      for (Map<String, Object> last : answers.end(generation.result())) {
+        event(out, last);
+      }
+      out.write("data: [DONE]\n\n".getBytes(StandardCharsets.UTF_8));
+    } catch (RuntimeException e) {
+      event(out, ApiException.of(500, "internal_error", String.valueOf(e.getMessage())).body());
+      throw e;
+    }
+    out.flush();
+  }
+
+  private static void event(OutputStream out, Map<String, Object> data) throws IOException {
+    out.write("data: ".getBytes(StandardCharsets.UTF_8));
+    out.write(Wire.bytes(data));
+    out.write("\n\n".getBytes(StandardCharsets.UTF_8));
+    out.flush();
+  }
+
+  @Override
+  public void close() {
+    draining = true;
+    long end = System.nanoTime() + options.drain().toNanos();
+    while (inFlight.get() > 0 && System.nanoTime() < end) {
+      pause();
+    }
+    if (inFlight.get() > 0) {
+      LOG.log(Level.INFO, "cancelling {0} answers", running.size());
+    }
+    // Those that come out of the queue see that the server is closing.
+    long patience = System.nanoTime() + TimeUnit.SECONDS.toNanos(10);
+    while (inFlight.get() > 0 && System.nanoTime() < patience) {
+      running.forEach(Generation::cancel);
+      pause();
+    }
+    http.stop(0);
+    threads.shutdownNow();
+    clock.shutdownNow();
+    try {
+      if (!threads.awaitTermination(10, TimeUnit.SECONDS)) {
+        LOG.log(Level.WARNING, "requests do not end");
+      }
+    } catch (InterruptedException _) {
+      Thread.currentThread().interrupt();
+    }
+    sessions.close();
+  }
+
+  private static void pause() {
+    try {
+      Thread.sleep(5);
+    } catch (InterruptedException _) {
+      Thread.currentThread().interrupt();
+    }
+  }
+}

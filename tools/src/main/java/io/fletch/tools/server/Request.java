@@ -1,0 +1,388 @@
+package io.fletch.tools.server;
+
+import com.fasterxml.jackson.jr.ob.JSON;
+import io.fletch.FletchException;
+import io.fletch.GenerationOptions;
+import io.fletch.Message;
+import io.fletch.Model;
+import io.fletch.ToolCallFormat;
+import io.fletch.sampling.Grammar;
+import io.fletch.sampling.SamplingException;
+import io.fletch.sampling.SamplingOptions;
+import java.io.IOException;
+import java.security.SecureRandom;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.Set;
+
+/**
+ * What a completion request asks for, checked. Fields of OpenAI's API that say nothing about the
+ * answer are ignored; those that are not supported are refused.
+ *
+ * @param chat whether it is a chat completion
+ * @param prompt token ids
+ * @param logprobs whether the client wants log-probabilities
+ * @param tools how calls of tools are written, where the request has tools
+ */
+record Request(
+    boolean chat,
+    int[] prompt,
+    GenerationOptions options,
+    boolean stream,
+    boolean usageInStream,
+    boolean logprobs,
+    Optional<ToolCallFormat> tools) {
+  private static final SecureRandom SEEDS = new SecureRandom();
+  private static final Set<String> COMMON =
+      Set.of(
+          "model",
+          "max_tokens",
+          "temperature",
+          "top_p",
+          "top_k",
+          "min_p",
+          "repeat_penalty",
+          "presence_penalty",
+          "frequency_penalty",
+          "logit_bias",
+          "seed",
+          "stop",
+          "stream",
+          "stream_options",
+          "logprobs",
+          "n",
+          "user",
+          "grammar",
+          "ignore_eos");
+  private static final Set<String> CHAT =
+      Set.of(
+          "messages",
+          "max_completion_tokens",
+          "top_logprobs",
+          "response_format",
+          "tools",
+          "tool_choice",
+          "parallel_tool_calls",
+          "metadata",
+          "store",
+          "service_tier",
+          "safety_identifier",
+          "prompt_cache_key");
+
+  static Request chat(Wire body, Model model, SamplingOptions defaults) {
+    body.only(union(CHAT));
+    List<Message> messages = new ArrayList<>();
+    int index = 0;
+    for (Object one : body.list("messages")) {
+      messages.add(message(Wire.of(one, "messages[" + index++ + "]")));
+    }
+    if (messages.isEmpty()) {
+      throw ApiException.invalid("messages", "messages: expected=at least one actual=none");
+    }
+    boolean logprobs = body.flag("logprobs", false);
+    int top = (int) body.whole("top_logprobs", 0, 0, 20);
+    if (top > 0 && !logprobs) {
+      throw ApiException.invalid("top_logprobs", "top_logprobs needs logprobs: true");
+    }
+    GenerationOptions options = options(body, defaults, body.has("max_completion_tokens"));
+    if (logprobs) {
+      options = options.withLogprobs(top);
+    }
+    Tools tools = Tools.of(body, model);
+    try {
+      Optional<Grammar> grammar = format(body).or(() -> grammar(body));
+      if (tools.grammar().isPresent()) {
+        if (grammar.isPresent()) {
+          throw ApiException.invalid("tool_choice", "tool_choice excludes response_format");
+        }
+        grammar = tools.grammar();
+      }
+      if (grammar.isPresent()) {
+        options = options.withGrammar(grammar.get());
+      }
+      Map<String, Object> variables =
+          tools.tools().isEmpty() ? Map.of() : Map.of("tools", tools.tools());
+      String prompt = model.chatPrompt(messages, true, variables);
+      return new Request(
+          true,
+          model.tokenizer().encode(prompt, false, true),
+          options,
+          body.flag("stream", false),
+          usage(body),
+          logprobs,
+          tools.format());
+    } catch (FletchException | SamplingException | IllegalArgumentException e) {
+      throw ApiException.invalid(null, e.getMessage());
+    }
+  }
+
+  static Request completion(Wire body, Model model, SamplingOptions defaults) {
+    body.only(union(Set.of("prompt")));
+    int[] prompt =
+        switch (body.get("prompt")) {
+          case String s -> model.tokenizer().encode(s);
+          case List<?> l when l.size() == 1 && l.getFirst() instanceof String s ->
+              model.tokenizer().encode(s);
+          case List<?> l when !l.isEmpty() && l.stream().allMatch(Integer.class::isInstance) ->
+              l.stream().mapToInt(Integer.class::cast).toArray();
+          case Object o -> throw body.wrong("prompt", "one text or array of token ids", o);
+          case null -> throw body.wrong("prompt", "a text", null);
+        };
+    int top = (int) body.whole("logprobs", -1, 0, 20);
+    GenerationOptions options = options(body, defaults, false).withLogprobs(top);
+    // The default of that API.
+    if (!body.has("max_tokens")) {
+      options = options.withMaxTokens(16);
+    }
+    try {
+      Optional<Grammar> grammar = grammar(body);
+      return new Request(
+          false,
+          prompt,
+          grammar.isPresent() ? options.withGrammar(grammar.get()) : options,
+          body.flag("stream", false),
+          usage(body),
+          top >= 0,
+          Optional.empty());
+    } catch (SamplingException e) {
+      throw ApiException.invalid("grammar", e.getMessage());
+    }
+  }
+
+  private static Set<String> union(Set<String> more) {
+    Set<String> out = new java.util.HashSet<>(COMMON);
+    out.addAll(more);
+    return out;
+  }
+
+  private static boolean usage(Wire body) {
+    return body.has("stream_options") && body.object("stream_options").flag("include_usage", false);
+  }
+
+  private static Optional<Grammar> grammar(Wire body) {
+    return body.has("grammar")
+        ? Optional.of(Grammar.parse(body.text("grammar", "")))
+        : Optional.empty();
+  }
+
+  private static Optional<Grammar> format(Wire body) {
+    if (!body.has("response_format")) {
+      return Optional.empty();
+    }
+    Wire format = body.object("response_format");
+    String type = format.text("type", "text");
+    return switch (type) {
+      case "text" -> Optional.empty();
+      case "json_object" -> Optional.of(Grammar.ofJsonObject());
+      case "json_schema" ->
+          Optional.of(Grammar.ofJsonSchema(format.object("json_schema").object("schema").map()));
+      default -> throw format.wrong("type", "text, json_object or json_schema", type);
+    };
+  }
+
+  private static GenerationOptions options(Wire body, SamplingOptions defaults, boolean newName) {
+    if (body.whole("n", 1, 1, 128) != 1) {
+      throw ApiException.invalid("n", "n: expected=1 (send several requests) actual=more");
+    }
+    SamplingOptions sampling =
+        defaults
+            .withTemperature((float) body.real("temperature", defaults.temperature(), 0, 100))
+            .withTopK((int) body.whole("top_k", defaults.topK(), 0, Integer.MAX_VALUE))
+            .withTopP((float) Math.max(Float.MIN_NORMAL, body.real("top_p", defaults.topP(), 0, 1)))
+            .withMinP((float) body.real("min_p", defaults.minP(), 0, 1))
+            .withPenalties(
+                (float) body.real("repeat_penalty", 1, 0.01, 100),
+                (float) body.real("frequency_penalty", 0, -2, 2),
+                (float) body.real("presence_penalty", 0, -2, 2),
+                body.has("repeat_penalty") ? defaults.penaltyWindow() : -1)
+            .withLogitBias(bias(body))
+            .withSeed(
+                body.has("seed")
+                    ? body.whole("seed", 0, Long.MIN_VALUE, Long.MAX_VALUE)
+                    : SEEDS.nextLong());
+    List<String> stop = new ArrayList<>();
+    switch (body.get("stop")) {
+      case null -> {}
+      case String s -> stop.add(s);
+      case List<?> l when l.size() <= 16 && l.stream().allMatch(String.class::isInstance) ->
+          l.forEach(s -> stop.add((String) s));
+      case Object o -> throw body.wrong("stop", "a text or an array of up to 16", o);
+    }
+    if (stop.contains("")) {
+      throw ApiException.invalid("stop", "stop: expected=text actual=an empty one");
+    }
+    String most = newName ? "max_completion_tokens" : "max_tokens";
+    return GenerationOptions.defaults()
+        .withSampling(sampling)
+        .withMaxTokens((int) body.whole(most, 0, 1, Integer.MAX_VALUE))
+        .withStopStrings(stop)
+        .withIgnoreEnd(body.flag("ignore_eos", false));
+  }
+
+  private static Map<Integer, Float> bias(Wire body) {
+    Map<Integer, Float> out = new HashMap<>();
+    if (body.has("logit_bias")) {
+      Wire bias = body.object("logit_bias");
+      for (String key : bias.map().keySet()) {
+        if (!key.matches("[0-9]{1,9}")) {
+          throw ApiException.invalid("logit_bias", "logit_bias: expected=token ids actual=" + key);
+        }
+        out.put(Integer.parseInt(key), (float) bias.real(key, 0, -100, 100));
+      }
+    }
+    return out;
+  }
+
+  private static Message message(Wire m) {
+    String role = m.text("role", "");
+    role = role.equals("developer") ? "system" : role;
+    if (!Set.of("system", "user", "assistant", "tool").contains(role)) {
+      throw m.wrong("role", "system, developer, user, assistant or tool", m.get("role"));
+    }
+    Map<String, Object> more = new LinkedHashMap<>();
+    for (String key : List.of("name", "tool_call_id")) {
+      if (m.has(key)) {
+        more.put(key, m.text(key, ""));
+      }
+    }
+    if (m.has("tool_calls")) {
+      List<Object> calls = new ArrayList<>();
+      int index = 0;
+      for (Object one : m.list("tool_calls")) {
+        Wire call = Wire.of(one, m.path() + ".tool_calls[" + index++ + "]");
+        Wire function = call.object("function");
+        Map<String, Object> made = new LinkedHashMap<>();
+        made.put("name", function.text("name", ""));
+        made.put("arguments", parsed(function.text("arguments", "{}")));
+        calls.add(Map.of("id", call.text("id", ""), "type", "function", "function", made));
+      }
+      more.put("tool_calls", calls);
+    }
+    return new Message(role, content(m), more);
+  }
+
+  /** Templates write arguments as JSON themselves; what is none stays text. */
+  private static Object parsed(String arguments) {
+    try {
+      return JSON.std.mapFrom(arguments);
+    } catch (IOException _) {
+      return arguments;
+    }
+  }
+
+  private static String content(Wire m) {
+    return switch (m.get("content")) {
+      case null -> {
+        if (!m.has("tool_calls")) {
+          throw m.wrong("content", "text", null);
+        }
+        yield "";
+      }
+      case String s -> s;
+      case List<?> parts -> {
+        StringBuilder out = new StringBuilder();
+        int index = 0;
+        for (Object one : parts) {
+          Wire part = Wire.of(one, m.path() + ".content[" + index++ + "]");
+          if (!"text".equals(part.get("type"))) {
+            throw part.wrong("type", "text", part.get("type"));
+          }
+          out.append(part.text("text", ""));
+        }
+        yield out.toString();
+      }
+      case Object o -> throw m.wrong("content", "text or an array of text parts", o);
+    };
+  }
+
+  /** The tools of a request: what the template sees, and the grammar of a call that is demanded. */
+  private record Tools(
+      List<Object> tools, Optional<ToolCallFormat> format, Optional<Grammar> grammar) {
+    static Tools of(Wire body, Model model) {
+      List<Object> tools = new ArrayList<>();
+      Map<String, Object> schemas = new LinkedHashMap<>();
+      int index = 0;
+      for (Object one : body.list("tools")) {
+        Wire tool = Wire.of(one, "tools[" + index++ + "]");
+        if (!"function".equals(tool.get("type"))) {
+          throw tool.wrong("type", "function", tool.get("type"));
+        }
+        Wire function = tool.object("function");
+        String name = function.text("name", "");
+        if (!name.matches("[a-zA-Z0-9_.-]{1,64}")) {
+          throw function.wrong("name", "1 to 64 letters, digits, _ . -", name);
+        }
+        schemas.put(
+            name,
+            function.has("parameters")
+                ? function.object("parameters").map()
+                : Map.of("type", "object"));
+        tools.add(tool.map());
+      }
+      String choice = "auto";
+      String named = null;
+      switch (body.get("tool_choice")) {
+        case null -> {}
+        case String s when Set.of("auto", "none", "required").contains(s) -> choice = s;
+        case Map<?, ?> _ -> {
+          choice = "required";
+          named = body.object("tool_choice").object("function").text("name", "");
+          if (!schemas.containsKey(named)) {
+            throw ApiException.invalid("tool_choice", "tool_choice: no tool named " + named);
+          }
+        }
+        case Object o -> throw body.wrong("tool_choice", "auto, none, required or a function", o);
+      }
+      if (tools.isEmpty() || choice.equals("none")) {
+        if (tools.isEmpty() && choice.equals("required")) {
+          throw ApiException.invalid("tool_choice", "tool_choice: there are no tools");
+        }
+        return new Tools(List.of(), Optional.empty(), Optional.empty());
+      }
+      ToolCallFormat format =
+          model
+              .toolCallFormat()
+              .orElseThrow(() ->
+                  ApiException.invalid(
+                      "tools", "the chat template of model " + model.name() + " knows no tools"));
+      if (!choice.equals("required")) {
+        return new Tools(tools, Optional.of(format), Optional.empty());
+      }
+      String arguments = format == ToolCallFormat.LLAMA3 ? "parameters" : "arguments";
+      List<Object> branches = new ArrayList<>();
+      for (Map.Entry<String, Object> e : schemas.entrySet()) {
+        if (named == null || named.equals(e.getKey())) {
+          Map<String, Object> properties = new LinkedHashMap<>();
+          properties.put("name", Map.of("const", e.getKey()));
+          properties.put(arguments, e.getValue());
+          branches.add(
+              Map.of(
+                  "type",
+                  "object",
+                  "properties",
+                  properties,
+                  "required",
+                  List.of("name", arguments)));
+        }
+      }
+      String call;
+      try {
+        call = Grammar.ofJsonSchema(Map.of("anyOf", branches)).text();
+      } catch (SamplingException e) {
+        throw ApiException.invalid("tools", "tool_choice required: " + e.getMessage());
+      }
+      String root =
+          switch (format) {
+            case HERMES -> "\"<tool_call>\\n\" call \"\\n</tool_call>\"";
+            case LLAMA3 -> "call";
+            case MISTRAL -> "\"[TOOL_CALLS] [\" call \"]\"";
+          };
+      String text = "root ::= " + root + "\n" + call.replaceFirst("root ::=", "call ::=");
+      return new Tools(tools, Optional.of(format), Optional.of(Grammar.parse(text)));
+    }
+  }
+}

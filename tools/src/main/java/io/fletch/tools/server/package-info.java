@@ -1,0 +1,2 @@
+/** The HTTP server of {@code fletch serve}. */
+package io.fletch.tools.server;

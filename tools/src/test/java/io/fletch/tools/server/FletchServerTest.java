@@ -1,0 +1,599 @@
+package io.fletch.tools.server;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNotNull;
+import static org.junit.jupiter.api.Assertions.assertNull;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.fasterxml.jackson.jr.ob.JSON;
+import io.fletch.Model;
+import io.fletch.ModelOptions;
+import io.fletch.sampling.SamplingOptions;
+import java.io.IOException;
+import java.io.InputStream;
+import java.net.InetAddress;
+import java.net.InetSocketAddress;
+import java.net.Socket;
+import java.net.URI;
+import java.net.http.HttpClient;
+import java.net.http.HttpRequest;
+import java.net.http.HttpResponse;
+import java.net.http.HttpResponse.BodyHandlers;
+import java.nio.charset.StandardCharsets;
+import java.time.Duration;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.concurrent.CompletableFuture;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
+import org.junit.jupiter.api.AfterAll;
+import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+
+/** The server over real sockets, with the small demo model. */
+class FletchServerTest {
+  private static final String ANSWER = "7+6=13\n5+8+1=14\n4+3+1=8\nAnswer: 843";
+  private static final String QUESTION =
+      "\"messages\":[{\"role\":\"user\",\"content\":\"What is 457 + 386?\"}]";
+
+  private static Model model;
+  private static HttpClient client;
+
+  private FletchServer server;
+
+  @BeforeAll
+  static void open() {
+    model =
+        Model.demo(
+            "demo-small",
+            ModelOptions.defaults().withThreads(1).withContextLength(512).withPrefixCache(1 << 20));
+    client = HttpClient.newHttpClient();
+  }
+
+  @AfterAll
+  static void shut() {
+    client.close();
+    // Refused if a request has left a session open.
+    model.close();
+  }
+
+  private static FletchServer.Options options() {
+    return new FletchServer.Options(
+        new InetSocketAddress(InetAddress.getLoopbackAddress(), 0),
+        "demo-small",
+        SamplingOptions.greedy(),
+        2,
+        2,
+        10_000,
+        Duration.ofSeconds(60),
+        Duration.ofSeconds(5),
+        Optional.empty(),
+        Optional.empty());
+  }
+
+  private static FletchServer.Options with(
+      int parallel, int queue, Duration limit, Duration drain, String key, String cors) {
+    FletchServer.Options o = options();
+    return new FletchServer.Options(
+        o.address(),
+        o.modelId(),
+        o.sampling(),
+        parallel,
+        queue,
+        o.maxBody(),
+        limit,
+        drain,
+        Optional.ofNullable(key),
+        Optional.ofNullable(cors));
+  }
+
+  @BeforeEach
+  void start() {
+    server = FletchServer.start(model, options());
+  }
+
+  private void restart(FletchServer.Options options) {
+    server.close();
+    server = FletchServer.start(model, options);
+  }
+
+  @AfterEach
+  void stop() {
+    server.close();
+  }
+
+  private HttpRequest.Builder to(String path) {
+    return HttpRequest.newBuilder(
+            URI.create("http://127.0.0.1:" + server.address().getPort() + path))
+        .timeout(Duration.ofSeconds(60));
+  }
+
+  private HttpRequest post(String path, String body) {
+    return to(path)
+        .header("Content-Type", "application/json")
+        .POST(HttpRequest.BodyPublishers.ofString(body))
+        .build();
+  }
+
+  private static HttpResponse<String> send(HttpRequest request) {
+    try {
+      return client.send(request, BodyHandlers.ofString());
+    } catch (IOException | InterruptedException e) {
+      throw new AssertionError(e);
+    }
+  }
+
+  private static Map<String, Object> json(String text) {
+    try {
+      return JSON.std.mapFrom(text);
+    } catch (IOException e) {
+      throw new AssertionError(text, e);
+    }
+  }
+
+  private static Object at(Object value, Object... path) {
+    for (Object step : path) {
+      value = step instanceof Integer i ? ((List<?>) value).get(i) : ((Map<?, ?>) value).get(step);
+    }
+    return value;
+  }
+
+  private Map<String, Object> ok(String path, String body) {
+    HttpResponse<String> response = send(post(path, body));
+    assertEquals(200, response.statusCode(), response.body());
+    assertEquals("application/json", response.headers().firstValue("Content-Type").orElseThrow());
+    return json(response.body());
+  }
+
+  private List<Map<String, Object>> stream(String path, String body) {
+    HttpResponse<String> response = send(post(path, body));
+    assertEquals(200, response.statusCode(), response.body());
+    List<Map<String, Object>> out = new ArrayList<>();
+    List<String> lines = response.body().lines().filter(l -> l.startsWith("data: ")).toList();
+    assertEquals("data: [DONE]", lines.getLast());
+    lines.subList(0, lines.size() - 1).forEach(l -> out.add(json(l.substring(6))));
+    return out;
+  }
+
+  private double metric(String name) {
+    Matcher m =
+        Pattern.compile("(?m)^" + Pattern.quote(name) + " (\\S+)$")
+            .matcher(send(to("/metrics").build()).body());
+    assertTrue(m.find(), name);
+    return Double.parseDouble(m.group(1));
+  }
+
+  private void await(String name, double value) throws InterruptedException {
+    long end = System.nanoTime() + Duration.ofSeconds(30).toNanos();
+    while (metric(name) != value) {
+      assertTrue(System.nanoTime() < end, name + " does not become " + value);
+      Thread.sleep(10);
+    }
+  }
+
+  @Test
+  void answersAChat() {
+    Map<String, Object> answer =
+        ok("/v1/chat/completions", "{\"model\":\"demo-small\"," + QUESTION + "}");
+    assertEquals("chat.completion", answer.get("object"));
+    assertEquals(ANSWER, at(answer, "choices", 0, "message", "content"));
+    assertEquals("assistant", at(answer, "choices", 0, "message", "role"));
+    assertEquals("stop", at(answer, "choices", 0, "finish_reason"));
+    int prompt = (int) at(answer, "usage", "prompt_tokens");
+    assertTrue(prompt > 0);
+    assertEquals(
+        prompt + (int) at(answer, "usage", "completion_tokens"),
+        at(answer, "usage", "total_tokens"));
+    // The second time the prompt is there already.
+    Map<String, Object> again = ok("/v1/chat/completions", "{" + QUESTION + "}");
+    assertEquals(ANSWER, at(again, "choices", 0, "message", "content"));
+    assertEquals(prompt - 1, at(again, "usage", "prompt_tokens_details", "cached_tokens"));
+  }
+
+  @Test
+  void streams() {
+    List<Map<String, Object>> chunks =
+        stream(
+            "/v1/chat/completions",
+            "{\"stream\":true,\"stream_options\":{\"include_usage\":true}," + QUESTION + "}");
+    StringBuilder text = new StringBuilder();
+    for (Map<String, Object> chunk : chunks.subList(0, chunks.size() - 1)) {
+      assertEquals("chat.completion.chunk", chunk.get("object"));
+      assertEquals(chunks.getFirst().get("id"), chunk.get("id"));
+      assertTrue(chunk.containsKey("usage") && chunk.get("usage") == null);
+      Object content = at(chunk, "choices", 0, "delta", "content");
+      text.append(content == null ? "" : content);
+    }
+    assertEquals(ANSWER, text.toString());
+    assertEquals("assistant", at(chunks.getFirst(), "choices", 0, "delta", "role"));
+    assertEquals("stop", at(chunks.get(chunks.size() - 2), "choices", 0, "finish_reason"));
+    assertEquals(List.of(), chunks.getLast().get("choices"));
+    assertTrue((int) at(chunks.getLast(), "usage", "completion_tokens") > 10);
+  }
+
+  @Test
+  void completesText() {
+    String prompt = "<|im_start|>user\\nWhat is 457 + 386?<|im_end|>\\n<|im_start|>assistant\\n";
+    Map<String, Object> answer =
+        ok("/v1/completions", "{\"max_tokens\":100,\"prompt\":\"" + prompt + "\"}");
+    assertEquals("text_completion", answer.get("object"));
+    assertEquals(ANSWER, at(answer, "choices", 0, "text"));
+    answer =
+        ok("/v1/completions", "{\"prompt\":\"" + prompt + "\",\"logprobs\":2,\"max_tokens\":3}");
+    assertEquals("length", at(answer, "choices", 0, "finish_reason"));
+    assertEquals(3, ((List<?>) at(answer, "choices", 0, "logprobs", "tokens")).size());
+    assertEquals(2, ((Map<?, ?>) at(answer, "choices", 0, "logprobs", "top_logprobs", 0)).size());
+    StringBuilder text = new StringBuilder();
+    stream(
+            "/v1/completions",
+            "{\"stream\":true,\"max_tokens\":100,\"prompt\":[\"" + prompt + "\"]}")
+        .forEach(c -> text.append(at(c, "choices", 0, "text")));
+    assertEquals(ANSWER, text.toString());
+    int[] ids = model.tokenizer().encode(prompt.replace("\\n", "\n"));
+    answer =
+        ok(
+            "/v1/completions",
+            "{\"max_tokens\":100,\"prompt\":" + java.util.Arrays.toString(ids) + "}");
+    assertEquals(ANSWER, at(answer, "choices", 0, "text"));
+  }
+
+  @Test
+  void obeysItsOptions() {
+    Map<String, Object> a =
+        ok(
+            "/v1/chat/completions",
+            "{\"stop\":[\"5+8\"],\"logprobs\":true,\"top_logprobs\":2," + QUESTION + "}");
+    assertEquals("7+6=13\n", at(a, "choices", 0, "message", "content"));
+    assertEquals("stop", at(a, "choices", 0, "finish_reason"));
+    Object first = at(a, "choices", 0, "logprobs", "content", 0);
+    assertEquals(2, ((List<?>) at(first, "top_logprobs")).size());
+    assertTrue((double) at(first, "logprob") <= 0);
+    assertEquals(at(first, "token"), at(first, "top_logprobs", 0, "token"));
+    a = ok("/v1/chat/completions", "{\"max_completion_tokens\":2," + QUESTION + "}");
+    assertEquals(2, at(a, "usage", "completion_tokens"));
+    assertEquals("length", at(a, "choices", 0, "finish_reason"));
+    String sampled = "{\"temperature\":1.7,\"seed\":%d,\"max_tokens\":30," + QUESTION + "}";
+    List<Object> texts = new ArrayList<>();
+    for (int seed : new int[] {1, 1, 2, 3}) {
+      a = ok("/v1/chat/completions", sampled.formatted(seed));
+      texts.add(at(a, "choices", 0, "message", "content"));
+    }
+    assertEquals(texts.get(0), texts.get(1));
+    assertTrue(texts.stream().distinct().count() > 1, texts.toString());
+    int id = model.tokenizer().encode("7", false, false)[0];
+    a = ok("/v1/chat/completions", "{\"logit_bias\":{\"" + id + "\":-100}," + QUESTION + "}");
+    assertFalse(at(a, "choices", 0, "message", "content").toString().startsWith("7"));
+  }
+
+  @Test
+  void structuresItsOutput() throws IOException {
+    Map<String, Object> a =
+        ok(
+            "/v1/chat/completions",
+            "{\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"x\",\"schema\":{\"type\":\"object\",\"properties\":{\"sum\":{\"type\":\"integer\",\"minimum\":0,\"maximum\":9999},\"even\":{\"type\":\"boolean\"}},\"required\":[\"sum\",\"even\"],\"additionalProperties\":false}}},"
+                + QUESTION
+                + "}");
+    Map<String, Object> content = json((String) at(a, "choices", 0, "message", "content"));
+    assertEquals(List.of("sum", "even"), List.copyOf(content.keySet()));
+    assertTrue(content.get("even") instanceof Boolean);
+    a =
+        ok(
+            "/v1/chat/completions",
+            "{\"grammar\":\"root ::= \\\"yes\\\" | \\\"no\\\"\"," + QUESTION + "}");
+    assertTrue(List.of("yes", "no").contains(at(a, "choices", 0, "message", "content")));
+    HttpResponse<String> bad =
+        send(post("/v1/chat/completions", "{\"grammar\":\"root ::=\\n\\n x\"," + QUESTION + "}"));
+    assertEquals(400, bad.statusCode());
+    assertTrue(bad.body().contains("grammar line"), bad.body());
+    bad =
+        send(
+            post(
+                "/v1/chat/completions",
+                "{\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"schema\":{\"pattern\":\"a\"}}},"
+                    + QUESTION
+                    + "}"));
+    assertEquals(400, bad.statusCode());
+    assertTrue(bad.body().contains("keyword pattern"), bad.body());
+  }
+
+  @ParameterizedTest
+  @CsvSource(
+      delimiter = '~',
+      quoteCharacter = '`',
+      value = {
+        "{ ~ not JSON",
+        "[] ~ expected=an object",
+        "{} ~ messages",
+        "{\"messages\":{}} ~ messages: expected=an array",
+        "{\"messages\":[1]} ~ messages[0]: expected=an object",
+        "{\"messages\":[{\"role\":\"wizard\",\"content\":\"x\"}]} ~ messages[0].role",
+        "{\"messages\":[{\"role\":\"user\"}]} ~ messages[0].content",
+        "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]} ~"
+            + " content[0].type",
+        "{\"temperature\":\"hot\",Q} ~ temperature: expected=a number",
+        "{\"temperature\":-1,Q} ~ temperature",
+        "{\"temperature\":1e999,Q} ~ temperature",
+        "{\"max_tokens\":0,Q} ~ max_tokens",
+        "{\"max_tokens\":1.5,Q} ~ max_tokens",
+        "{\"n\":2,Q} ~ n: expected=1",
+        "{\"stop\":[1],Q} ~ stop",
+        "{\"stop\":\"\",Q} ~ stop",
+        "{\"logit_bias\":{\"x\":1},Q} ~ logit_bias",
+        "{\"logit_bias\":{\"999999999\":1},Q} ~ logit bias",
+        "{\"top_logprobs\":3,Q} ~ top_logprobs needs logprobs",
+        "{\"audio\":{},Q} ~ unknown or unsupported parameter: audio",
+        "{\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}],Q} ~ knows no tools",
+        "{\"tool_choice\":\"required\",Q} ~ there are no tools",
+        "{\"response_format\":{\"type\":\"xml\"},Q} ~ response_format.type",
+        "{\"stream\":1,Q} ~ stream",
+      })
+  void refusesMalformedRequests(String body, String message) {
+    HttpResponse<String> response = send(post("/v1/chat/completions", body.replace("Q", QUESTION)));
+    assertEquals(400, response.statusCode(), response.body());
+    Map<String, Object> error = json(response.body());
+    assertEquals("invalid_request_error", at(error, "error", "type"));
+    assertTrue(at(error, "error", "message").toString().contains(message.strip()), response.body());
+  }
+
+  @Test
+  void refusesOtherRequests() throws IOException {
+    for (Object[] c :
+        new Object[][] {
+          {404, to("/nowhere").build(), "not_found"},
+          {404, to("/v1/models/other").build(), "model_not_found"},
+          {
+            404,
+            post("/v1/chat/completions", "{\"model\":\"gpt-4\"," + QUESTION + "}"),
+            "model_not_found"
+          },
+          {405, to("/v1/chat/completions").build(), "method_not_allowed"},
+          {405, post("/health", "{}"), "method_not_allowed"},
+          {
+            405,
+            to("/v1/models").method("OPTIONS", HttpRequest.BodyPublishers.noBody()).build(),
+            "method_not_allowed"
+          },
+          {
+            413,
+            post("/v1/completions", "{\"prompt\":\"" + "x".repeat(10_001) + "\"}"),
+            "request_too_large"
+          },
+          {
+            400,
+            post("/v1/completions", "{\"prompt\":\"" + "x".repeat(9_000) + "\"}"),
+            "context_length_exceeded"
+          },
+          {400, post("/v1/embeddings", "{\"input\":\"x\"}"), "not_an_embedding_model"},
+          {
+            415,
+            to("/v1/completions")
+                .header("Content-Type", "text/plain")
+                .POST(HttpRequest.BodyPublishers.ofString("{}"))
+                .build(),
+            "unsupported_media_type"
+          },
+        }) {
+      HttpResponse<String> response = send((HttpRequest) c[1]);
+      assertEquals(c[0], response.statusCode(), response.body());
+      assertEquals(c[2], at(json(response.body()), "error", "code"), response.body());
+    }
+    // A deep body, one that is no UTF-8, and a name that was pointed at this machine.
+    assertEquals(400, send(post("/v1/completions", "[".repeat(9000))).statusCode());
+    assertTrue(
+        raw("POST /v1/completions HTTP/1.1\r\n"
+                + "Host: localhost\r\n"
+                + "Content-Type: application/json\r\n"
+                + "Content-Length: 5\r\n\r\n"
+                + "{\"\u00ff\"}")
+            .startsWith("HTTP/1.1 400"));
+    assertTrue(
+        raw("GET /v1/models HTTP/1.1\r\nHost: evil.example\r\n\r\n").startsWith("HTTP/1.1 403"));
+    assertTrue(
+        raw("GET /v1/models HTTP/1.1\r\nHost: LocalHost:80\r\n\r\n").startsWith("HTTP/1.1 200"));
+    // The server still works.
+    assertEquals(200, send(to("/health").build()).statusCode());
+  }
+
+  private String raw(String text) throws IOException {
+    try (Socket socket = new Socket("127.0.0.1", server.address().getPort())) {
+      socket.getOutputStream().write(text.getBytes(StandardCharsets.ISO_8859_1));
+      socket.getOutputStream().flush();
+      socket.setSoTimeout(10_000);
+      byte[] buffer = new byte[15];
+      int n = socket.getInputStream().readNBytes(buffer, 0, buffer.length);
+      return new String(buffer, 0, n, StandardCharsets.ISO_8859_1);
+    }
+  }
+
+  @Test
+  void describesItself() {
+    assertEquals("demo-small", at(json(send(to("/v1/models").build()).body()), "data", 0, "id"));
+    assertEquals("model", json(send(to("/v1/models/demo-small").build()).body()).get("object"));
+    ok("/v1/chat/completions", "{" + QUESTION + "}");
+    assertEquals(1, metric("fletch_requests_total{route=\"chat\",status=\"200\"}"));
+    assertTrue(metric("fletch_completion_tokens_total") > 10);
+    assertEquals(0, metric("fletch_active"));
+    HttpResponse<String> page = send(to("/").build());
+    assertEquals(200, page.statusCode());
+    String policy = page.headers().firstValue("Content-Security-Policy").orElseThrow();
+    assertTrue(policy.contains("default-src 'none'; script-src 'sha256-"), policy);
+    // Nothing from elsewhere, and no way for text to become markup.
+    assertFalse(page.body().matches("(?s).*(https?://|innerHTML|document\\.write|eval\\().*"));
+    assertNull(page.headers().firstValue("Access-Control-Allow-Origin").orElse(null));
+  }
+
+  private static final String ENDLESS =
+      "{\"stream\":true,\"ignore_eos\":true,\"max_tokens\":480," + QUESTION + "}";
+
+  @Test
+  void aClientThatLeavesCancelsItsAnswer() throws Exception {
+    HttpResponse<InputStream> response =
+        client.send(post("/v1/chat/completions", ENDLESS), BodyHandlers.ofInputStream());
+    try (InputStream in = response.body()) {
+      assertTrue(in.read() >= 0);
+    }
+    await("fletch_cancelled_total", 1);
+    await("fletch_active", 0);
+    assertTrue(metric("fletch_completion_tokens_total") < 480);
+    // Its session goes on.
+    assertEquals(
+        ANSWER,
+        at(ok("/v1/chat/completions", "{" + QUESTION + "}"), "choices", 0, "message", "content"));
+  }
+
+  /** Clients that do not read: their generations block in the write and keep their slots. */
+  private List<Socket> blockers(int n) throws Exception {
+    List<Socket> out = new ArrayList<>();
+    for (int i = 0; i < n; i++) {
+      Socket socket = new Socket();
+      socket.setReceiveBufferSize(1024);
+      socket.connect(new InetSocketAddress("127.0.0.1", server.address().getPort()));
+      String body =
+          "{\"stream\":true,\"ignore_eos\":true,\"logprobs\":true,\"top_logprobs\":20,\"max_tokens\":480,"
+              + QUESTION
+              + "}";
+      socket
+          .getOutputStream()
+          .write(
+              ("POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type:"
+                      + " application/json\r\nContent-Length: "
+                      + body.length()
+                      + "\r\n\r\n"
+                      + body)
+                  .getBytes(StandardCharsets.UTF_8));
+      out.add(socket);
+    }
+    await("fletch_active", n);
+    return out;
+  }
+
+  @Test
+  void theQueueIsBounded() throws Exception {
+    restart(with(1, 1, Duration.ofSeconds(60), Duration.ZERO, null, null));
+    List<Socket> blockers = blockers(1);
+    CompletableFuture<HttpResponse<String>> waiting =
+        client.sendAsync(
+            post("/v1/chat/completions", "{" + QUESTION + "}"), BodyHandlers.ofString());
+    await("fletch_queued", 1);
+    HttpResponse<String> refused = send(post("/v1/chat/completions", "{" + QUESTION + "}"));
+    assertEquals(429, refused.statusCode(), refused.body());
+    assertEquals("1", refused.headers().firstValue("Retry-After").orElseThrow());
+    assertEquals("rate_limit_error", at(json(refused.body()), "error", "type"));
+    for (Socket socket : blockers) {
+      socket.close();
+    }
+    assertEquals(200, waiting.get().statusCode());
+    assertEquals(1, metric("fletch_rejected_total"));
+  }
+
+  @Test
+  void timeIsBounded() throws Exception {
+    restart(with(1, 1, Duration.ofMillis(0), Duration.ZERO, null, null));
+    Map<String, Object> a = ok("/v1/chat/completions", "{" + QUESTION + "}");
+    assertEquals("length", at(a, "choices", 0, "finish_reason"));
+    await("fletch_cancelled_total", 1);
+  }
+
+  @Test
+  void shutdownLetsAnswersFinishAndRefusesNewOnes() throws Exception {
+    CompletableFuture<HttpResponse<String>> running =
+        client.sendAsync(post("/v1/chat/completions", ENDLESS), BodyHandlers.ofString());
+    long end = System.nanoTime() + Duration.ofSeconds(20).toNanos();
+    while (metric("fletch_active") == 0 && !running.isDone()) {
+      assertTrue(System.nanoTime() < end);
+    }
+    server.close();
+    HttpResponse<String> response = running.get();
+    assertEquals(200, response.statusCode());
+    assertTrue(response.body().endsWith("data: [DONE]\n\n"), "cut off");
+    assertThrows(AssertionError.class, () -> send(to("/health").build()));
+    // Closing again does nothing.
+    server.close();
+  }
+
+  @Test
+  void shutdownCancelsWhatDoesNotFinish() throws Exception {
+    restart(with(2, 0, Duration.ofSeconds(60), Duration.ZERO, null, null));
+    List<Socket> sockets = blockers(2);
+    for (Socket socket : sockets) {
+      socket.setSoLinger(true, 0);
+    }
+    Thread later =
+        Thread.startVirtualThread(() -> {
+          try {
+            Thread.sleep(300);
+            for (Socket socket : sockets) {
+              socket.close();
+            }
+          } catch (IOException | InterruptedException e) {
+            throw new IllegalStateException(e);
+          }
+        });
+    server.close();
+    later.join();
+  }
+
+  @Test
+  void keysAndOrigins() {
+    restart(with(1, 1, Duration.ofSeconds(60), Duration.ZERO, "secret", "https://app.example"));
+    for (String header : new String[] {null, "Bearer wrong", "secret", "Bearer "}) {
+      HttpRequest.Builder request = to("/v1/models");
+      if (header != null) {
+        request.header("Authorization", header);
+      }
+      HttpResponse<String> response = send(request.build());
+      assertEquals(401, response.statusCode());
+      assertEquals("authentication_error", at(json(response.body()), "error", "type"));
+    }
+    HttpResponse<String> good =
+        send(to("/v1/models").header("Authorization", "Bearer secret").build());
+    assertEquals(200, good.statusCode());
+    assertEquals(
+        "https://app.example",
+        good.headers().firstValue("Access-Control-Allow-Origin").orElseThrow());
+    assertEquals(401, send(to("/metrics").build()).statusCode());
+    assertEquals(200, send(to("/health").build()).statusCode());
+    assertEquals(200, send(to("/").build()).statusCode());
+    HttpResponse<String> preflight =
+        send(
+            to("/v1/chat/completions")
+                .method("OPTIONS", HttpRequest.BodyPublishers.noBody())
+                .build());
+    assertEquals(204, preflight.statusCode());
+    assertNotNull(preflight.headers().firstValue("Access-Control-Allow-Headers").orElse(null));
+  }
+
+  @Test
+  void manyClientsAtOnce() {
+    restart(with(8, 64, Duration.ofSeconds(60), Duration.ZERO, null, null));
+    List<CompletableFuture<HttpResponse<String>>> all = new ArrayList<>();
+    for (int i = 0; i < 40; i++) {
+      all.add(
+          client.sendAsync(
+              post(
+                  "/v1/chat/completions",
+                  i % 2 == 0
+                      ? "{" + QUESTION + "}"
+                      : "{\"temperature\":0,\"messages\":[{\"role\":\"user\",\"content\":\"What is "
+                          + i
+                          + " + 386?\"}]}"),
+              BodyHandlers.ofString()));
+    }
+    for (int i = 0; i < all.size(); i++) {
+      HttpResponse<String> response = all.get(i).join();
+      assertEquals(200, response.statusCode(), response.body());
+      if (i % 2 == 0) {
+        assertEquals(ANSWER, at(json(response.body()), "choices", 0, "message", "content"));
+      }
+    }
+    assertTrue(metric("fletch_sessions") <= 8);
+  }
+}
