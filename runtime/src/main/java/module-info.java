@@ -13,6 +13,10 @@ module io.fletch.runtime {
   requires jdk.jfr;
 
   exports io.fletch;
+  exports io.fletch.runtime.arch to
+      io.fletch.tools;
+  exports io.fletch.runtime.calibrate to
+      io.fletch.tools;
   exports io.fletch.runtime.convert to
       io.fletch.tools;
 }

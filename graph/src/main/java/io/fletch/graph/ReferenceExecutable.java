@@ -153,7 +153,7 @@ final class ReferenceExecutable implements Executable {
     return y;
   }
 
-  private static float[] rmsNorm(Op.RmsNorm o, float[] x) {
+  static float[] rmsNorm(Op.RmsNorm o, float[] x) {
     float[] weight = Dequantizer.toFloats(o.weight());
     int n = weight.length;
     float[] y = new float[x.length];
@@ -187,7 +187,7 @@ final class ReferenceExecutable implements Executable {
   }
 
   /** {@code y = W x} for each of {@code rows} rows, straight from the definition of each kind. */
-  private static void product(LinearOp op, float[] x, int rows, float[] y) {
+  static void product(LinearOp op, float[] x, int rows, float[] y) {
     int in = Math.toIntExact(op.in());
     int out = Math.toIntExact(op.out());
     switch (op) {
@@ -284,7 +284,7 @@ final class ReferenceExecutable implements Executable {
     return y;
   }
 
-  private static float[] layerNorm(Op.LayerNorm o, float[] x) {
+  static float[] layerNorm(Op.LayerNorm o, float[] x) {
     float[] weight = Dequantizer.toFloats(o.weight());
     float[] bias = o.bias().map(Dequantizer::toFloats).orElse(new float[weight.length]);
     int n = weight.length;
@@ -307,7 +307,7 @@ final class ReferenceExecutable implements Executable {
     return y;
   }
 
-  private static float[] route(Op.Route o, float[] scores) {
+  static float[] route(Op.Route o, float[] scores) {
     int n = o.spec().experts();
     int width = o.out().width();
     MemorySegment from = MemorySegment.ofArray(scores);
@@ -322,7 +322,7 @@ final class ReferenceExecutable implements Executable {
     return y;
   }
 
-  private static float[] experts(Op.ExpertLinear o, float[] x, float[] routing) {
+  static float[] experts(Op.ExpertLinear o, float[] x, float[] routing) {
     int in = o.in().width();
     int n = Math.toIntExact(o.experts().getFirst().cols());
     int m = Math.toIntExact(o.experts().getFirst().rows());
@@ -341,7 +341,7 @@ final class ReferenceExecutable implements Executable {
     return y;
   }
 
-  private static float[] mix(Op.Mix o, float[] x, float[] routing) {
+  static float[] mix(Op.Mix o, float[] x, float[] routing) {
     int m = o.out().width();
     int rows = x.length / o.in().width();
     float[] y = new float[rows * m];
@@ -471,7 +471,7 @@ final class ReferenceExecutable implements Executable {
     return y;
   }
 
-  private static double activation(Activation kind, double x) {
+  static double activation(Activation kind, double x) {
     return switch (kind) {
       case SILU -> x / (1 + Math.exp(-x));
       case GELU_TANH ->
@@ -495,7 +495,7 @@ final class ReferenceExecutable implements Executable {
     return y;
   }
 
-  private static float[] scale(Op.Scale o, float[] x) {
+  static float[] scale(Op.Scale o, float[] x) {
     float[] y = new float[x.length];
     for (int i = 0; i < x.length; i++) {
       y[i] = x[i] * o.factor();
@@ -503,7 +503,7 @@ final class ReferenceExecutable implements Executable {
     return y;
   }
 
-  private static float[] softCap(Op.SoftCap o, float[] x) {
+  static float[] softCap(Op.SoftCap o, float[] x) {
     float[] y = new float[x.length];
     for (int i = 0; i < x.length; i++) {
       y[i] = (float) (o.cap() * Math.tanh((double) x[i] / o.cap()));
@@ -511,7 +511,7 @@ final class ReferenceExecutable implements Executable {
     return y;
   }
 
-  private static float[] slice(Op.Slice o, float[] x) {
+  static float[] slice(Op.Slice o, float[] x) {
     int in = o.in().width();
     int n = o.out().width();
     float[] y = new float[x.length / in * n];

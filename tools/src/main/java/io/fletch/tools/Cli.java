@@ -42,6 +42,9 @@ final class Cli {
     commands.put(
         "convert", new Entry("the same weights in another container", ConvertCommand::new));
     commands.put("quantize", new Entry("a model with smaller weights", QuantizeCommand::new));
+    commands.put("prune", new Entry("a model with fewer weights", PruneCommand::new));
+    commands.put(
+        "perplexity", new Entry("how well a model predicts a text", PerplexityCommand::new));
     commands.put("bench", new Entry("measure prefill and decode speed", BenchCommand::new));
     commands.put(
         "doctor", new Entry("what runs here, why, and what to change", DoctorCommand::new));

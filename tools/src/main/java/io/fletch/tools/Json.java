@@ -18,6 +18,15 @@ final class Json {
     }
   }
 
+  /** Reads one object. */
+  static Map<String, Object> object(byte[] utf8) {
+    try {
+      return JSON.std.mapFrom(utf8);
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
+    }
+  }
+
   /** A number in full; null where JSON has no way to write it. */
   static Double finite(double value) {
     return Double.isFinite(value) ? Double.valueOf(value) : null;
