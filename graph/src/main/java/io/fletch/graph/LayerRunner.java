@@ -183,6 +183,7 @@ public final class LayerRunner {
             case Op.Scale o -> ReferenceExecutable.scale(o, values.get(o.in()));
             case Op.SoftCap o -> ReferenceExecutable.softCap(o, values.get(o.in()));
             case Op.Slice o -> ReferenceExecutable.slice(o, values.get(o.in()));
+            case Op.Gather o -> ReferenceExecutable.gather(o, values.get(o.in()));
             case Op.Route o -> ReferenceExecutable.route(o, values.get(o.scores()));
             case Op.ExpertLinear o ->
                 ReferenceExecutable.experts(o, values.get(o.in()), values.get(o.routing()));

@@ -273,7 +273,7 @@ final class ReferenceExecutable implements Executable {
     }
   }
 
-  private static float[] gather(Op.Gather o, float[] x) {
+  static float[] gather(Op.Gather o, float[] x) {
     int in = o.in().width();
     int n = o.out().width();
     float[] index = Dequantizer.toFloats(o.columns());

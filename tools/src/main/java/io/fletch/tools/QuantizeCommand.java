@@ -7,6 +7,7 @@ import io.fletch.quant.TensorCopy;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
 import io.fletch.quant.WeightFile;
+import io.fletch.runtime.calibrate.Calibration;
 import java.io.IOException;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -16,6 +17,7 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import java.util.TreeMap;
+import java.util.concurrent.atomic.AtomicInteger;
 import java.util.regex.Pattern;
 import java.util.regex.PatternSyntaxException;
 
@@ -37,7 +39,11 @@ final class QuantizeCommand implements Command {
 
   @Override
   public List<Section> sections() {
+    List<org.apache.commons.cli.Option> calibration = new ArrayList<>(CalibrationFlags.options());
+    calibration.add(
+        Command.value("save-imatrix", "FILE", "write the importance that was measured"));
     return List.of(
+        new Section("Importance measured on a text, instead of --imatrix", calibration),
         new Section(
             "What to write",
             List.of(
@@ -98,11 +104,23 @@ final class QuantizeCommand implements Command {
     List<TypeRule> overrides =
         arguments.strings("tensor-type").stream().map(TypeRule::parse).toList();
     Optional<Path> importanceFile = arguments.string("imatrix").map(Path::of);
+    if (importanceFile.isPresent() && arguments.has("calibrate")) {
+      throw new UsageException("--imatrix and --calibrate: expected=one of them");
+    }
+    if (arguments.has("save-imatrix") && !arguments.has("calibrate")) {
+      throw new UsageException("--save-imatrix: only with --calibrate");
+    }
     long start = System.nanoTime();
     try (WeightFile file = WeightFile.open(ModelFlags.path(arguments));
         TensorStore derived = TensorStore.create()) {
-      Optional<ImportanceMatrix> importance = importanceFile.map(ImportanceMatrix::read);
       ModelOutput.View view = ModelOutput.View.of(file, WeightFile.Format.GGUF, derived);
+      Optional<ImportanceMatrix> importance =
+          arguments.has("calibrate")
+              ? Optional.of(measured(arguments, io, file, view, derived))
+              : importanceFile.map(ImportanceMatrix::read);
+      arguments
+          .string("save-imatrix")
+          .ifPresent(name -> importance.orElseThrow().write(Path.of(name)));
       view.notes().forEach(note -> io.note("fletch: " + note));
       String key =
           "quantize "
@@ -110,7 +128,9 @@ final class QuantizeCommand implements Command {
               + " "
               + arguments.strings("tensor-type")
               + " "
-              + importanceFile.map(p -> p.toAbsolutePath() + " " + p.toFile().lastModified());
+              + importanceFile.map(p -> p.toAbsolutePath() + " " + p.toFile().lastModified())
+              + " "
+              + CalibrationFlags.key(arguments);
       ModelOutput out = new ModelOutput(output, file, key);
       Map<TensorType, Integer> types = new TreeMap<>();
       int weighted = convert(view, mix, overrides, importance, out, io, types);
@@ -121,6 +141,28 @@ final class QuantizeCommand implements Command {
       report(arguments, io, output, mix, file, bytes, types, weighted, start);
     }
     return Cli.OK;
+  }
+
+  /** Mean squares of the inputs of all matrices, by running the model over a text. */
+  private static ImportanceMatrix measured(
+      Arguments arguments, Io io, WeightFile file, ModelOutput.View view, TensorStore derived)
+      throws IOException {
+    Calibration calibration =
+        Calibration.start(file, CalibrationFlags.sequences(arguments, file), derived);
+    Map<String, String> names = new LinkedHashMap<>();
+    view.tensors().forEach(t -> names.put(t.source().name(), t.name()));
+    Map<String, float[]> means = new LinkedHashMap<>();
+    AtomicInteger layer = new AtomicInteger();
+    try (Progress _ =
+        Progress.show(
+            io, () -> "calibrating, layer " + layer.get() + " of " + calibration.layers())) {
+      for (int l = 0; l < calibration.layers(); l++) {
+        layer.set(l + 1);
+        calibration.collect(0).forEach((name, s) -> means.put(names.get(name), s.meanSquares()));
+        calibration.advance();
+      }
+    }
+    return new ImportanceMatrix(means);
   }
 
   private static int convert(

@@ -38,6 +38,8 @@ class DocumentationTest {
           new CompareCommand(),
           new ConvertCommand(),
           new QuantizeCommand(),
+          new PruneCommand(),
+          new PerplexityCommand(),
           new BenchCommand(),
           new DoctorCommand());
 

@@ -93,8 +93,7 @@ class PruningPropertyTest {
     for (Pattern pattern : List.of(new Pattern(2, 4), new Pattern(4, 8))) {
       boolean[] grouped = Masks.perRow(scores, cols, 0.5, pattern);
       for (int at = 0; at < grouped.length; at += pattern.group()) {
-        assertEquals(
-            pattern.group() - pattern.keep(), count(grouped, at, pattern.group()));
+        assertEquals(pattern.group() - pattern.keep(), count(grouped, at, pattern.group()));
       }
     }
   }
@@ -137,8 +136,7 @@ class PruningPropertyTest {
     float[] w = normal(new SplittableRandom(seed), 7 * 33);
     double[] norms = new double[33];
     Arrays.fill(norms, 1);
-    boolean[] mask =
-        Masks.perRow(Masks.wandaScores(w, norms), 33, sparsity, Pattern.UNSTRUCTURED);
+    boolean[] mask = Masks.perRow(Masks.wandaScores(w, norms), 33, sparsity, Pattern.UNSTRUCTURED);
     for (int r = 0; r < 7; r++) {
       float most = 0;
       float least = Float.MAX_VALUE;
