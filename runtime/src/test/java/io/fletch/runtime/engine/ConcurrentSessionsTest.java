@@ -176,7 +176,7 @@ class ConcurrentSessionsTest {
                 }
                 if (random.nextInt(4) == 0) {
                   // With an answer that is still open.
-                  session.generate(task.prompt(), task.options()).hasNext();
+                  assertTrue(session.generate(task.prompt(), task.options()).hasNext());
                   session.close();
                   session = model.newSession();
                 }

@@ -127,7 +127,7 @@ class SessionStateTest {
       assertTrue(e.getMessage().contains("token 0: expected=[0, "), e.getMessage());
       assertEquals(past, session.tokens(), "a refused file changes nothing");
       assertThrows(UncheckedIOException.class, () -> session.restore(folder.resolve("none")));
-      session.generate(PROMPT, OPTIONS).hasNext();
+      assertTrue(session.generate(PROMPT, OPTIONS).hasNext());
       assertThrows(IllegalStateException.class, () -> session.save(file));
     }
     Files.write(file, good);
