@@ -24,8 +24,10 @@ final class Driver {
     }
   }
 
+  /** An exception; without a detail it takes the driver's description. */
   static CudaException failure(int status, String call, String arguments, String detail) {
-    return new CudaException(call, status, name(status), arguments, detail);
+    return new CudaException(
+        call, status, name(status), arguments, detail.isEmpty() ? description(status) : detail);
   }
 
   /** An allocation's failure, with the state of the memory if that was the reason. */
@@ -48,18 +50,26 @@ final class Driver {
 
   /** The driver's name of a status. */
   static String name(int status) {
-    if (!CudaLookup.has("cuGetErrorName")) {
-      return "CUDA error";
+    String name = text(status, true);
+    return name.isEmpty() ? "unknown CUDA error" : name;
+  }
+
+  private static String description(int status) {
+    return text(status, false);
+  }
+
+  private static String text(int status, boolean name) {
+    if (!CudaLookup.has(name ? "cuGetErrorName" : "cuGetErrorString")) {
+      return "";
     }
     try (Arena arena = Arena.ofConfined()) {
       MemorySegment out = arena.allocate(ValueLayout.ADDRESS);
-      if (CudaDriver.cuGetErrorName(status, out) != SUCCESS) {
-        return "unknown CUDA error";
-      }
+      int found =
+          name ? CudaDriver.cuGetErrorName(status, out) : CudaDriver.cuGetErrorString(status, out);
       MemorySegment text = out.get(ValueLayout.ADDRESS, 0);
-      return text.address() == 0
-          ? "unknown CUDA error"
-          : text.reinterpret(Long.MAX_VALUE).getString(0);
+      return found != SUCCESS || text.address() == 0
+          ? ""
+          : text.reinterpret(Long.MAX_VALUE - text.address()).getString(0);
     }
   }
 

@@ -1,0 +1,190 @@
+package io.fletch.tests.softgpu;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+
+/** A block of threads with its shared memory and barriers. */
+final class Block {
+  /** Where shared memory starts; below it an address is a mistake. */
+  static final int SHARED_BASE = 1024;
+
+  final Launch launch;
+  final Warp[] warps;
+  final byte[] shared;
+  final boolean[] sharedWritten;
+  final Map<Integer, TransactionBarrier> transactions = new HashMap<>();
+  int x;
+  int y;
+  int z;
+
+  private final Barrier[] barriers = new Barrier[16];
+
+  private static final class Barrier {
+    final List<Warp> waiting = new ArrayList<>();
+    int arrived;
+    int threads;
+    boolean all;
+    int votes;
+    int voters;
+  }
+
+  /** An mbarrier object. */
+  static final class TransactionBarrier {
+    int expected;
+    int pending;
+    long bytes;
+    int phase;
+    final List<Runnable> copies = new ArrayList<>();
+
+    void complete() {
+      if (pending == 0 && bytes == 0) {
+        phase ^= 1;
+        pending = expected;
+      }
+    }
+
+    /** Finishes the copies that complete here. */
+    void finishCopies() {
+      List<Runnable> now = new ArrayList<>(copies);
+      copies.clear();
+      now.forEach(Runnable::run);
+    }
+  }
+
+  Block(Launch launch) {
+    this.launch = launch;
+    int threads = launch.blockX * launch.blockY * launch.blockZ;
+    warps = new Warp[(threads + 31) / 32];
+    for (int i = 0; i < warps.length; i++) {
+      warps[i] = new Warp(launch.kernel, i);
+    }
+    int bytes = (launch.kernel.staticShared + 15 & -16) + launch.shared;
+    shared = new byte[bytes];
+    sharedWritten = new boolean[bytes];
+  }
+
+  void start(int number) {
+    x = number % launch.gridX;
+    y = number / launch.gridX % launch.gridY;
+    z = number / launch.gridX / launch.gridY;
+    Arrays.fill(sharedWritten, false);
+    Arrays.fill(barriers, null);
+    transactions.clear();
+    for (Warp w : warps) {
+      w.start(this);
+    }
+  }
+
+  /** Lets every warp have its share; false when the block is through. */
+  boolean step(int share) {
+    boolean ran = false;
+    boolean left = false;
+    for (Warp w : warps) {
+      if (w.done() || w.blocked()) {
+        left |= !w.done();
+        continue;
+      }
+      ran = true;
+      w.run(share);
+      if (w.done()) {
+        launch.instructions.addAndGet(w.executed);
+        w.executed = 0;
+        for (Barrier b : barriers) {
+          if (b != null && !b.waiting.isEmpty()) {
+            release(b);
+          }
+        }
+      } else {
+        left = true;
+      }
+    }
+    if (left && !ran) {
+      for (Warp w : warps) {
+        if (w.blocked()) {
+          throw w.fault(
+              GpuFault.LAUNCH_FAILED,
+              Integer.numberOfTrailingZeros(w.live),
+              "divergent barrier: the block waits forever, as not all threads arrive");
+        }
+      }
+    }
+    return left;
+  }
+
+  /** A whole warp arrives; whether it waits. */
+  boolean arrive(Warp w, Instruction in) {
+    int lane = Integer.numberOfTrailingZeros(w.atBarrierMask);
+    long id = (int) w.r[in.barrier + lane];
+    if (id < 0 || id > 15) {
+      throw w.fault(GpuFault.LAUNCH_FAILED, lane, "barrier number out of range: " + id);
+    }
+    Barrier b = barriers[(int) id];
+    if (b == null) {
+      b = new Barrier();
+      barriers[(int) id] = b;
+    }
+    boolean all = in.barrierThreads < 0;
+    int threads = all ? 0 : (int) w.r[in.barrierThreads + lane];
+    if (!all && (threads <= 0 || threads % 32 != 0)) {
+      throw w.fault(GpuFault.LAUNCH_FAILED, lane, "barrier count is no multiple of 32: " + threads);
+    }
+    if (b.arrived > 0 && (b.all != all || b.threads != threads)) {
+      throw w.fault(GpuFault.LAUNCH_FAILED, lane, "barrier " + id + " with two thread counts");
+    }
+    b.all = all;
+    b.threads = threads;
+    b.arrived += 32;
+    if (in.reduction != 0) {
+      int yes = w.p[in.reducePredicate];
+      yes = (in.reduceNegated ? ~yes : yes) & w.atBarrierMask;
+      b.votes += Integer.bitCount(yes);
+      b.voters += Integer.bitCount(w.atBarrierMask);
+    }
+    if (in.waits) {
+      w.atBarrier = in;
+      b.waiting.add(w);
+    }
+    release(b);
+    return w.atBarrier != null;
+  }
+
+  private void release(Barrier b) {
+    int needed = b.threads;
+    if (b.all) {
+      needed = 0;
+      for (Warp w : warps) {
+        needed += w.done() ? 0 : 32;
+      }
+    }
+    if (b.arrived < needed) {
+      return;
+    }
+    List<Warp> go = new ArrayList<>(b.waiting);
+    b.waiting.clear();
+    b.arrived = 0;
+    for (Warp w : go) {
+      Instruction in = w.atBarrier;
+      w.atBarrier = null;
+      switch (in.reduction) {
+        case 'p' -> {
+          for (int l = 0; l < 32; l++) {
+            w.r[in.reduceTarget + l] = b.votes;
+          }
+          w.written[in.reduceTarget >> 5] |= w.atBarrierMask;
+        }
+        case 'a', 'o' -> {
+          boolean yes = in.reduction == 'a' ? b.votes == b.voters : b.votes > 0;
+          w.p[in.reduceTarget] =
+              w.p[in.reduceTarget] & ~w.atBarrierMask | (yes ? w.atBarrierMask : 0);
+          w.predicatesWritten[in.reduceTarget] |= w.atBarrierMask;
+        }
+        default -> {}
+      }
+    }
+    b.votes = 0;
+    b.voters = 0;
+  }
+}

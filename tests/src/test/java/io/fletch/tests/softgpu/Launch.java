@@ -1,0 +1,111 @@
+package io.fletch.tests.softgpu;
+
+import java.util.ArrayList;
+import java.util.List;
+import java.util.concurrent.atomic.AtomicInteger;
+import java.util.concurrent.atomic.AtomicLong;
+import java.util.concurrent.atomic.AtomicReference;
+
+/** One run of a kernel over a grid. */
+final class Launch {
+  private static final int SHARE = 4096;
+
+  /** More would not fit the limits that a real device has. */
+  private static final int COOPERATIVE_BLOCKS = 8 * SoftGpu.MULTIPROCESSORS;
+
+  final CompiledKernel kernel;
+  final MemoryMap memory;
+  final byte[] parameters;
+  final int gridX;
+  final int gridY;
+  final int gridZ;
+  final int blockX;
+  final int blockY;
+  final int blockZ;
+  final int shared;
+  final boolean cooperative;
+  final AtomicLong instructions = new AtomicLong();
+
+  Launch(
+      CompiledKernel kernel,
+      MemoryMap memory,
+      byte[] parameters,
+      int[] grid,
+      int[] block,
+      int shared,
+      boolean cooperative) {
+    this.kernel = kernel;
+    this.memory = memory;
+    this.parameters = parameters;
+    gridX = grid[0];
+    gridY = grid[1];
+    gridZ = grid[2];
+    blockX = block[0];
+    blockY = block[1];
+    blockZ = block[2];
+    this.shared = shared;
+    this.cooperative = cooperative;
+  }
+
+  static boolean fits(int blocks) {
+    return blocks <= COOPERATIVE_BLOCKS;
+  }
+
+  /**
+   * Runs all blocks: those of a cooperative launch side by side, others one after the other.
+   *
+   * @throws GpuFault at the first thing that must not be
+   */
+  void run(int workers) {
+    int blocks = gridX * gridY * gridZ;
+    if (cooperative) {
+      List<Block> all = new ArrayList<>();
+      for (int i = 0; i < blocks; i++) {
+        Block b = new Block(this);
+        b.start(i);
+        all.add(b);
+      }
+      while (!all.isEmpty()) {
+        all.removeIf(b -> !b.step(SHARE));
+      }
+      return;
+    }
+    if (workers < 2 || blocks < 4) {
+      AtomicInteger next = new AtomicInteger();
+      work(next, blocks);
+      return;
+    }
+    AtomicInteger next = new AtomicInteger();
+    AtomicReference<RuntimeException> failure = new AtomicReference<>();
+    Runnable job =
+        () -> {
+          try {
+            work(next, blocks);
+          } catch (RuntimeException e) {
+            failure.compareAndSet(null, e);
+            next.set(blocks);
+          }
+        };
+    Thread helper = Thread.ofPlatform().daemon().unstarted(job);
+    helper.start();
+    job.run();
+    try {
+      helper.join();
+    } catch (InterruptedException e) {
+      Thread.currentThread().interrupt();
+    }
+    if (failure.get() != null) {
+      throw failure.get();
+    }
+  }
+
+  private void work(AtomicInteger next, int blocks) {
+    Block block = new Block(this);
+    for (int i = next.getAndIncrement(); i < blocks; i = next.getAndIncrement()) {
+      block.start(i);
+      while (block.step(SHARE)) {
+        Thread.onSpinWait();
+      }
+    }
+  }
+}
