@@ -5,9 +5,11 @@ import java.lang.foreign.MemorySegment;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collections;
+import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import org.apache.arrow.memory.ArrowBuf;
 
 /**
@@ -22,6 +24,7 @@ final class MappedWeights implements WeightFile {
   private final Metadata metadata;
   private final Map<String, Tensor> tensors;
   private final Map<String, UnsupportedTensor> unsupported;
+  private final Map<String, Tensor> raws;
 
   private MappedWeights(Builder builder, Format format, Path path, Metadata metadata) {
     this.format = format;
@@ -31,6 +34,7 @@ final class MappedWeights implements WeightFile {
     this.files = List.copyOf(builder.files);
     this.tensors = Collections.unmodifiableMap(builder.tensors);
     this.unsupported = Collections.unmodifiableMap(builder.unsupported);
+    this.raws = Map.copyOf(builder.raws);
   }
 
   @Override
@@ -59,6 +63,11 @@ final class MappedWeights implements WeightFile {
   }
 
   @Override
+  public Optional<Tensor> raw(String name) {
+    return Optional.ofNullable(raws.get(name));
+  }
+
+  @Override
   public List<Path> shards() {
     return files.stream().map(MappedFile::path).toList();
   }
@@ -83,6 +92,7 @@ final class MappedWeights implements WeightFile {
     private final List<MappedFile> files = new ArrayList<>();
     private final Map<String, Tensor> tensors = new LinkedHashMap<>();
     private final Map<String, UnsupportedTensor> unsupported = new LinkedHashMap<>();
+    private final Map<String, Tensor> raws = new HashMap<>();
     private boolean built;
 
     /**
@@ -126,6 +136,15 @@ final class MappedWeights implements WeightFile {
           dims.add(dim);
         }
         unsupported.put(name, new UnsupportedTensor(name, typeName, dims, bytes));
+        long elements = 1;
+        for (long dim : shape) {
+          elements *= dim;
+        }
+        if (elements == bytes && bytes > 0) {
+          ArrowBuf raw = shard.buffer().slice(start, bytes);
+          MemorySegment segment = shard.segment().asSlice(start, bytes);
+          raws.put(name, new Tensor(name, TensorType.I8, shape, raw, segment));
+        }
       } else {
         ArrowBuf buffer = bytes == 0 ? memory.empty() : shard.buffer().slice(start, bytes);
         tensors.put(

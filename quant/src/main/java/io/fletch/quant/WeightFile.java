@@ -51,6 +51,14 @@ public interface WeightFile extends AutoCloseable {
     return Optional.ofNullable(tensor);
   }
 
+  /**
+   * The bytes of an {@linkplain #unsupported() unsupported} tensor of 8-bit elements (U8, FP8), as
+   * an I8 tensor of its shape.
+   */
+  default Optional<Tensor> raw(String name) {
+    return Optional.empty();
+  }
+
   /** The files that hold the tensors, in order. */
   List<Path> shards();
 

@@ -277,9 +277,8 @@ public final class ModelGraph {
   }
 
   private Value linear(String name, Value in, int out, Optional<Gate> gate) {
-    Tensor weight = weights.matrix(name + ".weight", out, in.width());
-    return graph.linear(
-        name, in, LinearOp.dense(weight), weights.optionalVector(name + ".bias", out), gate);
+    LinearOp weight = weights.linear(name, out, in.width());
+    return graph.linear(name, in, weight, weights.optionalVector(name + ".bias", out), gate);
   }
 
   private Value norm(String name, Value in, float outScale) {

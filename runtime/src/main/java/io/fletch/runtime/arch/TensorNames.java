@@ -1,6 +1,7 @@
 package io.fletch.runtime.arch;
 
 import java.util.HashMap;
+import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 
@@ -111,6 +112,10 @@ public final class TensorNames {
               Map.entry("blk.{}.ffn_up", "model.transformer.blocks.{}.up_proj"),
               Map.entry("blk.{}.ffn_down", "model.transformer.blocks.{}.ff_out")));
 
+  /** What follows the name of a layer whose matrix is stored in parts. */
+  private static final List<String> COMPRESSED =
+      List.of(".sp.", ".U.", ".V.", ".A.diag_blocks", ".B.diag_blocks", ".coefficients");
+
   private final Map<String, String> templates;
 
   private TensorNames(Map<String, String> templates) {
@@ -128,7 +133,7 @@ public final class TensorNames {
     if (this == GGUF) {
       return Optional.of(name);
     }
-    int dot = name.lastIndexOf('.');
+    int dot = suffix(name);
     String stem = name.substring(0, dot);
     String suffix = name.substring(dot);
     String layer = "";
@@ -150,5 +155,19 @@ public final class TensorNames {
     // The one vector that Hugging Face stores under a name without a suffix.
     String end = template.endsWith("expert_bias") ? "" : suffix;
     return Optional.of(template.replace("{}", layer).replace("{e}", expert) + end);
+  }
+
+  /**
+   * Where the name of the layer ends: at the last dot, or before the names of parts of a compressed
+   * matrix ({@code blk.3.attn_q.sp.mask}).
+   */
+  private static int suffix(String name) {
+    for (String part : COMPRESSED) {
+      int at = name.indexOf(part);
+      if (at > 0) {
+        return at;
+      }
+    }
+    return name.lastIndexOf('.');
   }
 }

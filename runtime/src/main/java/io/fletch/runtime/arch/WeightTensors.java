@@ -2,6 +2,8 @@ package io.fletch.runtime.arch;
 
 import io.fletch.FletchException;
 import io.fletch.quant.Dequantizer;
+import io.fletch.quant.LinearOp;
+import io.fletch.quant.LinearOpTensors;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
@@ -27,6 +29,20 @@ public final class WeightTensors {
   private static final Pattern IGNORABLE =
       Pattern.compile(".*(rotary_emb\\.inv_freq|\\.masked_bias|\\.attn_rot_embd\\.weight)");
 
+  private static final List<String> ATTENTION =
+      List.of("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output");
+
+  /** Of every kind of unit; {@code exps} and the router as well, and names of old files. */
+  private static final List<String> FEED_FORWARD =
+      List.of(
+          "ffn_up",
+          "ffn_gate",
+          "ffn_down",
+          "ffn_up_exps",
+          "ffn_gate_exps",
+          "ffn_down_exps",
+          "ffn_gate_inp");
+
   private final Map<String, Tensor> tensors;
   private final TensorNames names;
   private final TensorStore derived;
@@ -34,6 +50,9 @@ public final class WeightTensors {
 
   /** Layers share one embedding, so that its table is computed once. */
   private final Map<RopeParameters, RopeParameters> fittedRopes = new HashMap<>();
+
+  /** Width of the residual stream, from the hyper-parameters that are fitted. */
+  private long width;
 
   private WeightTensors(Map<String, Tensor> tensors, TensorNames names, TensorStore derived) {
     this.tensors = tensors;
@@ -87,6 +106,27 @@ public final class WeightTensors {
   /** A matrix {@code [out, in]} of weights. */
   Tensor matrix(String name, long out, long in) {
     return check(required(name), out, in);
+  }
+
+  /**
+   * The linear map {@code [out, in]} of a layer: a matrix, or what a compressed model has in its
+   * place ({@link LinearOpTensors}).
+   */
+  LinearOp linear(String name, long out, long in) {
+    LinearOp op = linear(name, in);
+    if (op instanceof LinearOp.Dense d) {
+      check(d.weight(), out, in);
+    } else if (op.in() != in || op.out() != out) {
+      throw new FletchException(
+          name + ": shape expected=[" + out + ", " + in + "] actual=[" + op.out() + ", " + op.in()
+              + "]");
+    }
+    return op;
+  }
+
+  private LinearOp linear(String name, long in) {
+    return LinearOpTensors.find(this::optional, name, in)
+        .orElseGet(() -> LinearOp.dense(required(name + ".weight")));
   }
 
   /** A vector of {@code n} weights. */
@@ -195,15 +235,47 @@ public final class WeightTensors {
                 "mask token: expected < vocabulary=" + rows + " actual=" + mask);
           }
         });
+    width = hp.embeddingLength();
     List<BlockSpec> blocks = new ArrayList<>();
     for (int i = 0; i < hp.blocks().size(); i++) {
       BlockSpec block = hp.blocks().get(i);
       String at = "blk." + i + ".";
-      Optional<BlockSpec.Attention> attention = block.attention().map(a -> fit(at, a));
-      Optional<BlockSpec.FeedForward> feedForward = block.feedForward().map(f -> fit(at, f));
+      Optional<BlockSpec.Attention> attention =
+          block.attention()
+              .filter(a -> !removed(at, ATTENTION, "attn_norm"))
+              .map(a -> fit(at, a));
+      Optional<BlockSpec.FeedForward> feedForward =
+          block.feedForward()
+              .filter(f -> !removed(at, FEED_FORWARD, "ffn_norm"))
+              .map(f -> fit(at, f));
       blocks.add(block.withUnits(attention, feedForward));
     }
     return hp.withShapes((int) rows, blocks);
+  }
+
+  /**
+   * Whether pruning took a whole unit away: of its matrices there are some, and all of them have no
+   * elements. What is left of it, a norm or a bias that nothing is added to, is not used. (A unit
+   * without any matrix is a damaged file.)
+   */
+  private boolean removed(String at, List<String> matrices, String norm) {
+    int empty = 0;
+    for (String name : matrices) {
+      Optional<Tensor> t = names.fileName(at + name + ".weight").map(tensors::get);
+      if (t.isPresent() && t.get().elements() > 0) {
+        return false;
+      }
+      empty += t.isPresent() ? 1 : 0;
+    }
+    if (empty == 0) {
+      return false;
+    }
+    ignore(at + norm + ".weight");
+    for (String name : matrices) {
+      ignore(at + name + ".weight");
+      ignore(at + name + ".bias");
+    }
+    return true;
   }
 
   private BlockSpec.Attention fit(String at, BlockSpec.Attention a) {
@@ -212,8 +284,8 @@ public final class WeightTensors {
     if (a.fusedQkv()) {
       return out;
     }
-    int heads = heads(at + "attn_q.weight", a.keyDim(), a.heads());
-    int kvHeads = heads(at + "attn_k.weight", a.keyDim(), a.kvHeads());
+    int heads = heads(at + "attn_q", a.keyDim(), a.heads());
+    int kvHeads = heads(at + "attn_k", a.keyDim(), a.kvHeads());
     if (heads % kvHeads != 0) {
       throw new FletchException(
           at + "attn_k: key/value heads must divide heads: heads=" + heads + " kvHeads=" + kvHeads);
@@ -222,11 +294,10 @@ public final class WeightTensors {
   }
 
   private int heads(String name, int headDim, int declared) {
-    Tensor t = required(name);
-    long rows = t.rows();
+    long rows = linear(name, width).out();
     if (rows < headDim || rows % headDim != 0 || rows / headDim > declared) {
       throw new FletchException(
-          t.name()
+          name
               + ": rows expected="
               + (long) declared * headDim
               + " ("
@@ -252,12 +323,12 @@ public final class WeightTensors {
           : BlockSpec.FeedForward.dense(
               Math.toIntExact(up.get().rows()), f.activation(), f.gated(), false);
     }
-    Tensor up = required(at + "ffn_up.weight");
-    if (up.rows() < 1 || up.rows() > f.width()) {
+    long rows = linear(at + "ffn_up", width).out();
+    if (rows < 1 || rows > f.width()) {
       throw new FletchException(
-          up.name() + ": rows expected=" + f.width() + " (or fewer) actual=" + up.rows());
+          at + "ffn_up: rows expected=" + f.width() + " (or fewer) actual=" + rows);
     }
-    return f.withWidth((int) up.rows());
+    return f.withWidth((int) rows);
   }
 
   private RopeParameters fit(RopeParameters rope) {

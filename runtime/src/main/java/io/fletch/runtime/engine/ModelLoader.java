@@ -15,6 +15,7 @@ import io.fletch.graph.cpu.CpuBackend;
 import io.fletch.graph.cpu.KernelSets;
 import io.fletch.graph.cpu.Kernels;
 import io.fletch.quant.Metadata;
+import io.fletch.quant.QuantizedCheckpoint;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.WeightFile;
 import io.fletch.quant.WeightFileException;
@@ -190,7 +191,11 @@ public final class ModelLoader {
     Metadata metadata = file.metadata();
     HyperParameters declared = HyperParameters.read(file.format(), metadata);
     WeightTensors weights =
-        WeightTensors.of(file.format(), file.tensors(), declared.architecture(), derived);
+        WeightTensors.of(
+            file.format(),
+            QuantizedCheckpoint.tensors(file, derived),
+            declared.architecture(),
+            derived);
     HyperParameters hp = weights.fit(declared);
     int context =
         Math.min(
