@@ -48,8 +48,10 @@ public final class LinearOpTensors {
 
   private static Optional<LinearOp> chain(
       Function<String, Optional<Tensor>> tensors, String stem, long in) {
-    Optional<LinearOp> before = tensors.apply(stem + ".B.diag_blocks").map(LinearOp.BlockDiagonal::new);
-    Optional<LinearOp> after = tensors.apply(stem + ".A.diag_blocks").map(LinearOp.BlockDiagonal::new);
+    Optional<LinearOp> before =
+        tensors.apply(stem + ".B.diag_blocks").map(LinearOp.BlockDiagonal::new);
+    Optional<LinearOp> after =
+        tensors.apply(stem + ".A.diag_blocks").map(LinearOp.BlockDiagonal::new);
     Optional<LinearOp> middle = sum(tensors, stem, before.map(LinearOp::out).orElse(in));
     if (before.isEmpty() && after.isEmpty() || middle.isEmpty()) {
       return middle;
@@ -116,8 +118,7 @@ public final class LinearOpTensors {
     Optional<Tensor> index = tensors.apply(at + "idx");
     if (index.isPresent()) {
       return Optional.of(
-          new LinearOp.Sparse(
-              new SparseMatrix.TwoOfFour(index.get(), need(tensors, at + "val"))));
+          new LinearOp.Sparse(new SparseMatrix.TwoOfFour(index.get(), need(tensors, at + "val"))));
     }
     Optional<Tensor> blocks = tensors.apply(at + "blocks");
     if (blocks.isPresent()) {
@@ -131,8 +132,7 @@ public final class LinearOpTensors {
     }
     return tensors
         .apply(at + "cols")
-        .map(cols ->
-            new LinearOp.Columns(LinearOp.dense(need(tensors, at + "val")), cols, in));
+        .map(cols -> new LinearOp.Columns(LinearOp.dense(need(tensors, at + "val")), cols, in));
   }
 
   private static Tensor need(Function<String, Optional<Tensor>> tensors, String name) {
@@ -195,7 +195,8 @@ public final class LinearOpTensors {
       case LinearOp.Sum s when s.terms().stream().allMatch(t -> t.coefficient() == 1) ->
           s.terms().forEach(t -> put(t.op(), stem, all));
       default ->
-          throw new IllegalArgumentException(stem + ": no names in files for a map of this form: " + op);
+          throw new IllegalArgumentException(
+              stem + ": no names in files for a map of this form: " + op);
     }
   }
 

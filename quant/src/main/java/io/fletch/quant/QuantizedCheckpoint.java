@@ -102,10 +102,7 @@ public final class QuantizedCheckpoint {
     fits &= shape.length == 0 || Arrays.equals(shape, t.shape());
     if (!fits) {
       String dims = shape.length == 0 ? "" : " " + Arrays.toString(shape);
-      throw fail(
-          "tensor " + name,
-          types + dims,
-          typeName(name) + " " + Arrays.toString(t.shape()));
+      throw fail("tensor " + name, types + dims, typeName(name) + " " + Arrays.toString(t.shape()));
     }
     return t;
   }
@@ -135,12 +132,32 @@ public final class QuantizedCheckpoint {
     for (String stem : stems) {
       for (String part :
           List.of(
-              "qweight", "qzeros", "scales", "g_idx", "weight_packed", "weight_scale",
-              "weight_scale_inv", "weight_zero_point", "weight_g_idx", "weight_shape",
-              "weight_global_scale", "input_scale", "input_global_scale", "SCB", "weight_format",
-              "compressed", "bitmask", "shape", "row_offsets", "weight", "weight.absmax",
-              "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map",
-              "weight.quant_state.bitsandbytes__nf4", "weight.quant_state.bitsandbytes__fp4")) {
+              "qweight",
+              "qzeros",
+              "scales",
+              "g_idx",
+              "weight_packed",
+              "weight_scale",
+              "weight_scale_inv",
+              "weight_zero_point",
+              "weight_g_idx",
+              "weight_shape",
+              "weight_global_scale",
+              "input_scale",
+              "input_global_scale",
+              "SCB",
+              "weight_format",
+              "compressed",
+              "bitmask",
+              "shape",
+              "row_offsets",
+              "weight",
+              "weight.absmax",
+              "weight.quant_map",
+              "weight.nested_absmax",
+              "weight.nested_quant_map",
+              "weight.quant_state.bitsandbytes__nf4",
+              "weight.quant_state.bitsandbytes__fp4")) {
         dropped.add(stem + "." + part);
       }
       module.decode(stem);
@@ -172,34 +189,41 @@ public final class QuantizedCheckpoint {
       throw fail(CONFIG + "checkpoint_format", "gptq or gptq_v2", format);
     }
     int plus = format.equals("gptq") ? 1 : 0;
-    each(".qweight", s -> true, stem -> {
-      Tensor q = need(stem + ".qweight", "I32");
-      Tensor scales = need(stem + ".scales", "F16|BF16|F32");
-      long out = scales.cols();
-      long groups = scales.rows();
-      long in = q.rows() * 32 / n;
-      need(stem + ".qweight", "I32", in * n / 32, out);
-      Tensor zeros = need(stem + ".qzeros", "I32", groups, out * n / 32);
-      Optional<Tensor> index = find(stem + ".g_idx");
-      int[] group = groups(stem, index, in, groups);
-      float[][] s = matrix(scales);
-      integers(stem, out, in, (o, codes, scale) -> {
-        for (int i = 0; i < in; i++) {
-          long bit = (long) i * n;
-          long first = bit / 32 * out + o;
-          long word = q.segment().get(ByteCursor.INT, 4 * first) & 0xffff_ffffL;
-          int shift = (int) (bit % 32);
-          if (shift + n > 32) {
-            word |= (long) q.segment().get(ByteCursor.INT, 4 * (first + out)) << 32;
-          }
-          int code = (int) (word >>> shift) & (1 << n) - 1;
-          int g = group[i];
-          int zero = bits(zeros, g * zeros.cols(), o * n, n) + plus & (1 << n) - 1;
-          codes[i] = code - zero;
-          scale[i] = s[g][(int) o];
-        }
-      });
-    });
+    each(
+        ".qweight",
+        s -> true,
+        stem -> {
+          Tensor q = need(stem + ".qweight", "I32");
+          Tensor scales = need(stem + ".scales", "F16|BF16|F32");
+          long out = scales.cols();
+          long groups = scales.rows();
+          long in = q.rows() * 32 / n;
+          need(stem + ".qweight", "I32", in * n / 32, out);
+          Tensor zeros = need(stem + ".qzeros", "I32", groups, out * n / 32);
+          Optional<Tensor> index = find(stem + ".g_idx");
+          int[] group = groups(stem, index, in, groups);
+          float[][] s = matrix(scales);
+          integers(
+              stem,
+              out,
+              in,
+              (o, codes, scale) -> {
+                for (int i = 0; i < in; i++) {
+                  long bit = (long) i * n;
+                  long first = bit / 32 * out + o;
+                  long word = q.segment().get(ByteCursor.INT, 4 * first) & 0xffff_ffffL;
+                  int shift = (int) (bit % 32);
+                  if (shift + n > 32) {
+                    word |= (long) q.segment().get(ByteCursor.INT, 4 * (first + out)) << 32;
+                  }
+                  int code = (int) (word >>> shift) & (1 << n) - 1;
+                  int g = group[i];
+                  int zero = bits(zeros, g * zeros.cols(), o * n, n) + plus & (1 << n) - 1;
+                  codes[i] = code - zero;
+                  scale[i] = s[g][(int) o];
+                }
+              });
+        });
   }
 
   /** The group of each column: as stored, else equal runs. */
@@ -232,31 +256,38 @@ public final class QuantizedCheckpoint {
     if (!version.equalsIgnoreCase("gemm")) {
       throw fail(CONFIG + "version", "gemm", version);
     }
-    each(".qweight", s -> true, stem -> {
-      Tensor q = need(stem + ".qweight", "I32");
-      long in = q.rows();
-      long out = q.cols() * 8;
-      Tensor scales = need(stem + ".scales", "F16|BF16|F32");
-      long groups = scales.rows();
-      need(stem + ".scales", typeName(stem + ".scales"), groups, out);
-      Tensor zeros = need(stem + ".qzeros", "I32", groups, out / 8);
-      int[] group = groups(stem, Optional.empty(), in, groups);
-      float[][] s = matrix(scales);
-      int[] nibble = new int[8];
-      for (int k = 0; k < 8; k++) {
-        nibble[AWQ[k]] = k;
-      }
-      integers(stem, out, in, (o, codes, scale) -> {
-        int shift = 4 * nibble[(int) (o % 8)];
-        for (int i = 0; i < in; i++) {
-          int word = q.segment().get(ByteCursor.INT, 4 * (i * q.cols() + o / 8));
-          int g = group[i];
-          int zero = zeros.segment().get(ByteCursor.INT, 4 * (g * zeros.cols() + o / 8));
-          codes[i] = (word >>> shift & 15) - (zero >>> shift & 15);
-          scale[i] = s[g][(int) o];
-        }
-      });
-    });
+    each(
+        ".qweight",
+        s -> true,
+        stem -> {
+          Tensor q = need(stem + ".qweight", "I32");
+          long in = q.rows();
+          long out = q.cols() * 8;
+          Tensor scales = need(stem + ".scales", "F16|BF16|F32");
+          long groups = scales.rows();
+          need(stem + ".scales", typeName(stem + ".scales"), groups, out);
+          Tensor zeros = need(stem + ".qzeros", "I32", groups, out / 8);
+          int[] group = groups(stem, Optional.empty(), in, groups);
+          float[][] s = matrix(scales);
+          int[] nibble = new int[8];
+          for (int k = 0; k < 8; k++) {
+            nibble[AWQ[k]] = k;
+          }
+          integers(
+              stem,
+              out,
+              in,
+              (o, codes, scale) -> {
+                int shift = 4 * nibble[(int) (o % 8)];
+                for (int i = 0; i < in; i++) {
+                  int word = q.segment().get(ByteCursor.INT, 4 * (i * q.cols() + o / 8));
+                  int g = group[i];
+                  int zero = zeros.segment().get(ByteCursor.INT, 4 * (g * zeros.cols() + o / 8));
+                  codes[i] = (word >>> shift & 15) - (zero >>> shift & 15);
+                  scale[i] = s[g][(int) o];
+                }
+              });
+        });
   }
 
   // ---- compressed-tensors
@@ -264,8 +295,7 @@ public final class QuantizedCheckpoint {
   private void compressedTensors() {
     String format = config.string(CONFIG + "format").orElse("dense");
     switch (format) {
-      case "pack-quantized" ->
-          each(".weight_packed", s -> true, stem -> packed(stem, numBits()));
+      case "pack-quantized" -> each(".weight_packed", s -> true, stem -> packed(stem, numBits()));
       case "int-quantized", "float-quantized", "naive-quantized" ->
           each(".weight", this::hasScale, this::scaled);
       case "nvfp4-pack-quantized" -> each(".weight_packed", s -> true, this::nvfp4);
@@ -354,23 +384,24 @@ public final class QuantizedCheckpoint {
       }
     }
     int offset = 1 << n - 1;
-    integers(stem, out, in, (o, codes, scale) -> {
-      for (int i = 0; i < in; i++) {
-        long bit = stream ? (long) i * n : i / (32 / n) * 32L + i % (32 / n) * n;
-        int code = bits(q, o * q.cols(), bit, n) - offset;
-        int g = scales.column(o, i);
-        if (zeros.isPresent()) {
-          int word =
-              zeros
-                  .get()
-                  .segment()
-                  .get(ByteCursor.INT, 4 * (o * n / 32 * zeroColumns + g));
-          code -= (word >>> (int) (o * n % 32) & (1 << n) - 1) - offset;
-        }
-        codes[i] = code;
-        scale[i] = scales.at(o, i);
-      }
-    });
+    integers(
+        stem,
+        out,
+        in,
+        (o, codes, scale) -> {
+          for (int i = 0; i < in; i++) {
+            long bit = stream ? (long) i * n : i / (32 / n) * 32L + i % (32 / n) * n;
+            int code = bits(q, o * q.cols(), bit, n) - offset;
+            int g = scales.column(o, i);
+            if (zeros.isPresent()) {
+              int word =
+                  zeros.get().segment().get(ByteCursor.INT, 4 * (o * n / 32 * zeroColumns + g));
+              code -= (word >>> (int) (o * n % 32) & (1 << n) - 1) - offset;
+            }
+            codes[i] = code;
+            scale[i] = scales.at(o, i);
+          }
+        });
   }
 
   /** Scales of any layout: one, per row, per group of columns, or per block. */
@@ -398,8 +429,7 @@ public final class QuantizedCheckpoint {
 
   private Scales scales(String stem, long out, long in) {
     boolean inverse = find(stem + ".weight_scale").isEmpty();
-    Tensor t =
-        need(stem + (inverse ? ".weight_scale_inv" : ".weight_scale"), "F16|BF16|F32");
+    Tensor t = need(stem + (inverse ? ".weight_scale_inv" : ".weight_scale"), "F16|BF16|F32");
     long rows = t.rank() < 2 ? t.elements() : t.rows();
     long columns = t.rank() < 2 ? 1 : t.cols();
     float[][] values = matrix(t, rows, columns);
@@ -449,16 +479,20 @@ public final class QuantizedCheckpoint {
               }
               return matrix(z, scales.values.length, scales.columns);
             });
-    integers(stem, out, in, (o, codes, scale) -> {
-      for (int i = 0; i < in; i++) {
-        int zero =
-            zeros.isEmpty()
-                ? 0
-                : (int) zeros.get()[(int) (o / scales.blockRows)][scales.column(o, i)];
-        codes[i] = q.segment().get(ValueLayout.JAVA_BYTE, o * in + i) - zero;
-        scale[i] = scales.at(o, i);
-      }
-    });
+    integers(
+        stem,
+        out,
+        in,
+        (o, codes, scale) -> {
+          for (int i = 0; i < in; i++) {
+            int zero =
+                zeros.isEmpty()
+                    ? 0
+                    : (int) zeros.get()[(int) (o / scales.blockRows)][scales.column(o, i)];
+            codes[i] = q.segment().get(ValueLayout.JAVA_BYTE, o * in + i) - zero;
+            scale[i] = scales.at(o, i);
+          }
+        });
   }
 
   private void scaledFloats(String stem) {
@@ -467,12 +501,16 @@ public final class QuantizedCheckpoint {
     long out = q.rows();
     long in = q.cols();
     Scales scales = scales(stem, out, in);
-    floats(stem, out, in, (o, row) -> {
-      for (int i = 0; i < in; i++) {
-        int b = u8(q, o * in + i);
-        row[i] = (e4m3 ? e4m3(b) : e5m2(b)) * scales.at(o, i);
-      }
-    });
+    floats(
+        stem,
+        out,
+        in,
+        (o, row) -> {
+          for (int i = 0; i < in; i++) {
+            int b = u8(q, o * in + i);
+            row[i] = (e4m3 ? e4m3(b) : e5m2(b)) * scales.at(o, i);
+          }
+        });
   }
 
   /** The value of an FP8 code: 4 bits of exponent, no infinities, NaN at 0x7f and 0xff. */
@@ -482,9 +520,7 @@ public final class QuantizedCheckpoint {
     float v =
         exponent == 15 && mantissa == 7
             ? Float.NaN
-            : exponent == 0
-                ? mantissa * 0x1p-9f
-                : Math.scalb(1 + mantissa / 8f, exponent - 7);
+            : exponent == 0 ? mantissa * 0x1p-9f : Math.scalb(1 + mantissa / 8f, exponent - 7);
     return (b & 0x80) != 0 ? -v : v;
   }
 
@@ -503,13 +539,17 @@ public final class QuantizedCheckpoint {
       throw fail(global.name(), "1 element", global.elements());
     }
     float divisor = Dequantizer.element(global, 0);
-    floats(stem, out, in, (o, row) -> {
-      for (int i = 0; i < in; i++) {
-        int code = u8(q, o * in / 2 + i / 2) >> i % 2 * 4 & 15;
-        float scale = e4m3(u8(scales, o * (in / 16) + i / 16)) / divisor;
-        row[i] = E2M1[code] * scale;
-      }
-    });
+    floats(
+        stem,
+        out,
+        in,
+        (o, row) -> {
+          for (int i = 0; i < in; i++) {
+            int code = u8(q, o * in / 2 + i / 2) >> i % 2 * 4 & 15;
+            float scale = e4m3(u8(scales, o * (in / 16) + i / 16)) / divisor;
+            row[i] = E2M1[code] * scale;
+          }
+        });
   }
 
   private void mxfp4(String stem) {
@@ -555,7 +595,8 @@ public final class QuantizedCheckpoint {
           if (k == values.elements()) {
             throw fail(values.name(), "a value per bit of the mask", k);
           }
-          MemorySegment.copy(values.segment(), k++ * size, dense.segment(), (o * in + i) * size, size);
+          MemorySegment.copy(
+              values.segment(), k++ * size, dense.segment(), (o * in + i) * size, size);
         }
       }
     }
@@ -584,12 +625,16 @@ public final class QuantizedCheckpoint {
           long out = q.rows();
           long in = q.cols();
           float[] scale = Dequantizer.toFloats(need(stem + ".SCB", "F32", out));
-          floats(stem, out, in, (o, row) -> {
-            for (int i = 0; i < in; i++) {
-              row[i] =
-                  q.segment().get(ValueLayout.JAVA_BYTE, o * in + i) * scale[(int) o] / 127f;
-            }
-          });
+          floats(
+              stem,
+              out,
+              in,
+              (o, row) -> {
+                for (int i = 0; i < in; i++) {
+                  row[i] =
+                      q.segment().get(ValueLayout.JAVA_BYTE, o * in + i) * scale[(int) o] / 127f;
+                }
+              });
         });
     each(".weight", s -> find(s + ".weight.absmax").isPresent(), this::fourBits);
   }
@@ -603,7 +648,10 @@ public final class QuantizedCheckpoint {
     long block = s.integer("blocksize").orElse(64L);
     long[] shape = s.integers("shape").orElse(new long[0]);
     if (shape.length != 2 || block < 1 || shape[0] < 1 || shape[1] < 1) {
-      throw fail(state.name() + ": shape, blocksize", "2 sizes, 1", new String(json, StandardCharsets.UTF_8));
+      throw fail(
+          state.name() + ": shape, blocksize",
+          "2 sizes, 1",
+          new String(json, StandardCharsets.UTF_8));
     }
     long n = Math.multiplyExact(shape[0], shape[1]);
     Tensor q = need(stem + ".weight", "U8");
@@ -614,12 +662,16 @@ public final class QuantizedCheckpoint {
     int blocks = Math.toIntExact((n + block - 1) / block);
     float[] absmax = absmax(at, blocks, s);
     long in = shape[1];
-    floats(stem, shape[0], in, (o, row) -> {
-      for (int i = 0; i < in; i++) {
-        long e = o * in + i;
-        row[i] = map[u8(q, e / 2) >> (e % 2 == 0 ? 4 : 0) & 15] * absmax[(int) (e / block)];
-      }
-    });
+    floats(
+        stem,
+        shape[0],
+        in,
+        (o, row) -> {
+          for (int i = 0; i < in; i++) {
+            long e = o * in + i;
+            row[i] = map[u8(q, e / 2) >> (e % 2 == 0 ? 4 : 0) & 15] * absmax[(int) (e / block)];
+          }
+        });
   }
 
   private float[] absmax(String at, int blocks, Metadata s) {
@@ -682,12 +734,16 @@ public final class QuantizedCheckpoint {
       }
     }
     if (!blocks || low < -128 || high > 127) {
-      floats(stem, out, in, (o, row) -> {
-        rows.row(o, codes, scales);
-        for (int i = 0; i < n; i++) {
-          row[i] = codes[i] * scales[i];
-        }
-      });
+      floats(
+          stem,
+          out,
+          in,
+          (o, row) -> {
+            rows.row(o, codes, scales);
+            for (int i = 0; i < n; i++) {
+              row[i] = codes[i] * scales[i];
+            }
+          });
       return;
     }
     boolean four = low >= -8 && high <= 7;

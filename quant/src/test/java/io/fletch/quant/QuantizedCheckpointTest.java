@@ -100,8 +100,7 @@ class QuantizedCheckpointTest {
         ByteBuffer.allocate(8 + json.length + data.size()).order(ByteOrder.LITTLE_ENDIAN);
     file.putLong(json.length).put(json).put(data.toByteArray());
     Files.write(folder.resolve("model.safetensors"), file.array());
-    Files.writeString(
-        folder.resolve("config.json"), "{\"quantization_config\":" + config + "}");
+    Files.writeString(folder.resolve("config.json"), "{\"quantization_config\":" + config + "}");
     try (WeightFile f = WeightFile.open(folder);
         TensorStore store = TensorStore.create()) {
       check.of(QuantizedCheckpoint.tensors(f, store));
@@ -283,9 +282,7 @@ class QuantizedCheckpointTest {
     add("m.weight_scale", "F16", halves(s), out, 1);
     add("m.weight_zero_point", "I32", ints(zeros), out / 8, 1);
     add("m.weight_shape", "I64", longs(out, in), 2);
-    open(
-        compressed("pack-quantized", 4),
-        t -> assertWeight(t, TensorType.Q8_0, expected, out, in));
+    open(compressed("pack-quantized", 4), t -> assertWeight(t, TensorType.Q8_0, expected, out, in));
   }
 
   @Test
@@ -301,8 +298,7 @@ class QuantizedCheckpointTest {
     add("m.weight_packed", "I32", ints(old), 1, 7);
     add("m.weight_scale", "F16", halves(0.5f), 1, 1);
     add("m.weight_shape", "I64", longs(1, in), 2);
-    open(
-        compressed("pack-quantized", 3), t -> assertWeight(t, TensorType.Q4_0, expected, 1, in));
+    open(compressed("pack-quantized", 3), t -> assertWeight(t, TensorType.Q4_0, expected, 1, in));
   }
 
   @Test
@@ -317,9 +313,7 @@ class QuantizedCheckpointTest {
     add("m.weight", "I8", q, 4, 32);
     add("m.weight_scale", "F16", halves(s), 4, 1);
     add("m.input_scale", "F32", floats(1), 1);
-    open(
-        compressed("int-quantized", 8),
-        t -> assertWeight(t, TensorType.Q8_0, expected, 4, 32));
+    open(compressed("int-quantized", 8), t -> assertWeight(t, TensorType.Q8_0, expected, 4, 32));
   }
 
   /** E4M3 by a search over all numbers of that form. */
@@ -347,9 +341,7 @@ class QuantizedCheckpointTest {
     }
     add("m.weight", "F8_E4M3", q, out, in);
     add("m." + name, "F32", floats(s), blocks ? new long[] {2, 2} : new long[] {1});
-    open(
-        "{\"quant_method\":\"fp8\"}",
-        t -> assertWeight(t, TensorType.F32, expected, out, in));
+    open("{\"quant_method\":\"fp8\"}", t -> assertWeight(t, TensorType.F32, expected, out, in));
   }
 
   @Test
@@ -424,8 +416,7 @@ class QuantizedCheckpointTest {
         compressed(format, 8),
         t -> {
           LinearOp op =
-              LinearOpTensors.find(x -> Optional.ofNullable(t.get(x)), "m", in)
-                  .orElseThrow();
+              LinearOpTensors.find(x -> Optional.ofNullable(t.get(x)), "m", in).orElseThrow();
           SparseMatrix m = ((LinearOp.Sparse) op).matrix();
           assertEquals(two ? "nm" : "bitmap", m.kind());
           assertArrayEquals(dense, SparseMatrix.toFloats(m));
@@ -512,8 +503,7 @@ class QuantizedCheckpointTest {
   void unknownSchemesAreRefusedByTheirKey(String line) {
     String[] parts = line.replace('\'', '"').split("\\|");
     add("x", "F32", floats(1), 1);
-    WeightFileException e =
-        assertThrows(WeightFileException.class, () -> open(parts[0], t -> {}));
+    WeightFileException e = assertThrows(WeightFileException.class, () -> open(parts[0], t -> {}));
     assertTrue(e.getMessage().contains(parts[1] + ": expected="), e.getMessage());
   }
 

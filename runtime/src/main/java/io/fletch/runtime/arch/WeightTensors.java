@@ -118,7 +118,15 @@ public final class WeightTensors {
       check(d.weight(), out, in);
     } else if (op.in() != in || op.out() != out) {
       throw new FletchException(
-          name + ": shape expected=[" + out + ", " + in + "] actual=[" + op.out() + ", " + op.in()
+          name
+              + ": shape expected=["
+              + out
+              + ", "
+              + in
+              + "] actual=["
+              + op.out()
+              + ", "
+              + op.in()
               + "]");
     }
     return op;
@@ -241,11 +249,10 @@ public final class WeightTensors {
       BlockSpec block = hp.blocks().get(i);
       String at = "blk." + i + ".";
       Optional<BlockSpec.Attention> attention =
-          block.attention()
-              .filter(a -> !removed(at, ATTENTION, "attn_norm"))
-              .map(a -> fit(at, a));
+          block.attention().filter(a -> !removed(at, ATTENTION, "attn_norm")).map(a -> fit(at, a));
       Optional<BlockSpec.FeedForward> feedForward =
-          block.feedForward()
+          block
+              .feedForward()
               .filter(f -> !removed(at, FEED_FORWARD, "ffn_norm"))
               .map(f -> fit(at, f));
       blocks.add(block.withUnits(attention, feedForward));

@@ -181,8 +181,7 @@ class CompressedModelTest {
         gate,
         new LinearOp.Sum(
             List.of(
-                new LinearOp.Term(
-                    1, new LinearOp.Columns(LinearOp.dense(chosen), columns, WIDTH)),
+                new LinearOp.Term(1, new LinearOp.Columns(LinearOp.dense(chosen), columns, WIDTH)),
                 new LinearOp.Term(1, LinearOp.lowRank(u, v)))));
     all.put(gate + ".coefficients", store.floats("k", new float[] {0.75f, 0.25f}, 2));
     String o = "model.layers.1.self_attn.o_proj";
@@ -208,8 +207,7 @@ class CompressedModelTest {
         kinds.add(l.weight().getClass());
       }
     }
-    assertEquals(
-        List.of(LinearOp.LowRank.class, LinearOp.Chain.class, LinearOp.Sum.class), kinds);
+    assertEquals(List.of(LinearOp.LowRank.class, LinearOp.Chain.class, LinearOp.Sum.class), kinds);
     // The same matrices, multiplied out.
     float[] uv = product(Dequantizer.toFloats(u), Dequantizer.toFloats(v), 48, 4, WIDTH);
     tensors.put(up + ".weight", store.floats("m", uv, 48, WIDTH));
