@@ -22,6 +22,8 @@ import java.net.http.HttpRequest;
 import java.net.http.HttpResponse;
 import java.net.http.HttpResponse.BodyHandlers;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
@@ -35,6 +37,7 @@ import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 
@@ -539,6 +542,83 @@ class FletchServerTest {
         });
     server.close();
     later.join();
+  }
+
+  /** The demo model with a template of the same length that knows tools. */
+  private static Path withTools(Path folder) throws IOException {
+    byte[] file = Files.readAllBytes(Model.demoFile("demo-small"));
+    String text = new String(file, StandardCharsets.ISO_8859_1);
+    int start = text.indexOf("{% for message in messages %}");
+    int end = text.indexOf("{% endif %}", start) + "{% endif %}".length();
+    String template =
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] +"
+            + " '<|im_end|>\\n' }}{% endfor %}{{ '<|im_start|>assistant\\n' }}{#<tool_call>";
+    template += " ".repeat(end - start - template.length() - 2) + "#}";
+    System.arraycopy(template.getBytes(StandardCharsets.ISO_8859_1), 0, file, start, end - start);
+    return Files.write(folder.resolve("tools.gguf"), file);
+  }
+
+  @Test
+  void callsTools(@TempDir Path folder) throws IOException {
+    String tools =
+        "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"add\",\"parameters\":{\"type\":\"object\","
+            + "\"properties\":{\"a\":{\"type\":\"integer\",\"minimum\":0,\"maximum\":999}},\"required\":[\"a\"]}}}],";
+    try (Model own =
+        Model.open(
+            withTools(folder), ModelOptions.defaults().withThreads(1).withContextLength(512))) {
+      server.close();
+      server = FletchServer.start(own, options());
+      try {
+        for (String choice :
+            List.of("\"required\"", "{\"type\":\"function\",\"function\":{\"name\":\"add\"}}")) {
+          String body = tools + "\"tool_choice\":" + choice + "," + QUESTION + "}";
+          Map<String, Object> a = ok("/v1/chat/completions", "{" + body);
+          assertEquals("tool_calls", at(a, "choices", 0, "finish_reason"));
+          assertNull(at(a, "choices", 0, "message", "content"));
+          Object call = at(a, "choices", 0, "message", "tool_calls", 0);
+          assertEquals("function", at(call, "type"));
+          assertEquals("add", at(call, "function", "name"));
+          String arguments = (String) at(call, "function", "arguments");
+          assertTrue((int) json(arguments).get("a") < 1000, arguments);
+          List<Map<String, Object>> chunks =
+              stream("/v1/chat/completions", "{\"stream\":true," + body);
+          Object streamed =
+              at(chunks.get(chunks.size() - 2), "choices", 0, "delta", "tool_calls", 0);
+          assertEquals(0, at(streamed, "index"));
+          assertEquals(arguments, at(streamed, "function", "arguments"));
+          assertEquals("tool_calls", at(chunks.getLast(), "choices", 0, "finish_reason"));
+        }
+        // Where the model does not call, its text comes through; and a turn with results is read.
+        for (String choice : List.of("auto", "none")) {
+          String body = tools + "\"tool_choice\":\"" + choice + "\"," + QUESTION + "}";
+          Map<String, Object> a = ok("/v1/chat/completions", "{" + body);
+          assertEquals(ANSWER, at(a, "choices", 0, "message", "content"));
+          StringBuilder text = new StringBuilder();
+          for (Map<String, Object> c : stream("/v1/chat/completions", "{\"stream\":true," + body)) {
+            Object piece = at(c, "choices", 0, "delta", "content");
+            text.append(piece == null ? "" : piece);
+          }
+          assertEquals(ANSWER, text.toString());
+        }
+        ok(
+            "/v1/chat/completions",
+            "{\"max_tokens\":2,\"messages\":[{\"role\":\"user\",\"content\":\"x\"},"
+                + "{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"id\":\"1\",\"type\":\"function\","
+                + "\"function\":{\"name\":\"add\",\"arguments\":\"{\\\"a\\\":1}\"}}]},"
+                + "{\"role\":\"tool\",\"tool_call_id\":\"1\",\"content\":\"2\"}]}");
+        for (String bad :
+            List.of(
+                "\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"none\"}},",
+                "\"tool_choice\":7,",
+                "\"tool_choice\":\"required\",\"response_format\":{\"type\":\"json_object\"},")) {
+          assertEquals(
+              400,
+              send(post("/v1/chat/completions", "{" + tools + bad + QUESTION + "}")).statusCode());
+        }
+      } finally {
+        server.close();
+      }
+    }
   }
 
   @Test
