@@ -1,6 +1,7 @@
 package io.fletch;
 
 import java.nio.file.Path;
+import java.util.List;
 import java.util.Objects;
 import java.util.Optional;
 
@@ -22,6 +23,7 @@ import java.util.Optional;
  * @param progress hears how far loading is
  * @param prefixCacheBytes most bytes of copied keys and values of prompts that sessions share; 0
  *     for no sharing
+ * @param adapters low-rank adapters, added to the matrices of the layers
  */
 public record ModelOptions(
     int contextLength,
@@ -33,7 +35,8 @@ public record ModelOptions(
     int prefillChunk,
     PackCache packCache,
     LoadProgress progress,
-    long prefixCacheBytes) {
+    long prefixCacheBytes,
+    List<Adapter> adapters) {
   /** Backends. */
   public enum Backend {
     /** Fast CPU kernels. */
@@ -117,8 +120,25 @@ public record ModelOptions(
     void prepared(long done, long total);
   }
 
+  /**
+   * A low-rank adapter that is attached when the model is opened; the weights stay as they are.
+   *
+   * @param path a PEFT folder (for a safetensors model) or a GGUF file (for a GGUF model)
+   * @param scale multiplies the adapter's own scale; 0 is the model without it
+   */
+  public record Adapter(Path path, float scale) {
+    /** Refuses what is not a number. */
+    public Adapter {
+      Objects.requireNonNull(path, "path");
+      if (!Float.isFinite(scale)) {
+        throw new IllegalArgumentException("scale: expected=finite actual=" + scale);
+      }
+    }
+  }
+
   /** Checks ranges. */
   public ModelOptions {
+    adapters = List.copyOf(adapters);
     Objects.requireNonNull(backend, "backend");
     Objects.requireNonNull(kernels, "kernels");
     Objects.requireNonNull(weights, "weights");
@@ -154,7 +174,7 @@ public record ModelOptions(
         256,
         PackCache.on(),
         LoadProgress.NONE,
-        0);
+        0, List.of());
   }
 
   /** With another context length. */
@@ -169,7 +189,7 @@ public record ModelOptions(
         prefillChunk,
         packCache,
         progress,
-        prefixCacheBytes);
+        prefixCacheBytes, adapters);
   }
 
   /** With another number of threads. */
@@ -184,7 +204,7 @@ public record ModelOptions(
         prefillChunk,
         packCache,
         progress,
-        prefixCacheBytes);
+        prefixCacheBytes, adapters);
   }
 
   /** With another backend. */
@@ -199,7 +219,7 @@ public record ModelOptions(
         prefillChunk,
         packCache,
         progress,
-        prefixCacheBytes);
+        prefixCacheBytes, adapters);
   }
 
   /** With other kernels. */
@@ -214,7 +234,7 @@ public record ModelOptions(
         prefillChunk,
         packCache,
         progress,
-        prefixCacheBytes);
+        prefixCacheBytes, adapters);
   }
 
   /** With another weight layout. */
@@ -229,7 +249,7 @@ public record ModelOptions(
         prefillChunk,
         packCache,
         progress,
-        prefixCacheBytes);
+        prefixCacheBytes, adapters);
   }
 
   /** With another cache type. */
@@ -244,7 +264,7 @@ public record ModelOptions(
         prefillChunk,
         packCache,
         progress,
-        prefixCacheBytes);
+        prefixCacheBytes, adapters);
   }
 
   /** With another prefill chunk. */
@@ -259,7 +279,7 @@ public record ModelOptions(
         value,
         packCache,
         progress,
-        prefixCacheBytes);
+        prefixCacheBytes, adapters);
   }
 
   /** With another place for packed weights. */
@@ -274,7 +294,7 @@ public record ModelOptions(
         prefillChunk,
         value,
         progress,
-        prefixCacheBytes);
+        prefixCacheBytes, adapters);
   }
 
   /** With a listener. */
@@ -289,7 +309,7 @@ public record ModelOptions(
         prefillChunk,
         packCache,
         value,
-        prefixCacheBytes);
+        prefixCacheBytes, adapters);
   }
 
   /**
@@ -307,6 +327,13 @@ public record ModelOptions(
         prefillChunk,
         packCache,
         progress,
-        bytes);
+        bytes, adapters);
+  }
+
+  /** With adapters, which are added up. */
+  public ModelOptions withAdapters(List<Adapter> value) {
+    return new ModelOptions(
+        contextLength, threads, backend, kernels, weights, kvType, prefillChunk, packCache, progress,
+        prefixCacheBytes, value);
   }
 }

@@ -51,6 +51,8 @@ public final class WeightTensors {
   /** Layers share one embedding, so that its table is computed once. */
   private final Map<RopeParameters, RopeParameters> fittedRopes = new HashMap<>();
 
+  private final List<Adapter> adapters = new ArrayList<>();
+
   /** Width of the residual stream, from the hyper-parameters that are fitted. */
   private long width;
 
@@ -78,6 +80,16 @@ public final class WeightTensors {
           case SAFETENSORS -> architecture.hfNames();
         },
         derived);
+  }
+
+  /**
+   * Adds adapters to the matrices of the layers; call before the graph is built.
+   *
+   * @param format the model's
+   */
+  public void adapt(List<Adapter> added, WeightFile.Format format) {
+    added.forEach(a -> a.checkBase(format));
+    adapters.addAll(added);
   }
 
   /** The tensor, if the file has it. */
@@ -129,7 +141,20 @@ public final class WeightTensors {
               + op.in()
               + "]");
     }
-    return op;
+    return adapted(name, op);
+  }
+
+  private LinearOp adapted(String name, LinearOp op) {
+    List<LinearOp.Term> terms = new ArrayList<>(List.of(new LinearOp.Term(1, op)));
+    names
+        .fileName(name + ".weight")
+        .map(n -> n.substring(0, n.length() - ".weight".length()))
+        .ifPresent(layer -> adapters.forEach(a -> a.delta(layer).ifPresent(terms::add)));
+    try {
+      return terms.size() == 1 ? op : new LinearOp.Sum(terms);
+    } catch (IllegalArgumentException e) {
+      throw new FletchException("adapter of " + name + ": " + e.getMessage(), e);
+    }
   }
 
   private LinearOp linear(String name, long in) {
@@ -377,6 +402,7 @@ public final class WeightTensors {
 
   /** Refuses tensors that nobody asked for. */
   void checkAllUsed() {
+    adapters.forEach(Adapter::checkAllUsed);
     List<String> left =
         tensors.keySet().stream()
             .filter(n -> !asked.contains(n) && !IGNORABLE.matcher(n).matches())

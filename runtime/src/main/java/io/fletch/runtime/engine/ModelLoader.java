@@ -19,6 +19,7 @@ import io.fletch.quant.QuantizedCheckpoint;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.WeightFile;
 import io.fletch.quant.WeightFileException;
+import io.fletch.runtime.arch.Adapter;
 import io.fletch.runtime.arch.HyperParameters;
 import io.fletch.runtime.arch.ModelGraph;
 import io.fletch.runtime.arch.WeightTensors;
@@ -196,6 +197,11 @@ public final class ModelLoader {
             QuantizedCheckpoint.tensors(file, derived),
             declared.architecture(),
             derived);
+    weights.adapt(
+        options.adapters().stream()
+            .map(a -> Adapter.open(a.path(), a.scale(), derived))
+            .toList(),
+        file.format());
     HyperParameters hp = weights.fit(declared);
     int context =
         Math.min(

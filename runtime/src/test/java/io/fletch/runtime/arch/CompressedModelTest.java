@@ -16,6 +16,8 @@ import io.fletch.graph.cpu.CpuBackend;
 import io.fletch.quant.Dequantizer;
 import io.fletch.quant.LinearOp;
 import io.fletch.quant.LinearOpTensors;
+import io.fletch.quant.Quantizer;
+import io.fletch.quant.SafetensorsWriter;
 import io.fletch.quant.SparseEncoder;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
@@ -23,6 +25,8 @@ import io.fletch.quant.TensorType;
 import io.fletch.quant.WeightFile;
 import java.io.IOException;
 import java.lang.foreign.ValueLayout;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.LinkedHashMap;
@@ -32,13 +36,18 @@ import java.util.SplittableRandom;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
 
 /**
- * Whole models whose matrices are stored in parts, or that pruning made ragged, against the dense
+ * Whole models whose matrices are stored in parts, that adapters change, or that pruning made ragged, against the dense
  * model that they stand for (specs weights 3.4 to 3.6, properties 19, 23 and 30).
  */
 class CompressedModelTest {
   private static final int WIDTH = 32;
+
+  private static final String LORA = "{\"peft_type\":\"LORA\",\"r\":4,\"lora_alpha\":8}";
+
+  @TempDir Path folder;
 
   private final TensorStore store = TensorStore.create();
   private final SplittableRandom random = new SplittableRandom(4);
@@ -86,6 +95,10 @@ class CompressedModelTest {
   }
 
   private Graph graph(Map<String, Tensor> all) throws IOException {
+    return graph(all, Map.of());
+  }
+
+  private Graph graph(Map<String, Tensor> all, Map<Path, Float> adapters) throws IOException {
     MapMetadata config =
         MapMetadata.config("llama-3.2-1b")
             .with("hidden_size", WIDTH)
@@ -98,6 +111,11 @@ class CompressedModelTest {
     HyperParameters hp = HyperParameters.read(WeightFile.Format.SAFETENSORS, config);
     WeightTensors weights =
         WeightTensors.of(WeightFile.Format.SAFETENSORS, all, hp.architecture(), store);
+    weights.adapt(
+        adapters.entrySet().stream()
+            .map(e -> Adapter.open(e.getKey(), e.getValue(), store))
+            .toList(),
+        WeightFile.Format.SAFETENSORS);
     return ModelGraph.build(weights.fit(hp), weights, 64, "test");
   }
 
@@ -301,5 +319,120 @@ class CompressedModelTest {
     tensors.put(stem + ".V.weight", v);
     RuntimeException e = assertThrows(RuntimeException.class, () -> graph(tensors));
     assertTrue(e.getMessage().contains("rank of the factors"), e.getMessage());
+  }
+
+  private Path peft(String config, float[] a, float[] b, float[] n, String layer)
+      throws IOException {
+    Path to = Files.createDirectories(folder.resolve("a" + random.nextInt(1 << 30)));
+    Files.writeString(to.resolve("adapter_config.json"), config);
+    String stem = "base_model.model." + layer;
+    SafetensorsWriter writer =
+        new SafetensorsWriter()
+            .add(store.floats(stem + ".lora_A.weight", a, 4, a.length / 4))
+            .add(store.floats(stem + ".lora_B.weight", b, b.length / 4, 4));
+    if (n.length > 0) {
+      writer.add(store.floats(stem + ".lora_N.weight", n, 4, 4));
+    }
+    writer.write(to.resolve("adapter_model.safetensors"));
+    return to;
+  }
+
+  private float[][] adapted(Map<String, Tensor> all, Map<Path, Float> adapters)
+      throws IOException {
+    return logits(graph(all, adapters), false);
+  }
+
+  /** Properties 24 and 25. */
+  @Test
+  void adaptersAddUpAndEqualTheMergedModel() throws IOException {
+    String up = "model.layers.1.mlp.up_proj";
+    String q = "model.layers.0.self_attn.q_proj";
+    float[] a = floats(4 * WIDTH, 0.5);
+    float[] b = floats(48 * 4, 0.5);
+    float[] b2 = floats(32 * 4, 0.5);
+    Path one = peft(LORA, a, b, new float[0], up);
+    Path two =
+        peft(LORA.replace("8}", "8,\"use_rslora\":true}"), a, b2, new float[0], q);
+    float[][] base = logits(graph(tensors), false);
+    Map<Path, Float> both = new LinkedHashMap<>();
+    both.put(one, 0.5f);
+    both.put(two, 1f);
+    float[][] actual = adapted(tensors, both);
+    Map<String, Tensor> merged = new LinkedHashMap<>(tensors);
+    merge(merged, up, product(b, a, 48, 4, WIDTH), 0.5f * 8 / 4);
+    merge(merged, q, product(b2, a, 32, 4, WIDTH), 8f / 2);
+    float[][] expected = logits(graph(merged), true);
+    double difference = 0;
+    for (int r = 0; r < 4; r++) {
+      for (int i = 0; i < 50; i++) {
+        assertEquals(expected[r][i], actual[r][i], 1e-4 * Math.max(1, Math.abs(expected[r][i])));
+        difference = Math.max(difference, Math.abs(base[r][i] - actual[r][i]));
+      }
+    }
+    assertTrue(difference > 0.01, "the adapters do something: " + difference);
+    // An adapter of zeros, or one of scale zero, changes no bit.
+    Path zero = peft(LORA, a, new float[48 * 4], new float[0], up);
+    for (Map<Path, Float> none : List.of(Map.of(zero, 1f), Map.of(one, 0f))) {
+      float[][] same = adapted(tensors, none);
+      for (int r = 0; r < 4; r++) {
+        assertArrayEquals(base[r], same[r]);
+      }
+    }
+    float[] identity = new float[16];
+    for (int i = 0; i < 16; i += 5) {
+      identity[i] = 1;
+    }
+    Path middle = peft(LORA, a, b, identity, up);
+    float[][] plain = adapted(tensors, Map.of(one, 1f));
+    float[][] withMiddle = adapted(tensors, Map.of(middle, 1f));
+    for (int r = 0; r < 4; r++) {
+      assertArrayEquals(plain[r], withMiddle[r]);
+    }
+  }
+
+  @Test
+  void adaptersWorkOverAQuantizedBase() throws IOException {
+    String up = "model.layers.1.mlp.up_proj";
+    Map<String, Tensor> eight = new LinkedHashMap<>(tensors);
+    for (String name : tensors.keySet()) {
+      if (name.endsWith("up_proj.weight")) {
+        eight.put(name, Quantizer.quantize(tensors.get(name), TensorType.Q8_0, store));
+      }
+    }
+    Path one = peft(LORA, floats(4 * WIDTH, 0.5), floats(48 * 4, 0.5), new float[0], up);
+    float[][] expected = logits(graph(eight, Map.of(one, 1f)), true);
+    float[][] actual = adapted(eight, Map.of(one, 1f));
+    for (int r = 0; r < 4; r++) {
+      assertArrayEquals(expected[r], actual[r], 0.05f);
+    }
+  }
+
+  private void merge(Map<String, Tensor> all, String stem, float[] delta, float scale) {
+    Tensor t = all.get(stem + ".weight");
+    float[] x = Dequantizer.toFloats(t);
+    for (int i = 0; i < x.length; i++) {
+      x[i] += scale * delta[i];
+    }
+    all.put(stem + ".weight", store.floats(t.name(), x, t.shape()));
+  }
+
+  @Test
+  void adaptersThatDoNotFitAreRefusedByName() throws IOException {
+    float[] a = floats(4 * WIDTH, 1);
+    float[] b = floats(48 * 4, 1);
+    String up = "model.layers.1.mlp.up_proj";
+    Map<String, Path> wrong = new LinkedHashMap<>();
+    wrong.put("use_dora", peft(LORA.replace("8}", "8,\"use_dora\":true}"), a, b, new float[0], up));
+    wrong.put("peft_type", peft(LORA.replace("LORA", "IA3"), a, b, new float[0], up));
+    wrong.put("matrix model.x", peft(LORA, a, b, new float[0], "model.x"));
+    wrong.put("shape of a term", peft(LORA, a, a, new float[0], up));
+    for (Map.Entry<String, Path> e : wrong.entrySet()) {
+      FletchException x =
+          assertThrows(
+              FletchException.class,
+              () -> adapted(tensors, Map.of(e.getValue(), 1f)),
+              e.getKey());
+      assertTrue(x.getMessage().contains(e.getKey()), x.getMessage());
+    }
   }
 }
