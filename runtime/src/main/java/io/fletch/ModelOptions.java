@@ -174,7 +174,8 @@ public record ModelOptions(
         256,
         PackCache.on(),
         LoadProgress.NONE,
-        0, List.of());
+        0,
+        List.of());
   }
 
   /** With another context length. */
@@ -189,7 +190,8 @@ public record ModelOptions(
         prefillChunk,
         packCache,
         progress,
-        prefixCacheBytes, adapters);
+        prefixCacheBytes,
+        adapters);
   }
 
   /** With another number of threads. */
@@ -204,7 +206,8 @@ public record ModelOptions(
         prefillChunk,
         packCache,
         progress,
-        prefixCacheBytes, adapters);
+        prefixCacheBytes,
+        adapters);
   }
 
   /** With another backend. */
@@ -219,7 +222,8 @@ public record ModelOptions(
         prefillChunk,
         packCache,
         progress,
-        prefixCacheBytes, adapters);
+        prefixCacheBytes,
+        adapters);
   }
 
   /** With other kernels. */
@@ -234,7 +238,8 @@ public record ModelOptions(
         prefillChunk,
         packCache,
         progress,
-        prefixCacheBytes, adapters);
+        prefixCacheBytes,
+        adapters);
   }
 
   /** With another weight layout. */
@@ -249,7 +254,8 @@ public record ModelOptions(
         prefillChunk,
         packCache,
         progress,
-        prefixCacheBytes, adapters);
+        prefixCacheBytes,
+        adapters);
   }
 
   /** With another cache type. */
@@ -264,7 +270,8 @@ public record ModelOptions(
         prefillChunk,
         packCache,
         progress,
-        prefixCacheBytes, adapters);
+        prefixCacheBytes,
+        adapters);
   }
 
   /** With another prefill chunk. */
@@ -279,7 +286,8 @@ public record ModelOptions(
         value,
         packCache,
         progress,
-        prefixCacheBytes, adapters);
+        prefixCacheBytes,
+        adapters);
   }
 
   /** With another place for packed weights. */
@@ -294,7 +302,8 @@ public record ModelOptions(
         prefillChunk,
         value,
         progress,
-        prefixCacheBytes, adapters);
+        prefixCacheBytes,
+        adapters);
   }
 
   /** With a listener. */
@@ -309,7 +318,8 @@ public record ModelOptions(
         prefillChunk,
         packCache,
         value,
-        prefixCacheBytes, adapters);
+        prefixCacheBytes,
+        adapters);
   }
 
   /**
@@ -327,13 +337,23 @@ public record ModelOptions(
         prefillChunk,
         packCache,
         progress,
-        bytes, adapters);
+        bytes,
+        adapters);
   }
 
   /** With adapters, which are added up. */
   public ModelOptions withAdapters(List<Adapter> value) {
     return new ModelOptions(
-        contextLength, threads, backend, kernels, weights, kvType, prefillChunk, packCache, progress,
-        prefixCacheBytes, value);
+        contextLength,
+        threads,
+        backend,
+        kernels,
+        weights,
+        kvType,
+        prefillChunk,
+        packCache,
+        progress,
+        prefixCacheBytes,
+        value);
   }
 }

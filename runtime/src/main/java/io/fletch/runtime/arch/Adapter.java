@@ -145,12 +145,8 @@ public final class Adapter {
     }
     try {
       LinearOp a = LinearOp.dense(parts[0]);
-      LinearOp v =
-          parts[2] == null
-              ? a
-              : new LinearOp.Chain(List.of(a, LinearOp.dense(parts[2])));
-      LinearOp delta =
-          new LinearOp.LowRank(LinearOp.dense(parts[1]), v, LinearOp.Inner.IDENTITY);
+      LinearOp v = parts[2] == null ? a : new LinearOp.Chain(List.of(a, LinearOp.dense(parts[2])));
+      LinearOp delta = new LinearOp.LowRank(LinearOp.dense(parts[1]), v, LinearOp.Inner.IDENTITY);
       deltas.put(stem, new LinearOp.Term((float) (own * factor), delta));
     } catch (IllegalArgumentException e) {
       throw new FletchException(path + ": " + stem + ": " + e.getMessage(), e);

@@ -198,9 +198,7 @@ public final class ModelLoader {
             declared.architecture(),
             derived);
     weights.adapt(
-        options.adapters().stream()
-            .map(a -> Adapter.open(a.path(), a.scale(), derived))
-            .toList(),
+        options.adapters().stream().map(a -> Adapter.open(a.path(), a.scale(), derived)).toList(),
         file.format());
     HyperParameters hp = weights.fit(declared);
     int context =

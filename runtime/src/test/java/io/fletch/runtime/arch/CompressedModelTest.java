@@ -39,8 +39,9 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
 /**
- * Whole models whose matrices are stored in parts, that adapters change, or that pruning made ragged, against the dense
- * model that they stand for (specs weights 3.4 to 3.6, properties 19, 23 and 30).
+ * Whole models whose matrices are stored in parts, that adapters change, or that pruning made
+ * ragged, against the dense model that they stand for (specs weights 3.4 to 3.6, properties 19, 23
+ * and 30).
  */
 class CompressedModelTest {
   private static final int WIDTH = 32;
@@ -337,8 +338,7 @@ class CompressedModelTest {
     return to;
   }
 
-  private float[][] adapted(Map<String, Tensor> all, Map<Path, Float> adapters)
-      throws IOException {
+  private float[][] adapted(Map<String, Tensor> all, Map<Path, Float> adapters) throws IOException {
     return logits(graph(all, adapters), false);
   }
 
@@ -351,8 +351,7 @@ class CompressedModelTest {
     float[] b = floats(48 * 4, 0.5);
     float[] b2 = floats(32 * 4, 0.5);
     Path one = peft(LORA, a, b, new float[0], up);
-    Path two =
-        peft(LORA.replace("8}", "8,\"use_rslora\":true}"), a, b2, new float[0], q);
+    Path two = peft(LORA.replace("8}", "8,\"use_rslora\":true}"), a, b2, new float[0], q);
     float[][] base = logits(graph(tensors), false);
     Map<Path, Float> both = new LinkedHashMap<>();
     both.put(one, 0.5f);
@@ -429,9 +428,7 @@ class CompressedModelTest {
     for (Map.Entry<String, Path> e : wrong.entrySet()) {
       FletchException x =
           assertThrows(
-              FletchException.class,
-              () -> adapted(tensors, Map.of(e.getValue(), 1f)),
-              e.getKey());
+              FletchException.class, () -> adapted(tensors, Map.of(e.getValue(), 1f)), e.getKey());
       assertTrue(x.getMessage().contains(e.getKey()), x.getMessage());
     }
   }
