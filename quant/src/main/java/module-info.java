@@ -12,6 +12,8 @@ module io.fletch.quant {
   requires org.apache.arrow.memory.unsafe;
   requires com.fasterxml.jackson.core;
 
+  exports io.fletch.quant.merge to
+      io.fletch.tools;
   exports io.fletch.quant.prune to
       io.fletch.runtime,
       io.fletch.tools;

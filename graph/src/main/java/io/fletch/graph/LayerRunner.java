@@ -46,7 +46,7 @@ public final class LayerRunner {
   private final Map<String, float[]> replaced = new HashMap<>();
 
   /** Matrices of the layer that ran last, transposed. */
-  private final Map<Tensor, float[]> transposed = new HashMap<>();
+  private final Map<Tensor, float[][]> transposed = new HashMap<>();
 
   private int current = -1;
   private List<Map<Value, float[]>> states = List.of();
@@ -213,7 +213,7 @@ public final class LayerRunner {
     int out = o.out().width();
     float[] y = new float[rows * out];
     if (o.weight() instanceof LinearOp.Dense dense) {
-      float[] w = transposed.computeIfAbsent(dense.weight(), this::transpose);
+      float[][] w = transposed.computeIfAbsent(dense.weight(), this::transpose);
       IntStream.range(0, rows).parallel().forEach(r -> product(x, r * in, in, w, y, r * out, out));
     } else {
       ReferenceExecutable.product(o.weight(), x, rows, y);
@@ -227,38 +227,44 @@ public final class LayerRunner {
     return y;
   }
 
-  /** The outputs lie side by side, so that the compiler makes vectors of the inner loop. */
-  private static void product(float[] x, int at, int in, float[] w, float[] y, int to, int out) {
+  /**
+   * The outputs lie side by side, and all arrays of the inner loop have the same index, without
+   * which the compiler makes no vectors of it.
+   */
+  private static void product(float[] x, int at, int in, float[][] w, float[] y, int to, int out) {
+    float[] sum = new float[out];
     int j = 0;
     for (; j + 4 <= in; j += 4) {
       float a = x[at + j];
       float b = x[at + j + 1];
       float c = x[at + j + 2];
       float d = x[at + j + 3];
-      int p = j * out;
-      int q = p + out;
-      int r = q + out;
-      int s = r + out;
+      float[] p = w[j];
+      float[] q = w[j + 1];
+      float[] r = w[j + 2];
+      float[] s = w[j + 3];
       for (int i = 0; i < out; i++) {
-        y[to + i] += a * w[p + i] + b * w[q + i] + c * w[r + i] + d * w[s + i];
+        sum[i] += a * p[i] + b * q[i] + c * r[i] + d * s[i];
       }
     }
     for (; j < in; j++) {
       for (int i = 0; i < out; i++) {
-        y[to + i] += x[at + j] * w[j * out + i];
+        sum[i] += x[at + j] * w[j][i];
       }
     }
+    System.arraycopy(sum, 0, y, to, out);
   }
 
-  private float[] transpose(Tensor weight) {
+  /** Column j of the matrix as array j. */
+  private float[][] transpose(Tensor weight) {
     int in = Math.toIntExact(weight.cols());
     int out = Math.toIntExact(weight.rows());
     float[] values = replaced.get(weight.name());
     float[] from = values == null ? Dequantizer.toFloats(weight) : values;
-    float[] w = new float[from.length];
+    float[][] w = new float[in][out];
     for (int o = 0; o < out; o++) {
       for (int j = 0; j < in; j++) {
-        w[j * out + o] = from[o * in + j];
+        w[j][o] = from[o * in + j];
       }
     }
     return w;

@@ -42,6 +42,7 @@ final class Cli {
     commands.put(
         "convert", new Entry("the same weights in another container", ConvertCommand::new));
     commands.put("quantize", new Entry("a model with smaller weights", QuantizeCommand::new));
+    commands.put("merge", new Entry("one model of layers, models or adapters", MergeCommand::new));
     commands.put("prune", new Entry("a model with fewer weights", PruneCommand::new));
     commands.put(
         "perplexity", new Entry("how well a model predicts a text", PerplexityCommand::new));

@@ -39,6 +39,7 @@ class DocumentationTest {
           new ConvertCommand(),
           new QuantizeCommand(),
           new PruneCommand(),
+          new MergeCommand(),
           new PerplexityCommand(),
           new BenchCommand(),
           new DoctorCommand());

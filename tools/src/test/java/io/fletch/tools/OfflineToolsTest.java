@@ -54,9 +54,13 @@ class OfflineToolsTest {
         assertEquals(a.metadata().entries().get(key), b.metadata().entries().get(key), key);
       }
     }
-    String wanted = Fletch.ok("run", "-m", at("a.gguf").toString(), "What is 4 + 3?").out();
-    assertEquals(wanted, Fletch.ok("run", "-m", at("hf").toString(), "What is 4 + 3?").out());
-    assertEquals(wanted, Fletch.ok("run", "-m", at("b.gguf").toString(), "What is 4 + 3?").out());
+    String wanted =
+        Fletch.ok("run", "--temp", "0", "-m", at("a.gguf").toString(), "What is 4 + 3?").out();
+    assertEquals(
+        wanted, Fletch.ok("run", "--temp", "0", "-m", at("hf").toString(), "What is 4 + 3?").out());
+    assertEquals(
+        wanted,
+        Fletch.ok("run", "--temp", "0", "-m", at("b.gguf").toString(), "What is 4 + 3?").out());
   }
 
   private static byte[] bytes(Tensor t) {

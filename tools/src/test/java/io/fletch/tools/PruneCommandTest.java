@@ -181,7 +181,8 @@ class PruneCommandTest {
         assertTrue(file.tensor("blk." + l + ".attn_output.bias").isPresent());
       }
     }
-    assertFalse(Fletch.ok("run", "-m", at("flap.gguf"), "What is 4 + 3?").out().isEmpty());
+    assertFalse(
+        Fletch.ok("run", "--temp", "0", "-m", at("flap.gguf"), "What is 4 + 3?").out().isEmpty());
   }
 
   /** Nothing removed: the bias is zero, and the model is the same. */
@@ -199,8 +200,8 @@ class PruneCommandTest {
         "f32");
     Fletch.ok("convert", "-m", "demo-small", "--type", "f32", "-o", at("f32.gguf"));
     assertEquals(
-        Fletch.ok("run", "-m", at("f32.gguf"), "What is 14 + 3?").out(),
-        Fletch.ok("run", "-m", at("same.gguf"), "What is 14 + 3?").out());
+        Fletch.ok("run", "--temp", "0", "-m", at("f32.gguf"), "What is 14 + 3?").out(),
+        Fletch.ok("run", "--temp", "0", "-m", at("same.gguf"), "What is 14 + 3?").out());
   }
 
   @Test

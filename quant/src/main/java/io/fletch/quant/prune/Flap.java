@@ -1,8 +1,10 @@
 package io.fletch.quant.prune;
 
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Comparator;
 import java.util.List;
+import java.util.stream.IntStream;
 
 /**
  * FLAP (specs weights 4.6): which heads and feed-forward neurons of a model go, by how much their
@@ -10,6 +12,12 @@ import java.util.List;
  * key/value head go together. Stateless.
  */
 public final class Flap {
+  /**
+   * A layer with fewer groups is compared with all layers: of two groups one is always 0.7
+   * deviations below their mean, whatever it does.
+   */
+  private static final int FEW = 8;
+
   private Flap() {}
 
   /** Units of one layer that stay, in order. */
@@ -42,15 +50,15 @@ public final class Flap {
     return scores;
   }
 
-  /** Mean 0, deviation 1. */
-  static double[] standardized(double[] scores) {
+  /** The scores with the mean and deviation of {@code of} turned into 0 and 1. */
+  static double[] standardized(double[] scores, double[] of) {
     double mean = 0;
-    for (double s : scores) {
-      mean += s / scores.length;
+    for (double s : of) {
+      mean += s / of.length;
     }
     double variance = 0;
-    for (double s : scores) {
-      variance += (s - mean) * (s - mean) / Math.max(1, scores.length - 1);
+    for (double s : of) {
+      variance += (s - mean) * (s - mean) / Math.max(1, of.length - 1);
     }
     double deviation = Math.sqrt(variance);
     double[] result = new double[scores.length];
@@ -76,9 +84,11 @@ public final class Flap {
     Masks.checkSparsity(sparsity);
     List<Unit> units = new ArrayList<>();
     double total = 0;
+    double[] allGroups = groups.stream().flatMapToDouble(Arrays::stream).toArray();
     for (int l = 0; l < groups.size(); l++) {
-      double[] g = standardized(groups.get(l));
-      double[] n = standardized(neurons.get(l));
+      double[] few = groups.get(l);
+      double[] g = standardized(few, few.length < FEW ? allGroups : few);
+      double[] n = standardized(neurons.get(l), neurons.get(l));
       for (int i = 0; i < g.length; i++) {
         units.add(new Unit(l, true, i, g[i], groupCost));
         total += groupCost;
@@ -97,36 +107,40 @@ public final class Flap {
       keptNeurons.add(new boolean[neurons.get(l).length]);
     }
     double kept = 0;
+    // A layer needs one of each, so its best ones are kept before the budget is spent.
+    for (int l = 0; l < groups.size(); l++) {
+      keptGroups.get(l)[best(groups.get(l))] = true;
+      keptNeurons.get(l)[best(neurons.get(l))] = true;
+      kept += groupCost + 1;
+    }
     for (Unit unit : units) {
+      boolean[] stays = (unit.group() ? keptGroups : keptNeurons).get(unit.layer());
+      if (stays[unit.index()]) {
+        continue;
+      }
       if (kept + unit.cost() / 2 > budget) {
         break;
       }
       kept += unit.cost();
-      (unit.group() ? keptGroups : keptNeurons).get(unit.layer())[unit.index()] = true;
+      stays[unit.index()] = true;
     }
     List<Kept> result = new ArrayList<>();
     for (int l = 0; l < groups.size(); l++) {
-      result.add(
-          new Kept(
-              indices(keptGroups.get(l), groups.get(l)),
-              indices(keptNeurons.get(l), neurons.get(l))));
+      result.add(new Kept(indices(keptGroups.get(l)), indices(keptNeurons.get(l))));
     }
     return result;
   }
 
-  private static int[] indices(boolean[] kept, double[] scores) {
-    List<Integer> indices = new ArrayList<>();
+  private static int best(double[] scores) {
     int best = 0;
-    for (int i = 0; i < kept.length; i++) {
-      if (kept[i]) {
-        indices.add(i);
-      }
+    for (int i = 1; i < scores.length; i++) {
       best = scores[i] > scores[best] ? i : best;
     }
-    if (indices.isEmpty()) {
-      indices.add(best);
-    }
-    return indices.stream().mapToInt(Integer::intValue).toArray();
+    return best;
+  }
+
+  private static int[] indices(boolean[] kept) {
+    return IntStream.range(0, kept.length).filter(i -> kept[i]).toArray();
   }
 
   /**

@@ -40,19 +40,23 @@ public final class InputStatistics {
     }
     rows += count;
     if (gram != null) {
-      IntStream.range(0, channels).parallel().forEach(i -> addRow(x, count, i));
+      float[][] parts = new float[count][];
+      for (int r = 0; r < count; r++) {
+        parts[r] = Arrays.copyOfRange(x, r * channels, (r + 1) * channels);
+      }
+      IntStream.range(0, channels).parallel().forEach(i -> addRow(parts, i));
     }
   }
 
   /** Row i of the upper triangle. Floats within the rows of one call, doubles across calls. */
-  private void addRow(float[] x, int count, int i) {
+  private void addRow(float[][] x, int i) {
     float[] sum = new float[channels];
-    for (int r = 0; r < count; r++) {
-      int at = r * channels;
-      float a = x[at + i];
+    for (float[] row : x) {
+      float a = row[i];
       if (a != 0) {
+        // Arrays with the same index: the compiler makes vectors of this.
         for (int j = i; j < channels; j++) {
-          sum[j] += a * x[at + j];
+          sum[j] += a * row[j];
         }
       }
     }

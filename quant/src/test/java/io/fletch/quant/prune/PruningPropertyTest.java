@@ -319,8 +319,8 @@ class PruningPropertyTest {
       left += 20 * k.groups().length + k.neurons().length;
     }
     double total = 4 * (4 * 20 + 100);
-    // A layer that would be empty keeps one unit more.
-    assertEquals(total * (1 - sparsity), left, 20 * 5);
+    // One of each stays in every layer, and the last unit may go over by half of it.
+    assertEquals(Math.max(total * (1 - sparsity), 4 * 21), left, 10);
   }
 
   /** The error is that of the rows themselves. */
