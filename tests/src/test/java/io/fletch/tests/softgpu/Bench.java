@@ -31,6 +31,15 @@ final class Bench {
   }
 
   static int[] run(String ptx, LaunchConfig config, int[] input, int outputs) {
+    if (Boolean.getBoolean("fletch.tests.ptxas")) {
+      Ptxas.findOrSay("a test kernel")
+          .ifPresent(p -> {
+            Ptxas.Result result = p.assemble(ptx, 90);
+            if (!result.accepted()) {
+              throw new AssertionError(result.log() + ptx);
+            }
+          });
+    }
     SoftGpu gpu = SoftGpu.reset().workers(2);
     try (CudaContext context = CudaContext.open(CudaDevices.find().first());
         CudaStream stream = context.newStream();
