@@ -39,8 +39,8 @@ final class DoctorCommand implements Command {
   public String description() {
     return """
     Reports the machine, the JVM and its flags, which kernels run and why, memory and
-    huge pages, then answers one question with a demo model. Status 1 if that fails;
-    what would make it faster is listed at the end.\
+    huge pages, the GPU or why there is none, then answers one question with a demo
+    model. Status 1 if that fails; what would make it faster is listed at the end.\
     """;
   }
 
@@ -63,6 +63,7 @@ final class DoctorCommand implements Command {
     machine();
     jvm();
     memory();
+    new GpuFindings(findings, advice).add();
     boolean healthy = model(arguments, io);
     if (arguments.has("json")) {
       findings.put("healthy", healthy);

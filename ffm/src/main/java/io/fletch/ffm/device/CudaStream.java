@@ -241,8 +241,24 @@ public final class CudaStream extends CudaResource {
     use();
     try (Arena arena = Arena.ofConfined()) {
       MemorySegment out = arena.allocate(ValueLayout.ADDRESS);
-      Driver.check(CudaDriver.cuStreamEndCapture(handle, out), "cuStreamEndCapture", toString());
+      int status = CudaDriver.cuStreamEndCapture(handle, out);
+      if (status != Driver.SUCCESS) {
+        CudaException failure = Driver.failure(status, "cuStreamEndCapture", toString(), "");
+        abandonCapture(out);
+        throw failure;
+      }
       return context().own(new CudaGraph(context(), out.get(ValueLayout.ADDRESS, 0)));
+    }
+  }
+
+  /** A stream that went on recording would refuse all that follows, even to free memory. */
+  private void abandonCapture(MemorySegment out) {
+    int status = CudaDriver.cuStreamIsCapturing(handle, out);
+    boolean capturing =
+        status == Driver.SUCCESS
+            && out.get(ValueLayout.JAVA_INT, 0) != CudaDriver.CU_STREAM_CAPTURE_STATUS_NONE();
+    if (capturing && CudaDriver.cuStreamEndCapture(handle, out) == Driver.SUCCESS) {
+      int unused = CudaDriver.cuGraphDestroy(out.get(ValueLayout.ADDRESS, 0));
     }
   }
 

@@ -14,7 +14,7 @@ import java.lang.foreign.ValueLayout;
 
 /** Runs small kernels on the software GPU through the driver layer: words in, words out. */
 final class Bench {
-  static final String HEADER = ".version 8.0\n.target sm_90\n.address_size 64\n";
+  static final String HEADER = ".version 8.5\n.target sm_90\n.address_size 64\n";
 
   private Bench() {}
 

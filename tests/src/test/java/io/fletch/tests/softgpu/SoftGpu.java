@@ -435,20 +435,25 @@ public final class SoftGpu {
   }
 
   private static String errorName(int error) {
-    for (Method m : CudaDriver.class.getMethods()) {
-      if (m.getParameterCount() == 0
-          && m.getReturnType() == int.class
-          && (m.getName().startsWith("CUDA_ERROR_") || m.getName().equals("CUDA_SUCCESS"))) {
-        try {
-          if ((int) m.invoke(null) == error) {
-            return m.getName();
+    return ErrorNames.ALL.getOrDefault(error, "");
+  }
+
+  private static final class ErrorNames {
+    static final Map<Integer, String> ALL = new HashMap<>();
+
+    static {
+      for (Method m : CudaDriver.class.getMethods()) {
+        if (m.getParameterCount() == 0
+            && m.getReturnType() == int.class
+            && (m.getName().startsWith("CUDA_ERROR_") || m.getName().equals("CUDA_SUCCESS"))) {
+          try {
+            ALL.put((int) m.invoke(null), m.getName());
+          } catch (ReflectiveOperationException e) {
+            throw new IllegalStateException(e);
           }
-        } catch (ReflectiveOperationException e) {
-          throw new IllegalStateException(e);
         }
       }
     }
-    return "";
   }
 
   // Devices and contexts.

@@ -1,0 +1,87 @@
+package io.fletch.tools;
+
+import io.fletch.ffm.NativeException;
+import io.fletch.ffm.device.CudaContext;
+import io.fletch.ffm.device.CudaDevice;
+import io.fletch.ffm.device.CudaDevices;
+import io.fletch.ffm.device.CudaEvent;
+import io.fletch.ffm.device.CudaMemoryException;
+import io.fletch.ffm.device.CudaStream;
+import io.fletch.ffm.device.DeviceMemory;
+import java.util.List;
+import java.util.Map;
+
+/**
+ * What {@code fletch doctor} says about the GPU: the devices, the driver, free memory and the
+ * bandwidth of a copy on the device, or why there is none.
+ */
+final class GpuFindings {
+  private static final long COPY = 64L << 20;
+  private static final int COPIES = 8;
+
+  private final Map<String, Object> findings;
+  private final List<String> advice;
+
+  GpuFindings(Map<String, Object> findings, List<String> advice) {
+    this.findings = findings;
+    this.advice = advice;
+  }
+
+  /** Asks the driver; a device that fails is a finding, not the end. */
+  void add() {
+    CudaDevices found = CudaDevices.find();
+    if (found.driverVersion() > 0) {
+      findings.put("gpu_driver", "CUDA " + found.driver());
+    }
+    if (found.reason().isPresent()) {
+      findings.put("gpu", "none: " + found.reason().get());
+      return;
+    }
+    for (CudaDevice device : found.devices()) {
+      String key = found.devices().size() == 1 ? "gpu" : "gpu_" + device.ordinal();
+      findings.put(
+          key,
+          device.name()
+              + ", sm_"
+              + device.capability()
+              + ", "
+              + device.multiprocessors()
+              + " multiprocessors, "
+              + Texts.bytes(device.memory()));
+      try {
+        measure(key, device);
+      } catch (NativeException | IllegalStateException e) {
+        findings.put(key + "_error", e.getMessage());
+        advice.add("the GPU does not work: " + e.getMessage());
+      }
+    }
+  }
+
+  private void measure(String key, CudaDevice device) {
+    try (CudaContext context = CudaContext.open(device)) {
+      CudaContext.MemoryInfo memory = context.memory();
+      findings.put(
+          key + "_memory_free", Texts.bytes(memory.free()) + " of " + Texts.bytes(memory.total()));
+      try (CudaStream stream = context.newStream();
+          CudaEvent start = context.newEvent(true);
+          CudaEvent end = context.newEvent(true);
+          DeviceMemory from = context.allocate(COPY);
+          DeviceMemory to = context.allocate(COPY)) {
+        stream.fill(from, 0, COPY, (byte) 1);
+        stream.copy(from, 0, to, 0, COPY);
+        stream.record(start);
+        for (int i = 0; i < COPIES; i++) {
+          stream.copy(from, 0, to, 0, COPY);
+        }
+        stream.record(end);
+        end.synchronize();
+        // Each byte is read and written.
+        double gigabytes = 2.0 * COPY * COPIES / 1e9;
+        findings.put(
+            key + "_copy", Texts.format("%.0f GB/s", gigabytes / (end.millisSince(start) / 1e3)));
+      } catch (CudaMemoryException e) {
+        advice.add("the GPU has no " + Texts.bytes(2 * COPY) + " free: " + e.getMessage());
+      }
+    }
+  }
+}
