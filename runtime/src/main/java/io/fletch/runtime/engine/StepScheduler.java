@@ -45,6 +45,9 @@ final class StepScheduler implements AutoCloseable {
   private final int[] chosenRows = new int[MOST_SESSIONS];
   private int chosenCount;
 
+  /** Whether the latest forward had no room for the prompts that waited. */
+  private boolean promptsPassedOver;
+
   private boolean leading;
 
   /** Number of the latest forward, and how many of its sessions have not come back yet. */
@@ -158,33 +161,51 @@ final class StepScheduler implements AutoCloseable {
   /** Chooses who runs, and how many rows of each; takes them out of the queue. */
   private void select() {
     chosenCount = 0;
-    int rows = 0;
-    boolean decodes = false;
-    int waiting = queue.size();
-    // Twice around the queue: whoever stays keeps its place.
-    for (int i = 0; i < waiting; i++) {
+    boolean havePrompts;
+    if (promptsPassedOver) {
+      int left = maxRows - choosePrompts(Math.min(promptRows(), maxRows));
+      havePrompts = true;
+      chooseSteps(left);
+    } else {
+      int left = chooseSteps(maxRows);
+      int before = chosenCount;
+      choosePrompts(before == 0 ? left : Math.min(promptRows(), left));
+      havePrompts = chosenCount > before;
+    }
+    // Only where steps alone fill a forward.
+    promptsPassedOver = !havePrompts && !queue.isEmpty();
+  }
+
+  /** Chooses whoever needs few rows; returns how many are left. Whoever stays keeps its place. */
+  private int chooseSteps(int rows) {
+    int left = rows;
+    for (int i = queue.size(); i > 0; i--) {
       GraphForward f = queue.pollFirst();
       int n = f.pendingRows();
-      if (n <= FEW_ROWS && n <= maxRows - rows && chosenCount < MOST_SESSIONS) {
+      if (n <= FEW_ROWS && n <= left && chosenCount < MOST_SESSIONS) {
         choose(f, n);
-        rows += n;
-        decodes = true;
+        left -= n;
       } else {
         queue.addLast(f);
       }
     }
-    waiting = queue.size();
-    int budget = decodes ? Math.min(promptRows(), maxRows - rows) : maxRows;
-    for (int i = 0; i < waiting; i++) {
+    return left;
+  }
+
+  /** Chooses chunks of whoever waits; returns their rows. */
+  private int choosePrompts(int budget) {
+    int left = budget;
+    for (int i = queue.size(); i > 0; i--) {
       GraphForward f = queue.pollFirst();
-      int n = Math.min(f.pendingRows(), Math.min(budget, f.chunk()));
+      int n = Math.min(f.pendingRows(), Math.min(left, f.chunk()));
       if (n > 0 && chosenCount < MOST_SESSIONS) {
         choose(f, n);
-        budget -= n;
+        left -= n;
       } else {
         queue.addLast(f);
       }
     }
+    return budget - left;
   }
 
   private void choose(GraphForward f, int rows) {
