@@ -94,8 +94,8 @@ final class ServeCommand implements Command {
               key,
               arguments.string("cors"));
       CountDownLatch end = new CountDownLatch(1);
+      CountDownLatch closed = new CountDownLatch(1);
       try (FletchServer server = FletchServer.start(model, options)) {
-        CountDownLatch closed = new CountDownLatch(1);
         Thread hook =
             new Thread(() -> {
               end.countDown();
@@ -112,14 +112,12 @@ final class ServeCommand implements Command {
         if (!at.getAddress().isLoopbackAddress() && key.isEmpty()) {
           io.note("fletch: warning: everybody who reaches this machine can use the server");
         }
-        try {
-          end.await();
-          server.close();
-        } finally {
-          closed.countDown();
-        }
+        end.await();
       } catch (InterruptedException e) {
         Thread.currentThread().interrupt();
+      } finally {
+        // The server is closed: the process may end.
+        closed.countDown();
       }
       return Cli.OK;
     }
