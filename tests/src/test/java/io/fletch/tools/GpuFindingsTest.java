@@ -18,7 +18,7 @@ class GpuFindingsTest {
   @Test
   void aDeviceIsDescribedAndMeasured() {
     SoftGpu gpu = SoftGpu.reset();
-    new GpuFindings(findings, advice).add();
+    new GpuFindings(findings, advice, 1 << 20).add();
     assertEquals("CUDA 13.0", findings.get("gpu_driver"));
     assertTrue(findings.get("gpu").toString().startsWith("Software GPU, sm_90, 4 multiproc"));
     assertTrue(findings.get("gpu_copy").toString().endsWith(" GB/s"), findings.toString());
@@ -29,7 +29,7 @@ class GpuFindingsTest {
   @Test
   void aFullDeviceIsNoError() {
     SoftGpu.reset(90, 1 << 20);
-    new GpuFindings(findings, advice).add();
+    new GpuFindings(findings, advice, 1 << 20).add();
     assertTrue(findings.get("gpu_memory_free").toString().contains("MiB"), findings.toString());
     assertEquals(1, advice.size());
     assertTrue(advice.getFirst().contains("device out of memory"), advice.toString());
@@ -38,14 +38,14 @@ class GpuFindingsTest {
   @Test
   void aBrokenDeviceIsAFinding() {
     SoftGpu gpu = SoftGpu.reset();
-    new GpuFindings(new LinkedHashMap<>(), new ArrayList<>()).add();
+    new GpuFindings(new LinkedHashMap<>(), new ArrayList<>(), 1 << 20).add();
     long calls = gpu.calls();
     for (int n = 1; n <= calls; n++) {
       gpu = SoftGpu.reset();
       gpu.failCall(n, 999);
       findings.clear();
       advice.clear();
-      new GpuFindings(findings, advice).add();
+      new GpuFindings(findings, advice, 1 << 20).add();
       boolean said =
           findings.getOrDefault("gpu", "").toString().startsWith("none: ") || !advice.isEmpty();
       assertTrue(said || gpu.failedCall().equals("cuCtxSetCurrent"), gpu.failedCall());
@@ -55,7 +55,7 @@ class GpuFindingsTest {
   @Test
   void noDeviceHasAReason() {
     SoftGpu.reset().pretend(13_000, 0);
-    new GpuFindings(findings, advice).add();
+    new GpuFindings(findings, advice, 1 << 20).add();
     assertEquals("none: the NVIDIA driver 13.0 finds no device", findings.get("gpu"));
   }
 }

@@ -63,7 +63,7 @@ final class DoctorCommand implements Command {
     machine();
     jvm();
     memory();
-    new GpuFindings(findings, advice).add();
+    new GpuFindings(findings, advice, GpuFindings.COPY).add();
     boolean healthy = model(arguments, io);
     if (arguments.has("json")) {
       findings.put("healthy", healthy);

@@ -16,15 +16,22 @@ import java.util.Map;
  * bandwidth of a copy on the device, or why there is none.
  */
 final class GpuFindings {
-  private static final long COPY = 64L << 20;
+  /** Bytes of the copy that is measured: far more than the caches hold. */
+  static final long COPY = 256L << 20;
+
   private static final int COPIES = 8;
 
   private final Map<String, Object> findings;
   private final List<String> advice;
+  private final long bytes;
 
-  GpuFindings(Map<String, Object> findings, List<String> advice) {
+  /**
+   * @param bytes size of the copy that is measured
+   */
+  GpuFindings(Map<String, Object> findings, List<String> advice, long bytes) {
     this.findings = findings;
     this.advice = advice;
+    this.bytes = bytes;
   }
 
   /** Asks the driver; a device that fails is a finding, not the end. */
@@ -65,22 +72,22 @@ final class GpuFindings {
       try (CudaStream stream = context.newStream();
           CudaEvent start = context.newEvent(true);
           CudaEvent end = context.newEvent(true);
-          DeviceMemory from = context.allocate(COPY);
-          DeviceMemory to = context.allocate(COPY)) {
-        stream.fill(from, 0, COPY, (byte) 1);
-        stream.copy(from, 0, to, 0, COPY);
+          DeviceMemory from = context.allocate(bytes);
+          DeviceMemory to = context.allocate(bytes)) {
+        stream.fill(from, 0, bytes, (byte) 1);
+        stream.copy(from, 0, to, 0, bytes);
         stream.record(start);
         for (int i = 0; i < COPIES; i++) {
-          stream.copy(from, 0, to, 0, COPY);
+          stream.copy(from, 0, to, 0, bytes);
         }
         stream.record(end);
         end.synchronize();
         // Each byte is read and written.
-        double gigabytes = 2.0 * COPY * COPIES / 1e9;
+        double gigabytes = 2.0 * bytes * COPIES / 1e9;
         findings.put(
             key + "_copy", Texts.format("%.0f GB/s", gigabytes / (end.millisSince(start) / 1e3)));
       } catch (CudaMemoryException e) {
-        advice.add("the GPU has no " + Texts.bytes(2 * COPY) + " free: " + e.getMessage());
+        advice.add("the GPU has no " + Texts.bytes(2 * bytes) + " free: " + e.getMessage());
       }
     }
   }

@@ -472,6 +472,9 @@ final class PtxCompiler {
         if (base.equals("shl")) {
           yield map(d, a, b, (x, y) -> (y & 0xffffffffL) >= n ? 0 : x << y);
         }
+        if (t.equals("u32") || t.equals("b32")) {
+          yield map(d, a, b, (x, y) -> (y & 0xffffffffL) >= 32 ? 0 : (x & 0xffffffffL) >>> y);
+        }
         yield signed(t)
             ? map(d, a, b, (x, y) -> value(t, x) >> Math.min(y & 0xffffffffL, 63))
             : map(d, a, b, (x, y) -> (y & 0xffffffffL) >= n ? 0 : value(t, x) >>> y);
@@ -654,8 +657,8 @@ final class PtxCompiler {
         int b = read(2, "b32");
         int c = read(3, "b32");
         int d = write(0, "b32");
-        String xa = ta.equals("s32") ? "s8" : "u8";
-        String xb = tb.equals("s32") ? "s8" : "u8";
+        boolean sa = ta.equals("s32");
+        boolean sb = tb.equals("s32");
         yield map(
             d,
             a,
@@ -664,7 +667,8 @@ final class PtxCompiler {
             (x, y, z) -> {
               long sum = z;
               for (int i = 0; i < 32; i += 8) {
-                sum += value(xa, x >>> i) * value(xb, y >>> i);
+                long p = sa ? (byte) (x >>> i) : x >>> i & 255;
+                sum += p * (sb ? (byte) (y >>> i) : y >>> i & 255);
               }
               return sum;
             });
@@ -911,6 +915,18 @@ final class PtxCompiler {
     long offset = a.offset();
     int bytes = size * n;
     boolean narrow = narrow(op(1));
+    if (space == Space.GLOBAL && size == 4 && n == 1 && !extend) {
+      int to = d[0];
+      return (w, mask) -> {
+        long[] r = w.r;
+        for (int m = mask; m != 0; m &= m - 1) {
+          int l = Integer.numberOfTrailingZeros(m);
+          long at = r[base + l] + offset;
+          global(w, l, at, 4);
+          r[to + l] = MemoryMap.ALL.get(INT, at) & 0xffffffffL;
+        }
+      };
+    }
     return (w, mask) -> {
       long[] r = w.r;
       for (int m = mask; m != 0; m &= m - 1) {
@@ -1344,6 +1360,12 @@ final class PtxCompiler {
     int b = read(2, t);
     if (mod("wide")) {
       int d = write(0, t.charAt(0) + Integer.toString(2 * bits(t)));
+      if (t.equals("s32")) {
+        return map(d, a, b, (x, y) -> (long) (int) x * (int) y);
+      }
+      if (t.equals("u32")) {
+        return map(d, a, b, (x, y) -> (x & 0xffffffffL) * (y & 0xffffffffL));
+      }
       return map(d, a, b, (x, y) -> value(t, x) * value(t, y));
     }
     int d = write(0, t);
@@ -1428,6 +1450,12 @@ final class PtxCompiler {
     String wide = mod("wide") ? t.charAt(0) + Integer.toString(2 * bits(t)) : t;
     int c = read(3, wide);
     int d = write(0, wide);
+    if (mod("wide") && t.equals("u32")) {
+      return map(d, a, b, c, (x, y, z) -> (x & 0xffffffffL) * (y & 0xffffffffL) + z);
+    }
+    if (mod("wide") && t.equals("s32")) {
+      return map(d, a, b, c, (x, y, z) -> (long) (int) x * (int) y + z);
+    }
     if (mod("wide")) {
       return map(d, a, b, c, (x, y, z) -> value(t, x) * value(t, y) + z);
     }
@@ -1684,6 +1712,32 @@ final class PtxCompiler {
     String[] pair = op(0).split("\\|");
     int d = writePredicate(pair[0].strip());
     int e = pair.length > 1 ? writePredicate(pair[1].strip()) : -1;
+    boolean plain32 = bits(t) == 32 && !isFloat(t) && join.isEmpty() && e < 0;
+    if (plain32) {
+      boolean sg = signed(t);
+      // Which of less, equal and greater make it true.
+      int truth =
+          switch (op) {
+            case "eq" -> 2;
+            case "ne" -> 5;
+            case "lt", "lo" -> 1;
+            case "le", "ls" -> 3;
+            case "gt", "hi" -> 4;
+            default -> 6;
+          };
+      return (w, mask) -> {
+        long[] r = w.r;
+        int yes = 0;
+        for (int m = mask; m != 0; m &= m - 1) {
+          int l = Integer.numberOfTrailingZeros(m);
+          int x = (int) r[a + l];
+          int y = (int) r[b + l];
+          int order = sg ? Integer.compare(x, y) : Integer.compareUnsigned(x, y);
+          yes |= (truth >>> Integer.signum(order) + 1 & 1) << l;
+        }
+        w.p[d] = w.p[d] & ~mask | yes;
+      };
+    }
     return (w, mask) -> {
       int yes = 0;
       for (int m = mask; m != 0; m &= m - 1) {

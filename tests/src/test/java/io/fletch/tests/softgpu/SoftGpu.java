@@ -96,7 +96,41 @@ public final class SoftGpu {
   private long instructions;
   private final Map<String, Integer> kernelRuns = new TreeMap<>();
 
-  private record Allocation(Arena arena, long bytes, String kind) {}
+  private record Allocation(MemorySegment block, long bytes, String kind) {
+    void free() {
+      Heap.free(block);
+    }
+  }
+
+  /** The C heap: closing arenas would stop all threads each time. */
+  private static final class Heap {
+    private static final MethodHandle MALLOC =
+        Linker.nativeLinker()
+            .downcallHandle(
+                Linker.nativeLinker().defaultLookup().findOrThrow("malloc"),
+                FunctionDescriptor.of(ADDRESS, JAVA_LONG));
+    private static final MethodHandle FREE =
+        Linker.nativeLinker()
+            .downcallHandle(
+                Linker.nativeLinker().defaultLookup().findOrThrow("free"),
+                FunctionDescriptor.ofVoid(ADDRESS));
+
+    static MemorySegment malloc(long bytes) {
+      try {
+        return (MemorySegment) MALLOC.invokeExact(bytes);
+      } catch (Throwable e) {
+        throw new IllegalStateException(e);
+      }
+    }
+
+    static void free(MemorySegment block) {
+      try {
+        FREE.invokeExact(block);
+      } catch (Throwable e) {
+        throw new IllegalStateException(e);
+      }
+    }
+  }
 
   private static final class Stream {
     Graph capturing;
@@ -525,7 +559,7 @@ public final class SoftGpu {
       drain();
       allocations.forEach((a, b) -> {
         memory.remove(a);
-        b.arena().close();
+        b.free();
       });
       allocations.clear();
       objects
@@ -572,14 +606,17 @@ public final class SoftGpu {
     if (device && bytes > totalMemory - used) {
       return OUT_OF_MEMORY;
     }
-    Arena arena = Arena.ofShared();
+    MemorySegment block = Heap.malloc(bytes + 256);
+    if (block.address() == 0) {
+      return OUT_OF_MEMORY;
+    }
+    long address = block.address() + 255 & -256;
     // What was never written is not zero on a device either.
-    MemorySegment m = arena.allocate(bytes, 256);
-    m.fill((byte) 0xcb);
-    allocations.put(m.address(), new Allocation(arena, bytes, kind));
-    memory.add(m.address(), bytes);
+    MemoryMap.ALL.asSlice(address, bytes).fill((byte) 0xcb);
+    allocations.put(address, new Allocation(block, bytes, kind));
+    memory.add(address, bytes);
     used += device ? bytes : 0;
-    put(out, m.address());
+    put(out, address);
     return 0;
   }
 
@@ -591,7 +628,7 @@ public final class SoftGpu {
     allocations.remove(address);
     memory.remove(address);
     used -= pinned ? 0 : a.bytes();
-    a.arena().close();
+    a.free();
     return 0;
   }
 
