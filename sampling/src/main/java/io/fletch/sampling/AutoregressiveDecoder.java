@@ -14,7 +14,12 @@ import java.util.Objects;
  * }
  * }</pre>
  *
- * After warm-up {@link #next()} allocates nothing. Belongs to one thread at a time.
+ * With a {@link TokenRouting} the decoder's model is the small one: it proposes every token and its
+ * cache is always complete, while the large model's lags until a token is routed to it. Draws are
+ * keyed by position, so a threshold of 0 gives the tokens of the large model alone and one of
+ * infinity those of the small one.
+ *
+ * <p>After warm-up {@link #next()} allocates nothing. Belongs to one thread at a time.
  */
 public final class AutoregressiveDecoder {
   /** Why a decoder has ended. */
@@ -36,12 +41,22 @@ public final class AutoregressiveDecoder {
   private final TokenHistory history;
   private final LogProbabilities logprobs;
   private final float[] logits;
+
+  /** Null without a large model. */
+  private final TokenRouting routing;
+
+  private long routed;
+  private boolean latestIsRouted;
   private int prompt = -1;
   private int token = -1;
   private Finish finish = Finish.NONE;
 
   private AutoregressiveDecoder(
-      CausalForward model, Sampler sampler, AutoregressiveOptions options, TokenMask mask) {
+      CausalForward model,
+      Sampler sampler,
+      AutoregressiveOptions options,
+      TokenMask mask,
+      TokenRouting routing) {
     this.model = Objects.requireNonNull(model, "model");
     this.sampler = Objects.requireNonNull(sampler, "sampler");
     this.options = Objects.requireNonNull(options, "options");
@@ -55,20 +70,53 @@ public final class AutoregressiveDecoder {
     }
     history = new TokenHistory(model.capacity() + 1);
     logprobs = options.logprobs() < 0 ? null : new LogProbabilities(options.logprobs());
-    boolean needsLogits = mask != null || logprobs != null || !sampler.isArgmax();
+    this.routing = routing;
+    if (routing != null) {
+      if (routing.large().vocabulary() != model.vocabulary()) {
+        throw new IllegalArgumentException(
+            "vocabulary of the large model: expected="
+                + model.vocabulary()
+                + " actual="
+                + routing.large().vocabulary());
+      }
+      if (sampler.options().extras().mirostat().isPresent()) {
+        throw new IllegalArgumentException(
+            "token routing cannot be combined with mirostat: its bound belongs to one model");
+      }
+    }
+    boolean needsLogits =
+        routing != null || mask != null || logprobs != null || !sampler.isArgmax();
     logits = needsLogits ? new float[model.vocabulary()] : null;
   }
 
   /** A decoder without a grammar. */
   public static AutoregressiveDecoder of(
       CausalForward model, Sampler sampler, AutoregressiveOptions options) {
-    return new AutoregressiveDecoder(model, sampler, options, null);
+    return new AutoregressiveDecoder(model, sampler, options, null, null);
   }
 
   /** A decoder under a grammar, which is in the state behind the prompt. */
   public static AutoregressiveDecoder of(
       CausalForward model, Sampler sampler, AutoregressiveOptions options, TokenMask mask) {
-    return new AutoregressiveDecoder(model, sampler, options, Objects.requireNonNull(mask, "mask"));
+    return new AutoregressiveDecoder(
+        model, sampler, options, Objects.requireNonNull(mask, "mask"), null);
+  }
+
+  /**
+   * A decoder that routes tokens to a large model.
+   *
+   * @param small proposes every token
+   * @param mask null without a grammar
+   * @throws IllegalArgumentException if the vocabularies differ
+   */
+  public static AutoregressiveDecoder routed(
+      CausalForward small,
+      TokenRouting routing,
+      Sampler sampler,
+      AutoregressiveOptions options,
+      TokenMask mask) {
+    return new AutoregressiveDecoder(
+        small, sampler, options, mask, Objects.requireNonNull(routing, "routing"));
   }
 
   /**
@@ -96,6 +144,20 @@ public final class AutoregressiveDecoder {
             "prompt token " + i + ": expected=in [0, " + model.vocabulary() + ") actual=" + ids[i]);
       }
     }
+    if (routing != null) {
+      CausalForward large = routing.large();
+      if (count > large.capacity()) {
+        throw new IllegalArgumentException(
+            "prompt length: expected=at most the large model's context "
+                + large.capacity()
+                + " actual="
+                + count);
+      }
+      // Its last token must run again, for its logits.
+      large.truncate(Math.min(large.length(), count - 1));
+      routed = 0;
+      latestIsRouted = false;
+    }
     history.truncate(0);
     for (int i = 0; i < count; i++) {
       history.add(ids[i]);
@@ -121,13 +183,13 @@ public final class AutoregressiveDecoder {
     }
     int missing = history.length() - model.length();
     if (missing > 0) {
-      if (history.length() > model.capacity()) {
+      if (history.length() > context()) {
         finish = Finish.CONTEXT;
         return false;
       }
       model.append(history.array(), model.length(), missing, CausalForward.Logits.LAST);
     }
-    token = sample(model.logitRows() - 1);
+    token = routing == null ? sample(model.logitRows() - 1) : route(model.logitRows() - 1);
     history.add(token);
     if (options.stops(token)) {
       finish = Finish.STOP_TOKEN;
@@ -135,6 +197,46 @@ public final class AutoregressiveDecoder {
       finish = Finish.MAX_TOKENS;
     }
     return true;
+  }
+
+  /** Tokens that every model of the decoder can hold. */
+  private int context() {
+    return routing == null
+        ? model.capacity()
+        : Math.min(model.capacity(), routing.large().capacity());
+  }
+
+  /** Proposes, judges, and draws from the large model where the router says so. */
+  private int route(int row) {
+    model.logits(row, logits);
+    int candidate = sampler.propose(logits, history, mask);
+    double score = routing.router().score(logits, model.vocabulary(), candidate);
+    CausalForward large = routing.large();
+    latestIsRouted = score >= routing.threshold();
+    if (latestIsRouted) {
+      int length = large.length();
+      large.append(history.array(), length, history.length() - length, CausalForward.Logits.LAST);
+      large.logits(large.logitRows() - 1, logits);
+      candidate = sampler.propose(logits, history, mask);
+      routed++;
+    }
+    if (logprobs != null) {
+      logprobs.set(logits, model.vocabulary());
+    }
+    if (mask != null) {
+      mask.commit(candidate);
+    }
+    return candidate;
+  }
+
+  /** Tokens since {@link #start} that the large model gave. */
+  public long routed() {
+    return routed;
+  }
+
+  /** Whether the large model gave the latest token. */
+  public boolean isRouted() {
+    return latestIsRouted;
   }
 
   private int sample(int row) {

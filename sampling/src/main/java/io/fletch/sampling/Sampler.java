@@ -198,12 +198,33 @@ public final class Sampler {
   }
 
   /**
+   * The token that {@link #sample} would give, without any trace: neither is it committed to the
+   * grammar nor does Mirostat learn from it.
+   *
+   * @param mask null without a grammar
+   */
+  int propose(float[] logits, TokenHistory history, TokenMask mask) {
+    if (mask == null) {
+      prepare(logits, history, null);
+      return candidates.id(draw(history, 0));
+    }
+    return candidates.id(drawUnder(logits, history, mask));
+  }
+
+  /**
    * Draws under a grammar and commits the token to it: a token that fails the exact check is
    * forbidden and the chain runs again.
    *
    * @throws SamplingException also if the grammar has no way on
    */
   public int sample(float[] logits, TokenHistory history, TokenMask mask) {
+    int index = drawUnder(logits, history, mask);
+    mask.commit(candidates.id(index));
+    return learn(index);
+  }
+
+  /** Index of a token that the grammar's exact check accepts. */
+  private int drawUnder(float[] logits, TokenHistory history, TokenMask mask) {
     long[] allowed = mask.allowed();
     if (allowed.length < bits.length) {
       throw new IllegalArgumentException(
@@ -215,8 +236,7 @@ public final class Sampler {
       int index = draw(history, attempt);
       int token = candidates.id(index);
       if (mask.check(token)) {
-        mask.commit(token);
-        return learn(index);
+        return index;
       }
       bits[token >> 6] &= ~(1L << token);
     }
