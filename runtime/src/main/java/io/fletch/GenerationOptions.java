@@ -27,6 +27,8 @@ import java.util.Optional;
  *     where the grammar does, or at an end token where its text is complete; one that is cut off by
  *     {@code maxTokens}, a stop string or the context is the beginning of such a text. Not for
  *     diffusion models
+ * @param routing a small model that proposes tokens; empty to draw all from the session's own. Not
+ *     for diffusion models
  */
 public record GenerationOptions(
     SamplingOptions sampling,
@@ -37,13 +39,15 @@ public record GenerationOptions(
     int logprobs,
     Optional<DiffusionOptions> diffusion,
     Optional<Model> guide,
-    Optional<Grammar> grammar) {
+    Optional<Grammar> grammar,
+    Optional<Routing> routing) {
   /** Copies and checks. */
   public GenerationOptions {
     Objects.requireNonNull(sampling, "sampling");
     Objects.requireNonNull(diffusion, "diffusion");
     Objects.requireNonNull(guide, "guide");
     Objects.requireNonNull(grammar, "grammar");
+    Objects.requireNonNull(routing, "routing");
     stopStrings = List.copyOf(stopStrings);
     stopTokens = List.copyOf(stopTokens);
     if (maxTokens < 0 || logprobs < -1) {
@@ -66,6 +70,7 @@ public record GenerationOptions(
         -1,
         Optional.empty(),
         Optional.empty(),
+        Optional.empty(),
         Optional.empty());
   }
 
@@ -77,37 +82,91 @@ public record GenerationOptions(
   /** With other sampling. */
   public GenerationOptions withSampling(SamplingOptions value) {
     return new GenerationOptions(
-        value, maxTokens, stopStrings, stopTokens, ignoreEnd, logprobs, diffusion, guide, grammar);
+        value,
+        maxTokens,
+        stopStrings,
+        stopTokens,
+        ignoreEnd,
+        logprobs,
+        diffusion,
+        guide,
+        grammar,
+        routing);
   }
 
   /** With another limit. */
   public GenerationOptions withMaxTokens(int value) {
     return new GenerationOptions(
-        sampling, value, stopStrings, stopTokens, ignoreEnd, logprobs, diffusion, guide, grammar);
+        sampling,
+        value,
+        stopStrings,
+        stopTokens,
+        ignoreEnd,
+        logprobs,
+        diffusion,
+        guide,
+        grammar,
+        routing);
   }
 
   /** With stop strings. */
   public GenerationOptions withStopStrings(List<String> value) {
     return new GenerationOptions(
-        sampling, maxTokens, value, stopTokens, ignoreEnd, logprobs, diffusion, guide, grammar);
+        sampling,
+        maxTokens,
+        value,
+        stopTokens,
+        ignoreEnd,
+        logprobs,
+        diffusion,
+        guide,
+        grammar,
+        routing);
   }
 
   /** With stop tokens. */
   public GenerationOptions withStopTokens(List<Integer> value) {
     return new GenerationOptions(
-        sampling, maxTokens, stopStrings, value, ignoreEnd, logprobs, diffusion, guide, grammar);
+        sampling,
+        maxTokens,
+        stopStrings,
+        value,
+        ignoreEnd,
+        logprobs,
+        diffusion,
+        guide,
+        grammar,
+        routing);
   }
 
   /** With or without stopping at the model's own end tokens. */
   public GenerationOptions withIgnoreEnd(boolean value) {
     return new GenerationOptions(
-        sampling, maxTokens, stopStrings, stopTokens, value, logprobs, diffusion, guide, grammar);
+        sampling,
+        maxTokens,
+        stopStrings,
+        stopTokens,
+        value,
+        logprobs,
+        diffusion,
+        guide,
+        grammar,
+        routing);
   }
 
   /** With log-probabilities of that many alternatives. */
   public GenerationOptions withLogprobs(int value) {
     return new GenerationOptions(
-        sampling, maxTokens, stopStrings, stopTokens, ignoreEnd, value, diffusion, guide, grammar);
+        sampling,
+        maxTokens,
+        stopStrings,
+        stopTokens,
+        ignoreEnd,
+        value,
+        diffusion,
+        guide,
+        grammar,
+        routing);
   }
 
   /** With another way to decode a diffusion model. */
@@ -121,7 +180,8 @@ public record GenerationOptions(
         logprobs,
         Optional.of(value),
         guide,
-        grammar);
+        grammar,
+        routing);
   }
 
   /** With a guide for guided diffusion. */
@@ -135,7 +195,8 @@ public record GenerationOptions(
         logprobs,
         diffusion,
         Optional.of(value),
-        grammar);
+        grammar,
+        routing);
   }
 
   /** With a grammar for the answer. */
@@ -149,6 +210,22 @@ public record GenerationOptions(
         logprobs,
         diffusion,
         guide,
+        Optional.of(value),
+        routing);
+  }
+
+  /** With a small model that proposes the tokens. */
+  public GenerationOptions withRouting(Routing value) {
+    return new GenerationOptions(
+        sampling,
+        maxTokens,
+        stopStrings,
+        stopTokens,
+        ignoreEnd,
+        logprobs,
+        diffusion,
+        guide,
+        grammar,
         Optional.of(value));
   }
 }

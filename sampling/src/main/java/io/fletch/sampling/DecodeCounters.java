@@ -10,11 +10,12 @@ package io.fletch.sampling;
  * @param steps steps that committed something
  * @param committed tokens committed to masks by steps (not by an exit)
  * @param filled tokens filled in by an exit
- * @param drafted canvases evaluated ahead of their step, or tokens proposed to a guide
+ * @param drafted canvases evaluated ahead of their step, or tokens proposed to a guide, or by the
+ *     small model of token routing
  * @param accepted those of them that were used
  * @param exitStep step before which a run exited early, -1 if it did not
- * @param guideForwards passes over the guide's weights
- * @param guideRows rows run by the guide
+ * @param guideForwards passes over the weights of the guide or of the small model
+ * @param guideRows rows run by it
  */
 public record DecodeCounters(
     long forwards,

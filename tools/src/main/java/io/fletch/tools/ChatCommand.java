@@ -56,6 +56,7 @@ final class ChatCommand implements Command {
         new Section("Chat", List.of(Command.value("system", "TEXT", "the system turn"))),
         SamplingFlags.section(),
         DiffusionFlags.section(),
+        RoutingFlags.section(),
         ModelFlags.section());
   }
 
@@ -77,12 +78,15 @@ final class ChatCommand implements Command {
     boolean failed = false;
     try (Model model = ModelFlags.open(arguments, io);
         Model guide = DiffusionFlags.openGuide(arguments, io);
+        Model small = RoutingFlags.openSmall(arguments, io);
         Session session = model.newSession();
         ChatFront front =
             terminal
                 ? new TerminalFront(COMMANDS.keySet().stream().map(ChatCommand::word).toList())
                 : new PlainFront(io)) {
-      GenerationOptions options = DiffusionFlags.apply(arguments, model, guide, sampled);
+      GenerationOptions options =
+          RoutingFlags.apply(
+              arguments, model, small, DiffusionFlags.apply(arguments, model, guide, sampled));
       boolean fillsIn = terminal && model.diffusion().isPresent();
       if (terminal) {
         front.note(model.name() + " - /help lists commands, Ctrl-D leaves");

@@ -46,6 +46,8 @@ final class Cli {
     commands.put("prune", new Entry("a model with fewer weights", PruneCommand::new));
     commands.put(
         "perplexity", new Entry("how well a model predicts a text", PerplexityCommand::new));
+    commands.put(
+        "calibrate", new Entry("train what decides between two models", CalibrateCommand::new));
     commands.put("bench", new Entry("measure prefill and decode speed", BenchCommand::new));
     commands.put(
         "doctor", new Entry("what runs here, why, and what to change", DoctorCommand::new));

@@ -7,7 +7,6 @@ import io.fletch.sampling.DiffusionOptions;
 import io.fletch.sampling.DiffusionPresets;
 import io.fletch.sampling.DiffusionTechnique;
 import io.fletch.sampling.Search;
-import java.nio.file.Path;
 import java.util.List;
 
 /** The options that say how a diffusion model decodes. */
@@ -53,10 +52,7 @@ final class DiffusionFlags {
     if (!arguments.has("guide")) {
       return null;
     }
-    String name = arguments.required("guide");
-    return ModelFlags.isDemo(name)
-        ? Model.demo(name, ModelFlags.options(arguments))
-        : Model.open(Path.of(name), ModelFlags.options(arguments));
+    return ModelFlags.openNamed(arguments.required("guide"), arguments);
   }
 
   /** Masks of an answer. */

@@ -12,6 +12,7 @@ import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.concurrent.atomic.AtomicInteger;
 
 /** {@code fletch eval}: accuracy on questions with one right answer each. */
@@ -46,6 +47,7 @@ final class EvalCommand implements Command {
                     "most tokens of an answer (default: up to the context)"),
                 Command.flag("json", "print one JSON object"))),
         DiffusionFlags.section(),
+        RoutingFlags.section(),
         ModelFlags.section());
   }
 
@@ -75,8 +77,11 @@ final class EvalCommand implements Command {
     long nanos;
     try (Model model = ModelFlags.open(arguments, io);
         Model guide = DiffusionFlags.openGuide(arguments, io);
+        Model small = RoutingFlags.openSmall(arguments, io);
         Session session = model.newSession()) {
-      GenerationOptions options = DiffusionFlags.apply(arguments, model, guide, greedy);
+      GenerationOptions options =
+          RoutingFlags.apply(
+              arguments, model, small, DiffusionFlags.apply(arguments, model, guide, greedy));
       AtomicInteger done = new AtomicInteger();
       long start = System.nanoTime();
       try (Progress _ =
@@ -127,6 +132,8 @@ final class EvalCommand implements Command {
       report.put("tokens", promptTokens + completionTokens);
       arguments.string("technique").ifPresent(text -> report.put("technique", text));
       counters.put(report);
+      routedShare(arguments, counters)
+          .ifPresent(share -> report.put("routed_share", Json.rounded(share)));
       report.put("seconds", Json.rounded(seconds));
       io.println(Json.line(report));
     } else {
@@ -135,8 +142,18 @@ final class EvalCommand implements Command {
       io.printf(
           "%d prompt tokens, %d tokens answered, %d forwards, %.1f s",
           promptTokens, completionTokens, counters.forwards(), seconds);
+      routedShare(arguments, counters)
+          .ifPresent(share -> io.printf("%.1f %% of the tokens from the large model", 100 * share));
     }
     return Cli.OK;
+  }
+
+  /** Share of the tokens that the large model gave, if there was a small one. */
+  private static Optional<Double> routedShare(Arguments arguments, Counters counters) {
+    long tokens = counters.sum().drafted();
+    return arguments.has("small") && tokens > 0
+        ? Optional.of(1 - (double) counters.sum().accepted() / tokens)
+        : Optional.empty();
   }
 
   private static String quoted(String text) {

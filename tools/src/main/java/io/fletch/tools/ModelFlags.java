@@ -119,6 +119,13 @@ final class ModelFlags {
     return model;
   }
 
+  /** Opens another model, a file or a demo model, with the same options. */
+  static Model openNamed(String name, Arguments arguments) {
+    return isDemo(name)
+        ? Model.demo(name, options(arguments))
+        : Model.open(Path.of(name), options(arguments));
+  }
+
   private static String loading(String name, int percent) {
     return "loading " + name + (percent == 0 ? "" : ", weights " + percent + " %");
   }

@@ -49,6 +49,7 @@ final class RunCommand implements Command {
                     "with --json: log-probability of every token and of the N likeliest ones"))),
         SamplingFlags.section(),
         DiffusionFlags.section(),
+        RoutingFlags.section(),
         ModelFlags.section());
   }
 
@@ -75,13 +76,18 @@ final class RunCommand implements Command {
     String prompt = prompt(arguments, io);
     try (Model model = ModelFlags.open(arguments, io);
         Model guide = DiffusionFlags.openGuide(arguments, io);
+        Model small = RoutingFlags.openSmall(arguments, io);
         Session session = model.newSession();
         Generation generation =
             start(
                 session,
                 arguments,
                 prompt,
-                DiffusionFlags.apply(arguments, model, guide, sampled))) {
+                RoutingFlags.apply(
+                    arguments,
+                    model,
+                    small,
+                    DiffusionFlags.apply(arguments, model, guide, sampled)))) {
       List<Generation.TokenLogprob> logprobs = new ArrayList<>();
       boolean lineEnded = false;
       FillingView filling =

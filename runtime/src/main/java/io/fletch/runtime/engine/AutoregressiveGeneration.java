@@ -2,6 +2,7 @@ package io.fletch.runtime.engine;
 
 import io.fletch.Generation;
 import io.fletch.GenerationOptions;
+import io.fletch.Routing;
 import io.fletch.Tokenizer;
 import io.fletch.sampling.AutoregressiveDecoder;
 import io.fletch.sampling.AutoregressiveOptions;
@@ -10,6 +11,7 @@ import io.fletch.sampling.DecodeCounters;
 import io.fletch.sampling.GrammarTokens;
 import io.fletch.sampling.LogProbabilities;
 import io.fletch.sampling.Sampler;
+import io.fletch.sampling.TokenRouting;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.NoSuchElementException;
@@ -23,6 +25,10 @@ import java.util.Optional;
 final class AutoregressiveGeneration implements Generation {
   private final AutoregressiveSession session;
   private final GraphForward forward;
+
+  /** What runs the prompt and every token: the small model where tokens are routed. */
+  private final GraphForward main;
+
   private final int[] prompt;
   private final int reused;
   private final GenerationOptions options;
@@ -33,6 +39,7 @@ final class AutoregressiveGeneration implements Generation {
   private final PrefillEvent prefillEvent = new PrefillEvent();
   private final DecodeStepEvent stepEvent = new DecodeStepEvent();
   private final DecodeCounters before;
+  private final DecodeCounters smallBefore;
   private final List<Integer> ids = new ArrayList<>();
   private final StringBuilder text = new StringBuilder();
   private volatile boolean cancelled;
@@ -48,6 +55,7 @@ final class AutoregressiveGeneration implements Generation {
   /**
    * Prepares; nothing runs yet.
    *
+   * @param small proposes tokens; null to draw all from {@code forward}
    * @param prompt ids, checked; the cache holds the first {@code reused} of them and nothing else
    * @param maxTokens at least 1, and no more than the context holds
    * @param stopTokens ids that end the answer
@@ -55,6 +63,7 @@ final class AutoregressiveGeneration implements Generation {
   AutoregressiveGeneration(
       AutoregressiveSession session,
       GraphForward forward,
+      GraphForward small,
       int[] prompt,
       int reused,
       int maxTokens,
@@ -62,6 +71,7 @@ final class AutoregressiveGeneration implements Generation {
       GenerationOptions options) {
     this.session = session;
     this.forward = forward;
+    this.main = small == null ? forward : small;
     this.prompt = prompt;
     this.reused = reused;
     this.options = options;
@@ -73,16 +83,29 @@ final class AutoregressiveGeneration implements Generation {
             session.model().breakers(options.sampling()));
     AutoregressiveOptions limits =
         new AutoregressiveOptions(maxTokens, stopTokens, options.logprobs());
-    if (options.grammar().isPresent()) {
-      mask = session.model().grammar(options.grammar().get(), options.ignoreEnd()).newMask();
+    mask =
+        options
+            .grammar()
+            .map(g -> session.model().grammar(g, options.ignoreEnd()).newMask())
+            .orElse(null);
+    if (small != null) {
+      Routing routing = options.routing().orElseThrow();
+      decoder =
+          AutoregressiveDecoder.routed(
+              small,
+              new TokenRouting(forward, routing.router().copy(), routing.threshold()),
+              sampler,
+              limits,
+              mask);
+    } else if (mask != null) {
       decoder = AutoregressiveDecoder.of(forward, sampler, limits, mask);
     } else {
-      mask = null;
       decoder = AutoregressiveDecoder.of(forward, sampler, limits);
     }
     this.stream = session.model().tokenizer().streamDecoder();
     this.stops = new StopStrings(options.stopStrings());
     this.before = forward.counters();
+    this.smallBefore = main.counters();
   }
 
   @Override
@@ -145,16 +168,18 @@ final class AutoregressiveGeneration implements Generation {
     long start = System.nanoTime();
     prefillEvent.begin();
     boolean isWhole = true;
-    while (prompt.length - forward.length() > forward.chunk()) {
+    while (prompt.length - main.length() > main.chunk()) {
       if (cancelled) {
         isWhole = false;
         break;
       }
-      forward.append(prompt, forward.length(), forward.chunk(), Logits.NONE);
+      main.append(prompt, main.length(), main.chunk(), Logits.NONE);
     }
     if (isWhole) {
       decoder.start(prompt, prompt.length);
-      session.model().prefixes().put(forward, prompt);
+      if (main == forward) {
+        session.model().prefixes().put(forward, prompt);
+      }
     }
     prefillNanos = System.nanoTime() - start;
     prefillEvent.end();
@@ -237,6 +262,22 @@ final class AutoregressiveGeneration implements Generation {
   }
 
   private DecodeCounters cost(DecodeCounters now) {
+    if (main != forward) {
+      DecodeCounters proposed = main.counters();
+      return new DecodeCounters(
+          now.forwards() - before.forwards(),
+          now.rows() - before.rows(),
+          now.headRows() - before.headRows() + proposed.headRows() - smallBefore.headRows(),
+          now.bytesRead() - before.bytesRead() + proposed.bytesRead() - smallBefore.bytesRead(),
+          completionTokens,
+          completionTokens,
+          0,
+          completionTokens,
+          completionTokens - decoder.routed(),
+          -1,
+          proposed.forwards() - smallBefore.forwards(),
+          proposed.rows() - smallBefore.rows());
+    }
     return new DecodeCounters(
         now.forwards() - before.forwards(),
         now.rows() - before.rows(),
@@ -256,6 +297,7 @@ final class AutoregressiveGeneration implements Generation {
     if (reason == null) {
       reason = why;
       forward.leave();
+      main.leave();
       counters = cost(forward.counters());
       session.finished(this);
     }

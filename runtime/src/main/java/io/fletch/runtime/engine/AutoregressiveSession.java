@@ -3,6 +3,7 @@ package io.fletch.runtime.engine;
 import io.fletch.FletchException;
 import io.fletch.Generation;
 import io.fletch.GenerationOptions;
+import io.fletch.Routing;
 import io.fletch.Session;
 import io.fletch.sampling.CausalForward.Logits;
 import io.fletch.sampling.RowStatistics;
@@ -18,6 +19,11 @@ import java.util.List;
  */
 final class AutoregressiveSession extends BaseSession {
   private final GraphForward forward;
+
+  /** The small model of the latest routed answer; null before. */
+  private LoadedModel small;
+
+  private GraphForward smallForward;
 
   AutoregressiveSession(LoadedModel model) {
     super(model);
@@ -45,16 +51,69 @@ final class AutoregressiveSession extends BaseSession {
       throw new FletchException(
           "model " + model().name() + " is autoregressive: diffusion options do not apply");
     }
+    GraphForward proposing = null;
     int room = forward.capacity() - ids.length;
+    if (options.routing().isPresent()) {
+      proposing = small(options.routing().get());
+      room = Math.min(room, proposing.capacity() - ids.length);
+      if (room < 1) {
+        throw new FletchException(
+            "the prompt does not fit the small model: tokens="
+                + ids.length
+                + " context="
+                + proposing.capacity());
+      }
+      proposing.truncate(Math.min(commonPrefix(proposing, ids), ids.length - 1));
+    }
     int maxTokens = options.maxTokens() == 0 ? room : Math.min(options.maxTokens(), room);
-    forward.truncate(Math.min(commonPrefix(ids), ids.length - 1));
+    forward.truncate(Math.min(commonPrefix(forward, ids), ids.length - 1));
     model().prefixes().fill(forward, ids, ids.length - 1);
     int reused = forward.length();
     return new AutoregressiveGeneration(
-        this, forward, ids, reused, maxTokens, stopTokens(options), options);
+        this, forward, proposing, ids, reused, maxTokens, stopTokens(options), options);
   }
 
-  private int commonPrefix(int[] ids) {
+  /** The small model's forward, kept from answer to answer while it is the same model. */
+  private GraphForward small(Routing routing) {
+    if (!(routing.small() instanceof LoadedModel wanted) || wanted.diffusion().isPresent()) {
+      throw new FletchException(
+          "the small model must be autoregressive: model=" + routing.small().name());
+    }
+    if (small == wanted) {
+      return smallForward;
+    }
+    SameTokens.check("small model", model(), wanted);
+    if (wanted.info().vocabularySize() != model().info().vocabularySize()) {
+      throw new FletchException(
+          "small model "
+              + wanted.name()
+              + ": logits expected="
+              + model().info().vocabularySize()
+              + " actual="
+              + wanted.info().vocabularySize());
+    }
+    releaseSmall();
+    wanted.sessionOpened();
+    try {
+      smallForward = wanted.newSharingForward();
+      small = wanted;
+    } catch (RuntimeException | Error e) {
+      wanted.sessionClosed();
+      throw e;
+    }
+    return smallForward;
+  }
+
+  private void releaseSmall() {
+    if (small != null) {
+      smallForward.close();
+      small.sessionClosed();
+      small = null;
+      smallForward = null;
+    }
+  }
+
+  private static int commonPrefix(GraphForward forward, int[] ids) {
     int most = Math.min(ids.length, forward.length());
     int n = 0;
     while (n < most && ids[n] == forward.token(n)) {
@@ -179,6 +238,7 @@ final class AutoregressiveSession extends BaseSession {
 
   @Override
   void release() {
+    releaseSmall();
     forward.close();
   }
 }

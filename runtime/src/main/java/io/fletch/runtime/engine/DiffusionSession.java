@@ -5,7 +5,6 @@ import io.fletch.Generation;
 import io.fletch.GenerationOptions;
 import io.fletch.Model;
 import io.fletch.Session;
-import io.fletch.Tokenizer;
 import io.fletch.graph.Batch;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.Span;
@@ -59,6 +58,10 @@ final class DiffusionSession extends BaseSession {
   @Override
   Generation start(int[] ids, GenerationOptions options) {
     checkSampling(options);
+    if (options.routing().isPresent()) {
+      throw new FletchException(
+          "model " + model().name() + " is a diffusion model: token routing does not apply");
+    }
     if (options.guide().isPresent()
         && !(options.diffusion().isPresent()
             && options.diffusion().get().search() instanceof Search.Guided)) {
@@ -122,7 +125,7 @@ final class DiffusionSession extends BaseSession {
       return guideForward;
     }
     if (guide != wanted) {
-      checkSameTokens(wanted);
+      SameTokens.check("guide", model(), wanted);
     }
     releaseGuide();
     wanted.sessionOpened();
@@ -134,35 +137,6 @@ final class DiffusionSession extends BaseSession {
       throw e;
     }
     return guideForward;
-  }
-
-  /** A draft is judged by its id: an id must be the same text to both models. */
-  private void checkSameTokens(LoadedModel other) {
-    Tokenizer mine = model().tokenizer();
-    Tokenizer theirs = other.tokenizer();
-    int count = model().definedTokens();
-    if (other.definedTokens() < count) {
-      throw new FletchException(
-          "guide "
-              + other.name()
-              + ": vocabulary expected>="
-              + count
-              + " tokens actual="
-              + other.definedTokens());
-    }
-    for (int id = 0; id < count; id++) {
-      if (!mine.token(id).equals(theirs.token(id))) {
-        throw new FletchException(
-            "guide "
-                + other.name()
-                + " has another vocabulary: token "
-                + id
-                + " expected="
-                + mine.token(id)
-                + " actual="
-                + theirs.token(id));
-      }
-    }
   }
 
   private void releaseGuide() {

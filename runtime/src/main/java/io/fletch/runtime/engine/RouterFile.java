@@ -1,0 +1,107 @@
+package io.fletch.runtime.engine;
+
+import io.fletch.FletchException;
+import io.fletch.Model;
+import io.fletch.Routing;
+import io.fletch.quant.ArrowWriter;
+import io.fletch.quant.Dequantizer;
+import io.fletch.quant.Metadata;
+import io.fletch.quant.Tensor;
+import io.fletch.quant.TensorStore;
+import io.fletch.quant.TensorType;
+import io.fletch.quant.WeightFile;
+import io.fletch.quant.WeightFileException;
+import io.fletch.sampling.LearnedRouter;
+import java.nio.file.Path;
+import java.util.HexFormat;
+import java.util.Map;
+
+/**
+ * Trained routers as Fletch Arrow files (specs/autoregressive.md P7): one tensor, and metadata that
+ * bind it to the two models it was trained for. Stateless.
+ */
+public final class RouterFile {
+  private static final String PREFIX = "fletch.router.";
+  private static final String WEIGHTS = "router.weights";
+  private static final int VERSION = 1;
+
+  private RouterFile() {}
+
+  /** See {@link Routing#save}. */
+  public static void save(Routing routing, Path file, Model large, Map<String, Object> facts) {
+    if (!(routing.router() instanceof LearnedRouter router)) {
+      throw new FletchException("router " + routing.router().name() + " has nothing to save");
+    }
+    try (TensorStore store = TensorStore.create()) {
+      Tensor weights = store.floats(WEIGHTS, router.weights(), LearnedRouter.WEIGHTS);
+      ArrowWriter writer = new ArrowWriter();
+      facts.forEach((key, value) -> writer.put(PREFIX + key, value));
+      writer
+          .put("general.type", "router")
+          .put(PREFIX + "technique", "r2r")
+          .put(PREFIX + "version", VERSION)
+          .put(PREFIX + "small", hash(routing.small()))
+          .put(PREFIX + "large", hash(large))
+          .put(PREFIX + "threshold", routing.threshold())
+          .tensor(weights)
+          .write(file);
+    }
+  }
+
+  /** See {@link Routing#load}. */
+  public static Routing load(Path file, Model small, Model large) {
+    try (WeightFile in = WeightFile.open(file)) {
+      Metadata m = in.metadata();
+      String technique = m.string(PREFIX + "technique").orElse("nothing");
+      long version = m.integer(PREFIX + "version").orElse(0L);
+      if (!technique.equals("r2r") || version != VERSION) {
+        throw new FletchException(
+            file
+                + ": not a router: expected=r2r version "
+                + VERSION
+                + " actual="
+                + technique
+                + " version "
+                + version);
+      }
+      check(file, m, "small", small);
+      check(file, m, "large", large);
+      Tensor weights = in.tensors().get(WEIGHTS);
+      if (weights == null
+          || weights.type() != TensorType.F32
+          || weights.elements() != LearnedRouter.WEIGHTS) {
+        throw new FletchException(
+            file
+                + ": "
+                + WEIGHTS
+                + ": expected=F32 ["
+                + LearnedRouter.WEIGHTS
+                + "] actual="
+                + weights);
+      }
+      double threshold =
+          m.number(PREFIX + "threshold")
+              .orElseThrow(() -> new FletchException(file + ": " + PREFIX + "threshold: missing"));
+      return new Routing(small, new LearnedRouter(Dequantizer.toFloats(weights)), threshold);
+    } catch (WeightFileException | IllegalArgumentException e) {
+      String message = String.valueOf(e.getMessage());
+      throw new FletchException(
+          message.startsWith(file.toString()) ? message : file + ": " + message, e);
+    }
+  }
+
+  private static void check(Path file, Metadata m, String role, Model model) {
+    String expected = m.string(PREFIX + role).orElse("");
+    if (!expected.equals(hash(model))) {
+      throw new FletchException(
+          file + ": the router was trained for another " + role + " model than " + model.name());
+    }
+  }
+
+  private static String hash(Model model) {
+    if (!(model instanceof LoadedModel loaded)) {
+      throw new FletchException("model " + model.name() + " is not one that Fletch opened");
+    }
+    return HexFormat.of().formatHex(loaded.identity());
+  }
+}

@@ -1,0 +1,164 @@
+package io.fletch.runtime.engine;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import io.fletch.FletchException;
+import io.fletch.Generation;
+import io.fletch.GenerationOptions;
+import io.fletch.Message;
+import io.fletch.Model;
+import io.fletch.ModelOptions;
+import io.fletch.Routing;
+import io.fletch.Session;
+import io.fletch.sampling.LearnedRouter;
+import io.fletch.sampling.SamplingOptions;
+import io.fletch.sampling.TokenRouter;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
+import org.junit.jupiter.api.AfterAll;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** Token routing between the demo models. */
+class RoutingTest {
+  private static final List<List<Message>> QUESTIONS =
+      List.of(
+          List.of(Message.user("What is 457 + 386?")),
+          List.of(Message.user("Reverse the words: tower stone rock egg")),
+          List.of(Message.user("Sort: 5 2 9 1")));
+
+  @TempDir static Path folder;
+  private static Model large;
+  private static Model small;
+
+  @BeforeAll
+  static void open() {
+    ModelOptions options = TestModels.options(ModelOptions.Backend.CPU).withContextLength(256);
+    large = TestModels.open("demo", options);
+    small = TestModels.open("demo-small", options);
+  }
+
+  @AfterAll
+  static void close() {
+    large.close();
+    small.close();
+  }
+
+  private static GenerationOptions routed(GenerationOptions base, TokenRouter router, double at) {
+    return base.withMaxTokens(40).withRouting(new Routing(small, router, at));
+  }
+
+  private static Generation.Result answer(
+      Session session, List<Message> question, GenerationOptions options) {
+    try (Generation generation = session.chat(question, options)) {
+      return generation.result();
+    }
+  }
+
+  /** R1 and R2 on real models, greedy and sampled. */
+  @Test
+  void theEndsOfTheThresholdAreTheModelsAlone() {
+    GenerationOptions hot =
+        GenerationOptions.defaults()
+            .withSampling(SamplingOptions.greedy().withTemperature(0.9f).withSeed(5));
+    try (Session session = large.newSession();
+        Session ofLarge = large.newSession();
+        Session ofSmall = small.newSession()) {
+      for (GenerationOptions base : List.of(GenerationOptions.greedy(), hot)) {
+        for (List<Message> q : QUESTIONS) {
+          Generation.Result all = answer(session, q, routed(base, TokenRouter.entropy(), 0));
+          assertEquals(answer(ofLarge, q, base.withMaxTokens(40)).ids(), all.ids());
+          assertEquals(0, all.counters().accepted());
+          GenerationOptions never = routed(base, TokenRouter.entropy(), Double.POSITIVE_INFINITY);
+          Generation.Result none = answer(session, q, never);
+          assertEquals(answer(ofSmall, q, base.withMaxTokens(40)).ids(), none.ids());
+          assertEquals(0, none.counters().forwards(), "the large model is never called");
+          assertEquals(none.completionTokens(), none.counters().accepted());
+        }
+      }
+    }
+  }
+
+  /** R6. */
+  @Test
+  void twinsGiveOneAnswer() {
+    try (Session session = large.newSession();
+        Session alone = large.newSession()) {
+      for (List<Message> q : QUESTIONS) {
+        GenerationOptions twins =
+            GenerationOptions.greedy()
+                .withMaxTokens(40)
+                .withRouting(new Routing(large, TokenRouter.entropy(), 0.2));
+        assertEquals(
+            answer(alone, q, GenerationOptions.greedy().withMaxTokens(40)).ids(),
+            answer(session, q, twins).ids());
+      }
+    }
+  }
+
+  @Test
+  void someTokensCostSomeOfTheLargeModel() {
+    try (Session session = large.newSession()) {
+      GenerationOptions options = routed(GenerationOptions.greedy(), TokenRouter.entropy(), 0.3);
+      Generation.Result r = answer(session, QUESTIONS.getFirst(), options);
+      long routed = r.counters().drafted() - r.counters().accepted();
+      assertTrue(routed > 0 && routed < r.completionTokens(), "routed " + routed);
+      assertEquals(routed, r.counters().forwards(), "one pass per routed token");
+      assertEquals(r.completionTokens(), r.counters().drafted());
+      // The second turn of the conversation: both caches keep what they have.
+      Generation.Result again = answer(session, QUESTIONS.getFirst(), options);
+      assertEquals(r.ids(), again.ids());
+      assertTrue(again.counters().rows() < r.counters().rows());
+    }
+  }
+
+  @Test
+  void aRouterBelongsToItsModels() throws IOException {
+    float[] weights = new float[LearnedRouter.WEIGHTS];
+    weights[3] = 1.5f;
+    Path file = folder.resolve("router.arrow");
+    new Routing(small, new LearnedRouter(weights), 0.25)
+        .save(file, large, Map.of("labels", "proxy", "questions", 3));
+    Routing read = Routing.load(file, small, large);
+    assertEquals(0.25, read.threshold());
+    assertEquals(
+        1.5f,
+        org.junit.jupiter.api.Assertions.assertInstanceOf(LearnedRouter.class, read.router())
+            .weights()[3]);
+    FletchException swapped =
+        assertThrows(FletchException.class, () -> Routing.load(file, large, small));
+    assertTrue(swapped.getMessage().contains("another small model"), swapped.getMessage());
+    assertThrows(
+        FletchException.class,
+        () -> new Routing(small, TokenRouter.entropy(), 1).save(file, large, Map.of()));
+    Path model = TestModels.demo("demo-small");
+    assertThrows(FletchException.class, () -> Routing.load(model, small, large));
+    byte[] bytes = Files.readAllBytes(file);
+    Path broken = folder.resolve("broken.arrow");
+    for (int cut : new int[] {0, 10, bytes.length / 2, bytes.length - 1}) {
+      Files.write(broken, java.util.Arrays.copyOf(bytes, cut));
+      assertThrows(FletchException.class, () -> Routing.load(broken, small, large));
+    }
+  }
+
+  @Test
+  void refusals() {
+    ModelOptions options = TestModels.options(ModelOptions.Backend.CPU).withContextLength(128);
+    try (Model diffusion = TestModels.open("demo-diffusion", options);
+        Session session = large.newSession();
+        Session ofDiffusion = diffusion.newSession()) {
+      GenerationOptions wrong =
+          GenerationOptions.greedy().withRouting(new Routing(diffusion, TokenRouter.entropy(), 1));
+      assertThrows(FletchException.class, () -> session.chat(QUESTIONS.getFirst(), wrong));
+      GenerationOptions right =
+          GenerationOptions.greedy().withRouting(new Routing(small, TokenRouter.entropy(), 1));
+      assertThrows(FletchException.class, () -> ofDiffusion.chat(QUESTIONS.getFirst(), right));
+    }
+  }
+}

@@ -1,0 +1,97 @@
+package io.fletch.tools;
+
+import io.fletch.GenerationOptions;
+import io.fletch.Model;
+import io.fletch.Routing;
+import io.fletch.sampling.TokenRouter;
+import java.io.IOException;
+import java.io.InputStream;
+import java.io.UncheckedIOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.StandardCopyOption;
+import java.util.List;
+
+/** The options of token routing: a small model in front of the model. */
+final class RoutingFlags {
+  /** Thresholds as published (specs/autoregressive.md 4). */
+  private static final double ENTROPY = 0.45;
+
+  private static final double LOGU = 2.275;
+  private static final String DEMO = "/META-INF/fletch/demo/demo-router.arrow";
+
+  private RoutingFlags() {}
+
+  static Command.Section section() {
+    return new Command.Section(
+        "Token routing (R2R)",
+        List.of(
+            Command.value(
+                "small", "F", "a small model that proposes every token; a file or a demo model"),
+            Command.value(
+                "router",
+                "R",
+                "what sends a token to the large model: a file of fletch calibrate r2r, entropy or"
+                    + " logu (default: demo for the demo models, else entropy)"),
+            Command.value(
+                "router-threshold",
+                "X",
+                "score from which it does; 0 for always (default: the router's own)")));
+  }
+
+  /** Opens the small model; null (which closes as nothing) if none was given. */
+  static Model openSmall(Arguments arguments, Io io) {
+    if (!arguments.has("small")) {
+      for (String option : List.of("router", "router-threshold")) {
+        if (arguments.has(option)) {
+          throw new UsageException("--" + option + " needs --small");
+        }
+      }
+      return null;
+    }
+    return ModelFlags.openNamed(arguments.required("small"), arguments);
+  }
+
+  /** What the section adds to the options. */
+  static GenerationOptions apply(
+      Arguments arguments, Model model, Model small, GenerationOptions options) {
+    if (small == null) {
+      return options;
+    }
+    boolean demo =
+        ModelFlags.name(arguments).equals("demo")
+            && arguments.required("small").equals("demo-small");
+    Routing routing =
+        switch (arguments.string("router").orElse(demo ? "demo" : "entropy")) {
+          case "entropy" -> new Routing(small, TokenRouter.entropy(), ENTROPY);
+          case "logu" -> new Routing(small, TokenRouter.logU(), LOGU);
+          case "demo" -> demo(small, model);
+          case String file -> Routing.load(Path.of(file), small, model);
+        };
+    if (arguments.has("router-threshold")) {
+      routing =
+          routing.withThreshold(
+              arguments.real(
+                  "router-threshold", (float) routing.threshold(), 0, Float.POSITIVE_INFINITY));
+    }
+    return options.withRouting(routing);
+  }
+
+  /** The router that comes with the demo models: a resource, which must be a file to be read. */
+  private static Routing demo(Model small, Model model) {
+    try (InputStream in = RoutingFlags.class.getResourceAsStream(DEMO)) {
+      if (in == null) {
+        throw new CommandException("this build comes without the demo models' router: " + DEMO);
+      }
+      Path file = Files.createTempFile("fletch-router", ".arrow");
+      try {
+        Files.copy(in, file, StandardCopyOption.REPLACE_EXISTING);
+        return Routing.load(file, small, model);
+      } finally {
+        Files.delete(file);
+      }
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
+    }
+  }
+}
