@@ -175,7 +175,7 @@ class PtxInterpreterTest {
         (a, b) -> !(a >= b) ? 1 : 0);
     floating(
         "setp.nan.f32 %p, %fa, %fb; selp.f32 %fd, 0f3f800000, 0f00000000, %p;",
-        (a, b) -> a != a || b != b ? 1 : 0);
+        (a, b) -> Float.isNaN(a) || Float.isNaN(b) ? 1 : 0);
     floating(
         "setp.ne.f32 %p, %fa, %fb; selp.f32 %fd, 0f3f800000, 0f00000000, %p;",
         (a, b) -> a < b || a > b ? 1 : 0);
@@ -188,7 +188,9 @@ class PtxInterpreterTest {
     floating("mul.rn.f32 %fd, %fa, %fb;", (a, b) -> a * b);
     floating("fma.rn.f32 %fd, %fa, %fb, %fa;", (a, b) -> Math.fma(a, b, a));
     floating("div.rn.f32 %fd, %fa, %fb;", (a, b) -> a / b);
-    floating("min.f32 %fd, %fa, %fb;", (a, b) -> a != a ? b : b != b ? a : Math.min(a, b));
+    floating(
+        "min.f32 %fd, %fa, %fb;",
+        (a, b) -> Float.isNaN(a) ? b : Float.isNaN(b) ? a : Math.min(a, b));
     floating("max.NaN.f32 %fd, %fa, %fb;", (a, b) -> Math.max(a, b));
     floating("neg.f32 %fd, %fa;", (a, b) -> -a);
     floating("abs.f32 %fd, %fa;", (a, b) -> Math.abs(a));
@@ -201,11 +203,12 @@ class PtxInterpreterTest {
     floating(
         "add.ftz.f32 %fd, %fa, 0f00000000;", (a, b) -> Math.abs(a) < Float.MIN_NORMAL ? 0f : a);
     floating(
-        "add.sat.f32 %fd, %fa, 0f00000000;", (a, b) -> a != a ? 0f : Math.clamp(a + 0f, 0f, 1f));
+        "add.sat.f32 %fd, %fa, 0f00000000;",
+        (a, b) -> Float.isNaN(a) ? 0f : Math.clamp(a + 0f, 0f, 1f));
     floating(
         "copysign.f32 %fd, %fa, %fb;",
         (a, b) ->
-            b != b
+            Float.isNaN(b)
                 ? Float.intBitsToFloat(
                     Float.floatToRawIntBits(b) & 0x7fffffff
                         | Float.floatToRawIntBits(a) & 0x80000000)
@@ -250,19 +253,19 @@ class PtxInterpreterTest {
   }
 
   private static int nan(float v) {
-    return v != v
+    return Float.isNaN(v)
         ? Float.floatToRawIntBits(Float.float16ToFloat((short) 0x7fff))
         : Float.floatToRawIntBits(v);
   }
 
   private static int f16(int a) {
     float v = Float.intBitsToFloat(a);
-    return v != v ? 0x7fff : Float.floatToFloat16(v) & 0xffff;
+    return Float.isNaN(v) ? 0x7fff : Float.floatToFloat16(v) & 0xffff;
   }
 
   private static int bf16(int a) {
     float v = Float.intBitsToFloat(a);
-    return v != v ? 0x7fff : (a + 0x7fff + (a >>> 16 & 1)) >>> 16;
+    return Float.isNaN(v) ? 0x7fff : (a + 0x7fff + (a >>> 16 & 1)) >>> 16;
   }
 
   @Test
