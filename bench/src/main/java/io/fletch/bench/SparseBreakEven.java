@@ -10,19 +10,23 @@ import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.lang.management.ManagementFactory;
+import java.lang.management.ThreadMXBean;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.SplittableRandom;
 
 /**
- * Times one matrix-vector product per encoding on one thread, in turns, and prints medians: which
- * density a sparse encoding needs to be faster than the dense one.
+ * Times one matrix-vector product per encoding on one thread, in turns, and prints medians of
+ * processor time: which density a sparse encoding needs to be faster than the dense one.
  *
  * <p>Arguments: rows, columns, rounds (default 8192 4096 15). The matrix should be larger than the
  * last cache.
  */
 public final class SparseBreakEven {
+  private static final ThreadMXBean THREADS = ManagementFactory.getThreadMXBean();
+
   private SparseBreakEven() {}
 
   private record Candidate(String name, Kernels.Matmul kernel, MemorySegment data, long bytes) {}
@@ -105,9 +109,9 @@ public final class SparseBreakEven {
     for (int round = -3; round < rounds; round++) {
       for (int c = 0; c < all.size(); c++) {
         Candidate k = all.get(c);
-        long start = System.nanoTime();
+        long start = THREADS.getCurrentThreadCpuTime();
         k.kernel().run(k.data(), out, 0, out, inputs[c], 0, 1, y, 0, out);
-        long end = System.nanoTime();
+        long end = THREADS.getCurrentThreadCpuTime();
         if (round >= 0) {
           times[c][round] = (end - start) / 1e6;
         }

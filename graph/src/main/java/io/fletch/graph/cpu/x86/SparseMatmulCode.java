@@ -30,6 +30,8 @@ public final class SparseMatmulCode {
     TWO_OF_FOUR
   }
 
+  private static final int PREFETCH = 1024;
+
   private static final Gpr W = Gpr.RDI;
   private static final Gpr INDEX = Gpr.RSI;
   private static final Gpr X = Gpr.RDX;
@@ -176,6 +178,7 @@ public final class SparseMatmulCode {
     a.mov(COUNT, (long) (in / step));
     a.align(32);
     Label loop = a.here();
+    a.prefetcht0(Mem.of(W, PREFETCH));
     if (kind == Kind.BITMAP) {
       bitmapStep();
     } else if (type.isQuantized()) {
