@@ -2,6 +2,7 @@ package io.fletch.bench;
 
 import io.fletch.ffm.CpuFeatures;
 import io.fletch.ffm.NativeMemory;
+import io.fletch.ffm.x86.ReadLoop;
 import io.fletch.graph.cpu.KernelSets;
 import io.fletch.graph.cpu.Kernels;
 import io.fletch.quant.TensorType;
@@ -281,7 +282,7 @@ public final class KernelLadder {
   }
 
   private static Rung reads(long working, List<NativeMemory> held) {
-    ReadStreams streams = new ReadStreams();
+    ReadLoop loop = ReadLoop.best();
     int unit = 1 << 16;
     MemorySegment memory = allocate(working / unit * unit, held);
     // Written, or all pages would be the one page of zeros.
@@ -290,7 +291,7 @@ public final class KernelLadder {
         "emitted read loop, 4 streams",
         memory.byteSize() / unit,
         unit,
-        (from, to) -> streams.read(memory.asSlice(from * unit, (to - from) * unit)));
+        (from, to) -> loop.sum(memory.asSlice(from * unit, (to - from) * unit)));
   }
 
   private static Rung rung(

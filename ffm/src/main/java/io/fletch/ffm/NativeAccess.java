@@ -1,18 +1,15 @@
 package io.fletch.ffm;
 
 import java.lang.foreign.ValueLayout;
-import java.util.concurrent.atomic.AtomicBoolean;
 
 /**
  * Whether this module may make restricted foreign calls, found out without making one, so that the
  * JVM prints no warning. Usable from any thread.
  *
- * <p>Without the grant nothing of this module that needs it runs, callers fall back, and {@link
- * #reportMissing()} says so in one line.
+ * <p>Without the grant nothing of this module that needs it runs and callers fall back; who opens a
+ * model says so with {@link #missing()}.
  */
 public final class NativeAccess {
-  private static final AtomicBoolean REPORTED = new AtomicBoolean();
-
   private NativeAccess() {}
 
   /** Whether restricted calls are granted. */
@@ -38,13 +35,6 @@ public final class NativeAccess {
     return "native access is not granted: machine code, CUDA and huge pages are off and slower"
         + " paths are used; start java with "
         + flag();
-  }
-
-  /** Logs {@link #missing()} as a warning, once per process, if access is not granted. */
-  public static void reportMissing() {
-    if (!granted() && REPORTED.compareAndSet(false, true)) {
-      System.getLogger("io.fletch").log(System.Logger.Level.WARNING, missing());
-    }
   }
 
   /**

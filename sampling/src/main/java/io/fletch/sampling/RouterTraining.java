@@ -19,6 +19,9 @@ public final class RouterTraining {
   private final List<Integer> tokens = new ArrayList<>();
   private final List<Boolean> labels = new ArrayList<>();
 
+  /** Without examples yet. */
+  public RouterTraining() {}
+
   /**
    * Adds an example.
    *

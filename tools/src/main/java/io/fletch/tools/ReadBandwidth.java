@@ -2,6 +2,7 @@ package io.fletch.tools;
 
 import io.fletch.ffm.CpuFeatures;
 import io.fletch.ffm.NativeMemory;
+import io.fletch.ffm.x86.ReadLoop;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.List;

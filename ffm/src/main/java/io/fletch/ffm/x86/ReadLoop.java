@@ -1,45 +1,45 @@
-package io.fletch.tools;
+package io.fletch.ffm.x86;
 
 import io.fletch.ffm.CpuFeatures;
 import io.fletch.ffm.ExecutableMemory;
-import io.fletch.ffm.x86.Assembler;
-import io.fletch.ffm.x86.Condition;
-import io.fletch.ffm.x86.Gpr;
-import io.fletch.ffm.x86.Label;
-import io.fletch.ffm.x86.Mem;
-import io.fletch.ffm.x86.Xmm;
-import io.fletch.ffm.x86.Ymm;
 import java.lang.foreign.FunctionDescriptor;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.lang.invoke.MethodHandle;
 
 /**
- * Reads memory as fast as one core can. Thread-safe.
+ * Reads memory as fast as one core can: the yardstick of kernels that read every weight once.
+ * Thread-safe.
  *
  * <p>Machine code where it can run: four streams of 32-byte loads, which one core needs to reach
  * its limit. A plain loop in Java comes close to it only where memory is slow.
  */
-abstract sealed class ReadLoop {
+public abstract sealed class ReadLoop {
   /** Segments must be a multiple of this. */
-  static final int GRANULE = 4096;
+  public static final int GRANULE = 4096;
 
   private static final int STREAMS = 4;
 
+  private ReadLoop() {}
+
   /** The fastest one that this process can run. */
-  static ReadLoop best() {
+  public static ReadLoop best() {
     return CpuFeatures.host().has(CpuFeatures.Feature.AVX2) && ExecutableMemory.refusal().isEmpty()
         ? new Emitted()
         : new Plain();
   }
 
   /** The plain loop. */
-  static ReadLoop plain() {
+  public static ReadLoop plain() {
     return new Plain();
   }
 
-  /** The sum of the 64-bit words: it cannot be had without reading all of them. */
-  abstract long sum(MemorySegment memory);
+  /**
+   * The sum of the 64-bit words: it cannot be had without reading all of them.
+   *
+   * @param memory native; a positive multiple of {@link #GRANULE}
+   */
+  public abstract long sum(MemorySegment memory);
 
   private static final class Emitted extends ReadLoop {
     /** Start and bytes of a stream to a sum of 64-bit words. */
@@ -89,7 +89,7 @@ abstract sealed class ReadLoop {
     }
 
     @Override
-    long sum(MemorySegment memory) {
+    public long sum(MemorySegment memory) {
       try {
         return (long)
             CALL.invokeExact(function.entry(), memory.address(), memory.byteSize() / STREAMS);
@@ -101,7 +101,7 @@ abstract sealed class ReadLoop {
 
   private static final class Plain extends ReadLoop {
     @Override
-    long sum(MemorySegment memory) {
+    public long sum(MemorySegment memory) {
       long a = 0;
       long b = 0;
       long c = 0;
