@@ -15,6 +15,8 @@ module io.fletch.ffm {
       io.fletch.graph,
       io.fletch.runtime,
       io.fletch.tools;
+  exports io.fletch.ffm.ptx to
+      io.fletch.graph;
   exports io.fletch.ffm.x86 to
       io.fletch.graph,
       io.fletch.tools;

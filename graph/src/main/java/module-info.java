@@ -12,6 +12,9 @@ module io.fletch.graph {
   exports io.fletch.graph to
       io.fletch.runtime,
       io.fletch.tools;
+  exports io.fletch.graph.cuda to
+      io.fletch.runtime,
+      io.fletch.tools;
   exports io.fletch.graph.cpu to
       io.fletch.runtime,
       io.fletch.tools;

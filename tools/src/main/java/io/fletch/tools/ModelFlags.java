@@ -32,6 +32,10 @@ final class ModelFlags {
                 "worker threads (default: one per physical core; 0 means the default)"),
             Command.value("backend", "NAME", "cpu (default) or reference (plain Java, slow)"),
             Command.value(
+                "device",
+                "NAME",
+                "cpu (default), gpu, or auto (the GPU if the model can run on one, else the CPU)"),
+            Command.value(
                 "kernels",
                 "NAME",
                 "auto (default: the fastest that works here), scalar, vector (Vector API) or native"
@@ -82,13 +86,27 @@ final class ModelFlags {
     ModelOptions defaults = ModelOptions.defaults();
     return defaults
         .withThreads(arguments.integer("threads", defaults.threads(), 0, 1024))
-        .withBackend(arguments.choice("backend", defaults.backend()))
+        .withBackend(backend(arguments, defaults))
         .withKernels(arguments.choice("kernels", defaults.kernels()))
         .withWeights(arguments.choice("weights", defaults.weights()))
         .withPackCache(packCache(arguments))
         .withKvType(arguments.choice("kv", defaults.kvType()))
         .withContextLength(
             arguments.integer("ctx", defaults.contextLength(), 0, Integer.MAX_VALUE));
+  }
+
+  private static ModelOptions.Backend backend(Arguments arguments, ModelOptions defaults) {
+    if (!arguments.has("device")) {
+      return arguments.choice("backend", defaults.backend());
+    }
+    if (arguments.has("backend")) {
+      throw new UsageException("--device and --backend exclude each other");
+    }
+    ModelOptions.Backend device = arguments.choice("device", defaults.backend());
+    if (device == ModelOptions.Backend.REFERENCE) {
+      throw new UsageException("--device: expected=cpu, gpu or auto actual=reference");
+    }
+    return device;
   }
 
   /** Opens the model of the command line. */

@@ -25,7 +25,7 @@ final class VectorModule {
     boolean wanted =
         switch (options.kernels()) {
           case VECTOR -> true;
-          case AUTO -> options.backend() == ModelOptions.Backend.CPU && !emitsMachineCode();
+          case AUTO -> runsOnCpu(options) && !emitsMachineCode();
           case SCALAR, NATIVE -> false;
         };
     if (wanted && !isLoaded()) {
@@ -54,5 +54,11 @@ final class VectorModule {
     } catch (ClassNotFoundException _) {
       return false;
     }
+  }
+
+  /** Whether CPU kernels may run. */
+  private static boolean runsOnCpu(ModelOptions options) {
+    return options.backend() == ModelOptions.Backend.CPU
+        || options.backend() == ModelOptions.Backend.AUTO;
   }
 }

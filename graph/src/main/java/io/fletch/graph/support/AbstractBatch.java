@@ -423,7 +423,7 @@ public abstract class AbstractBatch implements Batch {
   }
 
   @Override
-  public final void statistics(int logitRow, RowStatistics into) {
+  public void statistics(int logitRow, RowStatistics into) {
     checkComputed(logitRow);
     int n = graph.logits().width();
     reduction.start();

@@ -6,12 +6,15 @@ import io.fletch.Model;
 import io.fletch.ModelOptions;
 import io.fletch.Tokenizer;
 import io.fletch.ffm.NativeAccess;
+import io.fletch.ffm.NativeException;
+import io.fletch.ffm.device.CudaDevices;
 import io.fletch.graph.Backend;
 import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
 import io.fletch.graph.GraphException;
 import io.fletch.graph.ReferenceBackend;
 import io.fletch.graph.cpu.CpuBackend;
+import io.fletch.graph.cuda.CudaBackend;
 import io.fletch.graph.cpu.KernelSets;
 import io.fletch.graph.cpu.Kernels;
 import io.fletch.quant.Metadata;
@@ -222,7 +225,7 @@ public final class ModelLoader {
         hp.diffusion()
             ? Math.max(context, Math.min(CANVASES * context, CANVAS_ROWS))
             : Math.min(context, options.prefillChunk());
-    Executable executable = backend(options, file).compile(graph, rows);
+    Executable executable = compile(graph, rows, options, file);
     try {
       Tokenizer tokenizer = result(tokenizerTask);
       if (tokenizer.vocabularySize() > hp.vocabulary()) {
@@ -261,9 +264,34 @@ public final class ModelLoader {
     };
   }
 
+  private static Executable compile(
+      Graph graph, int rows, ModelOptions options, WeightFile file) {
+    if (options.backend() != ModelOptions.Backend.AUTO) {
+      return backend(options, file).compile(graph, rows);
+    }
+    try {
+      return gpu(options).compile(graph, rows);
+    } catch (GraphException | NativeException e) {
+      LOG.log(Level.INFO, () -> "runs on the CPU: " + e.getMessage());
+      return backend(options.withBackend(ModelOptions.Backend.CPU), file).compile(graph, rows);
+    }
+  }
+
+  /** The first GPU; a {@link NativeException} says why there is none. */
+  private static Backend gpu(ModelOptions options) {
+    return new CudaBackend(CudaDevices.find().first(), options.progress()::prepared);
+  }
+
   private static Backend backend(ModelOptions options, WeightFile file) {
     return switch (options.backend()) {
       case REFERENCE -> new ReferenceBackend();
+      case GPU, AUTO -> {
+        try {
+          yield gpu(options);
+        } catch (NativeException e) {
+          throw new FletchException(e.getMessage(), e);
+        }
+      }
       case CPU -> {
         CpuBackend.Options cpu =
             CpuBackend.Options.defaults()

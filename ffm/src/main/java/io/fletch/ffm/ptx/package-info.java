@@ -1,0 +1,2 @@
+/** Writes kernels as PTX text, typed. It knows instructions, not tensors. */
+package io.fletch.ffm.ptx;

@@ -1,0 +1,43 @@
+package io.fletch.graph.cuda;
+
+import io.fletch.ffm.device.CudaDevice;
+import io.fletch.graph.Backend;
+import io.fletch.graph.Executable;
+import io.fletch.graph.Graph;
+import io.fletch.graph.GraphException;
+import java.util.Objects;
+
+/** Runs graphs on an NVIDIA GPU of compute capability 8.0 or more; only the driver is needed. */
+public final class CudaBackend implements Backend {
+  /** Hears how many bytes of weights are on the device; called by the compiling thread. */
+  @FunctionalInterface
+  public interface Progress {
+    /** {@code done} of {@code total} bytes are there. */
+    void loaded(long done, long total);
+  }
+
+  private final CudaDevice device;
+  private final Progress progress;
+
+  /** A backend for a device. */
+  public CudaBackend(CudaDevice device, Progress progress) {
+    this.device = Objects.requireNonNull(device, "device");
+    this.progress = Objects.requireNonNull(progress, "progress");
+  }
+
+  @Override
+  public String name() {
+    return "cuda";
+  }
+
+  /**
+   * {@inheritDoc}
+   *
+   * @throws GraphException if the graph has an op without a kernel (expert routing, sparse and
+   *     block-diagonal matrices), or the device too little memory, before any is taken
+   */
+  @Override
+  public Executable compile(Graph graph, int maxRows) {
+    return CudaExecutable.compile(graph, maxRows, device, progress);
+  }
+}

@@ -1,0 +1,106 @@
+package io.fletch.graph.cuda;
+
+import io.fletch.ffm.device.CudaStream;
+import io.fletch.ffm.device.DeviceMemory;
+import io.fletch.graph.KvCache;
+import io.fletch.graph.support.AbstractBatch;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+
+/**
+ * Batch of the CUDA backend. Its logits stay where the forward wrote them until another batch runs;
+ * then they move to memory of its own. The statistics of all logit rows are computed on the device
+ * with each forward.
+ */
+final class CudaBatch extends AbstractBatch {
+  private static final int ROW = Emitter.STATISTICS;
+
+  private final CudaExecutable owner;
+  private final byte[] statistics;
+  private final MemorySegment view;
+  private boolean fetched;
+  private DeviceMemory own;
+
+  CudaBatch(CudaExecutable owner, int maxRows, int maxLogitRows) {
+    super(owner.graph(), maxRows, maxLogitRows);
+    this.owner = owner;
+    statistics = new byte[maxLogitRows * ROW];
+    view = MemorySegment.ofArray(statistics);
+  }
+
+  boolean isOf(CudaExecutable executable) {
+    return owner == executable;
+  }
+
+  /** A forward was queued. */
+  void queued() {
+    fetched = false;
+    ran();
+  }
+
+  /** Copies the statistics out of the executable's memory; its stream is idle. */
+  void fetch(MemorySegment from) {
+    if (!fetched) {
+      MemorySegment.copy(from, 0, view, 0, (long) logitRows() * ROW);
+      fetched = true;
+    }
+  }
+
+  /** Moves the logits to memory of its own. */
+  void keep(CudaStream stream, DeviceMemory logits) {
+    long row = 4L * graph().logits().width();
+    if (logitRows() > 0) {
+      if (own == null) {
+        own = owner.allocate(row * maxLogitRows());
+      }
+      stream.copy(logits, 0, own, 0, row * logitRows());
+    }
+  }
+
+  DeviceMemory kept() {
+    return own;
+  }
+
+  @Override
+  protected void checkCache(KvCache cache) {
+    if (!(cache instanceof CudaKvCache c) || !c.isOf(owner)) {
+      throw new IllegalArgumentException("the cache was made by another executable: " + cache);
+    }
+    c.checkOpen();
+  }
+
+  @Override
+  protected void copyLogits(int logitRow, int from, int count, float[] dst, int dstOffset) {
+    owner.readLogits(this, logitRow, from, count, dst, dstOffset);
+  }
+
+  @Override
+  public int argmax(int logitRow) {
+    checkComputed(logitRow);
+    owner.fetch(this);
+    return view.get(ValueLayout.JAVA_INT_UNALIGNED, (long) logitRow * ROW);
+  }
+
+  @Override
+  public void statistics(int logitRow, RowStatistics into) {
+    checkComputed(logitRow);
+    owner.fetch(this);
+    long at = (long) logitRow * ROW;
+    into.argmax = view.get(ValueLayout.JAVA_INT_UNALIGNED, at);
+    into.top1 = view.get(ValueLayout.JAVA_FLOAT_UNALIGNED, at + 4);
+    into.top2 = view.get(ValueLayout.JAVA_FLOAT_UNALIGNED, at + 8);
+    double sum = view.get(ValueLayout.JAVA_DOUBLE_UNALIGNED, at + 16);
+    double weighted = view.get(ValueLayout.JAVA_DOUBLE_UNALIGNED, at + 24);
+    into.logSumExp = into.top1 + Math.log(sum);
+    into.entropy = Math.log(sum) - weighted / sum;
+  }
+
+  @Override
+  protected void release() {
+    owner.forget(this);
+    if (own != null) {
+      owner.release(own);
+      own = null;
+    }
+  }
+}

@@ -1,0 +1,469 @@
+package io.fletch.graph.cuda;
+
+import io.fletch.ffm.device.CudaContext;
+import io.fletch.ffm.device.CudaDevice;
+import io.fletch.ffm.device.CudaException;
+import io.fletch.ffm.device.CudaGraph;
+import io.fletch.ffm.device.CudaGraphExec;
+import io.fletch.ffm.device.CudaLaunch;
+import io.fletch.ffm.device.CudaModule;
+import io.fletch.ffm.device.CudaStream;
+import io.fletch.ffm.device.DeviceMemory;
+import io.fletch.ffm.device.LaunchConfig;
+import io.fletch.ffm.device.PinnedMemory;
+import io.fletch.graph.AttentionSpec;
+import io.fletch.graph.Batch;
+import io.fletch.graph.Executable;
+import io.fletch.graph.Graph;
+import io.fletch.graph.GraphException;
+import io.fletch.graph.KvCache;
+import io.fletch.graph.Plan;
+import io.fletch.graph.support.AbstractBatch;
+import io.fletch.graph.support.Decomposition;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.ArrayDeque;
+import java.util.ArrayList;
+import java.util.Deque;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.concurrent.locks.ReentrantLock;
+import java.util.function.Consumer;
+
+/**
+ * A graph with its weights on a device. A forward writes the rows' data into pinned memory and
+ * launches one captured graph: upload, kernels, statistics of the logits, download of these. It
+ * returns at once; the first read of a result waits. Forwards of several threads run in turn.
+ */
+final class CudaExecutable implements Executable {
+  private record Key(int rows, KvCache.Type type) {}
+
+  private final Graph graph;
+  private final int maxRows;
+  private final CudaContext context;
+  private final CudaStream stream;
+  private final CudaLowering lowering;
+  private final List<Integer> windows;
+  private final int gates;
+  private final long slotRow;
+  private final DeviceMemory control;
+  private final DeviceMemory logits;
+  private final DeviceMemory statistics;
+  private final PinnedMemory hostControl;
+  private final PinnedMemory hostStatistics;
+  private final String description;
+  private final Deque<Runnable> owned;
+  private final List<Plan> plans = new ArrayList<>();
+  private final Map<Key, CudaGraphExec> replays = new HashMap<>();
+  private final Arena arena = Arena.ofShared();
+  private final MemorySegment chunk;
+  private final int[] ranges = new int[8];
+  private final ReentrantLock turn = new ReentrantLock(true);
+  private CudaBatch latest;
+  private boolean busy;
+  private boolean closed;
+
+  static CudaExecutable compile(
+      Graph graph, int maxRows, CudaDevice device, CudaBackend.Progress progress) {
+    if (maxRows < 1 || maxRows > 65_535) {
+      throw new IllegalArgumentException("maxRows: expected in [1, 65535] actual=" + maxRows);
+    }
+    Graph stored = Decomposition.of(graph);
+    DeviceWeights weights = new DeviceWeights(stored);
+    Deque<Runnable> owned = new ArrayDeque<>();
+    try {
+      CudaContext context = CudaContext.open(device);
+      owned.push(context::close);
+      return new CudaExecutable(graph, stored, maxRows, context, weights, progress, owned);
+    } catch (CudaException e) {
+      free(owned);
+      throw new GraphException("preparing " + graph.name() + ": " + e.getMessage(), e);
+    } catch (RuntimeException | Error e) {
+      free(owned);
+      throw e;
+    }
+  }
+
+  private CudaExecutable(
+      Graph graph,
+      Graph stored,
+      int maxRows,
+      CudaContext context,
+      DeviceWeights weights,
+      CudaBackend.Progress progress,
+      Deque<Runnable> owned) {
+    this.graph = graph;
+    this.maxRows = maxRows;
+    this.context = context;
+    this.owned = owned;
+    windows = graph.kvLayers().stream().map(AttentionSpec::window).distinct().toList();
+    gates =
+        stored.ops().stream()
+            .flatMap(op -> AbstractBatch.gateOf(op).stream())
+            .mapToInt(g -> AbstractBatch.gateIndex(g.layer(), g.unit()) + 1)
+            .max()
+            .orElse(0);
+    slotRow = 4L * graph.logits().width();
+    Control largest = new Control(maxRows, windows.size(), gates);
+    CudaLowering.Memory scratch = CudaLowering.plan(stored, maxRows);
+    long results = Math.multiplyExact(slotRow, maxRows);
+    long wanted =
+        weights.bytes()
+            + scratch.bytes()
+            + results
+            + largest.bytes()
+            + (long) Emitter.STATISTICS * maxRows;
+    CudaContext.MemoryInfo memory = context.memory();
+    if (wanted > memory.free()) {
+      throw new GraphException(
+          graph.name()
+              + " does not fit on "
+              + context.device().name()
+              + ": needed bytes="
+              + wanted
+              + " (weights "
+              + weights.bytes()
+              + ", activations and logits of "
+              + maxRows
+              + " rows "
+              + (wanted - weights.bytes())
+              + ") without keys and values, free="
+              + memory.free()
+              + " of "
+              + memory.total()
+              + "; fewer rows per forward or a smaller model would fit");
+    }
+    stream = context.newStream();
+    owned.push(stream::close);
+    DeviceMemory block = weights.load(context, stream, progress);
+    owned.push(block::close);
+    DeviceMemory activations = context.allocate(Math.max(1, scratch.bytes()));
+    owned.push(activations::close);
+    logits = context.allocate(results);
+    owned.push(logits::close);
+    control = context.allocate(largest.bytes());
+    owned.push(control::close);
+    statistics = context.allocate((long) Emitter.STATISTICS * maxRows);
+    owned.push(statistics::close);
+    hostControl = context.allocatePinned(largest.bytes());
+    owned.push(hostControl::close);
+    hostStatistics = context.allocatePinned((long) Emitter.STATISTICS * maxRows);
+    owned.push(hostStatistics::close);
+    chunk = arena.allocate(slotRow);
+    owned.push(arena::close);
+    lowering =
+        new CudaLowering(
+            stored,
+            weights,
+            scratch,
+            windows,
+            activations.address(),
+            control.address(),
+            logits.address(),
+            statistics.address());
+    for (int rows : buckets()) {
+      CudaLowering.Program p =
+          lowering.lower(new Control(rows, windows.size(), gates), KvCache.Type.F16);
+      plans.add(p.plan());
+    }
+    CudaDevice device = context.device();
+    description =
+        "cuda: "
+            + device.name()
+            + " (compute capability "
+            + device.capability() / 10
+            + "."
+            + device.capability() % 10
+            + "), "
+            + weights.bytes()
+            + " bytes of weights, one graph launch per forward";
+  }
+
+  private List<Integer> buckets() {
+    List<Integer> sizes = new ArrayList<>();
+    for (int size : new int[] {1, 8, 64}) {
+      if (size < maxRows) {
+        sizes.add(size);
+      }
+    }
+    sizes.add(maxRows);
+    return sizes;
+  }
+
+  @Override
+  public Graph graph() {
+    return graph;
+  }
+
+  @Override
+  public List<Plan> plans() {
+    return List.copyOf(plans);
+  }
+
+  @Override
+  public String description() {
+    return description;
+  }
+
+  /** Kernels and copies of a forward of that many rows. */
+  int nodes(int rows, KvCache.Type type) {
+    turn.lock();
+    try {
+      return replay(new Key(bucket(rows), type)).nodes();
+    } finally {
+      turn.unlock();
+    }
+  }
+
+  private int bucket(int rows) {
+    for (int size : buckets()) {
+      if (rows <= size) {
+        return size;
+      }
+    }
+    throw new IllegalStateException("no plan for rows=" + rows);
+  }
+
+  @Override
+  public KvCache newKvCache(int capacity, KvCache.Type type) {
+    if (capacity < 1) {
+      throw new IllegalArgumentException("capacity: expected>=1 actual=" + capacity);
+    }
+    long slot = 0;
+    for (AttentionSpec spec : graph.kvLayers()) {
+      if (type == KvCache.Type.Q8_0 && (spec.keyDim() % 32 != 0 || spec.valueDim() % 32 != 0)) {
+        throw new IllegalArgumentException(
+            "a Q8_0 cache needs head dimensions that are multiples of 32: " + spec);
+      }
+      slot += Emitter.kvBytes(type, spec.kvHeads() * spec.keyDim());
+      slot += Emitter.kvBytes(type, spec.kvHeads() * spec.valueDim());
+    }
+    long slotBytes = slot;
+    DeviceMemory memory = allocate(Math.max(1, Math.multiplyExact(slotBytes, capacity)));
+    locked(s -> s.fill(memory, 0, memory.bytes(), (byte) 0));
+    return new CudaKvCache(this, capacity, type, memory, slotBytes);
+  }
+
+  @Override
+  public Batch newBatch(int rows, int maxLogitRows) {
+    if (rows > maxRows) {
+      throw new IllegalArgumentException("rows: expected<=" + maxRows + " actual=" + rows);
+    }
+    return new CudaBatch(this, rows, maxLogitRows);
+  }
+
+  @Override
+  public void forward(Batch batch) {
+    if (!(batch instanceof CudaBatch b) || !b.isOf(this)) {
+      throw new IllegalArgumentException("the batch was made by another executable: " + batch);
+    }
+    locked(
+        s -> {
+          b.checkRunnable();
+          KvCache.Type type = b.cache(0).type();
+          for (int r = 1; r < b.rows(); r++) {
+            if (b.cache(r).type() != type) {
+              throw new IllegalArgumentException(
+                  "caches of one batch: expected type=" + type + " actual=" + b.cache(r).type());
+            }
+          }
+          finish();
+          if (latest != null && latest != b) {
+            latest.fetch(hostStatistics.segment());
+            latest.keep(s, logits);
+          }
+          latest = null;
+          int rows = bucket(b.rows());
+          CudaGraphExec replay = replay(new Key(rows, type));
+          fill(b, new Control(rows, windows.size(), gates));
+          replay.launch(s);
+          busy = true;
+          latest = b;
+          b.queued();
+        });
+  }
+
+  /** Waits for what was queued; the pinned memory is the host's afterwards. */
+  private void finish() {
+    if (busy) {
+      stream.synchronize();
+      busy = false;
+    }
+  }
+
+  private void fill(CudaBatch b, Control c) {
+    MemorySegment to = hostControl.segment();
+    to.set(ValueLayout.JAVA_INT, Control.ROWS, b.rows());
+    to.set(ValueLayout.JAVA_INT, Control.LOGIT_ROWS, b.logitRows());
+    for (int r = 0; r < b.rows(); r++) {
+      CudaKvCache cache = (CudaKvCache) b.cache(r);
+      to.set(ValueLayout.JAVA_LONG, c.cache() + 8L * r, cache.address());
+      to.set(ValueLayout.JAVA_INT, c.capacity() + 4L * r, cache.capacity());
+      to.set(ValueLayout.JAVA_INT, c.token() + 4L * r, b.token(r));
+      to.set(ValueLayout.JAVA_INT, c.position() + 4L * r, b.position(r));
+      to.set(ValueLayout.JAVA_INT, c.slot() + 4L * r, b.slot(r));
+      for (int w = 0; w < windows.size(); w++) {
+        ranges[0] = b.visible(r, windows.get(w), ranges, 1);
+        long at = c.ranges(w) + (long) Control.RANGE_BYTES * r;
+        MemorySegment.copy(ranges, 0, to, ValueLayout.JAVA_INT, at, ranges.length);
+      }
+      for (int g = 0; g < gates; g++) {
+        to.set(ValueLayout.JAVA_BYTE, c.gate(g) + (long) r, b.gate(g, r));
+      }
+    }
+    for (int k = 0; k < b.logitRows(); k++) {
+      to.set(ValueLayout.JAVA_INT, c.logitSource() + 4L * k, b.logitSource(k));
+    }
+  }
+
+  private CudaGraphExec replay(Key key) {
+    CudaGraphExec there = replays.get(key);
+    if (there != null) {
+      return there;
+    }
+    Control c = new Control(key.rows(), windows.size(), gates);
+    CudaLowering.Program program = lowering.lower(c, key.type());
+    CudaModule module = context.loadPtx(graph.name() + "." + key.rows(), program.ptx());
+    owned.push(module::close);
+    List<CudaLaunch> launches = new ArrayList<>();
+    for (CudaLowering.Launch l : program.launches()) {
+      LaunchConfig config =
+          LaunchConfig.of(l.gridX(), Emitter.THREADS).withGrid(l.gridX(), l.gridY(), 1);
+      CudaLaunch launch = module.function(l.kernel()).prepare(config, l.parameters().size());
+      owned.push(launch::close);
+      for (int i = 0; i < l.parameters().size(); i++) {
+        launch.setLong(i, l.parameters().get(i));
+      }
+      launches.add(launch);
+    }
+    MemorySegment up = hostControl.segment().asSlice(0, c.bytes());
+    MemorySegment down =
+        hostStatistics.segment().asSlice(0, (long) Emitter.STATISTICS * key.rows());
+    try (CudaGraph captured =
+        stream.capture(
+            () -> {
+              stream.upload(up, control, 0);
+              launches.forEach(l -> l.launch(stream));
+              stream.download(statistics, 0, down);
+            })) {
+      CudaGraphExec made = captured.instantiate();
+      owned.push(made::close);
+      replays.put(key, made);
+      return made;
+    }
+  }
+
+  /** Runs device work in turn; a driver's failure becomes that of the forward. */
+  void locked(Consumer<CudaStream> work) {
+    turn.lock();
+    try {
+      if (closed) {
+        throw new IllegalStateException("the executable is closed");
+      }
+      work.accept(stream);
+    } catch (CudaException e) {
+      throw new GraphException("forward of " + graph.name() + ": " + e.getMessage(), e);
+    } finally {
+      turn.unlock();
+    }
+  }
+
+  DeviceMemory allocate(long bytes) {
+    turn.lock();
+    try {
+      if (closed) {
+        throw new IllegalStateException("the executable is closed");
+      }
+      return context.allocate(bytes);
+    } catch (CudaException e) {
+      throw new GraphException("memory for " + graph.name() + ": " + e.getMessage(), e);
+    } finally {
+      turn.unlock();
+    }
+  }
+
+  /** Frees memory of a batch or cache once nothing queued uses it. */
+  void release(DeviceMemory memory) {
+    turn.lock();
+    try {
+      if (!closed) {
+        stream.synchronize();
+        busy = false;
+        memory.close();
+      }
+    } finally {
+      turn.unlock();
+    }
+  }
+
+  /** Makes a batch's statistics readable. */
+  void fetch(CudaBatch b) {
+    locked(
+        s -> {
+          if (latest == b) {
+            finish();
+            b.fetch(hostStatistics.segment());
+          }
+        });
+  }
+
+  void readLogits(CudaBatch b, int row, int from, int count, float[] dst, int at) {
+    locked(
+        s -> {
+          DeviceMemory source = latest == b ? logits : b.kept();
+          MemorySegment host = chunk.asSlice(0, 4L * count);
+          s.download(source, row * slotRow + 4L * from, host);
+          s.synchronize();
+          busy = false;
+          MemorySegment.copy(host, ValueLayout.JAVA_FLOAT, 0, dst, at, count);
+        });
+  }
+
+  void forget(CudaBatch b) {
+    turn.lock();
+    try {
+      if (latest == b) {
+        latest = null;
+      }
+    } finally {
+      turn.unlock();
+    }
+  }
+
+  private static void free(Deque<Runnable> owned) {
+    RuntimeException first = null;
+    while (!owned.isEmpty()) {
+      try {
+        owned.pop().run();
+      } catch (RuntimeException e) {
+        if (first == null) {
+          first = e;
+        } else {
+          first.addSuppressed(e);
+        }
+      }
+    }
+    if (first != null) {
+      throw first;
+    }
+  }
+
+  @Override
+  public void close() {
+    turn.lock();
+    try {
+      if (!closed) {
+        try {
+          finish();
+        } finally {
+          closed = true;
+          free(owned);
+        }
+      }
+    } finally {
+      turn.unlock();
+    }
+  }
+}

@@ -1,0 +1,175 @@
+package io.fletch.graph.cuda;
+
+import io.fletch.ffm.device.CudaContext;
+import io.fletch.ffm.device.CudaStream;
+import io.fletch.ffm.device.DeviceMemory;
+import io.fletch.ffm.device.PinnedMemory;
+import io.fletch.graph.Graph;
+import io.fletch.graph.GraphException;
+import io.fletch.graph.Op;
+import io.fletch.graph.RopeSpec;
+import io.fletch.quant.Dequantizer;
+import io.fletch.quant.LinearOp;
+import io.fletch.quant.Tensor;
+import io.fletch.quant.TensorType;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.ArrayList;
+import java.util.IdentityHashMap;
+import java.util.List;
+import java.util.Map;
+
+/**
+ * The tensors of a graph in one block of device memory. Matrices keep the types that kernels read;
+ * all others become float32, exactly. Used by the compiling thread.
+ */
+final class DeviceWeights {
+  private static final int STAGING = 4 << 20;
+  private static final int ALIGNMENT = 256;
+
+  private record Part(Object source, TensorType type, long at, long bytes) {}
+
+  private final Map<Object, Part> parts = new IdentityHashMap<>();
+  private final List<Part> order = new ArrayList<>();
+  private long bytes;
+  private DeviceMemory memory;
+
+  /** Plans the block; refuses what has no kernel. */
+  DeviceWeights(Graph graph) {
+    for (Op op : graph.ops()) {
+      switch (op) {
+        case Op.Embedding o -> matrix(o.table());
+        case Op.RmsNorm o -> floats(o.weight());
+        case Op.LayerNorm o -> {
+          floats(o.weight());
+          o.bias().ifPresent(this::floats);
+        }
+        case Op.Linear o -> {
+          matrix(dense(o));
+          o.bias().ifPresent(this::floats);
+        }
+        case Op.Rope o -> {
+          float[] frequencies = o.spec().inverseFrequency();
+          put(o.spec(), TensorType.F32, 4L * frequencies.length);
+        }
+        case Op.Gather o -> put(o.columns(), TensorType.I32, 4 * o.columns().elements());
+        case Op.Route o -> throw refused(op);
+        case Op.ExpertLinear o -> throw refused(op);
+        case Op.Mix o -> throw refused(op);
+        case Op.KvStore o -> {}
+        case Op.Attention o -> {}
+        case Op.Activate o -> {}
+        case Op.Add o -> {}
+        case Op.Scale o -> {}
+        case Op.SoftCap o -> {}
+        case Op.Slice o -> {}
+        case Op.SelectRows o -> {}
+      }
+    }
+  }
+
+  private static GraphException refused(Op op) {
+    return new GraphException(
+        "the CUDA backend has no kernel for "
+            + op.getClass().getSimpleName()
+            + " of "
+            + op.output().orElseThrow().name());
+  }
+
+  /** The matrix of a product. */
+  static Tensor dense(Op.Linear op) {
+    if (op.weight() instanceof LinearOp.Dense d) {
+      return d.weight();
+    }
+    throw new GraphException(
+        "the CUDA backend has no kernel for "
+            + op.weight().getClass().getSimpleName()
+            + " matrices: "
+            + op.out().name());
+  }
+
+  /** The type of a matrix on the device. */
+  static TensorType typeOf(Tensor matrix) {
+    return Emitter.isNative(matrix.type()) ? matrix.type() : TensorType.F32;
+  }
+
+  private void matrix(Tensor t) {
+    TensorType type = typeOf(t);
+    put(t, type, type == t.type() ? t.bytes() : 4 * t.elements());
+  }
+
+  private void floats(Tensor t) {
+    put(t, TensorType.F32, 4 * t.elements());
+  }
+
+  private void put(Object source, TensorType type, long size) {
+    Part there = parts.get(source);
+    if (there != null) {
+      if (there.type() != type) {
+        throw new GraphException("a tensor is used as a vector and as a matrix: " + source);
+      }
+      return;
+    }
+    Part part = new Part(source, type, bytes, size);
+    parts.put(source, part);
+    order.add(part);
+    bytes = (bytes + size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+  }
+
+  /** Bytes on the device. */
+  long bytes() {
+    return bytes;
+  }
+
+  /** Takes the block and fills it through pinned memory; the caller closes the block. */
+  DeviceMemory load(CudaContext context, CudaStream stream, CudaBackend.Progress progress) {
+    memory = context.allocate(bytes);
+    try (PinnedMemory staging = context.allocatePinned(STAGING)) {
+      long done = 0;
+      for (Part part : order) {
+        load(part, staging.segment(), stream);
+        done += part.bytes();
+        progress.loaded(Math.min(done, bytes), bytes);
+      }
+    } catch (RuntimeException | Error e) {
+      memory.close();
+      throw e;
+    }
+    progress.loaded(bytes, bytes);
+    return memory;
+  }
+
+  private void load(Part part, MemorySegment staging, CudaStream stream) {
+    if (part.source() instanceof RopeSpec spec) {
+      upload(MemorySegment.ofArray(spec.inverseFrequency()), part.at(), staging, stream);
+      return;
+    }
+    Tensor t = (Tensor) part.source();
+    if (t.type() == part.type()) {
+      upload(t.segment().asSlice(0, part.bytes()), part.at(), staging, stream);
+    } else if (t.rank() == 1) {
+      upload(MemorySegment.ofArray(Dequantizer.toFloats(t)), part.at(), staging, stream);
+    } else {
+      float[] row = new float[Math.toIntExact(t.cols())];
+      for (long r = 0; r < t.rows(); r++) {
+        Dequantizer.row(t, r, row, 0);
+        upload(MemorySegment.ofArray(row), part.at() + 4 * r * row.length, staging, stream);
+      }
+    }
+  }
+
+  private void upload(MemorySegment from, long at, MemorySegment staging, CudaStream stream) {
+    for (long done = 0; done < from.byteSize(); done += staging.byteSize()) {
+      long n = Math.min(staging.byteSize(), from.byteSize() - done);
+      MemorySegment.copy(from, ValueLayout.JAVA_BYTE, done, staging, ValueLayout.JAVA_BYTE, 0, n);
+      stream.upload(staging.asSlice(0, n), memory, at + done);
+      // The staging buffer is written again.
+      stream.synchronize();
+    }
+  }
+
+  /** Where a tensor or the table of a rotation lies. */
+  long address(Object source) {
+    return memory.address() + parts.get(source).at();
+  }
+}

@@ -1,0 +1,306 @@
+package io.fletch.tests.softgpu;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import io.fletch.ffm.device.CudaDevices;
+import io.fletch.graph.Activation;
+import io.fletch.graph.AttentionSpec;
+import io.fletch.graph.Backend;
+import io.fletch.graph.Batch;
+import io.fletch.graph.Executable;
+import io.fletch.graph.Gate;
+import io.fletch.graph.Graph;
+import io.fletch.graph.GraphException;
+import io.fletch.graph.KvCache;
+import io.fletch.graph.ReferenceBackend;
+import io.fletch.graph.RopeSpec;
+import io.fletch.graph.Span;
+import io.fletch.graph.Value;
+import io.fletch.graph.cuda.CudaBackend;
+import io.fletch.quant.LinearOp;
+import io.fletch.quant.Tensor;
+import io.fletch.quant.TensorStore;
+import io.fletch.quant.TensorType;
+import java.io.ByteArrayInputStream;
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.lang.foreign.ValueLayout;
+import java.nio.channels.Channels;
+import java.util.Optional;
+import java.util.SplittableRandom;
+import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
+
+/** Graphs of all ops with kernels, on the software GPU and the reference. */
+class CudaOpsTest {
+  private static final int VOCABULARY = 97;
+  private static final int[] TOKENS = {3, 96, 0, 41, 7, 3, 22, 60, 11, 5, 90};
+
+  private final SplittableRandom random = new SplittableRandom(7);
+  private TensorStore store;
+  private SoftGpu gpu;
+
+  @BeforeAll
+  static void install() {
+    SoftGpu.install();
+  }
+
+  @BeforeEach
+  void open() {
+    store = TensorStore.create();
+    gpu = SoftGpu.reset().workers(2);
+  }
+
+  @AfterEach
+  void close() {
+    store.close();
+  }
+
+  private static Backend cuda() {
+    return new CudaBackend(CudaDevices.find().first(), (done, total) -> {});
+  }
+
+  private Tensor vector(String name, int n) {
+    float[] x = new float[n];
+    for (int i = 0; i < n; i++) {
+      x[i] = (float) (random.nextDouble() + 0.5);
+    }
+    return store.floats(name, x, n);
+  }
+
+  /** Random elements of about one over the root of the columns. */
+  private Tensor matrix(String name, TensorType type, int rows, int cols) {
+    Tensor t = store.allocate(name, type, rows, cols);
+    double size = 1.5 / Math.sqrt(cols);
+    if (type.isQuantized()) {
+      short scale = Float.floatToFloat16((float) (size / (type == TensorType.Q8_0 ? 127 : 8)));
+      for (long at = 0; at < t.bytes(); at++) {
+        t.segment().set(ValueLayout.JAVA_BYTE, at, (byte) random.nextInt());
+      }
+      for (long at = 0; at < t.bytes(); at += type.blockBytes()) {
+        t.segment().set(ValueLayout.JAVA_SHORT_UNALIGNED, at, scale);
+        if (type == TensorType.Q4_1) {
+          short least = Float.floatToFloat16((float) -size);
+          t.segment().set(ValueLayout.JAVA_SHORT_UNALIGNED, at + 2, least);
+        }
+      }
+      return t;
+    }
+    for (long i = 0; i < t.elements(); i++) {
+      float x = (float) (size * (2 * random.nextDouble() - 1));
+      switch (type) {
+        case F32 -> t.segment().set(ValueLayout.JAVA_FLOAT_UNALIGNED, 4 * i, x);
+        case F16 ->
+            t.segment().set(ValueLayout.JAVA_SHORT_UNALIGNED, 2 * i, Float.floatToFloat16(x));
+        default ->
+            t.segment()
+                .set(
+                    ValueLayout.JAVA_SHORT_UNALIGNED,
+                    2 * i,
+                    (short) (Float.floatToRawIntBits(x) >>> 16));
+      }
+    }
+    return t;
+  }
+
+  private static RopeSpec rope(RopeSpec.Style style, int pairs) {
+    float[] f = new float[pairs];
+    for (int i = 0; i < pairs; i++) {
+      f[i] = (float) Math.pow(10_000, -(double) i / pairs);
+    }
+    return new RopeSpec(style, f, 1.25f);
+  }
+
+  /** Two layers that use every op; of odd widths where the type allows it. */
+  private Graph graph(TensorType type, int head, Activation activation) {
+    int hidden = type.isQuantized() ? 64 : 33;
+    int ffn = type.isQuantized() ? 96 : 207;
+    Graph.Builder g = Graph.builder("ops");
+    Value x = g.embedding("embedding", matrix("e", type, VOCABULARY, hidden), 3);
+    for (int l = 0; l < 2; l++) {
+      String p = l + ".";
+      RopeSpec spec = rope(RopeSpec.Style.values()[l], head / 2 - l);
+      Optional<Gate> attention = Optional.of(new Gate(l, Gate.Unit.ATTENTION));
+      Optional<Gate> feed = Optional.of(new Gate(l, Gate.Unit.FFN));
+      Value n =
+          l == 0
+              ? g.rmsNorm(p + "norm", x, vector(p + "n", hidden), 1e-5f, 1, 1)
+              : g.layerNorm(
+                  p + "norm",
+                  x,
+                  vector(p + "n", hidden),
+                  Optional.of(vector(p + "nb", hidden)),
+                  1e-5f);
+      LinearOp all = LinearOp.dense(matrix(p + "qkv", type, 8 * head, hidden));
+      Value qkv =
+          g.linear(p + "qkv", n, all, Optional.of(vector(p + "b", 8 * head)), Optional.empty());
+      Value q = g.slice(p + "q", qkv, 0, 4 * head);
+      Value k = g.slice(p + "k", qkv, 4 * head, 2 * head);
+      Value v = g.slice(p + "v", qkv, 6 * head, 2 * head);
+      q = g.rmsNorm(p + "qn", q, vector(p + "qn", head), 1e-6f, 4, 1);
+      q = g.rope(p + "qr", q, spec, 4, head);
+      k = g.rope(p + "kr", k, spec, 2, head);
+      AttentionSpec a =
+          new AttentionSpec(l, 4, 2, head, head, (float) (1 / Math.sqrt(head)), 20 * l, 4 * l);
+      Value y = g.attention(p + "attention", a, q, k, v, attention);
+      Value o = g.slice(p + "o", y, 0, hidden);
+      x = g.add(p + "add", x, o, 0.7f, attention);
+      LinearOp up = LinearOp.dense(matrix(p + "up", type, ffn, hidden));
+      LinearOp gate = LinearOp.dense(matrix(p + "gate", type, ffn, hidden));
+      LinearOp down = LinearOp.dense(matrix(p + "down", type, hidden, ffn));
+      Value h = g.linear(p + "up", x, up, Optional.empty(), feed);
+      Optional<Value> half =
+          l == 0
+              ? Optional.of(g.linear(p + "gate", x, gate, Optional.empty(), feed))
+              : Optional.empty();
+      h = g.activate(p + "act", activation, half, h, feed);
+      x = g.add(p + "add2", x, g.linear(p + "down", h, down, Optional.empty(), feed), 1, feed);
+    }
+    x = g.scale("scaled", g.selectRows("selected", x), 0.5f);
+    LinearOp out = LinearOp.dense(matrix("head", type, VOCABULARY, hidden));
+    x = g.linear("head", x, out, Optional.empty(), Optional.empty());
+    return g.build(g.softCap("logits", x, 30));
+  }
+
+  private static float[][] logits(Batch b) {
+    float[][] all = new float[b.logitRows()][VOCABULARY];
+    for (int r = 0; r < all.length; r++) {
+      b.logits(r, all[r]);
+    }
+    return all;
+  }
+
+  /** A prompt, then spans of every kind with gates, side by side. */
+  private static float[][] run(Backend backend, Graph graph, KvCache.Type type) {
+    try (Executable e = backend.compile(graph, 11);
+        KvCache one = e.newKvCache(40, type);
+        KvCache two = e.newKvCache(24, type);
+        Batch b = e.newBatch(11, 11)) {
+      b.append(one, TOKENS, 0, 7);
+      e.forward(b);
+      one.length(7);
+      two.copy(one, 1, 0, 3);
+      b.clear();
+      b.add(new Span(one, 3, 7, 20, 7, 0, 0, Span.Own.BIDIRECTIONAL, 0), TOKENS, 0);
+      b.add(new Span(one, 4, 9, 9, 7, 12, 13, Span.Own.BLOCK_CAUSAL, 2), TOKENS, 3);
+      b.add(new Span(two, 4, 5, 3, 3, 1, 2, Span.Own.CAUSAL, 0), TOKENS, 7);
+      b.gate(0, Gate.Unit.ATTENTION, 1, Gate.SKIP);
+      b.gate(1, Gate.Unit.FFN, 4, Gate.SKIP);
+      for (int r = 10; r >= 0; r--) {
+        b.wantLogits(r);
+      }
+      e.forward(b);
+      return logits(b);
+    }
+  }
+
+  private static void assertClose(float[][] expected, float[][] actual, double bound) {
+    assertEquals(expected.length, actual.length);
+    for (int r = 0; r < expected.length; r++) {
+      double worst = 0;
+      double largest = 0;
+      for (int i = 0; i < VOCABULARY; i++) {
+        worst = Math.max(worst, Math.abs(expected[r][i] - actual[r][i]));
+        largest = Math.max(largest, Math.abs(expected[r][i]));
+      }
+      assertTrue(worst <= bound * largest, "row " + r + ": error=" + worst + " of " + largest);
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource(names = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"})
+  void everyTypeAgreesWithTheReference(TensorType type) {
+    // The types go through all activations.
+    Activation[] kinds = Activation.values();
+    Graph graph = graph(type, 20, kinds[type.ordinal() % kinds.length]);
+    KvCache.Type kv = KvCache.Type.F32;
+    assertClose(run(new ReferenceBackend(), graph, kv), run(cuda(), graph, kv), 2e-5);
+  }
+
+  /**
+   * Sums of another order may round a key or value to the neighbouring number of the cache's type,
+   * half a step away: 2^-11 of an F16 number, 1/254 of the largest of a Q8_0 block.
+   */
+  @ParameterizedTest
+  @EnumSource(names = {"F16", "Q8_0"})
+  void roundedCachesAgreeWithTheReference(KvCache.Type kv) {
+    Graph graph = graph(TensorType.F32, 32, Activation.SILU);
+    double bound = kv == KvCache.Type.F16 ? 1.0 / 2048 : 1.0 / 254;
+    assertClose(run(new ReferenceBackend(), graph, kv), run(cuda(), graph, kv), bound);
+  }
+
+  @Test
+  void aRowDoesNotDependOnOthersAndResultsOutliveTheNextForward() throws IOException {
+    Graph graph = graph(TensorType.Q8_0, 32, Activation.SILU);
+    try (Executable e = cuda().compile(graph, 11);
+        KvCache many = e.newKvCache(16, KvCache.Type.Q8_0);
+        KvCache single = e.newKvCache(32, KvCache.Type.Q8_0);
+        Batch b = e.newBatch(11, 11);
+        Batch one = e.newBatch(1, 1)) {
+      b.append(many, TOKENS, 0, 11);
+      for (int r = 0; r < 11; r++) {
+        b.wantLogits(r);
+      }
+      e.forward(b);
+      float[] row = new float[VOCABULARY];
+      Batch.RowStatistics s = new Batch.RowStatistics();
+      for (int r = 0; r < 11; r++) {
+        one.clear();
+        one.append(single, TOKENS, r, 1);
+        one.wantLogits(0);
+        e.forward(one);
+        single.length(r + 1);
+        one.logits(0, row);
+        float[] together = new float[VOCABULARY];
+        b.logits(r, together);
+        assertArrayEquals(row, together);
+        checkStatistics(row, one, s);
+        assertEquals(s.argmax, b.argmax(r));
+      }
+      ByteArrayOutputStream first = new ByteArrayOutputStream();
+      many.save(11, Channels.newChannel(first));
+      assertEquals(11 * many.slotBytes(), first.size());
+      single.load(11, Channels.newChannel(new ByteArrayInputStream(first.toByteArray())));
+      ByteArrayOutputStream second = new ByteArrayOutputStream();
+      single.save(11, Channels.newChannel(second));
+      assertArrayEquals(first.toByteArray(), second.toByteArray());
+    }
+  }
+
+  private static void checkStatistics(float[] row, Batch b, Batch.RowStatistics s) {
+    b.statistics(0, s);
+    int best = 0;
+    for (int i = 1; i < row.length; i++) {
+      best = row[i] > row[best] ? i : best;
+    }
+    float second = Float.NEGATIVE_INFINITY;
+    double sum = 0;
+    double weighted = 0;
+    for (int i = 0; i < row.length; i++) {
+      second = i == best ? second : Math.max(second, row[i]);
+      double d = (double) row[i] - row[best];
+      sum += Math.exp(d);
+      weighted += d * Math.exp(d);
+    }
+    assertEquals(best, s.argmax);
+    assertEquals(row[best], s.top1);
+    assertEquals(second, s.top2);
+    assertEquals(row[best] + Math.log(sum), s.logSumExp, 1e-9);
+    assertEquals(Math.log(sum) - weighted / sum, s.entropy, 1e-8);
+  }
+
+  @Test
+  void aDeviceThatIsTooSmallSaysWhatIsNeeded() {
+    Graph graph = graph(TensorType.F32, 32, Activation.SILU);
+    gpu = SoftGpu.reset(90, 1 << 16);
+    GraphException e = assertThrows(GraphException.class, () -> cuda().compile(graph, 8));
+    assertTrue(e.getMessage().contains("needed bytes="), e.getMessage());
+  }
+}
