@@ -43,7 +43,9 @@ public record ModelOptions(
     CPU,
     /** An NVIDIA GPU; an error where that is not possible. */
     GPU,
-    /** The GPU if the model can run on one, else the CPU, with one line in the log that says why. */
+    /**
+     * The GPU if the model can run on one, else the CPU, with one line in the log that says why.
+     */
     AUTO,
     /** Plain float32 Java; the oracle of the tests, very slow. */
     REFERENCE

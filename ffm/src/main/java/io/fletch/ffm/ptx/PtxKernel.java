@@ -11,7 +11,8 @@ import java.util.Map;
  * {@code ...Into} methods and {@link #assign} change a register that exists. Operands are registers
  * or numbers. Conditions and loops nest as Java blocks. Used by one thread.
  *
- * <p>Instructions are those of PTX ISA 7.0 and sm_80, so one text serves every device from there on.
+ * <p>Instructions are those of PTX ISA 7.0 and sm_80, so one text serves every device from there
+ * on.
  */
 public final class PtxKernel {
   /** Mask of all lanes. */
@@ -98,8 +99,7 @@ public final class PtxKernel {
     }
     Number n = (Number) value;
     return switch (type) {
-      case F32 ->
-          String.format(Locale.ROOT, "0f%08X", Float.floatToRawIntBits(n.floatValue()));
+      case F32 -> String.format(Locale.ROOT, "0f%08X", Float.floatToRawIntBits(n.floatValue()));
       case F64 ->
           String.format(Locale.ROOT, "0d%016X", Double.doubleToRawLongBits(n.doubleValue()));
       default -> Long.toString(n.longValue());
@@ -224,7 +224,9 @@ public final class PtxKernel {
     return bits(PtxType.F32, shl(wide, 16));
   }
 
-  /** Comparison: {@code eq ne lt le gt ge}, false with a NaN (but {@code ne} and others by name). */
+  /**
+   * Comparison: {@code eq ne lt le gt ge}, false with a NaN (but {@code ne} and others by name).
+   */
   public PtxRegister compare(String comparison, PtxRegister a, Object b) {
     PtxRegister r = register(PtxType.PRED);
     PtxType t = a.type();
@@ -262,8 +264,7 @@ public final class PtxKernel {
   /** Loads from a space with modifiers, for example {@code global.nc}. */
   public PtxRegister load(String space, PtxType type, PtxRegister address, long offset) {
     PtxRegister r =
-        register(
-            type == PtxType.S8 ? PtxType.S32 : type == PtxType.U8 ? PtxType.U32 : type);
+        register(type == PtxType.S8 ? PtxType.S32 : type == PtxType.U8 ? PtxType.U32 : type);
     line("ld." + space + "." + type.text() + " " + r + ", [" + address + "+" + offset + "]");
     return r;
   }
@@ -279,7 +280,9 @@ public final class PtxKernel {
     line("st." + space + "." + type.text() + " [" + address + "+" + offset + "], " + value);
   }
 
-  /** The value of the lane whose number differs in the bits of {@code mask}; all lanes take part. */
+  /**
+   * The value of the lane whose number differs in the bits of {@code mask}; all lanes take part.
+   */
   public PtxRegister shuffleXor(PtxRegister value, int mask) {
     if (value.type().bytes() == 8) {
       PtxRegister low = register(PtxType.U32);
@@ -361,11 +364,10 @@ public final class PtxKernel {
       out.append(i + 1 < parameters.size() ? ",\n" : "\n");
     }
     out.append(")\n.maxntid ").append(threads).append(", 1, 1\n{\n");
-    used.forEach(
-        (type, n) -> {
-          String declared = "  .reg ." + type.register() + " %" + type.text() + "_<" + n + ">;\n";
-          out.append(declared);
-        });
+    used.forEach((type, n) -> {
+      String declared = "  .reg ." + type.register() + " %" + type.text() + "_<" + n + ">;\n";
+      out.append(declared);
+    });
     shared.forEach(s -> out.append("  ").append(s).append('\n'));
     return out.append(body).append("  ret;\n}\n").toString();
   }

@@ -259,30 +259,29 @@ final class CudaExecutable implements Executable {
     if (!(batch instanceof CudaBatch b) || !b.isOf(this)) {
       throw new IllegalArgumentException("the batch was made by another executable: " + batch);
     }
-    locked(
-        s -> {
-          b.checkRunnable();
-          KvCache.Type type = b.cache(0).type();
-          for (int r = 1; r < b.rows(); r++) {
-            if (b.cache(r).type() != type) {
-              throw new IllegalArgumentException(
-                  "caches of one batch: expected type=" + type + " actual=" + b.cache(r).type());
-            }
-          }
-          finish();
-          if (latest != null && latest != b) {
-            latest.fetch(hostStatistics.segment());
-            latest.keep(s, logits);
-          }
-          latest = null;
-          int rows = bucket(b.rows());
-          CudaGraphExec replay = replay(new Key(rows, type));
-          fill(b, new Control(rows, windows.size(), gates));
-          replay.launch(s);
-          busy = true;
-          latest = b;
-          b.queued();
-        });
+    locked(s -> {
+      b.checkRunnable();
+      KvCache.Type type = b.cache(0).type();
+      for (int r = 1; r < b.rows(); r++) {
+        if (b.cache(r).type() != type) {
+          throw new IllegalArgumentException(
+              "caches of one batch: expected type=" + type + " actual=" + b.cache(r).type());
+        }
+      }
+      finish();
+      if (latest != null && latest != b) {
+        latest.fetch(hostStatistics.segment());
+        latest.keep(s, logits);
+      }
+      latest = null;
+      int rows = bucket(b.rows());
+      CudaGraphExec replay = replay(new Key(rows, type));
+      fill(b, new Control(rows, windows.size(), gates));
+      replay.launch(s);
+      busy = true;
+      latest = b;
+      b.queued();
+    });
   }
 
   /** Waits for what was queued; the pinned memory is the host's afterwards. */
@@ -342,12 +341,11 @@ final class CudaExecutable implements Executable {
     MemorySegment down =
         hostStatistics.segment().asSlice(0, (long) Emitter.STATISTICS * key.rows());
     try (CudaGraph captured =
-        stream.capture(
-            () -> {
-              stream.upload(up, control, 0);
-              launches.forEach(l -> l.launch(stream));
-              stream.download(statistics, 0, down);
-            })) {
+        stream.capture(() -> {
+          stream.upload(up, control, 0);
+          launches.forEach(l -> l.launch(stream));
+          stream.download(statistics, 0, down);
+        })) {
       CudaGraphExec made = captured.instantiate();
       owned.push(made::close);
       replays.put(key, made);
@@ -400,25 +398,23 @@ final class CudaExecutable implements Executable {
 
   /** Makes a batch's statistics readable. */
   void fetch(CudaBatch b) {
-    locked(
-        s -> {
-          if (latest == b) {
-            finish();
-            b.fetch(hostStatistics.segment());
-          }
-        });
+    locked(s -> {
+      if (latest == b) {
+        finish();
+        b.fetch(hostStatistics.segment());
+      }
+    });
   }
 
   void readLogits(CudaBatch b, int row, int from, int count, float[] dst, int at) {
-    locked(
-        s -> {
-          DeviceMemory source = latest == b ? logits : b.kept();
-          MemorySegment host = chunk.asSlice(0, 4L * count);
-          s.download(source, row * slotRow + 4L * from, host);
-          s.synchronize();
-          busy = false;
-          MemorySegment.copy(host, ValueLayout.JAVA_FLOAT, 0, dst, at, count);
-        });
+    locked(s -> {
+      DeviceMemory source = latest == b ? logits : b.kept();
+      MemorySegment host = chunk.asSlice(0, 4L * count);
+      s.download(source, row * slotRow + 4L * from, host);
+      s.synchronize();
+      busy = false;
+      MemorySegment.copy(host, ValueLayout.JAVA_FLOAT, 0, dst, at, count);
+    });
   }
 
   void forget(CudaBatch b) {

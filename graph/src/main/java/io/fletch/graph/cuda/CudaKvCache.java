@@ -96,21 +96,19 @@ final class CudaKvCache implements KvCache {
     }
     from.checkOpen();
     KvCache.checkCopy(source, sourceSlot, this, slot, count);
-    owner.locked(
-        stream -> {
-          try {
-            pieces(
-                (before, row) ->
-                    stream.copy(
-                        from.memory,
-                        before * from.capacity + (long) sourceSlot * row,
-                        memory,
-                        before * capacity + (long) slot * row,
-                        (long) count * row));
-          } catch (IOException e) {
-            throw new AssertionError(e);
-          }
-        });
+    owner.locked(stream -> {
+      try {
+        pieces((before, row) ->
+            stream.copy(
+                from.memory,
+                before * from.capacity + (long) sourceSlot * row,
+                memory,
+                before * capacity + (long) slot * row,
+                (long) count * row));
+      } catch (IOException e) {
+        throw new AssertionError(e);
+      }
+    });
   }
 
   @Override
@@ -127,38 +125,34 @@ final class CudaKvCache implements KvCache {
   public void save(int count, WritableByteChannel to) throws IOException {
     checkOpen();
     Objects.checkFromIndexSize(0, count, capacity);
-    pieces(
-        (before, row) -> {
-          try (Arena arena = Arena.ofConfined()) {
-            MemorySegment host = arena.allocate(Math.max(1, (long) count * row));
-            MemorySegment bytes = host.asSlice(0, (long) count * row);
-            owner.locked(
-                stream -> {
-                  stream.download(memory, before * capacity, bytes);
-                  stream.synchronize();
-                });
-            KvCache.write(bytes.asByteBuffer(), to);
-          }
+    pieces((before, row) -> {
+      try (Arena arena = Arena.ofConfined()) {
+        MemorySegment host = arena.allocate(Math.max(1, (long) count * row));
+        MemorySegment bytes = host.asSlice(0, (long) count * row);
+        owner.locked(stream -> {
+          stream.download(memory, before * capacity, bytes);
+          stream.synchronize();
         });
+        KvCache.write(bytes.asByteBuffer(), to);
+      }
+    });
   }
 
   @Override
   public void load(int count, ReadableByteChannel from) throws IOException {
     checkOpen();
     Objects.checkFromIndexSize(0, count, capacity);
-    pieces(
-        (before, row) -> {
-          try (Arena arena = Arena.ofConfined()) {
-            MemorySegment host = arena.allocate(Math.max(1, (long) count * row));
-            MemorySegment bytes = host.asSlice(0, (long) count * row);
-            KvCache.read(bytes.asByteBuffer(), from);
-            owner.locked(
-                stream -> {
-                  stream.upload(bytes, memory, before * capacity);
-                  stream.synchronize();
-                });
-          }
+    pieces((before, row) -> {
+      try (Arena arena = Arena.ofConfined()) {
+        MemorySegment host = arena.allocate(Math.max(1, (long) count * row));
+        MemorySegment bytes = host.asSlice(0, (long) count * row);
+        KvCache.read(bytes.asByteBuffer(), from);
+        owner.locked(stream -> {
+          stream.upload(bytes, memory, before * capacity);
+          stream.synchronize();
         });
+      }
+    });
   }
 
   @Override

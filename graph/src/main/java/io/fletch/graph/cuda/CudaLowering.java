@@ -61,11 +61,14 @@ final class CudaLowering {
     for (int i = 0; i < graph.ops().size(); i++) {
       Op op = graph.ops().get(i);
       int at = i;
-      op.output().filter(v -> !v.equals(graph.logits())).ifPresent(v -> lives.put(v, new int[] {at, at}));
+      op.output()
+          .filter(v -> !v.equals(graph.logits()))
+          .ifPresent(v -> lives.put(v, new int[] {at, at}));
       op.inputs().stream().filter(lives::containsKey).forEach(v -> lives.get(v)[1] = at);
     }
     List<MemoryPlanner.Buffer> buffers = new ArrayList<>();
-    lives.forEach((v, l) -> buffers.add(new MemoryPlanner.Buffer(4L * v.width() * maxRows, l[0], l[1])));
+    lives.forEach(
+        (v, l) -> buffers.add(new MemoryPlanner.Buffer(4L * v.width() * maxRows, l[0], l[1])));
     MemoryPlanner.Layout layout = MemoryPlanner.plan(buffers);
     Map<Value, Long> offsets = new HashMap<>();
     int n = 0;
@@ -98,11 +101,14 @@ final class CudaLowering {
     }
 
     void launch(Op op, String kind, PtxKernel kernel, int gridX, int gridY, long... addresses) {
-      String name = names.computeIfAbsent(kind + " " + kernel.text("k"), t -> {
-        String fresh = kind + "_" + (counts.merge(kind, 1, Integer::sum) - 1);
-        ptx.append(kernel.text(fresh));
-        return fresh;
-      });
+      String name =
+          names.computeIfAbsent(
+              kind + " " + kernel.text("k"),
+              t -> {
+                String fresh = kind + "_" + (counts.merge(kind, 1, Integer::sum) - 1);
+                ptx.append(kernel.text(fresh));
+                return fresh;
+              });
       List<Long> parameters = new ArrayList<>();
       parameters.add(control);
       for (long a : addresses) {
@@ -127,8 +133,12 @@ final class CudaLowering {
               op.output().map(Value::name).orElse("kv_store"),
               name,
               1,
-              op.inputs().stream().filter(memory.offsets()::containsKey).map(memory.offsets()::get).toList(),
-              op.output().filter(memory.offsets()::containsKey).map(memory.offsets()::get).stream().toList(),
+              op.inputs().stream()
+                  .filter(memory.offsets()::containsKey)
+                  .map(memory.offsets()::get)
+                  .toList(),
+              op.output().filter(memory.offsets()::containsKey).map(memory.offsets()::get).stream()
+                  .toList(),
               bytes,
               flops));
     }
@@ -159,9 +169,15 @@ final class CudaLowering {
     }
     Value out = graph.logits();
     long linearBytes = run.weightBytes;
-    run.launch(new Op.Scale(out, 1, out), "statistics", run.emit.statistics(out.width()), 1, c.rows(), at(out), statistics);
-    Plan plan =
-        new Plan(graph.name(), "cuda", c.rows(), memory.bytes(), linearBytes, run.steps);
+    run.launch(
+        new Op.Scale(out, 1, out),
+        "statistics",
+        run.emit.statistics(out.width()),
+        1,
+        c.rows(),
+        at(out),
+        statistics);
+    Plan plan = new Plan(graph.name(), "cuda", c.rows(), memory.bytes(), linearBytes, run.steps);
     return new Program(run.ptx.toString(), List.copyOf(run.launches), plan);
   }
 
@@ -172,63 +188,154 @@ final class CudaLowering {
       case Op.Embedding o -> {
         TensorType t = DeviceWeights.typeOf(o.table());
         int n = o.out().width();
-        run.element(op, "embedding_" + t, e.embedding(t, n, o.scale()), n, weights.address(o.table()), at(o.out()));
+        run.element(
+            op,
+            "embedding_" + t,
+            e.embedding(t, n, o.scale()),
+            n,
+            weights.address(o.table()),
+            at(o.out()));
       }
       case Op.RmsNorm o ->
-          run.launch(op, "rms_norm", e.rmsNorm(o.in().width(), o.groups(), o.eps(), o.outScale(), o.in().rows()),
-              o.groups(), rows, at(o.in()), weights.address(o.weight()), at(o.out()));
+          run.launch(
+              op,
+              "rms_norm",
+              e.rmsNorm(o.in().width(), o.groups(), o.eps(), o.outScale(), o.in().rows()),
+              o.groups(),
+              rows,
+              at(o.in()),
+              weights.address(o.weight()),
+              at(o.out()));
       case Op.LayerNorm o -> {
         PtxKernel k = e.layerNorm(o.in().width(), o.eps(), o.bias().isPresent(), o.in().rows());
-        long[] p = o.bias().isPresent()
-            ? new long[] {at(o.in()), weights.address(o.weight()), at(o.out()), weights.address(o.bias().get())}
-            : new long[] {at(o.in()), weights.address(o.weight()), at(o.out())};
+        long[] p =
+            o.bias().isPresent()
+                ? new long[] {
+                  at(o.in()),
+                  weights.address(o.weight()),
+                  at(o.out()),
+                  weights.address(o.bias().get())
+                }
+                : new long[] {at(o.in()), weights.address(o.weight()), at(o.out())};
         run.launch(op, "layer_norm", k, 1, rows, p);
       }
       case Op.Linear o -> {
         Tensor w = DeviceWeights.dense(o);
         TensorType t = DeviceWeights.typeOf(w);
-        PtxKernel k = e.linear(t, o.in().width(), o.out().width(), o.bias().isPresent(), o.gate(), o.in().rows());
-        long[] p = o.bias().isPresent()
-            ? new long[] {weights.address(w), at(o.in()), at(o.out()), weights.address(o.bias().get())}
-            : new long[] {weights.address(w), at(o.in()), at(o.out())};
-        run.launch(op, "linear_" + t, k, blocks(o.out().width(), Emitter.WARPS), blocks(rows, Math.min(Emitter.TILE, rows)), p);
+        PtxKernel k =
+            e.linear(
+                t, o.in().width(), o.out().width(), o.bias().isPresent(), o.gate(), o.in().rows());
+        long[] p =
+            o.bias().isPresent()
+                ? new long[] {
+                  weights.address(w), at(o.in()), at(o.out()), weights.address(o.bias().get())
+                }
+                : new long[] {weights.address(w), at(o.in()), at(o.out())};
+        run.launch(
+            op,
+            "linear_" + t,
+            k,
+            blocks(o.out().width(), Emitter.WARPS),
+            blocks(rows, Math.min(Emitter.TILE, rows)),
+            p);
       }
       case Op.Rope o ->
-          run.launch(op, "rope", e.rope(o.spec(), o.heads(), o.headDim(), o.in().rows()), 1, rows,
-              at(o.in()), weights.address(o.spec()), at(o.out()));
+          run.launch(
+              op,
+              "rope",
+              e.rope(o.spec(), o.heads(), o.headDim(), o.in().rows()),
+              1,
+              rows,
+              at(o.in()),
+              weights.address(o.spec()),
+              at(o.out()));
       case Op.KvStore o -> {
         int before = kvBefore(run.type, o.spec().layer());
         int k = o.key().width();
         int v = o.value().width();
         run.element(op, "kv_store", e.kvStore(run.type, k, before), k, at(o.key()));
-        run.element(op, "kv_store", e.kvStore(run.type, v, before + Emitter.kvBytes(run.type, k)), v, at(o.value()));
+        run.element(
+            op,
+            "kv_store",
+            e.kvStore(run.type, v, before + Emitter.kvBytes(run.type, k)),
+            v,
+            at(o.value()));
       }
       case Op.Attention o ->
-          run.launch(op, "attention_" + run.type,
-              e.attention(o.spec(), run.type, windows.indexOf(o.spec().window()), kvBefore(run.type, o.spec().layer()), o.gate(), o.query().rows()),
-              o.spec().heads(), rows, at(o.query()), at(o.out()));
+          run.launch(
+              op,
+              "attention_" + run.type,
+              e.attention(
+                  o.spec(),
+                  run.type,
+                  windows.indexOf(o.spec().window()),
+                  kvBefore(run.type, o.spec().layer()),
+                  o.gate(),
+                  o.query().rows()),
+              o.spec().heads(),
+              rows,
+              at(o.query()),
+              at(o.out()));
       case Op.Activate o -> {
         int n = o.up().width();
-        PtxKernel k = e.activate(o.activation(), n, o.gateHalf().isPresent(), o.gate(), o.up().rows());
-        long[] p = o.gateHalf().isPresent()
-            ? new long[] {at(o.up()), at(o.out()), at(o.gateHalf().get())}
-            : new long[] {at(o.up()), at(o.out())};
+        PtxKernel k =
+            e.activate(o.activation(), n, o.gateHalf().isPresent(), o.gate(), o.up().rows());
+        long[] p =
+            o.gateHalf().isPresent()
+                ? new long[] {at(o.up()), at(o.out()), at(o.gateHalf().get())}
+                : new long[] {at(o.up()), at(o.out())};
         run.element(op, "activate", k, n, p);
       }
       case Op.Add o ->
-          run.element(op, "add", e.add(o.out().width(), o.scale(), o.gate(), o.residual().rows()), o.out().width(),
-              at(o.residual()), at(o.branch()), at(o.out()));
+          run.element(
+              op,
+              "add",
+              e.add(o.out().width(), o.scale(), o.gate(), o.residual().rows()),
+              o.out().width(),
+              at(o.residual()),
+              at(o.branch()),
+              at(o.out()));
       case Op.Scale o ->
-          run.element(op, "scale", e.scale(o.out().width(), o.factor(), o.in().rows()), o.out().width(), at(o.in()), at(o.out()));
+          run.element(
+              op,
+              "scale",
+              e.scale(o.out().width(), o.factor(), o.in().rows()),
+              o.out().width(),
+              at(o.in()),
+              at(o.out()));
       case Op.SoftCap o ->
-          run.element(op, "soft_cap", e.softCap(o.out().width(), o.cap(), o.in().rows()), o.out().width(), at(o.in()), at(o.out()));
+          run.element(
+              op,
+              "soft_cap",
+              e.softCap(o.out().width(), o.cap(), o.in().rows()),
+              o.out().width(),
+              at(o.in()),
+              at(o.out()));
       case Op.Slice o ->
-          run.element(op, "slice", e.slice(o.in().width(), o.from(), o.out().width(), o.in().rows()), o.out().width(), at(o.in()), at(o.out()));
+          run.element(
+              op,
+              "slice",
+              e.slice(o.in().width(), o.from(), o.out().width(), o.in().rows()),
+              o.out().width(),
+              at(o.in()),
+              at(o.out()));
       case Op.Gather o ->
-          run.element(op, "gather", e.gather(o.in().width(), o.out().width(), o.in().rows()), o.out().width(),
-              at(o.in()), weights.address(o.columns()), at(o.out()));
+          run.element(
+              op,
+              "gather",
+              e.gather(o.in().width(), o.out().width(), o.in().rows()),
+              o.out().width(),
+              at(o.in()),
+              weights.address(o.columns()),
+              at(o.out()));
       case Op.SelectRows o ->
-          run.element(op, "select_rows", e.selectRows(o.out().width()), o.out().width(), at(o.in()), at(o.out()));
+          run.element(
+              op,
+              "select_rows",
+              e.selectRows(o.out().width()),
+              o.out().width(),
+              at(o.in()),
+              at(o.out()));
       case Op.Route o -> throw new IllegalStateException("refused before: " + o);
       case Op.ExpertLinear o -> throw new IllegalStateException("refused before: " + o);
       case Op.Mix o -> throw new IllegalStateException("refused before: " + o);

@@ -113,8 +113,7 @@ final class Emitter {
       case Q8_0 -> {
         PtxRegister at = k.address(data, k.shr(base, 5), type.blockBytes());
         PtxRegister q = k.load(space, S8, k.address(at, lane, 1), 2);
-        yield k.mul(
-            half(k, k.load(space, B16, at, 0)), k.convert(".rn", F32, "f32", q, "s32"));
+        yield k.mul(half(k, k.load(space, B16, at, 0)), k.convert(".rn", F32, "f32", q, "s32"));
       }
       case Q4_0 -> {
         PtxRegister at = k.address(data, k.shr(base, 5), type.blockBytes());
@@ -209,14 +208,14 @@ final class Emitter {
       k.when(
           stores,
           () -> {
-            PtxRegister value = biases.map(b -> k.add(sum, k.load(F32, k.address(b, o, 4), 0))).orElse(sum);
+            PtxRegister value =
+                biases.map(b -> k.add(sum, k.load(F32, k.address(b, o, 4), 0))).orElse(sum);
             if (gate.isPresent()) {
               int g = AbstractBatch.gateIndex(gate.get().layer(), gate.get().unit());
               PtxRegister batchRow =
                   logits ? k.load(U32, k.address(block, row, 4), control.logitSource()) : row;
               PtxRegister skip =
-                  k.compare(
-                      "ne", k.load(U8, k.address(block, batchRow, 1), control.gate(g)), 0);
+                  k.compare("ne", k.load(U8, k.address(block, batchRow, 1), control.gate(g)), 0);
               value = k.select(skip, k.constant(F32, 0), value);
             }
             k.store(F32, k.address(k.address(y, row, 4 * out), o, 4), 0, value);
@@ -231,8 +230,7 @@ final class Emitter {
     PtxRegister warp = k.warpSum(value);
     PtxRegister at = k.fma(k.shr(thread, 5), 8, shared);
     k.barrier();
-    k.when(
-        k.compare("eq", k.and(thread, 31), 0), () -> k.store("shared", F64, at, 0, warp));
+    k.when(k.compare("eq", k.and(thread, 31), 0), () -> k.store("shared", F64, at, 0, warp));
     k.barrier();
     PtxRegister sum = k.load("shared", F64, shared, 0);
     for (int w = 1; w < WARPS; w++) {
@@ -326,8 +324,8 @@ final class Emitter {
   }
 
   /**
-   * A thread turns a pair of all heads; angles, sines and products are doubles. Parameters: control,
-   * in, frequencies, out.
+   * A thread turns a pair of all heads; angles, sines and products are doubles. Parameters:
+   * control, in, frequencies, out.
    */
   PtxKernel rope(RopeSpec spec, int heads, int headDim, Value.Rows rows) {
     int width = heads * headDim;
@@ -348,8 +346,7 @@ final class Emitter {
         THREADS,
         () -> {
           PtxRegister angle = k.mul(position, wide(k, b.get(frequencies, i)));
-          PtxRegister turns =
-              k.convert(".rni", F64, "f64", k.mul(angle, 2 / Math.PI), "f64");
+          PtxRegister turns = k.convert(".rni", F64, "f64", k.mul(angle, 2 / Math.PI), "f64");
           PtxRegister r = k.fma(turns, -1.5707963267948966, angle);
           r = k.fma(turns, -6.123233995736766e-17, r);
           PtxRegister quarter = k.convert(".rzi", S32, "s32", turns, "f64");
@@ -387,8 +384,9 @@ final class Emitter {
           i,
           width,
           THREADS,
-          () -> k.when(
-              k.compare("ge", k.rem(i, headDim), 2 * pairs), () -> b.put(y, i, b.get(x, i))));
+          () ->
+              k.when(
+                  k.compare("ge", k.rem(i, headDim), 2 * pairs), () -> b.put(y, i, b.get(x, i))));
     }
     return k;
   }
@@ -501,17 +499,19 @@ final class Emitter {
     int valueRow = kvBytes(type, spec.kvHeads() * valueDim);
     PtxRegister kvHead = k.div(head, spec.heads() / spec.kvHeads());
     PtxRegister keys =
-        k.address(
-            k.address(cache, capacity, keysBefore), kvHead, kvBytes(type, spec.keyDim()));
+        k.address(k.address(cache, capacity, keysBefore), kvHead, kvBytes(type, spec.keyDim()));
     PtxRegister values =
-        k.address(
-            k.address(cache, capacity, keysBefore + keyRow), kvHead, kvBytes(type, valueDim));
+        k.address(k.address(cache, capacity, keysBefore + keyRow), kvHead, kvBytes(type, valueDim));
     PtxRegister[] query = new PtxRegister[keyParts];
     for (int part = 0; part < keyParts; part++) {
       query[part] = k.constant(F32, 0);
       int at = part;
-      lanes(k, lane, spec.keyDim(), part, () ->
-          k.assign(query[at], k.load(F32, k.address(q, lane, 4), 128L * at)));
+      lanes(
+          k,
+          lane,
+          spec.keyDim(),
+          part,
+          () -> k.assign(query[at], k.load(F32, k.address(q, lane, 4), 128L * at)));
     }
     PtxRegister[] sums = new PtxRegister[valueParts];
     for (int part = 0; part < valueParts; part++) {
@@ -541,8 +541,12 @@ final class Emitter {
                   PtxRegister dot = k.constant(F32, 0);
                   for (int part = 0; part < keyParts; part++) {
                     int p = part;
-                    lanes(k, lane, spec.keyDim(), part, () ->
-                        k.fmaInto(dot, query[p], kvElement(k, type, key, p, lane), dot));
+                    lanes(
+                        k,
+                        lane,
+                        spec.keyDim(),
+                        part,
+                        () -> k.fmaInto(dot, query[p], kvElement(k, type, key, p, lane), dot));
                   }
                   PtxRegister score = k.mul(k.warpSum(dot), spec.scale());
                   if (spec.softCap() > 0) {
@@ -556,10 +560,15 @@ final class Emitter {
                   PtxRegister value = k.address(values, slot, valueRow);
                   for (int part = 0; part < valueParts; part++) {
                     int at2 = part;
-                    lanes(k, lane, valueDim, part, () -> {
-                      PtxRegister v = k.mul(kvElement(k, type, value, at2, lane), p);
-                      k.fmaInto(sums[at2], sums[at2], old, v);
-                    });
+                    lanes(
+                        k,
+                        lane,
+                        valueDim,
+                        part,
+                        () -> {
+                          PtxRegister v = k.mul(kvElement(k, type, value, at2, lane), p);
+                          k.fmaInto(sums[at2], sums[at2], old, v);
+                        });
                   }
                 });
           });
@@ -589,8 +598,12 @@ final class Emitter {
         });
     for (int part = 0; part < sums.length; part++) {
       int p = part;
-      lanes(k, lane, valueDim, part, () ->
-          k.store("shared", F32, k.fma(lane, 4, mine), 8 + 128L * p, sums[p]));
+      lanes(
+          k,
+          lane,
+          valueDim,
+          part,
+          () -> k.store("shared", F32, k.fma(lane, 4, mine), 8 + 128L * p, sums[p]));
     }
     k.barrier();
     PtxRegister top = k.load("shared", F32, shared, 0);
@@ -622,8 +635,7 @@ final class Emitter {
   }
 
   /** Runs a block in the lanes that have an element of a part of 32. */
-  private static void lanes(
-      PtxKernel k, PtxRegister lane, int width, int part, Runnable each) {
+  private static void lanes(PtxKernel k, PtxRegister lane, int width, int part, Runnable each) {
     if (32 * (part + 1) <= width) {
       each.run();
     } else {
@@ -804,8 +816,7 @@ final class Emitter {
           PtxRegister first = k.load("shared", F32, at, 0);
           PtxRegister second = k.load("shared", F32, at, 4);
           PtxRegister id = k.load("shared", U32, at, 8);
-          PtxRegister tie =
-              k.both(k.compare("eq", first, top1), k.compare("lt", id, best));
+          PtxRegister tie = k.both(k.compare("eq", first, top1), k.compare("lt", id, best));
           PtxRegister larger = k.compare("gt", first, top1);
           k.assign(top2, k.select(larger, k.max(top1, second), k.max(top2, first)));
           k.assign(best, k.select(k.either(larger, tie), id, best));

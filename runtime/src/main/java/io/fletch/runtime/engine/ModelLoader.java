@@ -14,9 +14,9 @@ import io.fletch.graph.Graph;
 import io.fletch.graph.GraphException;
 import io.fletch.graph.ReferenceBackend;
 import io.fletch.graph.cpu.CpuBackend;
-import io.fletch.graph.cuda.CudaBackend;
 import io.fletch.graph.cpu.KernelSets;
 import io.fletch.graph.cpu.Kernels;
+import io.fletch.graph.cuda.CudaBackend;
 import io.fletch.quant.Metadata;
 import io.fletch.quant.QuantizedCheckpoint;
 import io.fletch.quant.TensorStore;
@@ -264,8 +264,7 @@ public final class ModelLoader {
     };
   }
 
-  private static Executable compile(
-      Graph graph, int rows, ModelOptions options, WeightFile file) {
+  private static Executable compile(Graph graph, int rows, ModelOptions options, WeightFile file) {
     if (options.backend() != ModelOptions.Backend.AUTO) {
       return backend(options, file).compile(graph, rows);
     }

@@ -68,15 +68,21 @@ class CudaModelTest {
       for (int i = 0; i < 3; i++) {
         generation.next();
       }
-      long calls = gpu.calls();
       long kernels = gpu.kernelLaunches();
+      long graphs = gpu.graphLaunches();
+      long waits = gpu.synchronisations();
+      long copies = gpu.copies();
       for (int i = 0; i < 4; i++) {
         generation.next();
       }
-      assertEquals(0, gpu.kernelLaunches() - kernels, "kernels outside of graphs");
-      // A launch and the wait for its token; a change of the calling thread enters the context.
-      assertTrue(gpu.calls() - calls <= 4 * 2 + 1, "driver calls: " + (gpu.calls() - calls));
+      assertEquals(kernels, gpu.kernelLaunches(), "kernels outside of graphs");
+      assertEquals(4, gpu.graphLaunches() - graphs, "graph launches");
+      assertEquals(4, gpu.synchronisations() - waits, "waits");
+      long perToken = (gpu.copies() - copies) / 4;
+      assertTrue(perToken <= 2, "copies per token, those of the graph: " + perToken);
     }
+    assertEquals(0, gpu.liveBytes(), "memory left");
+    assertEquals(0, gpu.liveObjects(), "objects left");
   }
 
   @Test
