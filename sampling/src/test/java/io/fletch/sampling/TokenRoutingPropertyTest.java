@@ -108,7 +108,7 @@ class TokenRoutingPropertyTest {
     float[] logits = new float[VOCABULARY];
     int[] text = new int[50];
     for (int i = 0; i < text.length; i++) {
-      text[i] = (int) Math.floorMod(a * 31 + i * 7L, VOCABULARY);
+      text[i] = Math.floorMod(a * 31 + i * 7L, VOCABULARY);
     }
     int before = Integer.MAX_VALUE;
     for (double threshold : new double[] {0, 0.1, 0.3, 0.5, 0.9, 1.5, 2.5, 4}) {
