@@ -91,7 +91,7 @@ class PtxInterpreterTest {
     integer("mad.lo.s32 %d, %a, %b, 7;", (a, b) -> a * b + 7);
     integer(
         "add.sat.s32 %d, %a, %b;",
-        (a, b) -> (int) Math.clamp((long) a + b, Integer.MIN_VALUE, Integer.MAX_VALUE));
+        (a, b) -> Math.clamp((long) a + b, Integer.MIN_VALUE, Integer.MAX_VALUE));
     integer("div.s32 %d, %a, 7;", (a, b) -> a / 7);
     integer("div.u32 %d, %a, 7;", (a, b) -> Integer.divideUnsigned(a, 7));
     integer("rem.s32 %d, %a, 7;", (a, b) -> a % 7);
