@@ -271,7 +271,7 @@ public final class ModelLoader {
     try {
       return gpu(options).compile(graph, rows);
     } catch (GraphException | NativeException e) {
-      LOG.log(Level.INFO, () -> "runs on the CPU: " + e.getMessage());
+      LOG.log(Level.WARNING, () -> "runs on the CPU: " + e.getMessage());
       return backend(options.withBackend(ModelOptions.Backend.CPU), file).compile(graph, rows);
     }
   }
