@@ -72,7 +72,8 @@ final class BenchCommand implements Command {
     after that prompt, its first token not counted): medians and ranges over the
     repetitions, after a warm-up of at least one run and one second. The share compares
     the weights that decoding reads with the read bandwidth of as many threads, measured
-    in the same process over a buffer larger than the caches.\
+    in the same process over a buffer larger than the caches. Of a diffusion model whole
+    answers are measured, with --technique, and what they cost is counted.\
     """;
   }
 
@@ -90,6 +91,7 @@ final class BenchCommand implements Command {
                     "N",
                     "also decode in N sessions at once, and say how much more that gives in all"),
                 Command.flag("json", "print one JSON object"))),
+        DiffusionFlags.section(),
         ModelFlags.section());
   }
 
@@ -116,14 +118,18 @@ final class BenchCommand implements Command {
     long loadStart = System.nanoTime();
     try (Model model = ModelFlags.open(arguments, io, options)) {
       long loadNanos = System.nanoTime() - loadStart;
-      if (!model.info().decoding().equals("autoregressive")) {
-        throw new CommandException(
-            "bench measures autoregressive models: "
-                + model.name()
-                + " is "
-                + model.info().decoding());
-      }
       int[] ids = randomIds(model, prompt);
+      if (model.diffusion().isPresent()) {
+        if (genTokens == 0 || arguments.has("sessions")) {
+          throw new UsageException(
+              "a diffusion model is measured by whole answers: -n and no --sessions");
+        }
+        diffusion(arguments, io, model, loadNanos, ids, repetitions);
+        return Cli.OK;
+      }
+      if (arguments.has("technique")) {
+        throw new UsageException("--technique: " + model.name() + " is autoregressive");
+      }
       GenerationOptions generation =
           GenerationOptions.greedy().withMaxTokens(genTokens + 1).withIgnoreEnd(true);
       List<Double> prefill = new ArrayList<>();
@@ -172,6 +178,62 @@ final class BenchCommand implements Command {
           sessions,
           bandwidth);
       return Cli.OK;
+    }
+  }
+
+  /** Whole answers of a diffusion model: how fast, and what they cost. */
+  private static void diffusion(
+      Arguments arguments, Io io, Model model, long loadNanos, int[] ids, int repetitions) {
+    String technique = arguments.string("technique").orElse("reference");
+    Counters counters = new Counters();
+    List<Double> rates = new ArrayList<>();
+    int tokens = DiffusionFlags.length(arguments);
+    try (Model guide = DiffusionFlags.openGuide(arguments, io);
+        Session session = model.newSession();
+        Progress _ = Progress.show(io, "measuring")) {
+      GenerationOptions options =
+          DiffusionFlags.with(
+              technique,
+              arguments,
+              model,
+              guide,
+              GenerationOptions.greedy().withIgnoreEnd(true).withMaxTokens(tokens));
+      once(session, ids, options);
+      for (int i = 0; i < repetitions; i++) {
+        long start = System.nanoTime();
+        Generation.Result result = once(session, ids, options);
+        rates.add(tokens * 1e9 / (System.nanoTime() - start));
+        counters.add(result.counters());
+      }
+    }
+    Samples samples = Samples.of(rates);
+    if (arguments.has("json")) {
+      Map<String, Object> report = new LinkedHashMap<>();
+      report.put("model", ModelFlags.name(arguments));
+      report.put("architecture", model.info().architecture());
+      report.put("type", model.info().mainType());
+      report.put("backend", model.backendDescription());
+      report.put("load_seconds", Json.rounded(loadNanos / 1e9));
+      report.put("technique", technique);
+      report.put("prompt_tokens", ids.length);
+      report.put("gen_tokens", tokens);
+      report.put("answers", repetitions);
+      samples.put(report, "answer");
+      counters.put(report);
+      io.println(Json.line(report));
+      return;
+    }
+    io.println(model.backendDescription());
+    io.printf("%s: answers of %d tokens %s", technique, tokens, samples.line());
+    io.printf(
+        "per answer: %.1f forwards, %.1f rows, %.1f rows with logits, %s read",
+        counters.perAnswer(counters.sum().forwards()),
+        counters.perAnswer(counters.sum().rows()),
+        counters.perAnswer(counters.sum().headRows()),
+        Texts.bytes((long) counters.perAnswer(counters.sum().bytesRead())));
+    if (counters.sum().drafted() > 0) {
+      io.printf(
+          "drafts: %d proposed, %d accepted", counters.sum().drafted(), counters.sum().accepted());
     }
   }
 

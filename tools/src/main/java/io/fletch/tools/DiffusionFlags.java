@@ -57,7 +57,12 @@ final class DiffusionFlags {
 
   /** Masks of an answer. */
   static int length(Arguments arguments) {
-    int most = arguments.integer("max-tokens", 0, 0, Integer.MAX_VALUE);
+    int most =
+        arguments.integer(
+            "gen-tokens",
+            arguments.integer("max-tokens", 0, 0, Integer.MAX_VALUE),
+            0,
+            Integer.MAX_VALUE);
     return arguments.integer("length", most == 0 ? ANSWER : most, 1, 1 << 20);
   }
 

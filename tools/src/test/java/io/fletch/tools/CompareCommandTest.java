@@ -145,4 +145,32 @@ class CompareCommandTest {
     assertEquals(
         1, Fletch.run("run", "--model", "demo-small", "--technique", "fast", "Hi").status());
   }
+
+  @Test
+  void benchCountsWhatAnswersCost() {
+    Map<String, Object> plain =
+        Fletch.ok("bench", "--model", "demo-diffusion", "-p", "8", "-n", "16", "-r", "1", "--json")
+            .json();
+    assertEquals(16, number(plain, "forwards"));
+    assertTrue(number(plain, "answer_tps") > 0);
+    Map<String, Object> drafting =
+        Fletch.ok(
+                "bench",
+                "--model",
+                "demo-diffusion",
+                "-p",
+                "8",
+                "-n",
+                "16",
+                "-r",
+                "1",
+                "--technique",
+                "freedave(depth=4)",
+                "--json")
+            .json();
+    assertTrue(number(drafting, "forwards") <= 16);
+    assertTrue(number(drafting, "drafts_proposed") > 0);
+    assertEquals(
+        Cli.USAGE, Fletch.run("bench", "--model", "demo-small", "--technique", "fast").status());
+  }
 }
