@@ -2,7 +2,6 @@ package io.fletch.sampling;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
-import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.util.List;
 import java.util.Set;
@@ -125,45 +124,46 @@ class SamplerExtrasTest {
     assertEquals(4, Sampler.of(options, 6).sample(logits, history(4, 4, 4, 4)));
   }
 
+  /** Against the algorithm written down again; its mean surprise must come to tau. */
   @Test
   void mirostatHoldsTheSurprise() {
     int n = 1000;
     float[] logits = new float[n];
+    double[] weights = new double[n];
+    double total = 0;
     for (int i = 0; i < n; i++) {
       logits[i] = (float) -Math.log(i + 1);
+      weights[i] = Math.exp(logits[i]);
+      total += weights[i];
     }
     for (float tau : new float[] {2, 4}) {
-      Sampler s = Sampler.of(with(SamplerExtras.NONE.withMirostat(tau, 0.1f)), n);
+      SamplingOptions options = with(SamplerExtras.NONE.withMirostat(tau, 0.1f)).withSeed(9);
+      Sampler s = Sampler.of(options, n);
       TokenHistory h = history();
-      double entropyOfTruncated = 0;
-      for (int i = 0; i < 2000; i++) {
-        int t = s.sample(logits, h);
-        // Bits of surprise within the harmonic numbers that tau bits of bound would keep.
-        entropyOfTruncated += Math.log(t + 1) / Math.log(2);
-        h.add(t);
+      double bound = 2 * tau;
+      double sum = 0;
+      for (int i = 0; i < 3000; i++) {
+        // Probabilities fall with the id, so what is kept is a prefix.
+        double least = Math.log(total) - bound * Math.log(2);
+        int kept = 1;
+        double mass = weights[0];
+        while (kept < n && logits[kept] >= least) {
+          mass += weights[kept++];
+        }
+        double target = mass * CounterRandom.uniform(9, CounterRandom.AUTOREGRESSIVE, i, 0, 0);
+        int expected = 0;
+        double upTo = weights[0];
+        while (upTo <= target) {
+          upTo += weights[++expected];
+        }
+        assertEquals(expected, s.sample(logits, h), "tau " + tau + " token " + i);
+        h.add(expected);
+        double surprise = -Math.log(weights[expected] / mass) / Math.log(2);
+        bound -= 0.1f * (surprise - tau);
+        sum += surprise;
       }
-      double bits = entropyOfTruncated / 2000;
-      assertTrue(bits < 2 * tau, "tau " + tau + ": " + bits);
+      assertEquals(tau, sum / 3000, 0.05);
     }
-    double low = meanRank(2);
-    double high = meanRank(5);
-    assertTrue(low < high, low + " " + high);
-  }
-
-  private static double meanRank(float tau) {
-    float[] logits = new float[500];
-    for (int i = 0; i < logits.length; i++) {
-      logits[i] = (float) -Math.log(i + 1);
-    }
-    Sampler s = Sampler.of(with(SamplerExtras.NONE.withMirostat(tau, 0.1f)), logits.length);
-    TokenHistory h = history();
-    double sum = 0;
-    for (int i = 0; i < 1000; i++) {
-      int t = s.sample(logits, h);
-      sum += t;
-      h.add(t);
-    }
-    return sum / 1000;
   }
 
   @Test

@@ -16,11 +16,6 @@ import java.util.List;
  * <p>Grouping is done when the stage starts, by the one thread that asks for the number of tasks.
  */
 final class ExpertStage extends WorkerPool.Stage<Frame> {
-  private static final int TASKS_PER_WORKER = 6;
-  private static final long MIN_TASK_BYTES = 32 << 10;
-  private static final long MAX_TASK_BYTES = 1 << 20;
-  private static final int LINE_FLOATS = 16;
-
   /**
    * One op.
    *
@@ -75,10 +70,9 @@ final class ExpertStage extends WorkerPool.Stage<Frame> {
     for (int p = 0; p < this.products.length; p++) {
       PreparedWeight first = this.products[p].experts()[0];
       long bytesPerOutput = Math.max(1, first.bytes() / first.out());
-      long wanted = used * first.bytes() / ((long) threads * TASKS_PER_WORKER);
-      long taskBytes = Math.clamp(wanted, MIN_TASK_BYTES, MAX_TASK_BYTES);
-      long granule = Math.max(LINE_FLOATS, first.kernel().rowGranule());
-      steps[p] = Math.max(1, taskBytes / bytesPerOutput / granule) * granule;
+      long taskBytes = ProjectionStage.taskBytes(used * first.bytes(), threads);
+      steps[p] =
+          ProjectionStage.step(taskBytes, bytesPerOutput, ProjectionStage.granule(first.kernel()));
       ranges[p] = Math.toIntExact((first.out() + steps[p] - 1) / steps[p]);
       sum += ranges[p];
     }

@@ -133,17 +133,33 @@ final class ProjectionStage extends WorkerPool.Stage<Frame> {
       }
       return granule;
     }
+  }
 
-    private static long lcm(long a, long b) {
-      long x = a;
-      long y = b;
-      while (y != 0) {
-        long r = x % y;
-        x = y;
-        y = r;
-      }
-      return a / x * b;
+  /** Bytes of weights per task where a stage reads {@code total} of them. */
+  static long taskBytes(long total, int threads) {
+    long wanted = total / ((long) threads * TASKS_PER_WORKER);
+    return Math.clamp(wanted, MIN_TASK_BYTES, MAX_TASK_BYTES);
+  }
+
+  /** Outputs per task: about that many bytes of weights, in whole granules. */
+  static long step(long taskBytes, long bytesPerOutput, long granule) {
+    return Math.max(1, taskBytes / bytesPerOutput / granule) * granule;
+  }
+
+  /** Outputs that a range of one kernel is a multiple of. */
+  static long granule(Kernels.Matmul kernel) {
+    return lcm(LINE_FLOATS, kernel.rowGranule());
+  }
+
+  private static long lcm(long a, long b) {
+    long x = a;
+    long y = b;
+    while (y != 0) {
+      long r = x % y;
+      x = y;
+      y = r;
     }
+    return a / x * b;
   }
 
   private final String name;
@@ -164,13 +180,11 @@ final class ProjectionStage extends WorkerPool.Stage<Frame> {
             .map(c -> c.epilogue().toArray(ElementOp[]::new))
             .toArray(ElementOp[][]::new);
     long total = clusters.stream().mapToLong(c -> c.bytesPerOutput() * c.out()).sum();
-    long wanted = total / ((long) threads * TASKS_PER_WORKER);
-    long taskBytes = Math.clamp(wanted, MIN_TASK_BYTES, MAX_TASK_BYTES);
+    long taskBytes = taskBytes(total, threads);
     List<long[]> tasks = new ArrayList<>();
     for (int c = 0; c < clusters.size(); c++) {
       Cluster cluster = clusters.get(c);
-      long granule = cluster.granule();
-      long step = Math.max(1, taskBytes / cluster.bytesPerOutput() / granule) * granule;
+      long step = step(taskBytes, cluster.bytesPerOutput(), cluster.granule());
       for (long from = 0; from < cluster.out(); from += step) {
         tasks.add(new long[] {c, from, Math.min(cluster.out(), from + step)});
       }

@@ -18,8 +18,12 @@ import io.fletch.sampling.TokenRouter;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
@@ -115,6 +119,57 @@ class RoutingTest {
       Generation.Result again = answer(session, QUESTIONS.getFirst(), options);
       assertEquals(r.ids(), again.ids());
       assertTrue(again.counters().rows() < r.counters().rows());
+    }
+  }
+
+  /** R5: how the large model's cache catches up, in one pass or in pieces, changes nothing. */
+  @Test
+  void piecesOfCatchingUpDoNotMatter() {
+    GenerationOptions options = routed(GenerationOptions.greedy(), TokenRouter.entropy(), 0.3);
+    try (Session whole = large.newSession()) {
+      for (int chunk : new int[] {1, 3}) {
+        try (Model pieces =
+                TestModels.open(
+                    "demo",
+                    TestModels.options(ModelOptions.Backend.CPU)
+                        .withContextLength(256)
+                        .withPrefillChunk(chunk));
+            Session session = pieces.newSession()) {
+          for (List<Message> q : QUESTIONS) {
+            Generation.Result expected = answer(whole, q, options);
+            Generation.Result actual = answer(session, q, options);
+            assertEquals(expected.ids(), actual.ids(), "chunk " + chunk);
+            assertEquals(expected.counters().accepted(), actual.counters().accepted());
+          }
+        }
+      }
+    }
+  }
+
+  /** R7: answers that run together are those that run alone. */
+  @Test
+  void neighboursDoNotMatter() throws Exception {
+    GenerationOptions options = routed(GenerationOptions.greedy(), TokenRouter.entropy(), 0.3);
+    List<List<Integer>> alone = new ArrayList<>();
+    try (Session session = large.newSession()) {
+      for (List<Message> q : QUESTIONS) {
+        alone.add(answer(session, q, options).ids());
+      }
+    }
+    List<Future<List<Integer>>> together = new ArrayList<>();
+    try (ExecutorService threads = Executors.newFixedThreadPool(6)) {
+      for (int i = 0; i < 12; i++) {
+        List<Message> q = QUESTIONS.get(i % QUESTIONS.size());
+        together.add(
+            threads.submit(() -> {
+              try (Session session = large.newSession()) {
+                return answer(session, q, options).ids();
+              }
+            }));
+      }
+      for (int i = 0; i < together.size(); i++) {
+        assertEquals(alone.get(i % QUESTIONS.size()), together.get(i).get(), "answer " + i);
+      }
     }
   }
 
