@@ -64,7 +64,12 @@ public record ModelOptions(
 
   /** Weight layouts. */
   public enum Weights {
-    /** Packed where that is faster: from the pack cache, else where there is memory for it. */
+    /**
+     * Packed where that is faster: from the pack cache, else where there is memory for it. The
+     * first time, a large model with a pack cache starts with mapped weights at once, and changes
+     * over, with the same results, when a thread beside it has packed them; closing it sooner waits
+     * a few seconds for that thread.
+     */
     AUTO,
     /** As in the file, mapped: instant start. */
     MAPPED,

@@ -73,7 +73,8 @@ final class BenchCommand implements Command {
     repetitions, after a warm-up of at least one run and one second. The share compares
     the weights that decoding reads with the read bandwidth of as many threads, measured
     in the same process over a buffer larger than the caches. Of a diffusion model whole
-    answers are measured, with --technique, and what they cost is counted.\
+    answers are measured, with --technique, and what they cost is counted. Weights are
+    packed before anything is measured, unless --weights says otherwise.\
     """;
   }
 
@@ -114,6 +115,10 @@ final class BenchCommand implements Command {
     ModelOptions options = ModelFlags.options(arguments);
     if (options.contextLength() == 0) {
       options = options.withContextLength(prompt + genTokens + 1);
+    }
+    if (!arguments.has("weights")) {
+      // What a first start does while it packs is not the speed of the model.
+      options = options.withWeights(ModelOptions.Weights.PACKED);
     }
     long loadStart = System.nanoTime();
     try (Model model = ModelFlags.open(arguments, io, options)) {

@@ -10,7 +10,11 @@ import java.util.Optional;
 public final class CpuBackend implements Backend {
   /** How the weights of products are laid out. */
   public enum Layout {
-    /** Packed where the kernels have a faster layout and there is memory for it, else as mapped. */
+    /**
+     * Packed where the kernels have a faster layout and there is memory for it, else as mapped. The
+     * first time, a large model whose packed weights are kept starts with the mapped ones and
+     * changes over when a thread beside it has packed them.
+     */
     AUTO,
     /** The bytes of the file as they are: instant start, no memory beyond the file. */
     MAPPED,
@@ -33,19 +37,23 @@ public final class CpuBackend implements Backend {
    * @param layout layout of weights
    * @param progress hears of the preparation of weights
    * @param cache where packed weights are kept; empty to pack at every start
+   * @param packed runs when packed weights have taken the place of mapped ones in a running
+   *     executable, on a thread of that executable and before its {@code close} returns
    */
   public record Options(
       int threads,
       Optional<Kernels> kernels,
       Layout layout,
       Progress progress,
-      Optional<PackCache> cache) {
+      Optional<PackCache> cache,
+      Runnable packed) {
     /** Checks ranges. */
     public Options {
       Objects.requireNonNull(kernels, "kernels");
       Objects.requireNonNull(layout, "layout");
       Objects.requireNonNull(progress, "progress");
       Objects.requireNonNull(cache, "cache");
+      Objects.requireNonNull(packed, "packed");
       if (threads < 0 || threads > 1024) {
         throw new IllegalArgumentException("threads: expected in [0, 1024] actual=" + threads);
       }
@@ -53,32 +61,38 @@ public final class CpuBackend implements Backend {
 
     /** Everything automatic. */
     public static Options defaults() {
-      return new Options(0, Optional.empty(), Layout.AUTO, (done, total) -> {}, Optional.empty());
+      return new Options(
+          0, Optional.empty(), Layout.AUTO, (done, total) -> {}, Optional.empty(), () -> {});
     }
 
     /** With another number of threads. */
     public Options withThreads(int value) {
-      return new Options(value, kernels, layout, progress, cache);
+      return new Options(value, kernels, layout, progress, cache, packed);
     }
 
     /** With a certain kernel set. */
     public Options withKernels(Kernels value) {
-      return new Options(threads, Optional.of(value), layout, progress, cache);
+      return new Options(threads, Optional.of(value), layout, progress, cache, packed);
     }
 
     /** With another layout. */
     public Options withLayout(Layout value) {
-      return new Options(threads, kernels, value, progress, cache);
+      return new Options(threads, kernels, value, progress, cache, packed);
     }
 
     /** With a listener. */
     public Options withProgress(Progress value) {
-      return new Options(threads, kernels, layout, value, cache);
+      return new Options(threads, kernels, layout, value, cache, packed);
+    }
+
+    /** With something to do when mapped weights are no longer read. */
+    public Options withPacked(Runnable value) {
+      return new Options(threads, kernels, layout, progress, cache, value);
     }
 
     /** With a place for packed weights. */
     public Options withCache(PackCache value) {
-      return new Options(threads, kernels, layout, progress, Optional.of(value));
+      return new Options(threads, kernels, layout, progress, Optional.of(value), packed);
     }
   }
 

@@ -49,7 +49,9 @@ final class CpuExecutable implements Executable {
     try {
       Graph stored = Decomposition.of(graph);
       weights.prepare(stored, choice.kernels(), pool, options);
-      return new CpuExecutable(graph, stored, maxRows, choice, pool, weights);
+      CpuExecutable executable = new CpuExecutable(graph, stored, maxRows, choice, pool, weights);
+      weights.ready();
+      return executable;
     } catch (RuntimeException | Error e) {
       pool.close();
       weights.close();
@@ -76,8 +78,7 @@ final class CpuExecutable implements Executable {
             + choice.reason()
             + "), "
             + pool.threads()
-            + (pool.threads() == 1 ? " thread, " : " threads, ")
-            + weights.description();
+            + (pool.threads() == 1 ? " thread, " : " threads, ");
     int floats = 0;
     for (AttentionSpec spec : graph.kvLayers()) {
       floats = Math.max(floats, AttentionStage.scratchFloats(kernels, spec));
@@ -126,7 +127,7 @@ final class CpuExecutable implements Executable {
 
   @Override
   public String description() {
-    return description;
+    return description + weights.description();
   }
 
   /** The threads that run stages besides the caller. */

@@ -71,8 +71,7 @@ final class ExpertStage extends WorkerPool.Stage<Frame> {
       PreparedWeight first = this.products[p].experts()[0];
       long bytesPerOutput = Math.max(1, first.bytes() / first.out());
       long taskBytes = ProjectionStage.taskBytes(used * first.bytes(), threads);
-      steps[p] =
-          ProjectionStage.step(taskBytes, bytesPerOutput, ProjectionStage.granule(first.kernel()));
+      steps[p] = ProjectionStage.step(taskBytes, bytesPerOutput, ProjectionStage.granule(first));
       ranges[p] = Math.toIntExact((first.out() + steps[p] - 1) / steps[p]);
       sum += ranges[p];
     }
@@ -130,8 +129,8 @@ final class ExpertStage extends WorkerPool.Stage<Frame> {
     PreparedWeight weight = product.experts()[expert];
     long from = range * steps[p];
     long to = Math.min(weight.out(), from + steps[p]);
-    boolean direct =
-        weight.kernel().activation() == ActivationFormat.F32 && product.inputOffset() < 0;
+    boolean direct = weight.activation() == ActivationFormat.F32 && product.inputOffset() < 0;
+    PreparedWeight.Form form = weight.form();
     MemorySegment x = direct ? product.input().segment(f) : f.scratch;
     MemorySegment y = product.y().segment(f);
     int end = expert + 2 < firstPair.length ? firstPair[expert + 2] : pairCount;
@@ -142,10 +141,9 @@ final class ExpertStage extends WorkerPool.Stage<Frame> {
           direct
               ? product.input().at(row) * Float.BYTES
               : product.inputOffset() + row * product.rowBytes();
-      weight
-          .kernel()
+      form.kernel()
           .run(
-              weight.data(),
+              form.data(),
               weight.out(),
               from,
               to,

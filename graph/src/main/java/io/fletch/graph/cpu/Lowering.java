@@ -64,8 +64,8 @@ final class Lowering {
     sections =
         Fusion.fuse(
             graph,
-            op -> weights.apply(op).kernel().activation(),
-            op -> experts.apply(op.experts().getFirst()).kernel().activation());
+            op -> weights.apply(op).activation(),
+            op -> experts.apply(op.experts().getFirst()).activation());
     gates = new EffectiveGates(graph);
     placement = new Placement(graph, sections, kernels);
   }
@@ -304,7 +304,7 @@ final class Lowering {
         PreparedWeight w = weights.apply(op);
         products.add(product(op, w));
         names.add(op.out().name());
-        kernelNames.add(w.kernel().name() + (op.bias().isPresent() ? " + bias" : ""));
+        kernelNames.add(w.kernelName() + (op.bias().isPresent() ? " + bias" : ""));
         outputs.add(offset(op.out()));
         bytes += w.bytes();
         flops += 2 * op.weight().in() * op.weight().out();
@@ -341,7 +341,7 @@ final class Lowering {
   }
 
   private ProjectionStage.Product product(Op.Linear op, PreparedWeight w) {
-    ActivationFormat format = w.kernel().activation();
+    ActivationFormat format = w.activation();
     long inputOffset = -1;
     if (placement.isConverted(op.in(), format)) {
       inputOffset = offsets.get(placement.converted(op.in(), format));
@@ -373,7 +373,7 @@ final class Lowering {
       products.add(expertProduct(op, all));
       outputs.add(offset(op.out()));
       names.add(op.out().name());
-      kernelNames.add("experts " + all[0].kernel().name());
+      kernelNames.add("experts " + all[0].kernelName());
       bytes += op.used() * all[0].bytes();
       flops += 2L * op.used() * op.experts().getFirst().elements();
     }
@@ -391,7 +391,7 @@ final class Lowering {
   }
 
   private ExpertStage.Product expertProduct(Op.ExpertLinear op, PreparedWeight[] all) {
-    ActivationFormat format = all[0].kernel().activation();
+    ActivationFormat format = all[0].activation();
     int n = Math.toIntExact(op.experts().getFirst().cols());
     int parts = op.parts() && format != ActivationFormat.F32 ? op.used() : 1;
     long inputOffset = -1;

@@ -70,7 +70,8 @@ final class ProjectionStage extends WorkerPool.Stage<Frame> {
     }
 
     void run(Frame f, Value.Rows kind, long from, long to) {
-      boolean direct = weight.kernel().activation() == ActivationFormat.F32 && inputOffset < 0;
+      boolean direct = weight.activation() == ActivationFormat.F32 && inputOffset < 0;
+      PreparedWeight.Form form = weight.form();
       MemorySegment x = direct ? input.segment(f) : f.scratch;
       long base = direct ? input.at(0) * Float.BYTES : inputOffset;
       MemorySegment out = y.segment(f);
@@ -78,10 +79,9 @@ final class ProjectionStage extends WorkerPool.Stage<Frame> {
       for (int r = 0; r < f.runCount(runs); r++) {
         int first = f.runFrom(runs, r);
         int end = f.runTo(runs, r);
-        weight
-            .kernel()
+        form.kernel()
             .run(
-                weight.data(),
+                form.data(),
                 weight.out(),
                 from,
                 to,
@@ -129,7 +129,7 @@ final class ProjectionStage extends WorkerPool.Stage<Frame> {
     long granule() {
       long granule = LINE_FLOATS;
       for (Product p : products) {
-        granule = lcm(granule, p.weight.kernel().rowGranule());
+        granule = lcm(granule, p.weight.rowGranule());
       }
       return granule;
     }
@@ -146,9 +146,9 @@ final class ProjectionStage extends WorkerPool.Stage<Frame> {
     return Math.max(1, taskBytes / bytesPerOutput / granule) * granule;
   }
 
-  /** Outputs that a range of one kernel is a multiple of. */
-  static long granule(Kernels.Matmul kernel) {
-    return lcm(LINE_FLOATS, kernel.rowGranule());
+  /** Outputs that a range of one matrix is a multiple of. */
+  static long granule(PreparedWeight weight) {
+    return lcm(LINE_FLOATS, weight.rowGranule());
   }
 
   private static long lcm(long a, long b) {

@@ -15,7 +15,6 @@ import java.util.ArrayList;
 import java.util.Collections;
 import java.util.HashMap;
 import java.util.IdentityHashMap;
-import java.util.Iterator;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
@@ -25,7 +24,9 @@ import java.util.stream.Stream;
 /**
  * The weights of a graph as its kernels want them: matrices as mapped or packed, small tensors as
  * float32. Packed copies are Arrow buffers, of a store or of a mapped file of packed weights, which
- * this object owns. Filled in by the compiling thread, which uses the workers for packing.
+ * this object owns. Filled in by the compiling thread, which uses the workers for packing; where a
+ * file of packed weights is to be kept and nobody asked to wait for it, a thread of its own packs,
+ * and the matrices change their form when it has done.
  */
 final class Weights implements AutoCloseable {
   private static final Path MEMORY_INFO = Path.of("/proc/meminfo");
@@ -37,7 +38,8 @@ final class Weights implements AutoCloseable {
   private final Map<Tensor, PreparedWeight> matrices = new IdentityHashMap<>();
   private final Map<Tensor, MemorySegment> floats = new IdentityHashMap<>();
   private final Map<LinearOp, PreparedWeight> sparse = new IdentityHashMap<>();
-  private Optional<PackedMatrices> file = Optional.empty();
+  private Optional<PackedCopies> copies = Optional.empty();
+  private Optional<BackgroundPacking> packing = Optional.empty();
   private String description = "";
 
   /** Prepares all matrices of a graph; called once. */
@@ -50,26 +52,14 @@ final class Weights implements AutoCloseable {
         jobs.add(new PackedMatrices.Job(t, m));
       }
     }
-    long packedBytes = jobs.stream().mapToLong(PackedMatrices.Job::bytes).sum();
-    String size = (packedBytes >> 20) + " MiB";
     Steps steps = new Steps(ordered, options.progress());
     if (jobs.isEmpty() || options.layout() == CpuBackend.Layout.MAPPED) {
       ordered.forEach(t -> matrices.put(t, mapped(t, kernels)));
       description = "weights mapped";
-    } else if (find(kernels, jobs, pool, options, packedBytes)) {
-      description = "weights packed (" + size + ", mapped from " + file.orElseThrow().path() + ")";
-    } else if (options.layout() == CpuBackend.Layout.AUTO && packedBytes > freeMemory() / 2) {
-      ordered.forEach(t -> matrices.put(t, mapped(t, kernels)));
-      description = "weights mapped (packing needs " + size + " of free memory)";
-    } else if (write(kernels, jobs, pool, options, packedBytes, steps)) {
-      description = "weights packed (" + size + ", kept in " + file.orElseThrow().path() + ")";
     } else {
-      steps.restart();
-      for (PackedMatrices.Job job : jobs) {
-        matrices.put(job.tensor(), packed(job, pool));
-        steps.next(job.tensor());
-      }
-      description = "weights packed (" + size + ")";
+      PackedCopies packed = new PackedCopies(kernels, jobs, options.cache());
+      copies = Optional.of(packed);
+      prepare(ordered, jobs, packed, kernels, pool, options, steps);
     }
     for (Tensor t : ordered) {
       matrices.computeIfAbsent(t, x -> unpacked(x, kernel(kernels, x, true)));
@@ -82,47 +72,59 @@ final class Weights implements AutoCloseable {
     steps.end();
   }
 
-  private boolean find(
-      Kernels kernels,
+  private void prepare(
+      List<Tensor> ordered,
       List<PackedMatrices.Job> jobs,
+      PackedCopies packed,
+      Kernels kernels,
       WorkerPool pool,
       CpuBackend.Options options,
-      long bytes) {
-    file =
-        options
-            .cache()
-            .filter(c -> bytes >= c.minBytes())
-            .flatMap(c -> PackedMatrices.find(c, kernels, jobs, pool));
-    file.ifPresent(f -> use(f, jobs));
-    return file.isPresent();
-  }
-
-  private boolean write(
-      Kernels kernels,
-      List<PackedMatrices.Job> jobs,
-      WorkerPool pool,
-      CpuBackend.Options options,
-      long bytes,
       Steps steps) {
-    Iterator<PackedMatrices.Job> next = jobs.iterator();
-    file =
-        options
-            .cache()
-            .filter(c -> bytes >= c.minBytes())
-            .flatMap(c ->
-                PackedMatrices.write(
-                    c, kernels, jobs, pool, () -> steps.next(next.next().tensor())));
-    file.ifPresent(f -> use(f, jobs));
-    return file.isPresent();
+    boolean auto = options.layout() == CpuBackend.Layout.AUTO;
+    if (packed.find(pool)) {
+      use(packed, jobs);
+    } else if (auto && packed.bytes() > freeMemory() / 2) {
+      ordered.forEach(t -> matrices.put(t, mapped(t, kernels)));
+      description = "weights mapped (packing needs " + (packed.bytes() >> 20) + " MiB of memory)";
+    } else if (auto && packed.keeps() && mapBeforePacking(jobs, kernels)) {
+      description = "weights mapped until packed (" + packed.place() + ")";
+      packing =
+          Optional.of(
+              new BackgroundPacking(
+                  packed,
+                  () -> {
+                    for (int i = 0; i < jobs.size(); i++) {
+                      PackedMatrices.Job job = jobs.get(i);
+                      matrices.get(job.tensor()).become(job.kernel(), packed.segment(i));
+                    }
+                    options.packed().run();
+                  }));
+    } else {
+      packed.pack(pool, job -> steps.next(job.tensor()), steps::restart);
+      use(packed, jobs);
+    }
   }
 
-  private void use(PackedMatrices packed, List<PackedMatrices.Job> jobs) {
+  /** Maps what will be packed, if its mapped form can be replaced by the packed one. */
+  private boolean mapBeforePacking(List<PackedMatrices.Job> jobs, Kernels kernels) {
+    for (PackedMatrices.Job job : jobs) {
+      matrices.put(job.tensor(), mapped(job.tensor(), kernels));
+    }
+    boolean replaceable = jobs.stream().allMatch(j -> matrices.get(j.tensor()).accepts(j.kernel()));
+    if (!replaceable) {
+      matrices.clear();
+    }
+    return replaceable;
+  }
+
+  private void use(PackedCopies packed, List<PackedMatrices.Job> jobs) {
     for (int i = 0; i < jobs.size(); i++) {
       PackedMatrices.Job job = jobs.get(i);
       matrices.put(
           job.tensor(),
           new PreparedWeight(job.kernel(), packed.segment(i), job.tensor().rows(), job.bytes()));
     }
+    description = "weights packed (" + packed.place() + ")";
   }
 
   /** Tells the listener how many bytes are prepared. */
@@ -186,49 +188,6 @@ final class Weights implements AutoCloseable {
     return new PreparedWeight(m, t.segment(), t.rows(), t.bytes());
   }
 
-  private PreparedWeight packed(PackedMatrices.Job job, WorkerPool pool) {
-    Tensor t = job.tensor();
-    MemorySegment to = store.allocate(t.name() + ".packed", TensorType.I8, job.bytes()).segment();
-    pool.run(stages(new Pack(job, to)), this);
-    return new PreparedWeight(job.kernel(), to, t.rows(), job.bytes());
-  }
-
-  @SuppressWarnings({"unchecked", "rawtypes"})
-  private static WorkerPool.Stage<Weights>[] stages(Pack pack) {
-    return new WorkerPool.Stage[] {pack};
-  }
-
-  /** Packs one matrix, a range of rows per task. */
-  private static final class Pack extends WorkerPool.Stage<Weights> {
-    private final Kernels.Matmul kernel;
-    private final Tensor from;
-    private final MemorySegment to;
-    private final long step;
-
-    Pack(PackedMatrices.Job job, MemorySegment to) {
-      this.kernel = job.kernel();
-      this.from = job.tensor();
-      this.to = to;
-      step = job.step();
-    }
-
-    @Override
-    int tasks(Weights context) {
-      return Math.toIntExact((from.rows() + step - 1) / step);
-    }
-
-    @Override
-    void run(Weights context, int task, int worker) {
-      long first = task * step;
-      kernel.pack(from.segment(), to, from.rows(), first, Math.min(from.rows(), first + step));
-    }
-
-    @Override
-    public String toString() {
-      return "packing of " + from.name();
-    }
-  }
-
   /** Memory the system could give, or a great deal where that is unknown. */
   private static long freeMemory() {
     try {
@@ -241,6 +200,11 @@ final class Weights implements AutoCloseable {
       return Long.MAX_VALUE;
     }
     return Long.MAX_VALUE;
+  }
+
+  /** Begins what may be done beside forwards; called once, when all else is ready for them. */
+  void ready() {
+    packing.ifPresent(BackgroundPacking::start);
   }
 
   /** A matrix. */
@@ -267,13 +231,17 @@ final class Weights implements AutoCloseable {
 
   /** One clause for the startup line. */
   String description() {
-    return description;
+    return packing.isPresent() && packing.get().done()
+        ? "weights packed (" + copies.orElseThrow().place() + ")"
+        : description;
   }
 
   @Override
   public void close() {
-    file.ifPresent(PackedMatrices::close);
-    file = Optional.empty();
+    packing.ifPresent(BackgroundPacking::close);
+    packing = Optional.empty();
+    copies.ifPresent(PackedCopies::close);
+    copies = Optional.empty();
     store.close();
   }
 }

@@ -17,9 +17,12 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicBoolean;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
@@ -50,8 +53,18 @@ class PackCacheTest {
   }
 
   private static Executable compile(Graph graph, PackCache cache) {
-    return new CpuBackend(CpuBackend.Options.defaults().withThreads(2).withCache(cache))
-        .compile(graph, 64);
+    return compile(graph, cache, CpuBackend.Layout.PACKED, () -> {});
+  }
+
+  private static Executable compile(
+      Graph graph, PackCache cache, CpuBackend.Layout layout, Runnable packed) {
+    CpuBackend.Options options =
+        CpuBackend.Options.defaults()
+            .withThreads(2)
+            .withLayout(layout)
+            .withCache(cache)
+            .withPacked(packed);
+    return new CpuBackend(options).compile(graph, 64);
   }
 
   private static List<float[][]> answers(Executable e) {
@@ -130,7 +143,8 @@ class PackCacheTest {
     byte[] header = whole.clone();
     header[30] ^= 1;
     damages.add(header);
-    // The first packed bytes are among the samples; those before the end are found when verified.
+    // The first packed bytes are the sample of their kernel; those before the end are found when
+    // verified.
     byte[] first = whole.clone();
     first[2 << 20] ^= 1;
     damages.add(first);
@@ -147,6 +161,70 @@ class PackCacheTest {
       assertSame(expected(), answers(e));
     }
     assertFound(cache(true, folder));
+  }
+
+  @Test
+  void theFirstStartAnswersBeforeItHasPackedAndAlikeAfterwards() throws Exception {
+    List<float[][]> expected = expected();
+    CountDownLatch mayFinish = new CountDownLatch(1);
+    CountDownLatch packed = new CountDownLatch(1);
+    PackCache cache = cache(false, folder);
+    Runnable whenPacked =
+        () -> {
+          packed.countDown();
+          awaitUninterruptibly(mayFinish);
+        };
+    try (Executable e = compile(graph, cache, CpuBackend.Layout.AUTO, whenPacked)) {
+      assertSame(expected, answers(e));
+      // The matrices have their new form, while the packing thread is held.
+      assertTrue(packed.await(60, TimeUnit.SECONDS));
+      assertTrue(e.description().contains("mapped until packed"), e.description());
+      assertSame(expected, answers(e));
+      mayFinish.countDown();
+    }
+    assertEquals(1, files(folder).size(), files(folder).toString());
+    assertFound(cache);
+  }
+
+  private static void awaitUninterruptibly(CountDownLatch latch) {
+    try {
+      latch.await();
+    } catch (InterruptedException e) {
+      throw new AssertionError(e);
+    }
+  }
+
+  @Test
+  void formsChangeUnderForwardsInFlightWithoutATrace() throws Exception {
+    List<float[][]> expected = expected();
+    for (int round = 0; round < 10; round++) {
+      AtomicBoolean changed = new AtomicBoolean();
+      Path own = Files.createDirectory(folder.resolve("round" + round));
+      try (Executable e =
+          compile(graph, cache(false, own), CpuBackend.Layout.AUTO, () -> changed.set(true))) {
+        do {
+          assertSame(expected, answers(e));
+        } while (!changed.get());
+      }
+    }
+  }
+
+  @Test
+  void aFirstStartThatCannotWritePacksIntoMemory() throws Exception {
+    Path blocked = Files.createFile(folder.resolve("file"));
+    CountDownLatch packed = new CountDownLatch(1);
+    try (Executable e =
+        compile(graph, cache(false, blocked), CpuBackend.Layout.AUTO, packed::countDown)) {
+      assertTrue(packed.await(60, TimeUnit.SECONDS));
+      assertSame(expected(), answers(e));
+    }
+    assertEquals(List.of(blocked), files(folder));
+  }
+
+  @Test
+  void closingAtOnceFinishesWhatIsAMatterOfSeconds() throws IOException {
+    compile(graph, cache(false, folder), CpuBackend.Layout.AUTO, () -> {}).close();
+    assertFound(cache(false, folder));
   }
 
   @Test

@@ -148,7 +148,7 @@ class SparseKernelsPropertyTest {
       };
       for (SparseMatrix m : all) {
         PreparedWeight w = SparseWeights.prepare(new LinearOp.Sparse(m), kernels);
-        float[] actual = run(w.kernel(), w.data(), out, in, graphs, x, rows);
+        float[] actual = run(w.form().kernel(), w.form().data(), out, in, graphs, x, rows);
         assertRight(SparseMatrix.toFloats(m), out, in, x, rows, actual);
       }
     }

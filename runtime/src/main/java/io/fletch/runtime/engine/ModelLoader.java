@@ -296,7 +296,8 @@ public final class ModelLoader {
             CpuBackend.Options.defaults()
                 .withThreads(options.threads())
                 .withLayout(CpuBackend.Layout.valueOf(options.weights().name()))
-                .withProgress(options.progress()::prepared);
+                .withProgress(options.progress()::prepared)
+                .withPacked(file::dropPages);
         CpuBackend.Options cached =
             options.packCache().enabled() ? cpu.withCache(PackCaches.of(options, file)) : cpu;
         yield new CpuBackend(kernels(options.kernels()).map(cached::withKernels).orElse(cached));
