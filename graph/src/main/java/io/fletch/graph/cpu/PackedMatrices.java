@@ -13,7 +13,6 @@ import java.lang.System.Logger;
 import java.lang.System.Logger.Level;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
-import java.lang.foreign.ValueLayout;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.channels.FileLock;
@@ -34,6 +33,7 @@ import java.util.Optional;
 import java.util.Set;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ThreadLocalRandom;
+import java.util.zip.CRC32C;
 
 /**
  * Packed matrices in a mapped {@link PackedFile}: found from an earlier start, or written now. Used
@@ -364,17 +364,20 @@ final class PackedMatrices implements AutoCloseable {
       throw new AssertionError(e);
     }
     put(digest, cache.source());
+    CRC32C sample = new CRC32C();
     for (Job job : jobs) {
       Tensor t = job.tensor;
       put(digest, t.name());
       put(digest, t.type().name());
-      ByteBuffer numbers = ByteBuffer.allocate(24);
-      digest.update(numbers.putLong(t.rows()).putLong(t.cols()).putLong(t.bytes()).flip());
       long length = Math.min(SAMPLE_BYTES, t.bytes());
       long last = t.bytes() - length;
+      sample.reset();
       for (long at : new long[] {0, last / 2, last}) {
-        digest.update(t.segment().asSlice(at, length).toArray(ValueLayout.JAVA_BYTE));
+        sample.update(t.segment().asSlice(at, length).asByteBuffer());
       }
+      ByteBuffer numbers = ByteBuffer.allocate(32);
+      numbers.putLong(t.rows()).putLong(t.cols()).putLong(t.bytes()).putLong(sample.getValue());
+      digest.update(numbers.flip());
     }
     String hash = HexFormat.of().formatHex(digest.digest(), 0, 16);
     return hash + " " + kernels.name() + "-v" + PackedLayout.VERSION;
