@@ -16,6 +16,8 @@ package io.fletch.sampling;
  * @param exitStep step before which a run exited early, -1 if it did not
  * @param guideForwards passes over the weights of the guide or of the small model
  * @param guideRows rows run by it
+ * @param weights what was used of the weights, small model included; {@link WeightUse#NONE} for
+ *     diffusion models, whose passes are all alike
  */
 public record DecodeCounters(
     long forwards,
@@ -29,7 +31,38 @@ public record DecodeCounters(
     long accepted,
     int exitStep,
     long guideForwards,
-    long guideRows) {
+    long guideRows,
+    WeightUse weights) {
+  /** Counters without the use of weights. */
+  public DecodeCounters(
+      long forwards,
+      long rows,
+      long headRows,
+      long bytesRead,
+      long steps,
+      long committed,
+      long filled,
+      long drafted,
+      long accepted,
+      int exitStep,
+      long guideForwards,
+      long guideRows) {
+    this(
+        forwards,
+        rows,
+        headRows,
+        bytesRead,
+        steps,
+        committed,
+        filled,
+        drafted,
+        accepted,
+        exitStep,
+        guideForwards,
+        guideRows,
+        WeightUse.NONE);
+  }
+
   /** Tokens of the answer per forward (TPF), the measure that does not depend on hardware. */
   public double tokensPerForward() {
     return forwards == 0 ? 0 : (double) (committed + filled) / forwards;

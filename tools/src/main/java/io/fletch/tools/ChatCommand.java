@@ -150,8 +150,12 @@ final class ChatCommand implements Command {
       messages.add(Message.assistant(result.text()));
       front.print(
           result.finishReason() == Generation.FinishReason.CANCELLED ? " [stopped]\n" : "\n");
+      boolean isRouted = options.routing().isPresent();
       if (verbose) {
         front.note("[" + Speed.line(result) + "]");
+        Speed.costs(result, isRouted).forEach(line -> front.note("[" + line + "]"));
+      } else if (isRouted) {
+        front.note("[" + Counters.routing(result.counters()) + "]");
       }
     } finally {
       if (!answered) {

@@ -1,6 +1,7 @@
 package io.fletch.tools;
 
 import io.fletch.sampling.DecodeCounters;
+import io.fletch.sampling.WeightUse;
 import java.util.Map;
 
 /** Costs of answers, added up and written into reports. */
@@ -25,7 +26,8 @@ final class Counters {
             sum.accepted() + c.accepted(),
             -1,
             sum.guideForwards() + c.guideForwards(),
-            sum.guideRows() + c.guideRows());
+            sum.guideRows() + c.guideRows(),
+            sum.weights().plus(c.weights()));
   }
 
   long forwards() {
@@ -63,5 +65,41 @@ final class Counters {
       report.put("guide_forwards", c.guideForwards());
       report.put("guide_rows", c.guideRows());
     }
+    WeightUse weights = c.weights();
+    if (weights.tokens() > 0) {
+      report.put("weight_bytes_per_token", Json.rounded(weights.bytesPerToken()));
+      report.put("activated_parameters_per_token", Json.rounded(weights.activatedPerToken()));
+    }
+  }
+
+  /** Writes what routing between a small and a large model did. */
+  static void putRouting(DecodeCounters c, Map<String, Object> report) {
+    long routed = c.drafted() - c.accepted();
+    report.put("routed_tokens", routed);
+    if (c.drafted() > 0) {
+      report.put("routed_share", Json.rounded((double) routed / c.drafted()));
+    }
+    if (routed > 0) {
+      report.put("rows_per_extend", Json.rounded((double) c.rows() / routed));
+    }
+  }
+
+  /** What routing did, as a sentence. */
+  static String routing(DecodeCounters c) {
+    long routed = c.drafted() - c.accepted();
+    String share = Texts.format("%.1f", 100.0 * routed / Math.max(1, c.drafted()));
+    return routed == 0
+        ? "no token from the large model"
+        : Texts.format(
+            "%s %% of the tokens from the large model, which ran %.1f rows for each",
+            share, (double) c.rows() / routed);
+  }
+
+  /** What a token cost in weights, as a sentence. */
+  static String weights(WeightUse use) {
+    return Texts.format(
+        "%s of weights read and %s parameters activated per token",
+        Texts.bytes(Math.round(use.bytesPerToken())),
+        Texts.count(Math.round(use.activatedPerToken())));
   }
 }

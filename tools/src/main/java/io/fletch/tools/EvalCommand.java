@@ -12,7 +12,6 @@ import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.Optional;
 import java.util.concurrent.atomic.AtomicInteger;
 
 /** {@code fletch eval}: accuracy on questions with one right answer each. */
@@ -132,8 +131,9 @@ final class EvalCommand implements Command {
       report.put("tokens", promptTokens + completionTokens);
       arguments.string("technique").ifPresent(text -> report.put("technique", text));
       counters.put(report);
-      routedShare(arguments, counters)
-          .ifPresent(share -> report.put("routed_share", Json.rounded(share)));
+      if (arguments.has("small")) {
+        Counters.putRouting(counters.sum(), report);
+      }
       report.put("seconds", Json.rounded(seconds));
       io.println(Json.line(report));
     } else {
@@ -142,18 +142,14 @@ final class EvalCommand implements Command {
       io.printf(
           "%d prompt tokens, %d tokens answered, %d forwards, %.1f s",
           promptTokens, completionTokens, counters.forwards(), seconds);
-      routedShare(arguments, counters)
-          .ifPresent(share -> io.printf("%.1f %% of the tokens from the large model", 100 * share));
+      if (counters.sum().weights().tokens() > 0) {
+        io.println(Counters.weights(counters.sum().weights()));
+      }
+      if (arguments.has("small")) {
+        io.println(Counters.routing(counters.sum()));
+      }
     }
     return Cli.OK;
-  }
-
-  /** Share of the tokens that the large model gave, if there was a small one. */
-  private static Optional<Double> routedShare(Arguments arguments, Counters counters) {
-    long tokens = counters.sum().drafted();
-    return arguments.has("small") && tokens > 0
-        ? Optional.of(1 - (double) counters.sum().accepted() / tokens)
-        : Optional.empty();
   }
 
   private static String quoted(String text) {

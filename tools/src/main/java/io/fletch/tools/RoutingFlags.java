@@ -55,8 +55,14 @@ final class RoutingFlags {
   /** What the section adds to the options. */
   static GenerationOptions apply(
       Arguments arguments, Model model, Model small, GenerationOptions options) {
+    Routing routing = routing(arguments, model, small);
+    return routing == null ? options : options.withRouting(routing);
+  }
+
+  /** What the section asks for; null without a small model. */
+  static Routing routing(Arguments arguments, Model model, Model small) {
     if (small == null) {
-      return options;
+      return null;
     }
     boolean demo =
         ModelFlags.name(arguments).equals("demo")
@@ -74,7 +80,7 @@ final class RoutingFlags {
               arguments.real(
                   "router-threshold", (float) routing.threshold(), 0, Float.POSITIVE_INFINITY));
     }
-    return options.withRouting(routing);
+    return routing;
   }
 
   /** The router that comes with the demo models: a resource, which must be a file to be read. */

@@ -112,12 +112,15 @@ final class RunCommand implements Command {
         lineEnded = result.text().endsWith("\n");
       }
       if (json) {
-        io.println(Json.line(report(model, result, sampled.logprobs() >= 0 ? logprobs : null)));
+        io.println(
+            Json.line(
+                report(model, result, small != null, sampled.logprobs() >= 0 ? logprobs : null)));
       } else if (!lineEnded) {
         io.println("");
       }
       if (arguments.has("verbose")) {
         io.note("fletch: " + Speed.line(result) + ", seed " + sampled.sampling().seed());
+        Speed.costs(result, small != null).forEach(line -> io.note("fletch: " + line));
       }
       return Cli.OK;
     }
@@ -156,7 +159,10 @@ final class RunCommand implements Command {
   }
 
   private static Map<String, Object> report(
-      Model model, Generation.Result result, List<Generation.TokenLogprob> logprobs) {
+      Model model,
+      Generation.Result result,
+      boolean isRouted,
+      List<Generation.TokenLogprob> logprobs) {
     Map<String, Object> report = new LinkedHashMap<>();
     report.put("text", result.text());
     report.put("ids", result.ids());
@@ -167,6 +173,9 @@ final class RunCommand implements Command {
     report.put("decode_tps", Json.rounded(Speed.decode(result)));
     report.put("model_bytes_per_token", model.info().bytesPerToken());
     Counters.put(result.counters(), report);
+    if (isRouted) {
+      Counters.putRouting(result.counters(), report);
+    }
     report.put("exit_step", result.counters().exitStep());
     if (logprobs != null) {
       report.put("logprobs", logprobs.stream().map(token -> entry(model, token)).toList());

@@ -55,6 +55,7 @@ final class ServeCommand implements Command {
                     "MIB",
                     "memory for beginnings of prompts that sessions share (default: 512; 0 for"
                         + " none)"))),
+        RoutingFlags.section(),
         ModelFlags.section());
   }
 
@@ -80,7 +81,8 @@ final class ServeCommand implements Command {
     long mebibytes = arguments.whole("prefix-cache", 512, 0, 1 << 20);
     ModelOptions modelOptions = ModelFlags.options(arguments).withPrefixCache(mebibytes << 20);
     boolean isDemo = ModelFlags.isDemo(ModelFlags.name(arguments));
-    try (Model model = ModelFlags.open(arguments, io, modelOptions)) {
+    try (Model model = ModelFlags.open(arguments, io, modelOptions);
+        Model small = RoutingFlags.openSmall(arguments, io)) {
       FletchServer.Options options =
           new FletchServer.Options(
               new InetSocketAddress(host, arguments.integer("port", 8080, 0, 65535)),
@@ -92,7 +94,8 @@ final class ServeCommand implements Command {
               Duration.ofSeconds(arguments.integer("time-limit", 600, 1, 1 << 24)),
               Duration.ofSeconds(arguments.integer("drain", 30, 0, 1 << 24)),
               key,
-              arguments.string("cors"));
+              arguments.string("cors"),
+              Optional.ofNullable(RoutingFlags.routing(arguments, model, small)));
       CountDownLatch end = new CountDownLatch(1);
       CountDownLatch closed = new CountDownLatch(1);
       try (FletchServer server = FletchServer.start(model, options)) {

@@ -1,6 +1,8 @@
 package io.fletch.tools;
 
 import io.fletch.Generation;
+import java.util.ArrayList;
+import java.util.List;
 import java.util.Locale;
 
 /** Rates of a generation. */
@@ -37,5 +39,17 @@ final class Speed {
         decode(result),
         result.forwards(),
         written(result.finishReason()));
+  }
+
+  /** What the weights and the routing cost, for people; empty where nothing was counted. */
+  static List<String> costs(Generation.Result result, boolean isRouted) {
+    List<String> lines = new ArrayList<>();
+    if (result.counters().weights().tokens() > 0) {
+      lines.add(Counters.weights(result.counters().weights()));
+    }
+    if (isRouted) {
+      lines.add(Counters.routing(result.counters()));
+    }
+    return lines;
   }
 }

@@ -12,6 +12,7 @@ import io.fletch.sampling.GrammarTokens;
 import io.fletch.sampling.LogProbabilities;
 import io.fletch.sampling.Sampler;
 import io.fletch.sampling.TokenRouting;
+import io.fletch.sampling.WeightUse;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.NoSuchElementException;
@@ -261,9 +262,18 @@ final class AutoregressiveGeneration implements Generation {
     return new TokenLogprob(id, values.of(id), top);
   }
 
-  private DecodeCounters cost(DecodeCounters now) {
-    if (main != forward) {
-      DecodeCounters proposed = main.counters();
+  private DecodeCounters cost() {
+    DecodeCounters now = forward.counters();
+    DecodeCounters proposed = main.counters();
+    boolean isRouted = main != forward;
+    long routed = decoder.routed();
+    long bytes = now.weights().bytes() - before.weights().bytes();
+    // Without routing main is the same forward as before.
+    long smallBytes = isRouted ? proposed.weights().bytes() - smallBefore.weights().bytes() : 0;
+    long activated =
+        completionTokens * main.parameters() + (isRouted ? routed * forward.parameters() : 0);
+    WeightUse weights = new WeightUse(completionTokens, bytes + smallBytes, activated);
+    if (isRouted) {
       return new DecodeCounters(
           now.forwards() - before.forwards(),
           now.rows() - before.rows(),
@@ -273,10 +283,11 @@ final class AutoregressiveGeneration implements Generation {
           completionTokens,
           0,
           completionTokens,
-          completionTokens - decoder.routed(),
+          completionTokens - routed,
           -1,
           proposed.forwards() - smallBefore.forwards(),
-          proposed.rows() - smallBefore.rows());
+          proposed.rows() - smallBefore.rows(),
+          weights);
     }
     return new DecodeCounters(
         now.forwards() - before.forwards(),
@@ -290,7 +301,8 @@ final class AutoregressiveGeneration implements Generation {
         0,
         -1,
         0,
-        0);
+        0,
+        weights);
   }
 
   private void end(FinishReason why) {
@@ -298,7 +310,7 @@ final class AutoregressiveGeneration implements Generation {
       reason = why;
       forward.leave();
       main.leave();
-      counters = cost(forward.counters());
+      counters = cost();
       session.finished(this);
     }
   }

@@ -6,6 +6,7 @@ import io.fletch.graph.KvCache;
 import io.fletch.sampling.CausalForward;
 import io.fletch.sampling.DecodeCounters;
 import io.fletch.sampling.RowStatistics;
+import io.fletch.sampling.WeightUse;
 import java.io.IOException;
 import java.nio.channels.ReadableByteChannel;
 import java.util.Arrays;
@@ -28,7 +29,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
   private final int defined;
   private final int[] tokens;
   private final float[] scratch;
-  private final long weightBytes;
+  private final PassCost cost;
   private final long slotBytes;
   private final Batch.RowStatistics statistics = new Batch.RowStatistics();
   private int logitRows;
@@ -37,6 +38,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
   private long rows;
   private long headRows;
   private long bytesRead;
+  private long weightBytes;
 
   // Shared with the scheduler, guarded by its lock or by this session being in its forward.
   private final StepScheduler scheduler;
@@ -65,7 +67,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
    * @param capacity slots of the cache
    * @param defined ids below this are tokens
    * @param maxLogitRows most logit rows of one append
-   * @param weightBytes bytes of weights that a forward reads
+   * @param cost what a forward reads of the weights
    * @param slotBytes bytes of keys and values per slot
    * @param scheduler runs the steps together with those of other sessions; null to run alone
    * @param open counts forwards that are not closed
@@ -77,7 +79,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
       int defined,
       int maxRows,
       int maxLogitRows,
-      long weightBytes,
+      PassCost cost,
       long slotBytes,
       StepScheduler scheduler,
       AtomicInteger open) {
@@ -86,7 +88,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
     this.turn = scheduler == null ? null : scheduler.newTurn();
     this.vocabulary = executable.graph().vocabulary();
     this.defined = defined;
-    this.weightBytes = weightBytes;
+    this.cost = cost;
     this.slotBytes = slotBytes;
     this.tokens = new int[capacity];
     this.scratch = defined < vocabulary ? new float[vocabulary] : null;
@@ -212,7 +214,9 @@ final class GraphForward implements CausalForward, AutoCloseable {
     rows += n;
     headRows += logitRows;
     // The weights are read once for all of them.
-    bytesRead += weightBytes / sessions + (length + n) * slotBytes;
+    long weights = cost.bytes(logitRows > 0) / sessions;
+    weightBytes += weights;
+    bytesRead += weights + (length + n) * slotBytes;
     at += n;
     pending -= n;
   }
@@ -359,9 +363,27 @@ final class GraphForward implements CausalForward, AutoCloseable {
     return rows;
   }
 
-  /** What has been run so far. */
+  /** Parameters that a row with logits is multiplied by. */
+  long parameters() {
+    return cost.parameters();
+  }
+
+  /** What has been run so far; whose tokens came of it is for the caller to say. */
   DecodeCounters counters() {
-    return new DecodeCounters(forwards, rows, headRows, bytesRead, 0, 0, 0, 0, 0, -1, 0, 0);
+    return new DecodeCounters(
+        forwards,
+        rows,
+        headRows,
+        bytesRead,
+        0,
+        0,
+        0,
+        0,
+        0,
+        -1,
+        0,
+        0,
+        new WeightUse(0, weightBytes, 0));
   }
 
   @Override

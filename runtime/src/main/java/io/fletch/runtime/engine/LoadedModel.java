@@ -56,6 +56,7 @@ final class LoadedModel implements Model {
   private final Optional<String> templateText;
   private final Optional<ToolCallFormat> toolFormat;
   private final ModelOptions options;
+  private final PassCost cost;
   private final StepScheduler scheduler;
   private final PrefixStore prefixes;
   private final AtomicInteger forwards = new AtomicInteger();
@@ -97,6 +98,7 @@ final class LoadedModel implements Model {
     this.templateText = templateText;
     this.toolFormat = templateText.flatMap(ToolCallFormat::of);
     this.options = options;
+    this.cost = PassCost.of(executable);
     this.scheduler = new StepScheduler(executable);
     this.prefixes = new PrefixStore(executable, kvType(), options.prefixCacheBytes());
   }
@@ -221,7 +223,7 @@ final class LoadedModel implements Model {
         definedTokens(),
         rows,
         Math.min(rows, maxLogitRows),
-        info.bytesPerToken(),
+        cost,
         kvBytesPerSlot(),
         with,
         forwards);

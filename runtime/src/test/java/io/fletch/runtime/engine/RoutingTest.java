@@ -15,6 +15,7 @@ import io.fletch.Session;
 import io.fletch.sampling.LearnedRouter;
 import io.fletch.sampling.SamplingOptions;
 import io.fletch.sampling.TokenRouter;
+import io.fletch.sampling.WeightUse;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -119,6 +120,53 @@ class RoutingTest {
       Generation.Result again = answer(session, QUESTIONS.getFirst(), options);
       assertEquals(r.ids(), again.ids());
       assertTrue(again.counters().rows() < r.counters().rows());
+    }
+  }
+
+  /** What is counted of the weights is what the passes of both models read, and nothing else. */
+  @Test
+  void weightsAreCountedAsDefined() {
+    try (Session session = large.newSession();
+        Session ofSmall = small.newSession()) {
+      List<Message> q = QUESTIONS.getFirst();
+      GenerationOptions plain = GenerationOptions.greedy().withMaxTokens(40);
+      WeightUse dense = answer(session, q, plain).counters().weights();
+      WeightUse little = answer(ofSmall, q, plain).counters().weights();
+      assertEquals(large.info().bytesPerToken(), dense.bytesPerToken());
+      assertEquals(small.info().bytesPerToken(), little.bytesPerToken());
+      // All matrices, the output matrix (which is the embedding) among them; not the norms.
+      double share = dense.activatedPerToken() / large.info().parameters();
+      assertTrue(share > 0.99 && share < 1, "share " + share);
+      session.truncate(0);
+      Generation.Result r =
+          answer(session, q, routed(GenerationOptions.greedy(), TokenRouter.entropy(), 0.3));
+      WeightUse both = r.counters().weights();
+      long routed = r.counters().drafted() - r.counters().accepted();
+      assertTrue(routed > 0 && routed < r.completionTokens());
+      assertEquals(r.completionTokens(), both.tokens());
+      assertEquals(
+          r.completionTokens() * small.info().bytesPerToken()
+              + routed * large.info().bytesPerToken(),
+          both.bytes());
+      assertEquals(
+          Math.round(
+              r.completionTokens() * little.activatedPerToken()
+                  + routed * dense.activatedPerToken()),
+          both.activated());
+      // A prompt in chunks of one row reads the weights for each, but its output matrix only once.
+      try (Model chunks =
+              TestModels.open(
+                  "demo-small",
+                  TestModels.options(ModelOptions.Backend.CPU)
+                      .withContextLength(256)
+                      .withPrefillChunk(1));
+          Session slow = chunks.newSession()) {
+        Generation.Result pieces = answer(slow, q, plain.withMaxTokens(1));
+        long passes = pieces.promptTokens();
+        long bytes = pieces.counters().weights().bytes();
+        long whole = small.info().bytesPerToken();
+        assertTrue(bytes > whole * 2 && bytes < passes * whole, bytes + " of " + passes * whole);
+      }
     }
   }
 

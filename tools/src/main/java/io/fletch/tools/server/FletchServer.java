@@ -6,8 +6,11 @@ import com.sun.net.httpserver.HttpServer;
 import io.fletch.FletchException;
 import io.fletch.Generation;
 import io.fletch.Generation.TokenLogprob;
+import io.fletch.GenerationOptions;
 import io.fletch.Model;
+import io.fletch.Routing;
 import io.fletch.Session;
+import io.fletch.sampling.DecodeCounters;
 import io.fletch.sampling.SamplingOptions;
 import java.io.IOException;
 import java.io.InputStream;
@@ -74,6 +77,7 @@ public final class FletchServer implements AutoCloseable {
    * @param drain how long {@link #close} waits
    * @param apiKey what clients must send as bearer token
    * @param corsOrigin the origin that pages of others may call from, or {@code *}
+   * @param routing a small model in front of the model; it must stay open as long as the server
    */
   public record Options(
       InetSocketAddress address,
@@ -85,7 +89,34 @@ public final class FletchServer implements AutoCloseable {
       Duration timeLimit,
       Duration drain,
       Optional<String> apiKey,
-      Optional<String> corsOrigin) {
+      Optional<String> corsOrigin,
+      Optional<Routing> routing) {
+    /** Without a small model. */
+    public Options(
+        InetSocketAddress address,
+        String modelId,
+        SamplingOptions sampling,
+        int parallel,
+        int queue,
+        int maxBody,
+        Duration timeLimit,
+        Duration drain,
+        Optional<String> apiKey,
+        Optional<String> corsOrigin) {
+      this(
+          address,
+          modelId,
+          sampling,
+          parallel,
+          queue,
+          maxBody,
+          timeLimit,
+          drain,
+          apiKey,
+          corsOrigin,
+          Optional.empty());
+    }
+
     /** Checks ranges. */
     public Options {
       Objects.requireNonNull(address, "address");
@@ -93,6 +124,7 @@ public final class FletchServer implements AutoCloseable {
       Objects.requireNonNull(sampling, "sampling");
       Objects.requireNonNull(apiKey, "apiKey");
       Objects.requireNonNull(corsOrigin, "corsOrigin");
+      Objects.requireNonNull(routing, "routing");
       if (parallel < 1
           || queue < 0
           || maxBody < 1
@@ -483,7 +515,9 @@ public final class FletchServer implements AutoCloseable {
       throws IOException {
     Generation generation;
     try {
-      generation = session.generate(request.prompt(), request.options());
+      GenerationOptions generationOptions =
+          options.routing().map(request.options()::withRouting).orElse(request.options());
+      generation = session.generate(request.prompt(), generationOptions);
     } catch (FletchException | IllegalArgumentException e) {
       throw ApiException.invalid(null, e.getMessage());
     }
@@ -526,6 +560,12 @@ public final class FletchServer implements AutoCloseable {
     metrics.completionTokens.add(result.completionTokens());
     metrics.prefillNanos.add(result.prefillNanos());
     metrics.decodeNanos.add(result.decodeNanos());
+    DecodeCounters counters = result.counters();
+    metrics.weightBytes.add(counters.weights().bytes());
+    metrics.activatedParameters.add(counters.weights().activated());
+    if (options.routing().isPresent()) {
+      metrics.routedTokens.add(counters.drafted() - counters.accepted());
+    }
     if (!isDone || result.finishReason() == Generation.FinishReason.CANCELLED) {
       metrics.cancelled.increment();
     }

@@ -11,6 +11,9 @@ final class Metrics {
   final LongAdder promptTokens = new LongAdder();
   final LongAdder reusedTokens = new LongAdder();
   final LongAdder completionTokens = new LongAdder();
+  final LongAdder routedTokens = new LongAdder();
+  final LongAdder weightBytes = new LongAdder();
+  final LongAdder activatedParameters = new LongAdder();
   final LongAdder cancelled = new LongAdder();
   final LongAdder rejected = new LongAdder();
   final LongAdder prefillNanos = new LongAdder();
@@ -46,6 +49,24 @@ final class Metrics {
         "counter",
         "Tokens generated",
         completionTokens.sum());
+    one(
+        out,
+        "fletch_routed_tokens_total",
+        "counter",
+        "Tokens that a small model proposed and the large one replaced",
+        routedTokens.sum());
+    one(
+        out,
+        "fletch_weight_bytes_total",
+        "counter",
+        "Bytes of weights read; per completion token, the cost of decoding",
+        weightBytes.sum());
+    one(
+        out,
+        "fletch_activated_parameters_total",
+        "counter",
+        "Parameters that computed the tokens generated",
+        activatedParameters.sum());
     one(
         out,
         "fletch_cancelled_total",

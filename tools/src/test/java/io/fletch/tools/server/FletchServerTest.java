@@ -10,7 +10,9 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import com.fasterxml.jackson.jr.ob.JSON;
 import io.fletch.Model;
 import io.fletch.ModelOptions;
+import io.fletch.Routing;
 import io.fletch.sampling.SamplingOptions;
+import io.fletch.sampling.TokenRouter;
 import java.io.IOException;
 import java.io.InputStream;
 import java.net.InetAddress;
@@ -417,12 +419,43 @@ class FletchServerTest {
   }
 
   @Test
+  void aSmallModelProposesWhereTheServerHasOne() {
+    String body = "{" + QUESTION + "}";
+    Object alone = at(ok("/v1/chat/completions", body), "choices", 0, "message", "content");
+    double bytes = metric("fletch_weight_bytes_total");
+    double tokens = metric("fletch_completion_tokens_total");
+    FletchServer.Options o = options();
+    restart(
+        new FletchServer.Options(
+            o.address(),
+            o.modelId(),
+            o.sampling(),
+            o.parallel(),
+            o.queue(),
+            o.maxBody(),
+            o.timeLimit(),
+            o.drain(),
+            o.apiKey(),
+            o.corsOrigin(),
+            Optional.of(new Routing(model, TokenRouter.entropy(), 0))));
+    assertEquals(alone, at(ok("/v1/chat/completions", body), "choices", 0, "message", "content"));
+    assertEquals(tokens, metric("fletch_completion_tokens_total"));
+    assertEquals(tokens, metric("fletch_routed_tokens_total"), "the threshold routes every token");
+    assertEquals(2 * bytes, metric("fletch_weight_bytes_total"));
+  }
+
+  @Test
   void describesItself() {
     assertEquals("demo-small", at(json(send(to("/v1/models").build()).body()), "data", 0, "id"));
     assertEquals("model", json(send(to("/v1/models/demo-small").build()).body()).get("object"));
     ok("/v1/chat/completions", "{" + QUESTION + "}");
     assertEquals(1, metric("fletch_requests_total{route=\"chat\",status=\"200\"}"));
     assertTrue(metric("fletch_completion_tokens_total") > 10);
+    assertEquals(0, metric("fletch_routed_tokens_total"));
+    assertEquals(
+        metric("fletch_completion_tokens_total") * model.info().bytesPerToken(),
+        metric("fletch_weight_bytes_total"));
+    assertTrue(metric("fletch_activated_parameters_total") > 1_000_000);
     assertEquals(0, metric("fletch_active"));
     HttpResponse<String> page = send(to("/").build());
     assertEquals(200, page.statusCode());
