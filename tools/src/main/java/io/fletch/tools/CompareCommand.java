@@ -5,136 +5,34 @@ import io.fletch.GenerationOptions;
 import io.fletch.Message;
 import io.fletch.Model;
 import io.fletch.Session;
-import io.fletch.sampling.DecodeCounters;
-import io.fletch.sampling.DiffusionModel;
 import io.fletch.sampling.DiffusionPresets;
 import io.fletch.tools.QuestionSet.Question;
-import io.fletch.tools.QuestionSet.Score;
 import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.Collections;
 import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.concurrent.atomic.AtomicInteger;
 
 /**
- * {@code fletch compare}: what techniques of a diffusion model cost, in forwards, time and
- * accuracy.
+ * {@code fletch compare}: what techniques cost in accuracy, in time, and in forwards of a diffusion
+ * model or bytes of an autoregressive one.
  *
  * <p>All techniques answer a question before the next one is asked, in an order that turns from
  * question to question, so that a machine that gets slower or faster meanwhile treats them alike; a
  * speed-up is the median over questions of the ratio of both times.
  */
 final class CompareCommand implements Command {
-  /** What the others are compared with. */
-  private static final String BASELINE = "reference";
+  /** What the others are compared with, by the kind of model. */
+  private static final String REFERENCE = "reference";
 
-  /** A technique with what it has done so far. */
-  static final class Row {
-    private final String technique;
-    private final GenerationOptions options;
-    private final Score score = new Score();
-    private final Counters counters = new Counters();
-    private final List<Double> seconds = new ArrayList<>();
-    private long tokens;
-    private int same;
-    private Generation.Result latest;
-
-    Row(String technique, GenerationOptions options) {
-      this.technique = technique;
-      this.options = options;
-    }
-
-    void add(Question question, Generation.Result result, double time) {
-      latest = result;
-      score.add(question.isAnsweredBy(result));
-      counters.add(result.counters());
-      tokens += result.completionTokens();
-      seconds.add(time);
-    }
-
-    String technique() {
-      return technique;
-    }
-
-    double accuracy() {
-      return score.accuracy();
-    }
-
-    double forwards() {
-      return counters.perAnswer(counters.forwards());
-    }
-
-    double tokensPerSecond() {
-      return tokens / seconds.stream().mapToDouble(Double::doubleValue).sum();
-    }
-
-    /** Forwards of the baseline per own forward. */
-    double fewerForwards(Row baseline) {
-      return baseline.forwards() / forwards();
-    }
-
-    /** Median over questions of the baseline's time per own time. */
-    double speedUp(Row baseline) {
-      double[] ratios = new double[seconds.size()];
-      for (int i = 0; i < ratios.length; i++) {
-        ratios[i] = baseline.seconds.get(i) / seconds.get(i);
-      }
-      Arrays.sort(ratios);
-      int n = ratios.length;
-      return (ratios[(n - 1) / 2] + ratios[n / 2]) / 2;
-    }
-
-    Map<String, Object> json(Row baseline) {
-      Map<String, Object> json = new LinkedHashMap<>();
-      json.put("technique", technique);
-      json.put("correct", score.correct());
-      json.put("accuracy", accuracy());
-      json.put("same_as_baseline", same);
-      counters.put(json);
-      json.put("tokens", tokens);
-      json.put("tokens_per_second", Json.rounded(tokensPerSecond()));
-      json.put("fewer_forwards", Json.rounded(fewerForwards(baseline)));
-      json.put("speed_up", Json.rounded(speedUp(baseline)));
-      return json;
-    }
-
-    List<String> cells(Row baseline) {
-      DecodeCounters sum = counters.sum();
-      return List.of(
-          "`" + technique + "`",
-          Texts.format("%.1f", 100 * accuracy()),
-          Texts.format("%d of %d", same, score.total()),
-          Texts.format("%.1f", forwards()),
-          Texts.format("%.0f", counters.perAnswer(sum.rows())),
-          Texts.format("%.0f", counters.perAnswer(sum.headRows())),
-          sum.drafted() == 0
-              ? "-"
-              : Texts.format("%.0f %%", 100.0 * sum.accepted() / sum.drafted()),
-          Texts.format("%.1f", tokensPerSecond()),
-          Texts.format("%.2f", fewerForwards(baseline)),
-          Texts.format("%.2f", speedUp(baseline)));
-    }
-  }
-
-  private static final List<String> HEADINGS =
-      List.of(
-          "technique",
-          "accuracy %",
-          "same answer",
-          "forwards",
-          "rows",
-          "head rows",
-          "drafts used",
-          "tokens/s",
-          "fewer forwards",
-          "speed-up");
+  private static final String DENSE = "dense";
 
   @Override
   public String usage() {
@@ -144,12 +42,17 @@ final class CompareCommand implements Command {
   @Override
   public String description() {
     return """
-    Answers the questions of a set with many techniques of a diffusion model and prints
-    a table: accuracy, answers that are the same as the baseline's, forwards, rows and
-    rows with logits per answer, share of drafts used, tokens per second, and how many
-    times fewer forwards and less time than the static baseline (reference). Without
-    --technique these are all presets that the model allows and the techniques behind
-    them, each on its own. Times are compared question by question, interleaved.\
+    Answers the questions of a set with many techniques and prints a table: accuracy,
+    answers that are the same as the baseline's, tokens per second, and what they cost.
+    Of a diffusion model that is forwards, rows and rows with logits per answer, share
+    of drafts used, and how many times fewer forwards and less time than the static
+    baseline (reference). Without --technique these are all presets that the model
+    allows and the techniques behind them, each on its own. Of an autoregressive model
+    it is bytes of weights read and parameters activated per token, share of tokens
+    routed to the model, and how many times fewer bytes and less time than the model
+    alone (dense). Without --technique these are, with --small, the small model alone
+    (small) and token routing at several thresholds (r2r, entropy, logu). Times are
+    compared question by question, interleaved.\
     """;
   }
 
@@ -164,7 +67,12 @@ final class CompareCommand implements Command {
                     "limit", "N", "only N questions, spread evenly over the set (default: all)"),
                 Command.value("markdown", "FILE", "write the table there too"),
                 Command.value(
-                    "svg", "FILE", "write a picture there: accuracy against forwards and time"),
+                    "svg", "FILE", "write a picture there: accuracy against cost and time"),
+                Command.value(
+                    "n",
+                    "max-tokens",
+                    "N",
+                    "most tokens of an autoregressive answer (default: up to the context)"),
                 Command.flag("json", "print one JSON object"))),
         new Section(
             "Techniques",
@@ -173,6 +81,7 @@ final class CompareCommand implements Command {
                 DiffusionFlags.lengthOption(),
                 DiffusionFlags.blockOption(),
                 DiffusionFlags.guideOption())),
+        RoutingFlags.section(),
         ModelFlags.section());
   }
 
@@ -181,7 +90,10 @@ final class CompareCommand implements Command {
     return List.of(
         "fletch compare --model demo-diffusion --set eval.jsonl --limit 100 --block 16",
         "fletch compare --model demo-diffusion --set eval.jsonl --technique \"freedave(depth=4)\""
-            + " --technique \"freedave(depth=8)\" --markdown table.md --svg picture.svg");
+            + " --technique \"freedave(depth=8)\" --markdown table.md --svg picture.svg",
+        "fletch compare --model demo --small demo-small --set eval.jsonl --svg picture.svg",
+        "fletch compare --model demo --small demo-small --set eval.jsonl --technique small"
+            + " --technique \"r2r(threshold=0.2)\"");
   }
 
   @Override
@@ -191,15 +103,22 @@ final class CompareCommand implements Command {
     int limit = arguments.integer("limit", 0, 0, Integer.MAX_VALUE);
     List<Question> questions = QuestionSet.thinned(QuestionSet.read(set), limit);
     try (Model model = ModelFlags.open(arguments, io);
-        Model guide = DiffusionFlags.openGuide(arguments, io)) {
-      List<Row> rows = rows(arguments, model, guide);
+        Model guide = DiffusionFlags.openGuide(arguments, io);
+        Model small = RoutingFlags.openSmall(arguments, io)) {
+      boolean diffusion = model.diffusion().isPresent();
+      check(arguments, model, diffusion);
+      CostKind kind = diffusion ? CostKind.DIFFUSION : CostKind.AUTOREGRESSIVE;
+      List<Contender> rows =
+          diffusion
+              ? diffusion(arguments, model, guide)
+              : autoregressive(arguments, new ComparedTechniques.Setting(arguments, model, small));
       AtomicInteger done = new AtomicInteger();
       try (Progress _ =
           Progress.show(io, () -> done.get() + " of " + questions.size() + " questions")) {
-        measure(model, rows, questions, done);
+        measure(rows, questions, done);
       }
-      Row baseline = rows.getFirst();
-      String table = table(rows, baseline);
+      Contender baseline = rows.getFirst();
+      String table = table(kind, rows, baseline);
       if (arguments.has("markdown")) {
         Files.writeString(Path.of(arguments.required("markdown")), table, StandardCharsets.UTF_8);
       }
@@ -208,7 +127,7 @@ final class CompareCommand implements Command {
             model.name() + ", " + set.getFileName() + ", " + questions.size() + " questions";
         Files.writeString(
             Path.of(arguments.required("svg")),
-            CostPicture.svg(title, rows, baseline),
+            CostPicture.svg(title, kind, rows, baseline),
             StandardCharsets.UTF_8);
       }
       if (arguments.has("json")) {
@@ -216,7 +135,7 @@ final class CompareCommand implements Command {
         report.put("model", ModelFlags.name(arguments));
         report.put("set", set.toString());
         report.put("questions", questions.size());
-        report.put("techniques", rows.stream().map(r -> r.json(baseline)).toList());
+        report.put("techniques", rows.stream().map(r -> r.json(kind, baseline)).toList());
         io.println(Json.line(report));
       } else {
         io.print(table);
@@ -225,36 +144,90 @@ final class CompareCommand implements Command {
     return Cli.OK;
   }
 
+  /** Refuses options of the other kind of model: they would change nothing. */
+  private static void check(Arguments arguments, Model model, boolean diffusion) {
+    List<String> others =
+        diffusion
+            ? List.of("small", "router", "router-threshold", "max-tokens")
+            : List.of("length", "block", "guide");
+    for (String option : others) {
+      if (arguments.has(option)) {
+        throw new UsageException(
+            "--"
+                + option
+                + " does not apply: "
+                + model.name()
+                + (diffusion ? " is a diffusion model" : " is autoregressive"));
+      }
+    }
+  }
+
   /** The baseline, then what is compared with it. */
-  private static List<Row> rows(Arguments arguments, Model model, Model guide) {
-    DiffusionModel facts =
-        model
-            .diffusion()
-            .orElseThrow(() ->
-                new CommandException(
-                    "model " + model.name() + " is autoregressive: there is nothing to compare"));
-    List<String> techniques = new ArrayList<>(List.of(BASELINE));
+  private static List<Contender> diffusion(Arguments arguments, Model model, Model guide) {
+    List<String> techniques = new ArrayList<>(List.of(REFERENCE));
     if (arguments.has("technique")) {
       techniques.addAll(arguments.strings("technique"));
     } else {
-      techniques.addAll(DiffusionPresets.comparison(facts));
+      techniques.addAll(DiffusionPresets.comparison(model.diffusion().orElseThrow()));
       Optional.ofNullable(guide).ifPresent(_ -> techniques.add("guided"));
     }
     return techniques.stream()
         .distinct()
         .map(t ->
-            new Row(t, DiffusionFlags.with(t, arguments, model, guide, GenerationOptions.greedy())))
+            new Contender(
+                t,
+                model,
+                DiffusionFlags.with(t, arguments, model, guide, GenerationOptions.greedy())))
         .toList();
   }
 
-  private static void measure(
-      Model model, List<Row> rows, List<Question> questions, AtomicInteger done) {
+  /** The model alone, then what is compared with it. */
+  private static List<Contender> autoregressive(
+      Arguments arguments, ComparedTechniques.Setting setting) {
+    GenerationOptions greedy =
+        GenerationOptions.greedy()
+            .withMaxTokens(arguments.integer("max-tokens", 0, 0, Integer.MAX_VALUE));
+    List<String> techniques = new ArrayList<>();
+    if (arguments.has("technique")) {
+      techniques.addAll(arguments.strings("technique"));
+    } else {
+      ComparedTechniques.FAMILIES.forEach(family -> techniques.addAll(family.names(setting)));
+    }
+    if (techniques.isEmpty()) {
+      throw new UsageException("there is nothing to compare the model with: see --small");
+    }
+    List<Contender> rows = new ArrayList<>();
+    rows.add(new Contender(DENSE, setting.model(), greedy));
+    for (String technique : new LinkedHashSet<>(techniques)) {
+      if (!technique.equals(DENSE)) {
+        ComparedTechniques.Way way = way(technique, setting, greedy);
+        rows.add(new Contender(technique, way.model(), way.options()));
+      }
+    }
+    return rows;
+  }
+
+  private static ComparedTechniques.Way way(
+      String technique, ComparedTechniques.Setting setting, GenerationOptions greedy) {
+    for (ComparedTechniques family : ComparedTechniques.FAMILIES) {
+      Optional<ComparedTechniques.Way> way = family.way(technique, setting, greedy);
+      if (way.isPresent()) {
+        return way.get();
+      }
+    }
+    List<String> known = new ArrayList<>(List.of(DENSE));
+    ComparedTechniques.FAMILIES.forEach(family -> known.addAll(family.names(setting)));
+    throw new UsageException(
+        "--technique: expected=one of " + String.join(", ", known) + " actual=" + technique);
+  }
+
+  private static void measure(List<Contender> rows, List<Question> questions, AtomicInteger done) {
     List<Session> sessions = new ArrayList<>();
     try {
-      for (Row row : rows) {
-        sessions.add(model.newSession());
+      for (Contender row : rows) {
+        sessions.add(row.model().newSession());
         // The first answer makes room and warms up; it does not count.
-        answer(sessions.getLast(), questions.getFirst(), row.options);
+        answer(sessions.getLast(), questions.getFirst(), row.options());
       }
       List<Integer> order = new ArrayList<>();
       for (int i = 0; i < rows.size(); i++) {
@@ -263,13 +236,10 @@ final class CompareCommand implements Command {
       for (Question question : questions) {
         for (int i : order) {
           long start = System.nanoTime();
-          Generation.Result result = answer(sessions.get(i), question, rows.get(i).options);
+          Generation.Result result = answer(sessions.get(i), question, rows.get(i).options());
           rows.get(i).add(question, result, (System.nanoTime() - start) / 1e9);
         }
-        String expected = rows.getFirst().latest.text();
-        for (Row row : rows) {
-          row.same += row.latest.text().equals(expected) ? 1 : 0;
-        }
+        rows.forEach(row -> row.match(rows.getFirst()));
         Collections.rotate(order, 1);
         done.incrementAndGet();
       }
@@ -287,11 +257,11 @@ final class CompareCommand implements Command {
   }
 
   /** A Markdown table whose columns are aligned as text too. */
-  private static String table(List<Row> rows, Row baseline) {
+  private static String table(CostKind kind, List<Contender> rows, Contender baseline) {
     List<List<String>> cells = new ArrayList<>();
-    cells.add(HEADINGS);
-    rows.forEach(r -> cells.add(r.cells(baseline)));
-    int[] widths = new int[HEADINGS.size()];
+    cells.add(kind.headings());
+    rows.forEach(r -> cells.add(kind.cells(r, baseline)));
+    int[] widths = new int[kind.headings().size()];
     for (List<String> line : cells) {
       for (int c = 0; c < widths.length; c++) {
         widths[c] = Math.max(widths[c], line.get(c).length());

@@ -4,9 +4,9 @@ import java.util.List;
 import java.util.function.ToDoubleFunction;
 
 /**
- * Accuracy against cost as an SVG picture: two panels, cost in forwards and in time, both relative
- * to the baseline; techniques are numbered and listed beside them. Plain SVG 1.1 without scripts or
- * fonts of its own.
+ * Accuracy against cost as an SVG picture: two panels, cost in forwards or bytes and in time, both
+ * relative to the baseline; techniques are numbered and listed beside them. Plain SVG 1.1 without
+ * scripts or fonts of its own.
  */
 final class CostPicture {
   private static final int PANEL = 320;
@@ -18,7 +18,7 @@ final class CostPicture {
 
   private CostPicture() {}
 
-  static String svg(String title, List<CompareCommand.Row> rows, CompareCommand.Row baseline) {
+  static String svg(String title, CostKind kind, List<Contender> rows, Contender baseline) {
     int height = Math.max(TOP + PANEL + 60, TOP + rows.size() * LINE + 30);
     int width = LEFT + 2 * PANEL + GAP + 30 + LEGEND;
     StringBuilder s = new StringBuilder();
@@ -29,7 +29,7 @@ final class CostPicture {
             width, height, width, height));
     s.append("<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n");
     text(s, LEFT, 24, "start", title);
-    panel(s, LEFT, "forwards, baseline = 1", rows, r -> 1 / r.fewerForwards(baseline));
+    panel(s, LEFT, kind.label(), rows, r -> 1 / kind.saving(r, baseline));
     panel(s, LEFT + PANEL + GAP, "time, baseline = 1", rows, r -> 1 / r.speedUp(baseline));
     for (int i = 0; i < rows.size(); i++) {
       text(
@@ -46,10 +46,10 @@ final class CostPicture {
       StringBuilder s,
       int x,
       String label,
-      List<CompareCommand.Row> rows,
-      ToDoubleFunction<CompareCommand.Row> cost) {
+      List<Contender> rows,
+      ToDoubleFunction<Contender> cost) {
     double mostCost = Math.max(1, rows.stream().mapToDouble(cost).max().orElse(1)) * 1.08;
-    double most = rows.stream().mapToDouble(CompareCommand.Row::accuracy).max().orElse(1);
+    double most = rows.stream().mapToDouble(Contender::accuracy).max().orElse(1);
     // Whole tenths above the best accuracy.
     double mostAccuracy = Math.min(1, Math.floor(most * 10 + 1) / 10);
     s.append(

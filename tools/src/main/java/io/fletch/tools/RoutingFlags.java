@@ -64,13 +64,9 @@ final class RoutingFlags {
     if (small == null) {
       return null;
     }
-    boolean demo =
-        ModelFlags.name(arguments).equals("demo")
-            && arguments.required("small").equals("demo-small");
     Routing routing =
-        switch (arguments.string("router").orElse(demo ? "demo" : "entropy")) {
-          case "entropy" -> new Routing(small, TokenRouter.entropy(), ENTROPY);
-          case "logu" -> new Routing(small, TokenRouter.logU(), LOGU);
+        switch (router(arguments)) {
+          case "entropy", "logu" -> untrained(router(arguments), small);
           case "demo" -> demo(small, model);
           case String file -> Routing.load(Path.of(file), small, model);
         };
@@ -81,6 +77,26 @@ final class RoutingFlags {
                   "router-threshold", (float) routing.threshold(), 0, Float.POSITIVE_INFINITY));
     }
     return routing;
+  }
+
+  /** What was asked for, or what the pair of models suggests. */
+  private static String router(Arguments arguments) {
+    boolean demo =
+        ModelFlags.name(arguments).equals("demo")
+            && arguments.required("small").equals("demo-small");
+    return arguments.string("router").orElse(demo ? "demo" : "entropy");
+  }
+
+  /** Whether the router is one that was trained. */
+  static boolean trained(Arguments arguments) {
+    return !List.of("entropy", "logu").contains(router(arguments));
+  }
+
+  /** A router without training at its published threshold. */
+  static Routing untrained(String name, Model small) {
+    return name.equals("entropy")
+        ? new Routing(small, TokenRouter.entropy(), ENTROPY)
+        : new Routing(small, TokenRouter.logU(), LOGU);
   }
 
   /** The router that comes with the demo models: a resource, which must be a file to be read. */

@@ -13,7 +13,7 @@ import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
-/** Diffusion techniques from the command line. */
+/** Techniques from the command line. */
 class CompareCommandTest {
   @TempDir private Path folder;
   private String set;
@@ -141,9 +141,98 @@ class CompareCommandTest {
       assertEquals(1, outcome.status(), technique);
       assertEquals(1, outcome.err().lines().count(), outcome.err());
     }
-    assertEquals(1, Fletch.run("compare", "--model", "demo-small", "--set", set).status());
     assertEquals(
         1, Fletch.run("run", "--model", "demo-small", "--technique", "fast", "Hi").status());
+  }
+
+  @Test
+  void routingIsComparedWithTheModelAlone() throws Exception {
+    Path svg = folder.resolve("routing.svg");
+    String[] compare = {
+      "compare", "--model", "demo", "--small", "demo-small", "--set", set, "--ctx", "128"
+    };
+    Map<String, Object> json =
+        Fletch.ok(
+                with(
+                    compare,
+                    "--technique",
+                    "small",
+                    "--technique",
+                    "r2r(threshold=0)",
+                    "--technique",
+                    "entropy",
+                    "--technique",
+                    "logu(threshold=Infinity)",
+                    "--svg",
+                    svg.toString(),
+                    "--json"))
+            .json();
+    List<?> rows = (List<?>) json.get("techniques");
+    assertEquals(
+        List.of("dense", "small", "r2r(threshold=0)", "entropy", "logu(threshold=Infinity)"),
+        rows.stream().map(r -> ((Map<?, ?>) r).get("technique")).toList());
+    assertEquals(1, number(rows.get(0), "fewer_bytes"));
+    double dense = number(rows.get(0), "weight_bytes_per_token");
+    double small = number(rows.get(1), "weight_bytes_per_token");
+    assertTrue(small < dense / 4, small + " of " + dense);
+    assertEquals(2, number(rows.get(2), "same_as_baseline"), "every token is routed");
+    assertEquals(1, number(rows.get(2), "routed_share"));
+    assertEquals(dense + small, number(rows.get(2), "weight_bytes_per_token"));
+    double share = number(rows.get(3), "routed_share");
+    assertTrue(share > 0 && share < 1);
+    assertEquals(
+        small + share * dense, number(rows.get(3), "weight_bytes_per_token"), dense * 1e-3);
+    assertTrue(number(rows.get(3), "rows_per_extend") >= 1);
+    assertEquals(0, number(rows.get(4), "routed_tokens"));
+    assertEquals(small, number(rows.get(4), "weight_bytes_per_token"));
+    assertEquals(
+        2 * rows.size(),
+        DocumentBuilderFactory.newInstance()
+            .newDocumentBuilder()
+            .parse(svg.toFile())
+            .getElementsByTagName("circle")
+            .getLength());
+    // Without a choice there are all techniques, at several thresholds, as a table.
+    List<String> table = Fletch.ok(with(compare, "--limit", "1")).out().lines().toList();
+    assertTrue(table.getFirst().contains("weights/token"), table.getFirst());
+    assertTrue(table.size() > 12, table.toString());
+    assertTrue(table.stream().anyMatch(l -> l.startsWith("| `r2r(threshold=0.4)`")));
+  }
+
+  private static String[] with(String[] command, String... more) {
+    String[] all = java.util.Arrays.copyOf(command, command.length + more.length);
+    System.arraycopy(more, 0, all, command.length, more.length);
+    return all;
+  }
+
+  @Test
+  void comparisonsThatCannotBeAreRefused() {
+    for (List<String> wrong :
+        List.<List<String>>of(
+            List.of(),
+            List.of("--technique", "entropy"),
+            List.of("--small", "demo-small", "--technique", "nonsense"),
+            List.of("--small", "demo-small", "--technique", "entropy(depth=4)"),
+            List.of("--small", "demo-small", "--technique", "entropy(threshold=x)"),
+            List.of("--small", "demo-small", "--technique", "small(threshold=1)"),
+            List.of("--small", "demo-small", "--block", "4"))) {
+      Fletch.Outcome outcome =
+          Fletch.run(with(new String[] {"compare", "--set", set}, wrong.toArray(String[]::new)));
+      assertEquals(Cli.USAGE, outcome.status(), wrong + ": " + outcome.err());
+    }
+    assertEquals(
+        Cli.USAGE,
+        Fletch.run(
+                "compare",
+                "--model",
+                "demo-diffusion",
+                "--set",
+                set,
+                "--router-threshold",
+                "1",
+                "--small",
+                "demo-small")
+            .status());
   }
 
   @Test
