@@ -41,8 +41,39 @@ public interface Batch extends AutoCloseable {
    */
   int wantLogits(int row);
 
-  /** Sets the gate byte of (gate, row). */
+  /** Sets the gate byte of (gate, row) with which a forward begins. */
   void gate(int layer, Gate.Unit unit, int row, byte value);
+
+  /**
+   * Lets the graph's {@link Op.SkipSimilar} ops decide for a row. Rows for which nobody asked are
+   * never skipped.
+   *
+   * @param threshold cosine from which on units rest; positive infinity only records the scores
+   * @param run most units that rest after one decision, at least 0
+   * @param budget most units that rest in the whole forward, at least 0
+   */
+  void skipSimilar(int row, float threshold, int run, int budget);
+
+  /**
+   * Lets the graph's {@link Op.RouteUnit} ops decide for a row. Rows for which nobody asked run all
+   * units.
+   *
+   * @param threshold score below which a unit does not run; negative infinity only records the
+   *     scores
+   * @param otherwise what happens then: {@link Gate#SKIP} or {@link Gate#SUBSTITUTE}
+   */
+  void routeUnits(int row, float threshold, byte otherwise);
+
+  /** After forward: the gate byte of (gate, row) with which the unit was or was not computed. */
+  byte decided(int layer, Gate.Unit unit, int row);
+
+  /**
+   * After forward: what a deciding op saw.
+   *
+   * @param decision index in {@link Graph#decisions()}
+   * @return its score, not a number where it had nothing to decide for the row
+   */
+  float score(int decision, int row);
 
   /** Rows added. */
   int rows();

@@ -3,21 +3,58 @@ package io.fletch.graph;
 /**
  * Names the unit gate an op obeys: one byte per (layer, unit, row) that kernels of the unit read
  * first (DESIGN 3, specs autoregressive P1). {@link #RUN} computes; {@link #SKIP} leaves the
- * residual row as it is. All-RUN is the same code path as dense and bit-identical.
+ * residual row as it is; {@link #SUBSTITUTE} computes a cheap stand-in for the unit instead, where
+ * the graph has one. All-RUN is the same code path as dense and bit-identical.
+ *
+ * <p>Bytes are set before a forward ({@link Batch#gate}) or by deciding ops within it ({@link
+ * Op.SkipSimilar}, {@link Op.RouteUnit}).
  *
  * @param layer 0-based block index
  * @param unit which half of the block
+ * @param branch whether the op belongs to the unit or to what stands in for it
  */
-public record Gate(int layer, Unit unit) {
+public record Gate(int layer, Unit unit, Branch branch) {
   /** Gate byte: compute the unit for this row. */
   public static final byte RUN = 0;
 
   /** Gate byte: the unit contributes nothing to this row. */
   public static final byte SKIP = 1;
 
+  /** Gate byte: what stands in for the unit contributes to this row. */
+  public static final byte SUBSTITUTE = 2;
+
   /** The two gated units of a block. */
   public enum Unit {
     ATTENTION,
     FFN
+  }
+
+  /** The two ways in which a unit can contribute. */
+  public enum Branch {
+    /** The unit itself. */
+    UNIT(RUN),
+    /** Its stand-in. */
+    STAND_IN(SUBSTITUTE);
+
+    private final byte runsAt;
+
+    Branch(byte runsAt) {
+      this.runsAt = runsAt;
+    }
+
+    /** The only gate byte at which ops of this branch compute. */
+    public byte runsAt() {
+      return runsAt;
+    }
+  }
+
+  /** The gate of the unit itself. */
+  public Gate(int layer, Unit unit) {
+    this(layer, unit, Branch.UNIT);
+  }
+
+  /** The gate of what stands in for the unit. */
+  public Gate standIn() {
+    return new Gate(layer, unit, Branch.STAND_IN);
   }
 }

@@ -46,6 +46,16 @@ public record Graph(
     }
   }
 
+  /**
+   * The ops that set gates during a forward ({@link Op.SkipSimilar}, {@link Op.RouteUnit}), in
+   * order.
+   */
+  public List<Op> decisions() {
+    return ops.stream()
+        .filter(op -> op instanceof Op.SkipSimilar || op instanceof Op.RouteUnit)
+        .toList();
+  }
+
   /** Starts a graph. */
   public static Builder builder(String name) {
     return new Builder(name);

@@ -189,6 +189,9 @@ public final class LayerRunner {
                 ReferenceExecutable.experts(o, values.get(o.in()), values.get(o.routing()));
             case Op.Mix o ->
                 ReferenceExecutable.mix(o, values.get(o.in()), values.get(o.routing()));
+            // Layers are run as if nothing was ever decided.
+            case Op.SkipSimilar o -> values.get(o.after());
+            case Op.RouteUnit o -> values.get(o.scores());
             case Op.SelectRows _, Op.KvStore _ ->
                 throw new GraphException("not part of a layer: " + op);
           };

@@ -205,6 +205,56 @@ public sealed interface Op {
   }
 
   /**
+   * Lets feed-forward units of later layers rest for rows that this one hardly turned (FFN-SkipLLM,
+   * specs autoregressive 2). For a row whose unit ran and for which the batch asks for it ({@link
+   * Batch#skipSimilar}), the score is the cosine of the angle between {@code before} and {@code
+   * after}; if it reaches the row's threshold, the next targets get {@link Gate#SKIP}, as many as
+   * the row's run and what is left of its budget allow.
+   *
+   * @param before residual stream that enters the unit
+   * @param after the same with the unit's result
+   * @param unit the gate of the unit between them
+   * @param targets gates that may be closed, nearest first; their ops come later
+   */
+  record SkipSimilar(Value before, Value after, Gate unit, List<Gate> targets) implements Op {
+    /** Copies the list. */
+    public SkipSimilar {
+      targets = List.copyOf(targets);
+    }
+
+    @Override
+    public Optional<Value> output() {
+      return Optional.empty();
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(before, after);
+    }
+  }
+
+  /**
+   * Decides whether a unit runs for a row (informed routing, specs autoregressive 3). For a row
+   * whose gate says run and for which the batch asks for it ({@link Batch#routeUnits}), the score
+   * is {@code scores[0] - scores[1]}; below the row's threshold the gate gets the row's other byte.
+   * A score that is no number lets the unit run.
+   *
+   * @param scores two per row: execute, approximate
+   * @param target the gate; its ops come later
+   */
+  record RouteUnit(Value scores, Gate target) implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.empty();
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(scores);
+    }
+  }
+
+  /**
    * LayerNorm: {@code (x - mean) / sqrt(variance + eps) * weight + bias}, the variance being that
    * of the row itself (divided by its width).
    */

@@ -126,6 +126,9 @@ final class ReferenceExecutable implements Executable {
             case Op.Route o -> route(o, values.get(o.scores()));
             case Op.ExpertLinear o -> experts(o, values.get(o.in()), values.get(o.routing()));
             case Op.Mix o -> mix(o, values.get(o.in()), values.get(o.routing()));
+            case Op.SkipSimilar o ->
+                skipSimilar(o, values.get(o.before()), values.get(o.after()), b);
+            case Op.RouteUnit o -> routeUnit(o, values.get(o.scores()), b);
           };
       op.output().ifPresent(v -> values.put(v, out));
     }
@@ -138,7 +141,37 @@ final class ReferenceExecutable implements Executable {
     }
     int g = AbstractBatch.gateIndex(gate.get().layer(), gate.get().unit());
     int batchRow = rows == Value.Rows.LOGITS ? b.logitSource(row) : row;
-    return b.gate(g, batchRow) == Gate.SKIP;
+    return b.gate(g, batchRow) != gate.get().branch().runsAt();
+  }
+
+  private float[] skipSimilar(Op.SkipSimilar o, float[] x, float[] y, AbstractBatch b) {
+    int[] targets =
+        o.targets().stream().mapToInt(t -> AbstractBatch.gateIndex(t.layer(), t.unit())).toArray();
+    int n = o.before().width();
+    for (int r = 0; r < b.rows(); r++) {
+      if (b.skips(r) && !skipped(Optional.of(o.unit()), Value.Rows.BATCH, r, b)) {
+        double dot = 0;
+        double xx = 0;
+        double yy = 0;
+        for (int i = r * n; i < (r + 1) * n; i++) {
+          dot += (double) x[i] * y[i];
+          xx += (double) x[i] * x[i];
+          yy += (double) y[i] * y[i];
+        }
+        b.decideSkip(graph.decisions().indexOf(o), targets, r, (float) (dot / Math.sqrt(xx * yy)));
+      }
+    }
+    return x;
+  }
+
+  private float[] routeUnit(Op.RouteUnit o, float[] z, AbstractBatch b) {
+    int target = AbstractBatch.gateIndex(o.target().layer(), o.target().unit());
+    for (int r = 0; r < b.rows(); r++) {
+      if (b.routes(r) && !skipped(Optional.of(o.target()), Value.Rows.BATCH, r, b)) {
+        b.decideRoute(graph.decisions().indexOf(o), target, r, z[2 * r] - z[2 * r + 1]);
+      }
+    }
+    return z;
   }
 
   private static float[] embedding(Op.Embedding o, AbstractBatch b) {

@@ -94,6 +94,31 @@ public final class TestGraphs implements AutoCloseable {
           logitCap);
     }
 
+    /** With another number of layers. */
+    public Shape layers(int value) {
+      return new Shape(
+          hidden,
+          value,
+          heads,
+          kvHeads,
+          keyDim,
+          valueDim,
+          ffn,
+          vocabulary,
+          type,
+          activation,
+          style,
+          pairs,
+          biases,
+          qkNorm,
+          postNorm,
+          fused,
+          gateHalf,
+          window,
+          attentionCap,
+          logitCap);
+    }
+
     /** With another width of the residual stream and the feed-forward unit. */
     public Shape sizes(int width, int layerCount) {
       int headCount = width / keyDim;

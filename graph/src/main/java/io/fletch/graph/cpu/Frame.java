@@ -6,6 +6,7 @@ import io.fletch.graph.support.AbstractBatch;
 import io.fletch.graph.support.Visibility;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
+import java.util.BitSet;
 import java.util.List;
 
 /**
@@ -27,6 +28,9 @@ final class Frame {
   CpuBatch batch;
   int rows;
   int logitRows;
+
+  /** Index of the gates of stand-ins; those of units are even. */
+  private static final int STAND_IN = 1;
 
   private final List<RunKey> runKeys = new ArrayList<>();
   private final List<Integer> windows = new ArrayList<>();
@@ -86,6 +90,16 @@ final class Frame {
     }
   }
 
+  /** Derives the runs of some gates again, after something was decided; in no parallel stage. */
+  void refresh(BitSet gateBytes) {
+    for (int k = 0; k < runs.length; k++) {
+      int gate = runKeys.get(k).gate();
+      if (gate != UNGATED && gateBytes.get(gate >> 1)) {
+        fillRuns(k);
+      }
+    }
+  }
+
   private void fillRuns(int k) {
     RunKey key = runKeys.get(k);
     int n = rows(key.rows());
@@ -94,7 +108,7 @@ final class Frame {
     boolean open = false;
     boolean gated = key.gate() != UNGATED && batch.anyGate();
     for (int r = 0; r < n; r++) {
-      boolean run = !gated || batch.gate(key.gate(), batchRow(key.rows(), r)) != Gate.SKIP;
+      boolean run = !gated || !skips(key.gate(), batchRow(key.rows(), r));
       if (run && !open) {
         into[2 * count] = r;
       } else if (!run && open) {
@@ -126,7 +140,8 @@ final class Frame {
 
   /** Whether a gate skips a batch row. */
   boolean skips(int gate, int batchRow) {
-    return gate != UNGATED && batch.gate(gate, batchRow) == Gate.SKIP;
+    return gate != UNGATED
+        && batch.gate(gate >> 1, batchRow) != ((gate & STAND_IN) == 0 ? Gate.RUN : Gate.SUBSTITUTE);
   }
 
   int runCount(int key) {
@@ -153,8 +168,9 @@ final class Frame {
     return ranges[window][row * Visibility.INTS + 2 * range + 1];
   }
 
-  /** The index of a gate's bytes in a batch. */
+  /** The index of a gate. */
   static int gateIndex(Gate gate) {
-    return AbstractBatch.gateIndex(gate.layer(), gate.unit());
+    int bytes = AbstractBatch.gateIndex(gate.layer(), gate.unit());
+    return 2 * bytes + (gate.branch() == Gate.Branch.STAND_IN ? STAND_IN : 0);
   }
 }

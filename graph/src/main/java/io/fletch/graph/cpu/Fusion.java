@@ -1,9 +1,11 @@
 package io.fletch.graph.cpu;
 
+import io.fletch.graph.Gate;
 import io.fletch.graph.Graph;
 import io.fletch.graph.Op;
 import io.fletch.graph.Value;
 import io.fletch.graph.cpu.Kernels.ActivationFormat;
+import io.fletch.graph.support.EffectiveGates;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.HashSet;
@@ -23,8 +25,9 @@ import java.util.function.Function;
  * conversion of activations that the next product wants. Attention is a section of its own, because
  * a row must not attend before all rows have stored.
  *
- * <p>Values are defined once and ops have no other effects than KvStore, which keeps its order with
- * Attention, so moving a product up to the first one with the same input changes nothing.
+ * <p>Values are defined once. Ops have no other effects than KvStore, which keeps its order with
+ * Attention, and deciding about gates, before which no op moves that obeys one of these; so moving
+ * a product up to the first one with the same input changes nothing.
  */
 final class Fusion {
   /** Ops run together between two barriers. */
@@ -62,6 +65,11 @@ final class Fusion {
 
   private final List<Op> ops;
   private final Value logits;
+  private final EffectiveGates gates;
+
+  /** Indices of ops that decide about gates. */
+  private final List<Integer> deciding = new ArrayList<>();
+
   private final Function<Op.Linear, ActivationFormat> format;
   private final Function<Op.ExpertLinear, ActivationFormat> expertFormat;
   private final Set<Convert> conversions = new HashSet<>();
@@ -75,6 +83,12 @@ final class Fusion {
       Function<Op.Linear, ActivationFormat> format,
       Function<Op.ExpertLinear, ActivationFormat> expertFormat) {
     ops = graph.ops();
+    gates = new EffectiveGates(graph);
+    for (int i = 0; i < ops.size(); i++) {
+      if (!Lowering.decidedBy(ops.get(i)).isEmpty()) {
+        deciding.add(i);
+      }
+    }
     logits = graph.logits();
     this.format = format;
     this.expertFormat = expertFormat;
@@ -133,12 +147,36 @@ final class Fusion {
     sections.add(section);
   }
 
+  /**
+   * Whether nothing that still has to run decides about an op's gate. It is asked of ops that are
+   * about to move up.
+   */
+  private boolean isDecided(Op op, int before) {
+    if (deciding.isEmpty()) {
+      return true;
+    }
+    Optional<Gate> gate = gates.of(op);
+    for (int i : deciding) {
+      if (gate.isPresent()
+          && i < before
+          && !done[i]
+          && Lowering.decidedBy(ops.get(i)).stream()
+              .anyMatch(g -> g.layer() == gate.get().layer() && g.unit() == gate.get().unit())) {
+        return false;
+      }
+    }
+    return true;
+  }
+
   private void project(int from, Value in) {
     Map<Value, Cluster> clusterOf = new HashMap<>();
     List<Cluster> clusters = new ArrayList<>();
     Set<ActivationFormat> formats = new HashSet<>();
     for (int i = from; i < ops.size(); i++) {
-      if (!done[i] && ops.get(i) instanceof Op.Linear linear && linear.in().equals(in)) {
+      if (!done[i]
+          && ops.get(i) instanceof Op.Linear linear
+          && linear.in().equals(in)
+          && isDecided(linear, i)) {
         Cluster cluster = new Cluster(new ArrayList<>(List.of(linear)), new ArrayList<>());
         clusters.add(cluster);
         clusterOf.put(linear.out(), cluster);
@@ -148,7 +186,10 @@ final class Fusion {
     }
     convert(in, formats, 1);
     for (int i = from; i < ops.size(); i++) {
-      if (!done[i] && isElementWise(ops.get(i)) && absorb(ops.get(i), clusterOf, clusters)) {
+      if (!done[i]
+          && isElementWise(ops.get(i))
+          && isDecided(ops.get(i), i)
+          && absorb(ops.get(i), clusterOf, clusters)) {
         done[i] = true;
       }
     }
@@ -176,7 +217,8 @@ final class Fusion {
           && ops.get(i) instanceof Op.ExpertLinear e
           && e.in().equals(first.in())
           && e.routing().equals(first.routing())
-          && e.parts() == first.parts()) {
+          && e.parts() == first.parts()
+          && isDecided(e, i)) {
         together.add(e);
         formats.add(expertFormat.apply(e));
         finish(i);

@@ -1,6 +1,7 @@
 package io.fletch.graph.cpu;
 
 import io.fletch.graph.AttentionSpec;
+import io.fletch.graph.Gate;
 import io.fletch.graph.Graph;
 import io.fletch.graph.Op;
 import io.fletch.graph.Plan;
@@ -11,6 +12,7 @@ import io.fletch.graph.support.MemoryPlanner;
 import io.fletch.quant.Tensor;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
+import java.util.BitSet;
 import java.util.IdentityHashMap;
 import java.util.List;
 import java.util.Map;
@@ -83,7 +85,13 @@ final class Lowering {
     List<WorkerPool.Stage<Frame>> stages = new ArrayList<>();
     for (int s = 0; s < sections.size(); s++) {
       switch (sections.get(s)) {
-        case Fusion.RowWise r -> stages.add(rowWise(r, s == 0, steps));
+        case Fusion.RowWise r -> {
+          stages.add(rowWise(r, s == 0, steps));
+          BitSet decided = decidedBy(r);
+          if (!decided.isEmpty()) {
+            stages.add(new RefreshStage(decided));
+          }
+        }
         case Fusion.Projection p -> stages.add(projection(p, steps));
         case Fusion.Attend a -> stages.add(attention(a.op(), steps));
         case Fusion.Experts e -> stages.add(experts(e, rows, steps));
@@ -92,6 +100,26 @@ final class Lowering {
     long bytes = steps.stream().mapToLong(Plan.Step::weightBytes).sum();
     Plan plan = new Plan(graph.name(), "cpu " + kernels.name(), rows, layout.bytes(), bytes, steps);
     return new Program(plan, array(stages));
+  }
+
+  /** The gate bytes that a section may change. */
+  private static BitSet decidedBy(Fusion.RowWise section) {
+    BitSet decided = new BitSet();
+    for (Fusion.RowStep step : section.steps()) {
+      if (step instanceof Fusion.Compute c) {
+        decidedBy(c.op()).forEach(g -> decided.set(Frame.gateIndex(g) >> 1));
+      }
+    }
+    return decided;
+  }
+
+  /** The gates that an op may change. */
+  static List<Gate> decidedBy(Op op) {
+    return switch (op) {
+      case Op.SkipSimilar o -> o.targets();
+      case Op.RouteUnit o -> List.of(o.target());
+      default -> List.of();
+    };
   }
 
   @SuppressWarnings({"unchecked", "rawtypes"})
@@ -165,6 +193,8 @@ final class Lowering {
   private static String name(Op op) {
     return switch (op) {
       case Op.KvStore o -> "kv_store." + o.spec().layer();
+      case Op.SkipSimilar o -> "skip_similar." + o.unit().layer();
+      case Op.RouteUnit o -> "route_unit." + o.target().layer();
       default -> op.output().map(Value::name).orElse("");
     };
   }
@@ -262,6 +292,17 @@ final class Lowering {
               o.out().width(),
               place(o.out()),
               gate(op));
+      case Op.SkipSimilar o ->
+          new RowStage.SkipSimilar(
+              graph.decisions().indexOf(op),
+              place(o.before()),
+              place(o.after()),
+              o.before().width(),
+              o.targets().stream().mapToInt(t -> Frame.gateIndex(t) >> 1).toArray(),
+              gate(op));
+      case Op.RouteUnit o ->
+          new RowStage.RouteUnit(
+              graph.decisions().indexOf(op), place(o.scores()), Frame.gateIndex(o.target()));
       case Op.Linear o -> throw new IllegalStateException("not row-wise: " + o);
       case Op.ExpertLinear o -> throw new IllegalStateException("not row-wise: " + o);
       case Op.Attention o -> throw new IllegalStateException("not row-wise: " + o);

@@ -107,6 +107,73 @@ final class RowStage extends WorkerPool.Stage<Frame> {
     }
   }
 
+  /** {@link io.fletch.graph.Op.SkipSimilar}. */
+  static final class SkipSimilar extends Step {
+    private final int decision;
+    private final Place before;
+    private final Place after;
+    private final int n;
+    private final int[] targets;
+
+    /** A decision; targets are indices of gate bytes. */
+    SkipSimilar(int decision, Place before, Place after, int n, int[] targets, int gate) {
+      super("skip_similar", gate);
+      this.decision = decision;
+      this.before = before;
+      this.after = after;
+      this.n = n;
+      this.targets = targets;
+    }
+
+    @Override
+    void run(Frame f, int row, int batchRow) {
+      if (!f.batch.skips(batchRow)) {
+        return;
+      }
+      MemorySegment x = before.segment(f);
+      MemorySegment y = after.segment(f);
+      long atX = before.at(row) * Float.BYTES;
+      long atY = after.at(row) * Float.BYTES;
+      double dot = 0;
+      double xx = 0;
+      double yy = 0;
+      for (int i = 0; i < n; i++) {
+        double a = x.get(ValueLayout.JAVA_FLOAT, atX + (long) i * Float.BYTES);
+        double b = y.get(ValueLayout.JAVA_FLOAT, atY + (long) i * Float.BYTES);
+        dot += a * b;
+        xx += a * a;
+        yy += b * b;
+      }
+      f.batch.decideSkip(decision, targets, batchRow, (float) (dot / Math.sqrt(xx * yy)));
+    }
+  }
+
+  /** {@link io.fletch.graph.Op.RouteUnit}. */
+  static final class RouteUnit extends Step {
+    private final int decision;
+    private final Place scores;
+    private final int target;
+
+    /** A decision; the gate is that of the target. */
+    RouteUnit(int decision, Place scores, int gate) {
+      super("route_unit", gate);
+      this.decision = decision;
+      this.scores = scores;
+      target = gate >> 1;
+    }
+
+    @Override
+    void run(Frame f, int row, int batchRow) {
+      if (f.batch.routes(batchRow)) {
+        MemorySegment z = scores.segment(f);
+        long at = scores.at(row) * Float.BYTES;
+        float execute = z.get(ValueLayout.JAVA_FLOAT, at);
+        float approximate = z.get(ValueLayout.JAVA_FLOAT, at + Float.BYTES);
+        f.batch.decideRoute(decision, target, batchRow, execute - approximate);
+      }
+    }
+  }
+
   static final class Embed extends Step {
     private final Tensor table;
     private final float scale;

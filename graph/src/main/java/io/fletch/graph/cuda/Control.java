@@ -2,13 +2,15 @@ package io.fletch.graph.cuda;
 
 /**
  * Where the data of a forward's rows lie in the block that is uploaded before each: byte offsets
- * for a row bucket. Counts of rows and logit rows come first.
+ * for a row bucket. Counts of rows and logit rows come first. What kernels decide about gates they
+ * write into it, and it is downloaded from {@link #gate} on where the graph decides.
  *
  * @param rows rows of the bucket
  * @param windows number of distinct sliding windows
  * @param gates number of gate indices
+ * @param decisions number of deciding ops
  */
-record Control(int rows, int windows, int gates) {
+record Control(int rows, int windows, int gates, int decisions) {
   static final int ROWS = 0;
   static final int LOGIT_ROWS = 4;
 
@@ -46,8 +48,46 @@ record Control(int rows, int windows, int gates) {
     return logitSource() + 4 * rows + RANGE_BYTES * rows * window;
   }
 
+  // What deciding ops go by; nothing without any.
+
+  private int deciding() {
+    return decisions == 0 ? 0 : 4 * rows;
+  }
+
+  /** Whether the row takes part in skipping: 0 or 1. */
+  int skips() {
+    return ranges(windows);
+  }
+
+  int skipThreshold() {
+    return skips() + deciding();
+  }
+
+  int skipRun() {
+    return skipThreshold() + deciding();
+  }
+
+  /** Units that may still rest; counted down. */
+  int skipLeft() {
+    return skipRun() + deciding();
+  }
+
+  /** The byte of a unit that is not executed, 0 for a row that takes no part in routing. */
+  int routeOtherwise() {
+    return skipLeft() + deciding();
+  }
+
+  int routeThreshold() {
+    return routeOtherwise() + deciding();
+  }
+
+  /** Scores of a deciding op. */
+  int score(int decision) {
+    return routeThreshold() + deciding() + 4 * rows * decision;
+  }
+
   int gate(int index) {
-    return ranges(windows) + rows * index;
+    return score(decisions) + rows * index;
   }
 
   int bytes() {

@@ -2,6 +2,7 @@ package io.fletch.graph.cuda;
 
 import io.fletch.ffm.device.CudaStream;
 import io.fletch.ffm.device.DeviceMemory;
+import io.fletch.graph.Gate;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.support.AbstractBatch;
 import java.lang.foreign.MemorySegment;
@@ -19,6 +20,7 @@ final class CudaBatch extends AbstractBatch {
   private final byte[] statistics;
   private final MemorySegment view;
   private boolean fetched;
+  private Control control;
   private DeviceMemory own;
 
   CudaBatch(CudaExecutable owner, int maxRows, int maxLogitRows) {
@@ -32,16 +34,27 @@ final class CudaBatch extends AbstractBatch {
     return owner == executable;
   }
 
-  /** A forward was queued. */
-  void queued() {
+  /** A forward was queued, with its rows' data laid out like this. */
+  void queued(Control layout) {
     fetched = false;
+    control = layout;
     ran();
   }
 
-  /** Copies the statistics out of the executable's memory; its stream is idle. */
-  void fetch(MemorySegment from) {
+  /** Copies statistics and decisions out of the executable's memory; its stream is idle. */
+  void fetch(MemorySegment from, MemorySegment rowData) {
     if (!fetched) {
       MemorySegment.copy(from, 0, view, 0, (long) logitRows() * ROW);
+      if (decides()) {
+        for (int r = 0; r < rows(); r++) {
+          for (int g = 0; g < control.gates(); g++) {
+            take(g, r, rowData.get(ValueLayout.JAVA_BYTE, control.gate(g) + (long) r));
+          }
+          for (int d = 0; d < control.decisions(); d++) {
+            takeScore(d, r, rowData.get(ValueLayout.JAVA_FLOAT, control.score(d) + 4L * r));
+          }
+        }
+      }
       fetched = true;
     }
   }
@@ -72,6 +85,18 @@ final class CudaBatch extends AbstractBatch {
   @Override
   protected void copyLogits(int logitRow, int from, int count, float[] dst, int dstOffset) {
     owner.readLogits(this, logitRow, from, count, dst, dstOffset);
+  }
+
+  @Override
+  public byte decided(int layer, Gate.Unit unit, int row) {
+    owner.fetch(this);
+    return super.decided(layer, unit, row);
+  }
+
+  @Override
+  public float score(int decision, int row) {
+    owner.fetch(this);
+    return super.score(decision, row);
   }
 
   @Override

@@ -47,6 +47,7 @@ final class CudaExecutable implements Executable {
   private final CudaLowering lowering;
   private final List<Integer> windows;
   private final int gates;
+  private final int decisions;
   private final long slotRow;
   private final DeviceMemory control;
   private final DeviceMemory logits;
@@ -105,8 +106,9 @@ final class CudaExecutable implements Executable {
             .mapToInt(g -> AbstractBatch.gateIndex(g.layer(), g.unit()) + 1)
             .max()
             .orElse(0);
+    decisions = stored.decisions().size();
     slotRow = 4L * graph.logits().width();
-    Control largest = new Control(maxRows, windows.size(), gates);
+    Control largest = control(maxRows);
     CudaLowering.Memory scratch = CudaLowering.plan(stored, maxRows);
     long results = Math.multiplyExact(slotRow, maxRows);
     long wanted =
@@ -164,8 +166,7 @@ final class CudaExecutable implements Executable {
             logits.address(),
             statistics.address());
     for (int rows : buckets()) {
-      CudaLowering.Program p =
-          lowering.lower(new Control(rows, windows.size(), gates), KvCache.Type.F16);
+      CudaLowering.Program p = lowering.lower(control(rows), KvCache.Type.F16);
       plans.add(p.plan());
     }
     CudaDevice device = context.device();
@@ -179,6 +180,10 @@ final class CudaExecutable implements Executable {
             + "), "
             + weights.bytes()
             + " bytes of weights, one graph launch per forward";
+  }
+
+  private Control control(int rows) {
+    return new Control(rows, windows.size(), gates, decisions);
   }
 
   private List<Integer> buckets() {
@@ -270,17 +275,18 @@ final class CudaExecutable implements Executable {
       }
       finish();
       if (latest != null && latest != b) {
-        latest.fetch(hostStatistics.segment());
+        latest.fetch(hostStatistics.segment(), hostControl.segment());
         latest.keep(s, logits);
       }
       latest = null;
       int rows = bucket(b.rows());
       CudaGraphExec replay = replay(new Key(rows, type));
-      fill(b, new Control(rows, windows.size(), gates));
+      Control c = control(rows);
+      fill(b, c);
       replay.launch(s);
       busy = true;
       latest = b;
-      b.queued();
+      b.queued(c);
     });
   }
 
@@ -311,9 +317,26 @@ final class CudaExecutable implements Executable {
       for (int g = 0; g < gates; g++) {
         to.set(ValueLayout.JAVA_BYTE, c.gate(g) + (long) r, b.gate(g, r));
       }
+      if (decisions > 0) {
+        fillDecisions(b, c, r);
+      }
     }
     for (int k = 0; k < b.logitRows(); k++) {
       to.set(ValueLayout.JAVA_INT, c.logitSource() + 4L * k, b.logitSource(k));
+    }
+  }
+
+  private void fillDecisions(CudaBatch b, Control c, int r) {
+    MemorySegment to = hostControl.segment();
+    long at = 4L * r;
+    to.set(ValueLayout.JAVA_INT, c.skips() + at, b.skips(r) ? 1 : 0);
+    to.set(ValueLayout.JAVA_FLOAT, c.skipThreshold() + at, b.skipThreshold(r));
+    to.set(ValueLayout.JAVA_INT, c.skipRun() + at, b.skipRun(r));
+    to.set(ValueLayout.JAVA_INT, c.skipLeft() + at, b.skipBudget(r));
+    to.set(ValueLayout.JAVA_INT, c.routeOtherwise() + at, b.routes(r) ? b.routeOtherwise(r) : 0);
+    to.set(ValueLayout.JAVA_FLOAT, c.routeThreshold() + at, b.routeThreshold(r));
+    for (int d = 0; d < decisions; d++) {
+      to.set(ValueLayout.JAVA_FLOAT, c.score(d) + at, Float.NaN);
     }
   }
 
@@ -322,7 +345,7 @@ final class CudaExecutable implements Executable {
     if (there != null) {
       return there;
     }
-    Control c = new Control(key.rows(), windows.size(), gates);
+    Control c = control(key.rows());
     CudaLowering.Program program = lowering.lower(c, key.type());
     CudaModule module = context.loadPtx(graph.name() + "." + key.rows(), program.ptx());
     owned.push(module::close);
@@ -345,6 +368,9 @@ final class CudaExecutable implements Executable {
           stream.upload(up, control, 0);
           launches.forEach(l -> l.launch(stream));
           stream.download(statistics, 0, down);
+          if (decisions > 0) {
+            stream.download(control, c.score(0), up.asSlice(c.score(0)));
+          }
         })) {
       CudaGraphExec made = captured.instantiate();
       owned.push(made::close);
@@ -401,7 +427,7 @@ final class CudaExecutable implements Executable {
     locked(s -> {
       if (latest == b) {
         finish();
-        b.fetch(hostStatistics.segment());
+        b.fetch(hostStatistics.segment(), hostControl.segment());
       }
     });
   }

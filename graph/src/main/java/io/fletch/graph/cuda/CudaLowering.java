@@ -7,6 +7,7 @@ import io.fletch.graph.KvCache;
 import io.fletch.graph.Op;
 import io.fletch.graph.Plan;
 import io.fletch.graph.Value;
+import io.fletch.graph.support.AbstractBatch;
 import io.fletch.graph.support.MemoryPlanner;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorType;
@@ -130,7 +131,7 @@ final class CudaLowering {
       weightBytes += bytes;
       steps.add(
           new Plan.Step(
-              op.output().map(Value::name).orElse("kv_store"),
+              op.output().map(Value::name).orElse(kind),
               name,
               1,
               op.inputs().stream()
@@ -336,6 +337,28 @@ final class CudaLowering {
               o.out().width(),
               at(o.in()),
               at(o.out()));
+      case Op.SkipSimilar o -> {
+        int[] targets =
+            o.targets().stream()
+                .mapToInt(t -> AbstractBatch.gateIndex(t.layer(), t.unit()))
+                .toArray();
+        run.launch(
+            op,
+            "skip_similar",
+            e.skipSimilar(graph.decisions().indexOf(op), o.before().width(), o.unit(), targets),
+            1,
+            rows,
+            at(o.before()),
+            at(o.after()));
+      }
+      case Op.RouteUnit o ->
+          run.launch(
+              op,
+              "route_unit",
+              e.routeUnit(graph.decisions().indexOf(op), o.target()),
+              1,
+              rows,
+              at(o.scores()));
       case Op.Route o -> throw new IllegalStateException("refused before: " + o);
       case Op.ExpertLinear o -> throw new IllegalStateException("refused before: " + o);
       case Op.Mix o -> throw new IllegalStateException("refused before: " + o);

@@ -64,6 +64,8 @@ final class DeviceWeights {
         case Op.SoftCap o -> {}
         case Op.Slice o -> {}
         case Op.SelectRows o -> {}
+        case Op.SkipSimilar o -> {}
+        case Op.RouteUnit o -> {}
       }
     }
   }

@@ -66,8 +66,7 @@ final class Emitter {
     }
 
     PtxRegister skipped(Gate gate) {
-      int at = control.gate(AbstractBatch.gateIndex(gate.layer(), gate.unit()));
-      return k.compare("ne", k.load(U8, k.address(block, batchRow, 1), at), 0);
+      return Emitter.this.skipped(k, block, batchRow, gate);
     }
 
     /** The row of a matrix of floats. */
@@ -89,6 +88,13 @@ final class Emitter {
     void put(PtxRegister floats, PtxRegister i, PtxRegister value) {
       k.store(F32, k.address(floats, i, 4), 0, value);
     }
+  }
+
+  /** Whether a batch row does not run what a gate lets run. */
+  private PtxRegister skipped(PtxKernel k, PtxRegister block, PtxRegister batchRow, Gate gate) {
+    int at = control.gate(AbstractBatch.gateIndex(gate.layer(), gate.unit()));
+    PtxRegister is = k.load(U8, k.address(block, batchRow, 1), at);
+    return k.compare("ne", is, gate.branch().runsAt());
   }
 
   private static PtxRegister exp(PtxKernel k, PtxRegister x) {
@@ -179,6 +185,16 @@ final class Emitter {
     PtxRegister o = k.fma(k.special("ctaid.x"), WARPS, k.shr(thread, 5));
     k.when(k.compare("ge", o, out), k::exit);
     PtxRegister last = k.sub(count, 1);
+    if (gate.isPresent() && tile == 1) {
+      // The rows of weights of a unit that rests are not read.
+      k.when(
+          skipped(k, block, batchRow(k, block, first, logits), gate.get()),
+          () -> {
+            PtxRegister to = k.address(k.address(y, first, 4 * out), o, 4);
+            k.when(k.compare("eq", lane, 0), () -> k.store(F32, to, 0, k.constant(F32, 0)));
+            k.exit();
+          });
+    }
     PtxRegister[] at = new PtxRegister[tile];
     PtxRegister[] sums = new PtxRegister[tile];
     for (int r = 0; r < tile; r++) {
@@ -211,16 +227,94 @@ final class Emitter {
             PtxRegister value =
                 biases.map(b -> k.add(sum, k.load(F32, k.address(b, o, 4), 0))).orElse(sum);
             if (gate.isPresent()) {
-              int g = AbstractBatch.gateIndex(gate.get().layer(), gate.get().unit());
-              PtxRegister batchRow =
-                  logits ? k.load(U32, k.address(block, row, 4), control.logitSource()) : row;
-              PtxRegister skip =
-                  k.compare("ne", k.load(U8, k.address(block, batchRow, 1), control.gate(g)), 0);
+              PtxRegister skip = skipped(k, block, batchRow(k, block, row, logits), gate.get());
               value = k.select(skip, k.constant(F32, 0), value);
             }
             k.store(F32, k.address(k.address(y, row, 4 * out), o, 4), 0, value);
           });
     }
+    return k;
+  }
+
+  private PtxRegister batchRow(PtxKernel k, PtxRegister block, PtxRegister row, boolean logits) {
+    return logits ? k.load(U32, k.address(block, row, 4), control.logitSource()) : row;
+  }
+
+  /**
+   * The rule of {@link io.fletch.graph.Op.SkipSimilar}, a block per row. Parameters: control,
+   * before, after.
+   *
+   * @param targets indices of gate bytes, nearest first
+   */
+  PtxKernel skipSimilar(int decision, int width, Gate unit, int[] targets) {
+    Row b = new Row(Value.Rows.BATCH);
+    PtxKernel k = b.k;
+    PtxRegister x = b.floats(k.parameter(U64), b.row, width);
+    PtxRegister y = b.floats(k.parameter(U64), b.row, width);
+    k.when(k.compare("eq", b.word(b.row, control.skips()), 0), k::exit);
+    k.when(b.skipped(unit), k::exit);
+    PtxRegister shared = k.shared(8 * WARPS);
+    PtxRegister dot = k.constant(F64, 0);
+    PtxRegister xx = k.constant(F64, 0);
+    PtxRegister yy = k.constant(F64, 0);
+    PtxRegister i = k.register(U32);
+    k.assign(i, b.thread);
+    k.loop(
+        i,
+        width,
+        THREADS,
+        () -> {
+          PtxRegister v = wide(k, b.get(x, i));
+          PtxRegister w = wide(k, b.get(y, i));
+          k.fmaInto(dot, v, w, dot);
+          k.fmaInto(xx, v, v, xx);
+          k.fmaInto(yy, w, w, yy);
+        });
+    PtxRegister product = blockSum(k, shared, dot);
+    PtxRegister squares = k.mul(blockSum(k, shared, xx), blockSum(k, shared, yy));
+    PtxRegister score = narrow(k, k.div(product, k.unary("sqrt.rn", squares)));
+    k.when(
+        k.compare("eq", b.thread, 0),
+        () -> {
+          PtxRegister of = k.address(b.block, b.row, 4);
+          k.store(F32, of, control.score(decision), score);
+          PtxRegister threshold = k.load(F32, of, control.skipThreshold());
+          k.when(
+              k.compare("ge", score, threshold),
+              () -> {
+                PtxRegister left = k.load(U32, of, control.skipLeft());
+                PtxRegister n = k.min(k.load(U32, of, control.skipRun()), left);
+                n = k.min(n, k.constant(U32, targets.length));
+                PtxRegister at = k.address(b.block, b.row, 1);
+                for (int t = 0; t < targets.length; t++) {
+                  int gate = control.gate(targets[t]);
+                  k.when(
+                      k.compare("gt", n, t),
+                      () -> k.store(U8, at, gate, k.constant(U32, Gate.SKIP)));
+                }
+                k.store(U32, of, control.skipLeft(), k.sub(left, n));
+              });
+        });
+    return k;
+  }
+
+  /** The rule of {@link io.fletch.graph.Op.RouteUnit}. Parameters: control, scores. */
+  PtxKernel routeUnit(int decision, Gate target) {
+    Row b = new Row(Value.Rows.BATCH);
+    PtxKernel k = b.k;
+    PtxRegister scores = b.floats(k.parameter(U64), b.row, 2);
+    PtxRegister otherwise = b.word(b.row, control.routeOtherwise());
+    k.when(k.compare("eq", otherwise, 0), k::exit);
+    k.when(k.compare("ne", b.thread, 0), k::exit);
+    k.when(b.skipped(target), k::exit);
+    PtxRegister score = k.sub(k.load(F32, scores, 0), k.load(F32, scores, 4));
+    PtxRegister of = k.address(b.block, b.row, 4);
+    k.store(F32, of, control.score(decision), score);
+    PtxRegister at = k.address(b.block, b.row, 1);
+    int gate = control.gate(AbstractBatch.gateIndex(target.layer(), target.unit()));
+    k.when(
+        k.compare("lt", score, k.load(F32, of, control.routeThreshold())),
+        () -> k.store(U8, at, gate, otherwise));
     return k;
   }
 

@@ -49,6 +49,19 @@ public abstract class AbstractBatch implements Batch {
   private final byte[] gates;
   private boolean anyGate;
 
+  // Decisions of the graph. Without any, what was decided is what was asked for.
+  private final List<Op> decisions;
+  private final byte[] decided;
+  private final float[] scores;
+  private final boolean[] skips;
+  private final float[] skipThreshold;
+  private final int[] skipRun;
+  private final int[] skipBudget;
+  private final int[] skipLeft;
+  private final boolean[] routes;
+  private final float[] routeThreshold;
+  private final byte[] routeOtherwise;
+
   private final float[] chunk;
   private final LogitReduction reduction = new LogitReduction();
   private int spans;
@@ -85,6 +98,18 @@ public abstract class AbstractBatch implements Batch {
     logitSource = new int[maxLogitRows];
     gateExists = gatesOf(graph);
     gates = new byte[Math.multiplyExact(gateExists.length, maxRows)];
+    decisions = graph.decisions();
+    decided = decisions.isEmpty() ? gates : new byte[gates.length];
+    int deciding = decisions.isEmpty() ? 0 : maxRows;
+    scores = new float[Math.multiplyExact(decisions.size(), maxRows)];
+    skips = new boolean[deciding];
+    skipThreshold = new float[deciding];
+    skipRun = new int[deciding];
+    skipBudget = new int[deciding];
+    skipLeft = new int[deciding];
+    routes = new boolean[deciding];
+    routeThreshold = new float[deciding];
+    routeOtherwise = new byte[deciding];
     chunk = new float[Math.min(CHUNK, graph.logits().width())];
   }
 
@@ -119,6 +144,8 @@ public abstract class AbstractBatch implements Batch {
       case Op.Route o -> Optional.empty();
       case Op.ExpertLinear o -> Optional.empty();
       case Op.Mix o -> Optional.empty();
+      case Op.SkipSimilar o -> Optional.of(o.unit());
+      case Op.RouteUnit o -> Optional.empty();
     };
   }
 
@@ -264,6 +291,10 @@ public abstract class AbstractBatch implements Batch {
     System.arraycopy(tokens, offset, token, first, count);
     Arrays.fill(spanOf, first, first + count, s);
     Arrays.fill(logitOf, first, first + count, -1);
+    if (!decisions.isEmpty()) {
+      Arrays.fill(skips, first, first + count, false);
+      Arrays.fill(routes, first, first + count, false);
+    }
     rows += count;
     ran = false;
     return first;
@@ -289,16 +320,156 @@ public abstract class AbstractBatch implements Batch {
   public final void gate(int layer, Gate.Unit unit, int row, byte value) {
     checkOpen();
     Objects.checkIndex(row, rows);
-    int g = layer < 0 ? -1 : gateIndex(layer, unit);
-    if (g < 0 || g >= gateExists.length || !gateExists[g]) {
-      throw new IllegalArgumentException("no such gate: layer=" + layer + " unit=" + unit);
-    }
-    if (value != Gate.RUN && value != Gate.SKIP) {
-      throw new IllegalArgumentException("gate byte: expected RUN or SKIP, actual=" + value);
+    int g = gateIndexChecked(layer, unit);
+    if (value != Gate.RUN && value != Gate.SKIP && value != Gate.SUBSTITUTE) {
+      throw new IllegalArgumentException(
+          "gate byte: expected RUN, SKIP or SUBSTITUTE, actual=" + value);
     }
     gates[g * maxRows + row] = value;
     anyGate |= value != Gate.RUN;
     ran = false;
+  }
+
+  private int gateIndexChecked(int layer, Gate.Unit unit) {
+    int g = layer < 0 ? -1 : gateIndex(layer, unit);
+    if (g < 0 || g >= gateExists.length || !gateExists[g]) {
+      throw new IllegalArgumentException("no such gate: layer=" + layer + " unit=" + unit);
+    }
+    return g;
+  }
+
+  @Override
+  public final void skipSimilar(int row, float threshold, int run, int budget) {
+    checkDecides(row, Op.SkipSimilar.class);
+    if (Float.isNaN(threshold) || run < 0 || budget < 0) {
+      throw new IllegalArgumentException(
+          "skipping: expected a threshold, run>=0, budget>=0, actual threshold="
+              + threshold
+              + " run="
+              + run
+              + " budget="
+              + budget);
+    }
+    skips[row] = true;
+    skipThreshold[row] = threshold;
+    skipRun[row] = run;
+    skipBudget[row] = budget;
+    ran = false;
+  }
+
+  @Override
+  public final void routeUnits(int row, float threshold, byte otherwise) {
+    checkDecides(row, Op.RouteUnit.class);
+    if (Float.isNaN(threshold) || otherwise != Gate.SKIP && otherwise != Gate.SUBSTITUTE) {
+      throw new IllegalArgumentException(
+          "routing: expected a threshold, SKIP or SUBSTITUTE, actual threshold="
+              + threshold
+              + " otherwise="
+              + otherwise);
+    }
+    routes[row] = true;
+    routeThreshold[row] = threshold;
+    routeOtherwise[row] = otherwise;
+    ran = false;
+  }
+
+  private void checkDecides(int row, Class<? extends Op> kind) {
+    checkOpen();
+    Objects.checkIndex(row, rows);
+    if (decisions.stream().noneMatch(kind::isInstance)) {
+      throw new IllegalArgumentException(
+          "the graph has no op that decides: expected " + kind.getSimpleName());
+    }
+  }
+
+  @Override
+  public byte decided(int layer, Gate.Unit unit, int row) {
+    checkRan();
+    Objects.checkIndex(row, rows);
+    return decided[gateIndexChecked(layer, unit) * maxRows + row];
+  }
+
+  @Override
+  public float score(int decision, int row) {
+    checkRan();
+    Objects.checkIndex(decision, decisions.size());
+    Objects.checkIndex(row, rows);
+    return scores[decision * maxRows + row];
+  }
+
+  /** Whether a row takes part in {@link Op.SkipSimilar}. */
+  public final boolean skips(int row) {
+    return skips[row];
+  }
+
+  /** The row's threshold of {@link Op.SkipSimilar}. */
+  public final float skipThreshold(int row) {
+    return skipThreshold[row];
+  }
+
+  /** The row's run of {@link Op.SkipSimilar}. */
+  public final int skipRun(int row) {
+    return skipRun[row];
+  }
+
+  /** The row's budget of {@link Op.SkipSimilar}. */
+  public final int skipBudget(int row) {
+    return skipBudget[row];
+  }
+
+  /** Whether a row takes part in {@link Op.RouteUnit}. */
+  public final boolean routes(int row) {
+    return routes[row];
+  }
+
+  /** The row's threshold of {@link Op.RouteUnit}. */
+  public final float routeThreshold(int row) {
+    return routeThreshold[row];
+  }
+
+  /** The row's other byte of {@link Op.RouteUnit}. */
+  public final byte routeOtherwise(int row) {
+    return routeOtherwise[row];
+  }
+
+  /** Whether the graph decides about gates. */
+  public final boolean decides() {
+    return !decisions.isEmpty();
+  }
+
+  /**
+   * Applies {@link Op.SkipSimilar} to a row that takes part and whose unit ran. Different rows by
+   * different threads at once.
+   *
+   * @param targets indices of the gates
+   */
+  public final void decideSkip(int decision, int[] targets, int row, float score) {
+    scores[decision * maxRows + row] = score;
+    if (score >= skipThreshold[row]) {
+      int n = Math.min(targets.length, Math.min(skipRun[row], skipLeft[row]));
+      for (int i = 0; i < n; i++) {
+        decided[targets[i] * maxRows + row] = Gate.SKIP;
+      }
+      skipLeft[row] -= n;
+    }
+  }
+
+  /** Applies {@link Op.RouteUnit} to a row that takes part and whose gate says run. */
+  public final void decideRoute(int decision, int target, int row, float score) {
+    scores[decision * maxRows + row] = score;
+    if (score < routeThreshold[row]) {
+      decided[target * maxRows + row] = routeOtherwise[row];
+    }
+  }
+
+  /** Takes over what another processor decided: bytes and scores of all rows, in their layout. */
+  protected final void take(int gateIndex, int row, byte value) {
+    decided[gateIndex * maxRows + row] = value;
+  }
+
+  /** Takes over a score that another processor computed. */
+  protected final void takeScore(int decision, int row, float score) {
+    scores[decision * maxRows + row] = score;
   }
 
   @Override
@@ -357,14 +528,14 @@ public abstract class AbstractBatch implements Batch {
     return logitSource[logitRow];
   }
 
-  /** The byte of the gate with that index for a row. */
+  /** The byte of the gate with that index for a row, as decided so far. */
   public final byte gate(int gateIndex, int row) {
-    return gates[gateIndex * maxRows + row];
+    return decided[gateIndex * maxRows + row];
   }
 
-  /** Whether some gate byte is not {@link Gate#RUN}. */
+  /** Whether some gate byte is, or may become, something else than {@link Gate#RUN}. */
   public final boolean anyGate() {
-    return anyGate;
+    return anyGate || !decisions.isEmpty();
   }
 
   /**
@@ -389,6 +560,11 @@ public abstract class AbstractBatch implements Batch {
     ran = false;
     for (int s = 0; s < spans; s++) {
       checkCache(kv[s]);
+    }
+    if (!decisions.isEmpty()) {
+      System.arraycopy(gates, 0, decided, 0, gates.length);
+      System.arraycopy(skipBudget, 0, skipLeft, 0, rows);
+      Arrays.fill(scores, Float.NaN);
     }
   }
 
@@ -441,6 +617,13 @@ public abstract class AbstractBatch implements Batch {
     Objects.checkIndex(logitRow, logitRows);
     if (!ran) {
       throw new IllegalStateException("logits are read before the batch was run");
+    }
+  }
+
+  private void checkRan() {
+    checkOpen();
+    if (!ran) {
+      throw new IllegalStateException("decisions are read before the batch was run");
     }
   }
 

@@ -17,7 +17,10 @@ import io.fletch.graph.GraphException;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.ReferenceBackend;
 import io.fletch.graph.RopeSpec;
+import io.fletch.graph.SkipPass;
 import io.fletch.graph.Span;
+import io.fletch.graph.StandIn;
+import io.fletch.graph.StandInPass;
 import io.fletch.graph.Value;
 import io.fletch.graph.cuda.CudaBackend;
 import io.fletch.quant.LinearOp;
@@ -29,8 +32,12 @@ import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.lang.foreign.ValueLayout;
 import java.nio.channels.Channels;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
 import java.util.Optional;
 import java.util.SplittableRandom;
+import java.util.function.BiConsumer;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.BeforeEach;
@@ -234,6 +241,119 @@ class CudaOpsTest {
     Graph graph = graph(TensorType.F32, 32, Activation.SILU);
     double bound = kv == KvCache.Type.F16 ? 1.0 / 2048 : 1.0 / 254;
     assertClose(run(new ReferenceBackend(), graph, kv), run(cuda(), graph, kv), bound);
+  }
+
+  /** Bytes of [row][unit] and scores of [row][decision] of one forward. */
+  private record Decided(float[][] logits, byte[][] bytes, float[][] scores) {}
+
+  private static Decided decide(Backend backend, Graph graph, BiConsumer<Batch, Integer> ask) {
+    int n = 5;
+    try (Executable e = backend.compile(graph, 8);
+        KvCache kv = e.newKvCache(16, KvCache.Type.F32);
+        Batch b = e.newBatch(n, n);
+        Batch next = e.newBatch(1, 1)) {
+      b.append(kv, TOKENS, 0, n);
+      for (int r = 0; r < n; r++) {
+        b.wantLogits(r);
+        ask.accept(b, r);
+      }
+      e.forward(b);
+      kv.length(n);
+      // Another forward in between must not take the decisions of this one with it.
+      next.append(kv, TOKENS, n, 1);
+      next.wantLogits(0);
+      e.forward(next);
+      byte[][] bytes = new byte[n][4];
+      float[][] scores = new float[n][graph.decisions().size()];
+      for (int r = 0; r < n; r++) {
+        for (int u = 0; u < 4; u++) {
+          bytes[r][u] = b.decided(u / 2, Gate.Unit.values()[u % 2], r);
+        }
+        for (int d = 0; d < scores[r].length; d++) {
+          scores[r][d] = b.score(d, r);
+        }
+      }
+      return new Decided(logits(b), bytes, scores);
+    }
+  }
+
+  private void assertDecidesAlike(Graph graph, BiConsumer<Batch, Integer> ask) {
+    Decided expected = decide(new ReferenceBackend(), graph, ask);
+    Decided actual = decide(cuda(), graph, ask);
+    for (int r = 0; r < expected.scores().length; r++) {
+      assertArrayEquals(expected.scores()[r], actual.scores()[r], 1e-4f, "row " + r);
+    }
+    assertArrayEquals(expected.bytes(), actual.bytes());
+    assertClose(expected.logits(), actual.logits(), 2e-5);
+  }
+
+  @Test
+  void theDeviceDecidesWhichUnitsRest() {
+    Graph graph = SkipPass.apply(graph(TensorType.F32, 20, Activation.SILU), 0, 2);
+    float[] scores = new float[5];
+    Decided logged =
+        decide(
+            new ReferenceBackend(),
+            graph,
+            (b, r) -> b.skipSimilar(r, Float.POSITIVE_INFINITY, 1, 1));
+    for (int r = 0; r < 5; r++) {
+      scores[r] = logged.scores()[r][0];
+    }
+    float[] sorted = scores.clone();
+    Arrays.sort(sorted);
+    float middle = (sorted[1] + sorted[2]) / 2;
+    // Three rows reach it; of one the budget is empty, and another one does not take part.
+    BiConsumer<Batch, Integer> ask =
+        (b, r) -> {
+          if (r != 4) {
+            b.skipSimilar(r, middle, 1, scores[r] == sorted[4] ? 0 : 1);
+          }
+        };
+    assertDecidesAlike(graph, ask);
+    Decided decided = decide(cuda(), graph, ask);
+    assertEquals(Gate.RUN, decided.bytes()[4][3]);
+    assertTrue(Float.isNaN(decided.scores()[4][0]));
+  }
+
+  @Test
+  void theDeviceRoutesUnitsToStandIns() {
+    Graph plain = graph(TensorType.F32, 20, Activation.SILU);
+    List<StandIn> all = new ArrayList<>();
+    for (Gate unit : StandInPass.units(plain)) {
+      int d = StandInPass.input(plain, unit).width();
+      String name = unit.layer() + "." + unit.unit();
+      boolean deep = unit.layer() == 0;
+      StandIn.Layer hidden =
+          new StandIn.Layer(
+              LinearOp.dense(matrix(name + "v1", TensorType.F32, 12, d)), vector(name + "c1", 12));
+      int width = deep ? 12 : d;
+      all.add(
+          new StandIn(
+              unit,
+              deep ? Optional.of(hidden) : Optional.empty(),
+              new StandIn.Layer(
+                  LinearOp.dense(matrix(name + "v2", TensorType.F32, 2, width)),
+                  vector(name + "c2", 2)),
+              new StandIn.Layer(
+                  LinearOp.dense(matrix(name + "w1", TensorType.F32, 7, d)),
+                  vector(name + "b1", 7)),
+              deep ? Optional.of(Activation.SILU) : Optional.empty(),
+              new StandIn.Layer(
+                  LinearOp.dense(matrix(name + "w2", TensorType.F32, d, 7)),
+                  vector(name + "b2", d))));
+    }
+    Graph graph = StandInPass.apply(plain, all);
+    assertEquals(4, graph.decisions().size());
+    byte[] otherwise = {Gate.SUBSTITUTE, Gate.SKIP};
+    assertDecidesAlike(
+        graph,
+        (b, r) -> {
+          if (r != 2) {
+            b.routeUnits(r, 0.05f, otherwise[r % 2]);
+          }
+        });
+    assertDecidesAlike(
+        graph, (b, r) -> b.gate(r % 2, Gate.Unit.values()[r / 2 % 2], r, Gate.SUBSTITUTE));
   }
 
   @Test
