@@ -5,14 +5,15 @@ import java.util.EnumMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.StringJoiner;
 
 /**
  * Writes one kernel. Each method appends one instruction and returns its new result register;
  * {@code ...Into} methods and {@link #assign} change a register that exists. Operands are registers
  * or numbers. Conditions and loops nest as Java blocks. Used by one thread.
  *
- * <p>Instructions are those of PTX ISA 7.0 and sm_80, so one text serves every device from there
- * on.
+ * <p>Instructions are those of PTX ISA 8.0 (drivers from 12.0 on) and sm_80, so one text serves
+ * every device from there on; those of newer devices say so and need {@link #header(int)}.
  */
 public final class PtxKernel {
   /** Mask of all lanes. */
@@ -308,6 +309,318 @@ public final class PtxKernel {
     return r;
   }
 
+  /** Any function of the bits of three words, by its truth table (PTX ISA, lop3). */
+  public PtxRegister logic(PtxRegister a, Object b, Object c, int table) {
+    PtxRegister r = register(a.type());
+    line(
+        "lop3.b32 "
+            + String.join(
+                ", ",
+                r.name(),
+                a.name(),
+                operand(a.type(), b),
+                operand(a.type(), c),
+                Integer.toString(table)));
+    return r;
+  }
+
+  /** {@code a & mask | bits} in one instruction. */
+  public PtxRegister maskOr(PtxRegister a, int mask, int bits) {
+    return logic(a, mask & 0xffffffffL, bits & 0xffffffffL, 0xea);
+  }
+
+  /** Bytes picked from two words by four selectors of 4 bits; 0 to 3 are those of the first. */
+  public PtxRegister permute(PtxRegister a, PtxRegister b, int selectors) {
+    PtxRegister r = register(a.type());
+    line("prmt.b32 " + r + ", " + a + ", " + b + ", " + selectors);
+    return r;
+  }
+
+  /** The lower and the upper half of a word. */
+  public PtxRegister[] halves(PtxRegister word) {
+    PtxRegister[] r = {register(PtxType.B16), register(PtxType.B16)};
+    line("mov.b32 {" + r[0] + ", " + r[1] + "}, " + word);
+    return r;
+  }
+
+  /** A word of two halves. */
+  public PtxRegister pack(PtxRegister low, PtxRegister high) {
+    PtxRegister r = register(PtxType.U32);
+    line("mov.b32 " + r + ", {" + low + ", " + high + "}");
+    return r;
+  }
+
+  /**
+   * Two floats rounded to a word of halves.
+   *
+   * @param type {@code f16x2} or {@code bf16x2}
+   */
+  public PtxRegister packHalves(String type, PtxRegister low, PtxRegister high) {
+    PtxRegister r = register(PtxType.U32);
+    line("cvt.rn." + type + ".f32 " + r + ", " + high + ", " + low);
+    return r;
+  }
+
+  /**
+   * {@code a * b + c} of two halves each, in words of two.
+   *
+   * @param type {@code f16x2} or {@code bf16x2}
+   */
+  public PtxRegister fmaHalves(String type, PtxRegister a, PtxRegister b, PtxRegister c) {
+    PtxRegister r = register(PtxType.U32);
+    line("fma.rn." + type + " " + r + ", " + a + ", " + b + ", " + c);
+    return r;
+  }
+
+  /** Sum of {@code c} and the four products of signed bytes, 32 bits. */
+  public PtxRegister dp4a(PtxRegister a, PtxRegister b, Object c) {
+    PtxRegister r = register(PtxType.S32);
+    line("dp4a.s32.s32 " + r + ", " + a + ", " + b + ", " + operand(PtxType.S32, c));
+    return r;
+  }
+
+  /**
+   * Loads 2 or 4 consecutive registers with one instruction; the address is a multiple of their
+   * bytes.
+   */
+  public PtxRegister[] loadVector(
+      String space, PtxType type, int n, PtxRegister address, long offset) {
+    PtxRegister[] r = registers(type, checkVector(type, n));
+    String op = "ld." + space + ".v" + n + "." + type.text();
+    line(op + " " + list(r) + ", [" + address + "+" + offset + "]");
+    return r;
+  }
+
+  /** Stores 2 or 4 registers with one instruction. */
+  public void storeVector(
+      String space, PtxType type, PtxRegister address, long offset, PtxRegister... values) {
+    String op = "st." + space + ".v" + checkVector(type, values.length) + "." + type.text();
+    line(op + " [" + address + "+" + offset + "], " + list(values));
+  }
+
+  private static int checkVector(PtxType type, int n) {
+    if (n != 2 && n != 4 || n * type.bytes() > 16) {
+      throw new IllegalArgumentException(
+          "vector: expected=2 or 4 registers, up to 16 bytes actual=" + n + " " + type);
+    }
+    return n;
+  }
+
+  /** Fresh registers. */
+  public PtxRegister[] registers(PtxType type, int n) {
+    PtxRegister[] r = new PtxRegister[n];
+    for (int i = 0; i < n; i++) {
+      r[i] = register(type);
+    }
+    return r;
+  }
+
+  private static String list(PtxRegister... r) {
+    StringJoiner names = new StringJoiner(", ", "{", "}");
+    for (PtxRegister x : r) {
+      names.add(x.name());
+    }
+    return names.toString();
+  }
+
+  /**
+   * A warp's product of 16 x k by k x 8 added to 16 x 8 (PTX ISA, "Matrix Fragments for
+   * mma.m16n8k16"). With {@code g = lane / 4, t = lane % 4}: {@code a} are rows g, g + 8, g, g + 8
+   * at columns 2t, 2t, 2t + 8, 2t + 8 of two each; {@code b} rows 2t, 2t + 8 (two each) of column
+   * g; {@code c} columns 2t, 2t + 1 of rows g, g, g + 8, g + 8.
+   *
+   * @param type {@code f16} or {@code bf16}; sums are float
+   * @param to four floats, may be {@code c}
+   */
+  public void mma(
+      String type, PtxRegister[] to, PtxRegister[] a, PtxRegister[] b, PtxRegister[] c) {
+    checkHalves(type);
+    fragments(4, to, 4, a, 2, b, 4, c);
+    line(
+        "mma.sync.aligned.m16n8k16.row.col.f32."
+            + String.join(".", type, type)
+            + ".f32 "
+            + String.join(", ", list(to), list(a), list(b), list(c)));
+  }
+
+  /**
+   * The same with signed bytes and k = 32: four in a register, rows g, g + 8, g, g + 8 at columns
+   * 4t, 4t, 4t + 16, 4t + 16; sums are 32-bit integers that wrap.
+   */
+  public void mmaBytes(PtxRegister[] to, PtxRegister[] a, PtxRegister[] b, PtxRegister[] c) {
+    fragments(4, to, 4, a, 2, b, 4, c);
+    line(
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+            + String.join(", ", list(to), list(a), list(b), list(c)));
+  }
+
+  /**
+   * The same of halves with k = 32, where {@code a} has two of every four columns (PTX ISA, "Sparse
+   * mma.m16n8k32"); {@code b} is four registers, rows 2t + 8i.
+   *
+   * @param metadata two bits per stored element, of the lanes with {@code t < 2}: rows g (lower
+   *     half) and g + 8 of columns 16t to 16t + 15
+   */
+  public void mmaSparse(
+      String type,
+      PtxRegister[] to,
+      PtxRegister[] a,
+      PtxRegister[] b,
+      PtxRegister[] c,
+      PtxRegister metadata) {
+    checkHalves(type);
+    fragments(4, to, 4, a, 4, b, 4, c);
+    line(
+        "mma.sp.sync.aligned.m16n8k32.row.col.f32."
+            + String.join(".", type, type)
+            + ".f32 "
+            + String.join(", ", list(to), list(a), list(b), list(c), metadata.name(), "0x0"));
+  }
+
+  private static void checkHalves(String type) {
+    if (!type.equals("f16") && !type.equals("bf16")) {
+      throw new IllegalArgumentException("type: expected=f16 or bf16 actual=" + type);
+    }
+  }
+
+  private static void fragments(
+      int to,
+      PtxRegister[] d,
+      int na,
+      PtxRegister[] a,
+      int nb,
+      PtxRegister[] b,
+      int nc,
+      PtxRegister[] c) {
+    if (d.length != to || a.length != na || b.length != nb || c.length != nc) {
+      throw new IllegalArgumentException(
+          String.format(
+              Locale.ROOT,
+              "fragments: expected=%d,%d,%d,%d actual=%d,%d,%d,%d",
+              to,
+              na,
+              nb,
+              nc,
+              d.length,
+              a.length,
+              b.length,
+              c.length));
+    }
+  }
+
+  /**
+   * Loads 1, 2 or 4 matrices of 8 x 8 halves from shared memory as fragments: lane l has the
+   * address of row l % 8 of matrix l / 8, and gets columns 2t, 2t + 1 of row g of each.
+   *
+   * @param transposed rows and columns change places
+   */
+  public PtxRegister[] loadMatrices(int n, boolean transposed, PtxRegister address, long offset) {
+    if (n != 1 && n != 2 && n != 4) {
+      throw new IllegalArgumentException("matrices: expected=1, 2 or 4 actual=" + n);
+    }
+    PtxRegister[] r = registers(PtxType.U32, n);
+    String op = "ldmatrix.sync.aligned.m8n8.x" + n + (transposed ? ".trans" : "") + ".shared.b16 ";
+    line(op + list(r) + ", [" + address + "+" + offset + "]");
+    return r;
+  }
+
+  /**
+   * Copies 16 bytes from global to shared memory in the background, past the first cache. Both
+   * addresses are multiples of 16.
+   */
+  public void copyAsync(PtxRegister shared, long to, PtxRegister global, long from) {
+    line(
+        "cp.async.cg.shared.global [" + shared + "+" + to + "], [" + global + "+" + from + "], 16");
+  }
+
+  /** Makes the copies since the last call a group. */
+  public void commitCopies() {
+    line("cp.async.commit_group");
+  }
+
+  /** Waits until at most so many of the thread's newest groups of copies are under way. */
+  public void waitCopies(int pending) {
+    line("cp.async.wait_group " + pending);
+  }
+
+  /**
+   * Prepares a barrier of 8 bytes in shared memory for so many arrivals per phase, and makes that
+   * known to bulk copies; sm_90. The other threads of the block wait before they use it.
+   */
+  public void initBarrier(PtxRegister barrier, int arrivals) {
+    line("mbarrier.init.shared::cta.b64 [" + barrier + "], " + arrivals);
+    line("fence.proxy.async");
+  }
+
+  /** Arrives and announces bytes of bulk copies; sm_90. */
+  public void arriveExpecting(PtxRegister barrier, Object bytes) {
+    line(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, ["
+            + barrier
+            + "], "
+            + operand(PtxType.U32, bytes));
+  }
+
+  /**
+   * Copies bytes from global to shared memory in one go, counted by a barrier; sm_90. Addresses and
+   * size are multiples of 16; one thread asks.
+   */
+  public void copyBulk(PtxRegister shared, PtxRegister global, Object bytes, PtxRegister barrier) {
+    line(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes ["
+            + shared
+            + "], ["
+            + global
+            + "], "
+            + operand(PtxType.U32, bytes)
+            + ", ["
+            + barrier
+            + "]");
+  }
+
+  /** Waits for the end of the barrier's phase of that parity; sm_90. */
+  public void awaitBarrier(PtxRegister barrier, Object parity) {
+    String again = label();
+    body.append(again).append(":\n");
+    PtxRegister done = register(PtxType.PRED);
+    line(
+        "mbarrier.try_wait.parity.shared::cta.b64 "
+            + done
+            + ", ["
+            + barrier
+            + "], "
+            + operand(PtxType.U32, parity));
+    line("@!" + done + " bra " + again);
+  }
+
+  /** Lets kernels that wait for this one be launched; sm_90. */
+  public void launchDependents() {
+    line("griddepcontrol.launch_dependents");
+  }
+
+  /** Waits until the kernels before have ended and their writes are seen; sm_90. */
+  public void awaitPrevious() {
+    line("griddepcontrol.wait");
+  }
+
+  /** A policy for {@link #loadVector(int, PtxRegister, long, PtxRegister)}. */
+  public PtxRegister cachePolicy(String priority) {
+    PtxRegister r = register(PtxType.U64);
+    line("createpolicy.fractional.L2::" + priority + ".b64 " + r + ", 1.0");
+    return r;
+  }
+
+  /**
+   * Loads 2 or 4 words that no kernel writes while this one runs, with a policy for the second
+   * cache and without a place in the first.
+   */
+  public PtxRegister[] loadVector(int n, PtxRegister address, long offset, PtxRegister policy) {
+    PtxRegister[] r = registers(PtxType.U32, checkVector(PtxType.U32, n));
+    String op = "ld.global.nc.L1::no_allocate.L2::cache_hint.v" + n + ".u32 ";
+    line(op + list(r) + ", [" + address + "+" + offset + "], " + policy);
+    return r;
+  }
+
   /** Waits for all threads of the block. */
   public void barrier() {
     line("bar.sync 0");
@@ -372,8 +685,20 @@ public final class PtxKernel {
     return out.append(body).append("  ret;\n}\n").toString();
   }
 
-  /** What a module of kernels starts with: PTX 7.0 for compute capability 8.0 and up. */
+  /** What a module of kernels starts with: PTX 8.0 for compute capability 8.0 and up. */
   public static String header() {
-    return ".version 7.0\n.target sm_80\n.address_size 64\n";
+    return header(80);
+  }
+
+  /**
+   * The header for kernels that need a newer device.
+   *
+   * @param capability 80 or 90
+   */
+  public static String header(int capability) {
+    if (capability != 80 && capability != 90) {
+      throw new IllegalArgumentException("capability: expected=80 or 90 actual=" + capability);
+    }
+    return ".version 8.0\n.target sm_" + capability + "\n.address_size 64\n";
   }
 }
