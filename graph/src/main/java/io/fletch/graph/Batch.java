@@ -41,6 +41,12 @@ public interface Batch extends AutoCloseable {
    */
   int wantLogits(int row);
 
+  /**
+   * Gives a row its numbers, {@link Graph#inputWidth} of them, for {@link Op.Input}; a row that was
+   * given none has zeros.
+   */
+  void input(int row, float[] values);
+
   /** Sets the gate byte of (gate, row) with which a forward begins. */
   void gate(int layer, Gate.Unit unit, int row, byte value);
 
@@ -86,6 +92,14 @@ public interface Batch extends AutoCloseable {
 
   /** After forward: copies a logit row into {@code dst[0 .. vocabulary)}. */
   void logits(int logitRow, float[] dst);
+
+  /**
+   * After forward: copies what the output matrix was applied to, the row of {@link Graph#hidden},
+   * into {@code dst[0 .. width)}.
+   *
+   * @throws IllegalStateException if the graph does not give it out
+   */
+  void hidden(int logitRow, float[] dst);
 
   /** After forward: the token with the largest logit, the lowest id on ties. */
   int argmax(int logitRow);

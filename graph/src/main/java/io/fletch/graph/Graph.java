@@ -17,11 +17,18 @@ import java.util.Set;
  * @param name for printing
  * @param ops in execution order; every input is defined before it is read
  * @param logits the value that holds the logits, of {@link Rows#LOGITS} rows
+ * @param hidden another value of {@link Rows#LOGITS} rows that can be read after a forward: what
+ *     the output matrix is applied to; empty if nobody may
  * @param vocabulary width of the logits and number of embedding rows
  * @param kvLayers shape of each KV cache layer
  */
 public record Graph(
-    String name, List<Op> ops, Value logits, int vocabulary, List<AttentionSpec> kvLayers) {
+    String name,
+    List<Op> ops,
+    Value logits,
+    Optional<Value> hidden,
+    int vocabulary,
+    List<AttentionSpec> kvLayers) {
   /** Checks that values are defined once, before use. */
   public Graph {
     ops = List.copyOf(ops);
@@ -44,6 +51,19 @@ public record Graph(
     if (!defined.contains(logits) || logits.rows() != Rows.LOGITS) {
       throw new IllegalArgumentException("logits are not a LOGITS value of the graph: " + logits);
     }
+    hidden.ifPresent(h -> {
+      if (!defined.contains(h) || h.rows() != Rows.LOGITS || h.equals(logits)) {
+        throw new IllegalArgumentException("hidden is not another LOGITS value of the graph: " + h);
+      }
+    });
+  }
+
+  /** Numbers that a row of {@link Batch#input} has; 0 if the graph takes none. */
+  public int inputWidth() {
+    return ops.stream()
+        .mapToInt(op -> op instanceof Op.Input i ? i.from() + i.out().width() : 0)
+        .max()
+        .orElse(0);
   }
 
   /**
@@ -82,6 +102,14 @@ public record Graph(
       vocabulary = Math.toIntExact(table.rows());
       Value out = value(valueName, table.cols(), Rows.BATCH);
       ops.add(new Op.Embedding(table, scale, out));
+      return out;
+    }
+
+    /** Numbers of a row from {@code from} on. */
+    public Value input(String valueName, int from, int width) {
+      Objects.checkFromIndexSize(from, width, Integer.MAX_VALUE);
+      Value out = value(valueName, width, Rows.BATCH);
+      ops.add(new Op.Input(from, out));
       return out;
     }
 
@@ -312,7 +340,12 @@ public record Graph(
 
     /** Ends the graph. */
     public Graph build(Value logits) {
-      return new Graph(name, ops, logits, vocabulary, kvLayers);
+      return new Graph(name, ops, logits, Optional.empty(), vocabulary, kvLayers);
+    }
+
+    /** Ends a graph that gives the rows of {@code hidden} out beside the logits. */
+    public Graph build(Value logits, Value hidden) {
+      return new Graph(name, ops, logits, Optional.of(hidden), vocabulary, kvLayers);
     }
   }
 }

@@ -31,6 +31,22 @@ public sealed interface Op {
   }
 
   /**
+   * Numbers that come with the row: elements {@code [from, from + out.width)} of what {@link
+   * Batch#input} gave it.
+   */
+  record Input(int from, Value out) implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of();
+    }
+  }
+
+  /**
    * RMSNorm over groups: the row is split into {@code groups} equal parts, each normalised by
    * itself and multiplied by the same weight (groups = heads gives QK-norm, 1 the usual norm), then
    * by {@code outScale}.

@@ -2,10 +2,11 @@ package io.fletch.graph;
 
 import io.fletch.graph.support.AbstractBatch;
 
-/** Batch of the reference backend: the logits are an array per forward. */
+/** Batch of the reference backend: the results are arrays, made by each forward. */
 final class ReferenceBatch extends AbstractBatch {
   private final ReferenceExecutable owner;
   private float[] logits = new float[0];
+  private float[] hidden = new float[0];
 
   ReferenceBatch(ReferenceExecutable owner, int maxRows, int maxLogitRows) {
     super(owner.graph(), maxRows, maxLogitRows);
@@ -16,8 +17,9 @@ final class ReferenceBatch extends AbstractBatch {
     return owner == executable;
   }
 
-  void results(float[] rows) {
-    logits = rows;
+  void results(float[] logitValues, float[] hiddenValues) {
+    logits = logitValues;
+    hidden = hiddenValues;
     ran();
   }
 
@@ -36,7 +38,13 @@ final class ReferenceBatch extends AbstractBatch {
   }
 
   @Override
+  protected void copyHidden(int logitRow, int width, float[] dst) {
+    System.arraycopy(hidden, logitRow * width, dst, 0, width);
+  }
+
+  @Override
   protected void release() {
     logits = new float[0];
+    hidden = new float[0];
   }
 }

@@ -110,6 +110,7 @@ final class ReferenceExecutable implements Executable {
       float[] out =
           switch (op) {
             case Op.Embedding o -> embedding(o, b);
+            case Op.Input o -> input(o, b);
             case Op.RmsNorm o -> rmsNorm(o, values.get(o.in()));
             case Op.Linear o -> linear(o, values.get(o.in()), b);
             case Op.Rope o -> rope(o, values.get(o.in()), b);
@@ -132,7 +133,7 @@ final class ReferenceExecutable implements Executable {
           };
       op.output().ifPresent(v -> values.put(v, out));
     }
-    b.results(values.get(graph.logits()));
+    b.results(values.get(graph.logits()), graph.hidden().map(values::get).orElse(new float[0]));
   }
 
   private static boolean skipped(Optional<Gate> gate, Value.Rows rows, int row, AbstractBatch b) {
@@ -182,6 +183,16 @@ final class ReferenceExecutable implements Executable {
       for (int i = 0; i < n; i++) {
         y[r * n + i] *= o.scale();
       }
+    }
+    return y;
+  }
+
+  private static float[] input(Op.Input o, AbstractBatch b) {
+    int n = o.out().width();
+    int width = b.graph().inputWidth();
+    float[] y = new float[b.rows() * n];
+    for (int r = 0; r < b.rows(); r++) {
+      System.arraycopy(b.inputs(), r * width + o.from(), y, r * n, n);
     }
     return y;
   }
@@ -509,9 +520,37 @@ final class ReferenceExecutable implements Executable {
       case SILU -> x / (1 + Math.exp(-x));
       case GELU_TANH ->
           0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x * x * x)));
+      case GELU_ERF -> x * normal(x);
       case RELU -> Math.max(x, 0);
       case RELU_SQUARED -> Math.max(x, 0) * Math.max(x, 0);
     };
+  }
+
+  /** The share of a standard normal distribution below x. */
+  static double normal(double x) {
+    if (Double.isNaN(x)) {
+      return x;
+    }
+    double z = Math.abs(x);
+    double tail;
+    if (z < 3) {
+      // phi(x) (x + x^3 / 3 + x^5 / 15 + ...): all terms have one sign.
+      double term = z;
+      double sum = z;
+      for (int k = 3; term > 1e-18 * sum; k += 2) {
+        term *= z * z / k;
+        sum += term;
+      }
+      tail = 0.5 - sum * Math.exp(-z * z / 2) / Math.sqrt(2 * Math.PI);
+    } else {
+      // phi(x) / (x + 1 / (x + 2 / (x + 3 / ...))).
+      double fraction = z;
+      for (int k = 100; k > 0; k--) {
+        fraction = z + k / fraction;
+      }
+      tail = Math.exp(-z * z / 2) / Math.sqrt(2 * Math.PI) / fraction;
+    }
+    return x < 0 ? tail : 1 - tail;
   }
 
   private static float[] add(Op.Add o, float[] residual, float[] branch, AbstractBatch b) {

@@ -48,7 +48,13 @@ public final class SkipPass {
         }
       }
     }
-    return new Graph(graph.name(), ops, graph.logits(), graph.vocabulary(), graph.kvLayers());
+    return new Graph(
+        graph.name(),
+        ops,
+        graph.logits(),
+        graph.hidden(),
+        graph.vocabulary(),
+        graph.kvLayers());
   }
 
   /** Gates of the feed-forward units that are added to a residual stream, in order. */

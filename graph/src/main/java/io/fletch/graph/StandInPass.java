@@ -95,7 +95,13 @@ public final class StandInPass {
         ops.add(op);
       }
     }
-    return new Graph(graph.name(), ops, graph.logits(), graph.vocabulary(), graph.kvLayers());
+    return new Graph(
+        graph.name(),
+        ops,
+        graph.logits(),
+        graph.hidden(),
+        graph.vocabulary(),
+        graph.kvLayers());
   }
 
   private Value value(String name, Value like) {

@@ -14,11 +14,15 @@ final class CpuBatch extends AbstractBatch {
   private final MemorySegment segment;
   private final long stride;
 
+  /** Rows of the graph's hidden value, one behind the other. */
+  private final float[] hidden;
+
   CpuBatch(CpuExecutable owner, Kernels kernels, int maxRows, int maxLogitRows) {
     super(owner.graph(), maxRows, maxLogitRows);
     this.owner = owner;
     this.kernels = kernels;
     stride = Placement.stride(owner.graph().logits().width());
+    hidden = new float[owner.graph().hidden().map(h -> h.width() * maxLogitRows).orElse(0)];
     memory = NativeMemory.allocate(Math.max(1, maxLogitRows * stride * Float.BYTES));
     segment = memory.segment();
   }
@@ -54,6 +58,16 @@ final class CpuBatch extends AbstractBatch {
         dst,
         dstOffset,
         count);
+  }
+
+  /** Where a forward leaves the hidden rows; tasks write different ones. */
+  float[] hidden() {
+    return hidden;
+  }
+
+  @Override
+  protected void copyHidden(int logitRow, int width, float[] dst) {
+    System.arraycopy(hidden, logitRow * width, dst, 0, width);
   }
 
   @Override

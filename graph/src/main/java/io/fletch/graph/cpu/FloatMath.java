@@ -41,6 +41,18 @@ final class FloatMath {
   static final float SQRT_2_OVER_PI = 0.7978846f;
   static final float GELU_CUBIC = 0.044715f;
 
+  // log(N(x) / N(-x)) = x (G0 + G1 z + ...), z = min(x^2, GELU_MAX), N the normal distribution:
+  // minimax in what it does to gelu(x), absolute error 4.2e-8. Beyond, N(-x) < 3e-8.
+  static final float GELU_MAX = 30f;
+  static final float G0 = 1.5957717f;
+  static final float G1 = 0.07266046f;
+  static final float G2 = -5.9748036e-5f;
+  static final float G3 = -1.1280115e-4f;
+  static final float G4 = 8.350775e-6f;
+  static final float G5 = -3.0449104e-7f;
+  static final float G6 = 5.270821e-9f;
+  static final float G7 = -2.7793236e-11f;
+
   private FloatMath() {}
 
   static float exp(float x) {
@@ -78,6 +90,20 @@ final class FloatMath {
   static float geluTanh(float x) {
     float u = (x * SQRT_2_OVER_PI) * Math.fma(GELU_CUBIC * x, x, 1f);
     return x / (1f + exp(-2f * u));
+  }
+
+  /** {@code x * N(x)} as {@code x * sigmoid(u)} with u = log(N(x) / N(-x)). */
+  static float geluErf(float x) {
+    float z = x * x;
+    z = z > GELU_MAX ? GELU_MAX : z;
+    float p = Math.fma(G7, z, G6);
+    p = Math.fma(p, z, G5);
+    p = Math.fma(p, z, G4);
+    p = Math.fma(p, z, G3);
+    p = Math.fma(p, z, G2);
+    p = Math.fma(p, z, G1);
+    p = Math.fma(p, z, G0);
+    return x / (1f + exp(-(x * p)));
   }
 
   static float tanh(float x) {

@@ -3,6 +3,7 @@ package io.fletch.graph.cpu;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Gate;
 import io.fletch.graph.Graph;
+import io.fletch.graph.GraphException;
 import io.fletch.graph.Op;
 import io.fletch.graph.Plan;
 import io.fletch.graph.Value;
@@ -70,6 +71,22 @@ final class Lowering {
             op -> experts.apply(op.experts().getFirst()).activation());
     gates = new EffectiveGates(graph);
     placement = new Placement(graph, sections, kernels);
+    graph
+        .hidden()
+        .filter(h -> !isRowWise(h))
+        .ifPresent(h -> {
+          throw new GraphException("hidden states must come out of a row-wise op: " + h.name());
+        });
+  }
+
+  private boolean isRowWise(Value value) {
+    return sections.stream()
+        .anyMatch(s ->
+            s instanceof Fusion.RowWise r
+                && r.steps().stream()
+                    .anyMatch(step ->
+                        step instanceof Fusion.Compute c
+                            && c.op().output().equals(Optional.of(value))));
   }
 
   /** Plans for forwards of up to {@code rows} rows. */
@@ -173,6 +190,9 @@ final class Lowering {
         case Fusion.Compute c -> {
           Op op = c.op();
           steps.add(compute(op));
+          op.output()
+              .filter(out -> graph.hidden().equals(Optional.of(out)))
+              .ifPresent(out -> steps.add(new RowStage.Keep(place(out), out.width())));
           op.inputs().forEach(in -> inputs.add(offset(in)));
           op.output().ifPresent(out -> outputs.add(offset(out)));
           name = name.isEmpty() ? name(op) : name;
@@ -226,6 +246,9 @@ final class Lowering {
   private RowStage.Step compute(Op op) {
     return switch (op) {
       case Op.Embedding o -> new RowStage.Embed(o.table(), o.scale(), place(o.out()), gate(op));
+      case Op.Input o ->
+          new RowStage.Input(
+              graph.inputWidth(), o.from(), o.out().width(), place(o.out()), gate(op));
       case Op.RmsNorm o ->
           new RowStage.Norm(
               place(o.in()),

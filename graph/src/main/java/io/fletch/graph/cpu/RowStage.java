@@ -200,6 +200,57 @@ final class RowStage extends WorkerPool.Stage<Frame> {
     }
   }
 
+  /** The numbers that come with a row. */
+  static final class Input extends Step {
+    private final int width;
+    private final int from;
+    private final int n;
+    private final Place out;
+
+    /** Numbers {@code [from, from + n)} of the {@code width} of a row. */
+    Input(int width, int from, int n, Place out, int gate) {
+      super("input", gate);
+      this.width = width;
+      this.from = from;
+      this.n = n;
+      this.out = out;
+    }
+
+    @Override
+    void run(Frame f, int row, int batchRow) {
+      MemorySegment.copy(
+          f.batch.inputs(),
+          batchRow * width + from,
+          out.segment(f),
+          ValueLayout.JAVA_FLOAT,
+          out.at(row) * Float.BYTES,
+          n);
+    }
+  }
+
+  /** Gives a row to the batch's reader. */
+  static final class Keep extends Step {
+    private final Place in;
+    private final int n;
+
+    Keep(Place in, int n) {
+      super("keep", Frame.UNGATED);
+      this.in = in;
+      this.n = n;
+    }
+
+    @Override
+    void run(Frame f, int row, int batchRow) {
+      MemorySegment.copy(
+          in.segment(f),
+          ValueLayout.JAVA_FLOAT,
+          in.at(row) * Float.BYTES,
+          f.batch.hidden(),
+          row * n,
+          n);
+    }
+  }
+
   static final class Norm extends Step {
     private final Place in;
     private final MemorySegment weight;

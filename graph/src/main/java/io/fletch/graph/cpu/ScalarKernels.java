@@ -235,6 +235,7 @@ final class ScalarKernels implements Kernels {
     return switch (activation) {
       case SILU -> FloatMath.silu(x);
       case GELU_TANH -> FloatMath.geluTanh(x);
+      case GELU_ERF -> FloatMath.geluErf(x);
       case RELU -> FloatMath.relu(x);
       case RELU_SQUARED -> FloatMath.reluSquared(x);
     };

@@ -284,6 +284,12 @@ final class VectorKernels implements Kernels {
           store(v.mul(load(up, upOffset + i)), dst, dstOffset + i);
         }
       }
+      case GELU_ERF -> {
+        for (int i = 0; i < whole; i += L) {
+          FloatVector v = VectorMath.geluErf(load(gate, gateOffset + i));
+          store(v.mul(load(up, upOffset + i)), dst, dstOffset + i);
+        }
+      }
       case RELU -> {
         for (int i = 0; i < whole; i += L) {
           FloatVector v = VectorMath.relu(load(gate, gateOffset + i));
@@ -326,6 +332,11 @@ final class VectorKernels implements Kernels {
       case GELU_TANH -> {
         for (int i = 0; i < whole; i += L) {
           store(VectorMath.geluTanh(load(x, offset + i)), dst, dstOffset + i);
+        }
+      }
+      case GELU_ERF -> {
+        for (int i = 0; i < whole; i += L) {
+          store(VectorMath.geluErf(load(x, offset + i)), dst, dstOffset + i);
         }
       }
       case RELU -> {

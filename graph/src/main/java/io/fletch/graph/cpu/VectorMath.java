@@ -56,6 +56,19 @@ final class VectorMath {
     return x.div(exp(u.mul(-2f)).add(1f));
   }
 
+  static FloatVector geluErf(FloatVector x) {
+    FloatVector z = x.mul(x);
+    z = z.blend(FloatMath.GELU_MAX, z.compare(VectorOperators.GT, FloatMath.GELU_MAX));
+    FloatVector p = splat(FloatMath.G7).fma(z, splat(FloatMath.G6));
+    p = p.fma(z, splat(FloatMath.G5));
+    p = p.fma(z, splat(FloatMath.G4));
+    p = p.fma(z, splat(FloatMath.G3));
+    p = p.fma(z, splat(FloatMath.G2));
+    p = p.fma(z, splat(FloatMath.G1));
+    p = p.fma(z, splat(FloatMath.G0));
+    return x.div(exp(x.mul(p).neg()).add(1f));
+  }
+
   static FloatVector tanh(FloatVector x) {
     FloatVector z = x.mul(x);
     FloatVector p = splat(FloatMath.T4).fma(z, splat(FloatMath.T3));

@@ -9,8 +9,9 @@ package io.fletch.graph.cuda;
  * @param windows number of distinct sliding windows
  * @param gates number of gate indices
  * @param decisions number of deciding ops
+ * @param numbers floats that come with a row, see {@link io.fletch.graph.Op.Input}
  */
-record Control(int rows, int windows, int gates, int decisions) {
+record Control(int rows, int windows, int gates, int decisions, int numbers) {
   static final int ROWS = 0;
   static final int LOGIT_ROWS = 4;
 
@@ -90,7 +91,12 @@ record Control(int rows, int windows, int gates, int decisions) {
     return score(decisions) + rows * index;
   }
 
+  /** The numbers of the first row. */
+  int input() {
+    return gate(gates) + 3 & -4;
+  }
+
   int bytes() {
-    return gate(gates);
+    return Math.addExact(input(), Math.multiplyExact(4 * numbers, rows));
   }
 }

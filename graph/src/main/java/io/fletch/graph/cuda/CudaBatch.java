@@ -21,7 +21,8 @@ final class CudaBatch extends AbstractBatch {
   private final MemorySegment view;
   private boolean fetched;
   private Control control;
-  private DeviceMemory own;
+  private DeviceMemory ownLogits;
+  private DeviceMemory ownHidden;
 
   CudaBatch(CudaExecutable owner, int maxRows, int maxLogitRows) {
     super(owner.graph(), maxRows, maxLogitRows);
@@ -59,19 +60,28 @@ final class CudaBatch extends AbstractBatch {
     }
   }
 
-  /** Moves the logits to memory of its own. */
-  void keep(CudaStream stream, DeviceMemory logits) {
-    long row = 4L * graph().logits().width();
+  /** Moves the results to memory of its own. */
+  void keep(CudaStream stream, DeviceMemory logits, DeviceMemory hidden) {
     if (logitRows() > 0) {
-      if (own == null) {
-        own = owner.allocate(row * maxLogitRows());
+      ownLogits = keep(stream, logits, ownLogits, 4L * graph().logits().width());
+      if (graph().hidden().isPresent()) {
+        ownHidden = keep(stream, hidden, ownHidden, 4L * graph().hidden().get().width());
       }
-      stream.copy(logits, 0, own, 0, row * logitRows());
     }
   }
 
-  DeviceMemory kept() {
+  private DeviceMemory keep(CudaStream stream, DeviceMemory from, DeviceMemory to, long row) {
+    DeviceMemory own = to == null ? owner.allocate(row * maxLogitRows()) : to;
+    stream.copy(from, 0, own, 0, row * logitRows());
     return own;
+  }
+
+  DeviceMemory keptLogits() {
+    return ownLogits;
+  }
+
+  DeviceMemory keptHidden() {
+    return ownHidden;
   }
 
   @Override
@@ -100,6 +110,11 @@ final class CudaBatch extends AbstractBatch {
   }
 
   @Override
+  protected void copyHidden(int logitRow, int width, float[] dst) {
+    owner.readHidden(this, logitRow, width, dst);
+  }
+
+  @Override
   public int argmax(int logitRow) {
     checkComputed(logitRow);
     owner.fetch(this);
@@ -123,9 +138,13 @@ final class CudaBatch extends AbstractBatch {
   @Override
   protected void release() {
     owner.forget(this);
-    if (own != null) {
-      owner.release(own);
-      own = null;
+    if (ownLogits != null) {
+      owner.release(ownLogits);
+      ownLogits = null;
+    }
+    if (ownHidden != null) {
+      owner.release(ownHidden);
+      ownHidden = null;
     }
   }
 }

@@ -48,10 +48,16 @@ final class CudaExecutable implements Executable {
   private final List<Integer> windows;
   private final int gates;
   private final int decisions;
+  private final int numbers;
   private final long slotRow;
+  private final long hiddenRow;
   private final DeviceMemory control;
   private final DeviceMemory logits;
   private final DeviceMemory statistics;
+
+  /** Rows of the graph's hidden value. */
+  private final DeviceMemory hidden;
+
   private final PinnedMemory hostControl;
   private final PinnedMemory hostStatistics;
   private final String description;
@@ -107,10 +113,12 @@ final class CudaExecutable implements Executable {
             .max()
             .orElse(0);
     decisions = stored.decisions().size();
+    numbers = graph.inputWidth();
     slotRow = 4L * graph.logits().width();
+    hiddenRow = graph.hidden().map(h -> 4L * h.width()).orElse(0L);
     Control largest = control(maxRows);
     CudaLowering.Memory scratch = CudaLowering.plan(stored, maxRows);
-    long results = Math.multiplyExact(slotRow, maxRows);
+    long results = Math.multiplyExact(slotRow + hiddenRow, maxRows);
     long wanted =
         weights.bytes()
             + scratch.bytes()
@@ -143,8 +151,10 @@ final class CudaExecutable implements Executable {
     owned.push(block::close);
     DeviceMemory activations = context.allocate(Math.max(1, scratch.bytes()));
     owned.push(activations::close);
-    logits = context.allocate(results);
+    logits = context.allocate(slotRow * maxRows);
     owned.push(logits::close);
+    hidden = context.allocate(Math.max(1, hiddenRow * maxRows));
+    owned.push(hidden::close);
     control = context.allocate(largest.bytes());
     owned.push(control::close);
     statistics = context.allocate((long) Emitter.STATISTICS * maxRows);
@@ -153,7 +163,7 @@ final class CudaExecutable implements Executable {
     owned.push(hostControl::close);
     hostStatistics = context.allocatePinned((long) Emitter.STATISTICS * maxRows);
     owned.push(hostStatistics::close);
-    chunk = arena.allocate(slotRow);
+    chunk = arena.allocate(Math.max(slotRow, hiddenRow));
     owned.push(arena::close);
     lowering =
         new CudaLowering(
@@ -164,6 +174,7 @@ final class CudaExecutable implements Executable {
             activations.address(),
             control.address(),
             logits.address(),
+            hidden.address(),
             statistics.address());
     for (int rows : buckets()) {
       CudaLowering.Program p = lowering.lower(control(rows), KvCache.Type.F16);
@@ -183,7 +194,7 @@ final class CudaExecutable implements Executable {
   }
 
   private Control control(int rows) {
-    return new Control(rows, windows.size(), gates, decisions);
+    return new Control(rows, windows.size(), gates, decisions, numbers);
   }
 
   private List<Integer> buckets() {
@@ -276,7 +287,7 @@ final class CudaExecutable implements Executable {
       finish();
       if (latest != null && latest != b) {
         latest.fetch(hostStatistics.segment(), hostControl.segment());
-        latest.keep(s, logits);
+        latest.keep(s, logits, hidden);
       }
       latest = null;
       int rows = bucket(b.rows());
@@ -321,6 +332,7 @@ final class CudaExecutable implements Executable {
         fillDecisions(b, c, r);
       }
     }
+    MemorySegment.copy(b.inputs(), 0, to, ValueLayout.JAVA_FLOAT, c.input(), b.rows() * numbers);
     for (int k = 0; k < b.logitRows(); k++) {
       to.set(ValueLayout.JAVA_INT, c.logitSource() + 4L * k, b.logitSource(k));
     }
@@ -433,14 +445,21 @@ final class CudaExecutable implements Executable {
   }
 
   void readLogits(CudaBatch b, int row, int from, int count, float[] dst, int at) {
-    locked(s -> {
-      DeviceMemory source = latest == b ? logits : b.kept();
-      MemorySegment host = chunk.asSlice(0, 4L * count);
-      s.download(source, row * slotRow + 4L * from, host);
-      s.synchronize();
-      busy = false;
-      MemorySegment.copy(host, ValueLayout.JAVA_FLOAT, 0, dst, at, count);
-    });
+    locked(s ->
+        read(s, latest == b ? logits : b.keptLogits(), row * slotRow + 4L * from, count, dst, at));
+  }
+
+  void readHidden(CudaBatch b, int row, int count, float[] dst) {
+    locked(s -> read(s, latest == b ? hidden : b.keptHidden(), row * hiddenRow, count, dst, 0));
+  }
+
+  private void read(
+      CudaStream s, DeviceMemory source, long offset, int count, float[] dst, int at) {
+    MemorySegment host = chunk.asSlice(0, 4L * count);
+    s.download(source, offset, host);
+    s.synchronize();
+    busy = false;
+    MemorySegment.copy(host, ValueLayout.JAVA_FLOAT, 0, dst, at, count);
   }
 
   void forget(CudaBatch b) {

@@ -16,10 +16,13 @@ import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 
 /** Turns the ops of a graph into kernel launches for a row bucket and a type of cache. */
 final class CudaLowering {
-  /** Offsets of the values in the scratch memory; logits have a block of their own. */
+  /**
+   * Offsets of the values in the scratch memory; logits and hidden states have blocks of their own.
+   */
   record Memory(Map<Value, Long> offsets, long bytes) {}
 
   /** A launch; all parameters are addresses. */
@@ -35,6 +38,7 @@ final class CudaLowering {
   private final long scratch;
   private final long control;
   private final long logits;
+  private final long hidden;
   private final long statistics;
 
   CudaLowering(
@@ -45,6 +49,7 @@ final class CudaLowering {
       long scratch,
       long control,
       long logits,
+      long hidden,
       long statistics) {
     this.graph = graph;
     this.weights = weights;
@@ -53,6 +58,7 @@ final class CudaLowering {
     this.scratch = scratch;
     this.control = control;
     this.logits = logits;
+    this.hidden = hidden;
     this.statistics = statistics;
   }
 
@@ -62,9 +68,7 @@ final class CudaLowering {
     for (int i = 0; i < graph.ops().size(); i++) {
       Op op = graph.ops().get(i);
       int at = i;
-      op.output()
-          .filter(v -> !v.equals(graph.logits()))
-          .ifPresent(v -> lives.put(v, new int[] {at, at}));
+      op.output().filter(v -> !isResult(graph, v)).ifPresent(v -> lives.put(v, new int[] {at, at}));
       op.inputs().stream().filter(lives::containsKey).forEach(v -> lives.get(v)[1] = at);
     }
     List<MemoryPlanner.Buffer> buffers = new ArrayList<>();
@@ -79,8 +83,16 @@ final class CudaLowering {
     return new Memory(offsets, layout.bytes());
   }
 
+  /** Whether a value outlives the forward, in a block of its own. */
+  private static boolean isResult(Graph graph, Value v) {
+    return v.equals(graph.logits()) || graph.hidden().equals(Optional.of(v));
+  }
+
   private long at(Value v) {
-    return v.equals(graph.logits()) ? logits : scratch + memory.offsets().get(v);
+    if (isResult(graph, v)) {
+      return v.equals(graph.logits()) ? logits : hidden;
+    }
+    return scratch + memory.offsets().get(v);
   }
 
   /** One lowering; collects launches and distinct kernels. */
@@ -197,6 +209,9 @@ final class CudaLowering {
             weights.address(o.table()),
             at(o.out()));
       }
+      case Op.Input o ->
+          run.element(
+              op, "input", e.input(o.from(), o.out().width()), o.out().width(), at(o.out()));
       case Op.RmsNorm o ->
           run.launch(
               op,

@@ -56,6 +56,7 @@ final class DeviceWeights {
         case Op.Route o -> throw refused(op);
         case Op.ExpertLinear o -> throw refused(op);
         case Op.Mix o -> throw refused(op);
+        case Op.Input o -> {}
         case Op.KvStore o -> {}
         case Op.Attention o -> {}
         case Op.Activate o -> {}

@@ -97,6 +97,18 @@ final class Emitter {
     return k.compare("ne", is, gate.branch().runsAt());
   }
 
+  /** log(N(x) / N(-x)) / x as a polynomial of x^2 up to 30, the highest power first. */
+  private static final float[] GELU = {
+    -2.7793236e-11f,
+    5.270821e-9f,
+    -3.0449104e-7f,
+    8.350775e-6f,
+    -1.1280115e-4f,
+    -5.9748036e-5f,
+    0.07266046f,
+    1.5957717f
+  };
+
   private static PtxRegister exp(PtxKernel k, PtxRegister x) {
     return k.unary("ex2.approx.ftz", k.mul(x, LOG2E));
   }
@@ -156,6 +168,17 @@ final class Emitter {
     PtxRegister data = k.address(table, token, rowBytes(type, width));
     PtxRegister lane = k.and(i, 31);
     b.put(out, i, k.mul(weight(k, type, data, k.sub(i, lane), lane), scale));
+    return k;
+  }
+
+  /** Parameters: control, out. */
+  PtxKernel input(int from, int width) {
+    Row b = new Row(Value.Rows.BATCH);
+    PtxKernel k = b.k;
+    PtxRegister out = b.floats(k.parameter(U64), b.row, width);
+    PtxRegister i = b.element(width);
+    PtxRegister at = k.address(b.block, k.fma(b.row, control.numbers(), i), 4);
+    b.put(out, i, k.load(F32, at, control.input() + 4 * from));
     return k;
   }
 
@@ -775,6 +798,7 @@ final class Emitter {
             PtxRegister inner = k.mul(k.fma(cube, 0.044715f, x), (float) Math.sqrt(2 / Math.PI));
             yield k.mul(k.mul(x, 0.5f), k.add(tanh(k, inner), 1f));
           }
+          case GELU_ERF -> geluErf(k, x);
           case RELU -> positive(k, x);
           case RELU_SQUARED -> {
             PtxRegister p = positive(k, x);
@@ -783,6 +807,17 @@ final class Emitter {
         };
     b.put(y, i, gated ? k.mul(a, b.get(up, i)) : a);
     return k;
+  }
+
+  /** As {@link io.fletch.graph.cpu} does it: x sigmoid(u), u an odd polynomial. */
+  private static PtxRegister geluErf(PtxKernel k, PtxRegister x) {
+    PtxRegister square = k.mul(x, x);
+    PtxRegister z = k.select(k.compare("gt", square, 30f), k.constant(F32, 30f), square);
+    PtxRegister p = k.constant(F32, GELU[0]);
+    for (int i = 1; i < GELU.length; i++) {
+      p = k.fma(p, z, GELU[i]);
+    }
+    return k.div(x, k.add(exp(k, k.unary("neg", k.mul(x, p))), 1f));
   }
 
   /** max(x, 0) that keeps a NaN. */

@@ -62,6 +62,10 @@ public abstract class AbstractBatch implements Batch {
   private final float[] routeThreshold;
   private final byte[] routeOtherwise;
 
+  // Numbers that come with the rows, [row][number].
+  private final int inputWidth;
+  private final float[] inputs;
+
   private final float[] chunk;
   private final LogitReduction reduction = new LogitReduction();
   private int spans;
@@ -110,6 +114,8 @@ public abstract class AbstractBatch implements Batch {
     routes = new boolean[deciding];
     routeThreshold = new float[deciding];
     routeOtherwise = new byte[deciding];
+    inputWidth = graph.inputWidth();
+    inputs = new float[Math.multiplyExact(inputWidth, maxRows)];
     chunk = new float[Math.min(CHUNK, graph.logits().width())];
   }
 
@@ -132,6 +138,7 @@ public abstract class AbstractBatch implements Batch {
       case Op.Activate o -> o.gate();
       case Op.Add o -> o.gate();
       case Op.Embedding o -> Optional.empty();
+      case Op.Input o -> Optional.empty();
       case Op.RmsNorm o -> Optional.empty();
       case Op.Rope o -> Optional.empty();
       case Op.KvStore o -> Optional.empty();
@@ -169,6 +176,9 @@ public abstract class AbstractBatch implements Batch {
 
   /** Copies {@code count} logits from id {@code from} on of a logit row that was computed. */
   protected abstract void copyLogits(int logitRow, int from, int count, float[] dst, int dstOffset);
+
+  /** Copies a row of {@code graph().hidden()} that was computed. */
+  protected abstract void copyHidden(int logitRow, int width, float[] dst);
 
   /** Releases the logits. Called once. */
   protected abstract void release();
@@ -289,6 +299,7 @@ public abstract class AbstractBatch implements Batch {
     own[s] = kind;
     block[s] = blockLength;
     System.arraycopy(tokens, offset, token, first, count);
+    Arrays.fill(inputs, first * inputWidth, (first + count) * inputWidth, 0);
     Arrays.fill(spanOf, first, first + count, s);
     Arrays.fill(logitOf, first, first + count, -1);
     if (!decisions.isEmpty()) {
@@ -314,6 +325,18 @@ public abstract class AbstractBatch implements Batch {
     logitOf[row] = logitRows;
     ran = false;
     return logitRows++;
+  }
+
+  @Override
+  public final void input(int row, float[] values) {
+    checkOpen();
+    Objects.checkIndex(row, rows);
+    if (inputWidth == 0 || values.length != inputWidth) {
+      throw new IllegalArgumentException(
+          "numbers of a row: expected=" + inputWidth + " actual=" + values.length);
+    }
+    System.arraycopy(values, 0, inputs, row * inputWidth, inputWidth);
+    ran = false;
   }
 
   @Override
@@ -506,6 +529,11 @@ public abstract class AbstractBatch implements Batch {
     return token[row];
   }
 
+  /** The numbers of all rows, {@code graph().inputWidth()} a row; borrowed. */
+  public final float[] inputs() {
+    return inputs;
+  }
+
   /** The position of a row. */
   public final int position(int row) {
     int s = spanOf[row];
@@ -577,6 +605,18 @@ public abstract class AbstractBatch implements Batch {
   public final void logits(int logitRow, float[] dst) {
     checkComputed(logitRow);
     copyLogits(logitRow, 0, graph.logits().width(), dst, 0);
+  }
+
+  @Override
+  public final void hidden(int logitRow, float[] dst) {
+    checkComputed(logitRow);
+    int width =
+        graph
+            .hidden()
+            .orElseThrow(
+                () -> new IllegalStateException("the graph does not give hidden states out"))
+            .width();
+    copyHidden(logitRow, width, dst);
   }
 
   @Override

@@ -47,7 +47,8 @@ public final class Decomposition {
         d.ops.add(op);
       }
     }
-    return new Graph(graph.name(), d.ops, graph.logits(), graph.vocabulary(), graph.kvLayers());
+    return new Graph(
+        graph.name(), d.ops, graph.logits(), graph.hidden(), graph.vocabulary(), graph.kvLayers());
   }
 
   /** Whether a kernel does the product in one go. */

@@ -339,13 +339,16 @@ abstract class KernelsContract {
               case SILU -> v / (1 + Math.exp(-v));
               case GELU_TANH ->
                   v / (1 + Math.exp(-2 * Math.sqrt(2 / Math.PI) * (v + 0.044715 * v * v * v)));
+              case GELU_ERF -> ReferenceActivations.gelu(v);
               case RELU -> Math.max(v, 0);
               case RELU_SQUARED -> Math.max(v, 0) * Math.max(v, 0);
             };
         // An error of the argument of exp, relative to the argument, is one of the result.
         double argument = activation == Activation.GELU_TANH ? 1.6 * (v + 0.044715 * v * v * v) : v;
         double bound =
-            Math.abs(expected) * (8 + 4 * Math.min(Math.abs(argument), 110)) * EPS + 1e-36;
+            activation == Activation.GELU_ERF
+                ? 1e-7 + 8 * Math.abs(expected) * EPS
+                : Math.abs(expected) * (8 + 4 * Math.min(Math.abs(argument), 110)) * EPS + 1e-36;
         assertEquals(expected, plain.get(i), bound);
         assertEquals(plain.get(i) * up[i], gated.get(i), 0f);
       }

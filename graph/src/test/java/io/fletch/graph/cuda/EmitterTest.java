@@ -28,7 +28,7 @@ class EmitterTest {
   private static final Optional<Gate> GATE = Optional.of(new Gate(1, Gate.Unit.FFN));
 
   private static List<PtxKernel> kernels(int rows) {
-    Emitter e = new Emitter(new Control(rows, 2, 4, 3));
+    Emitter e = new Emitter(new Control(rows, 2, 4, 3, 7));
     List<PtxKernel> all = new ArrayList<>();
     for (TensorType t : TensorType.values()) {
       if (Emitter.isNative(t)) {
@@ -67,6 +67,7 @@ class EmitterTest {
     all.add(e.skipSimilar(1, 33, GATE.orElseThrow(), new int[] {0, 3}));
     all.add(e.routeUnit(2, GATE.orElseThrow()));
     all.add(e.add(33, 1, Optional.of(GATE.orElseThrow().standIn()), Rows.BATCH));
+    all.add(e.input(2, 5));
     all.add(e.statistics(97));
     return all;
   }

@@ -291,6 +291,7 @@ final class HfHyperParameters {
     return switch (name) {
       case "silu", "swish" -> Activation.SILU;
       case "gelu_pytorch_tanh", "gelu_new" -> Activation.GELU_TANH;
+      case "gelu" -> Activation.GELU_ERF;
       case "relu" -> Activation.RELU;
       case "relu2" -> Activation.RELU_SQUARED;
       default -> throw new FletchException(key + ": not supported: \"" + name + "\"");

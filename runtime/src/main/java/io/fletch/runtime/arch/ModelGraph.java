@@ -77,7 +77,7 @@ public final class ModelGraph {
       logits = graph.softCap("capped_logits", logits, hp.logitSoftCap());
     }
     weights.checkAllUsed();
-    return graph.build(logits);
+    return graph.build(logits, normed);
   }
 
   private Tensor output(Tensor table) {

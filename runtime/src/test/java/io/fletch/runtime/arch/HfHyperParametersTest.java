@@ -166,9 +166,17 @@ class HfHyperParametersTest {
   }
 
   @ParameterizedTest
+  @CsvSource({"silu, SILU", "gelu, GELU_ERF", "gelu_pytorch_tanh, GELU_TANH", "relu, RELU"})
+  void namesOfActivationsAreThoseOfTransformers(String name, Activation activation)
+      throws IOException {
+    HyperParameters hp = read(MapMetadata.config("llama-3.2-1b").with("hidden_act", name));
+    assertEquals(activation, hp.blocks().get(0).feedForward().orElseThrow().activation());
+  }
+
+  @ParameterizedTest
   @CsvSource({
     "model_type,              mamba,  model_type",
-    "hidden_act,              gelu,   hidden_act",
+    "hidden_act,              mish,   hidden_act",
     "rope_scaling.rope_type,  dynamic, rope_type",
     "quantization_config.bits, 4,     quantization_config",
   })

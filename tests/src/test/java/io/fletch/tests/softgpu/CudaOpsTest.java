@@ -394,6 +394,66 @@ class CudaOpsTest {
     }
   }
 
+  @Test
+  void numbersComeWithRowsAndHiddenStatesGoWithLogits() {
+    Graph.Builder g = Graph.builder("numbers");
+    Value e = g.embedding("e", matrix("e", TensorType.F16, VOCABULARY, 33), 1);
+    Value x =
+        g.linear(
+            "x",
+            g.input("numbers", 2, 5),
+            LinearOp.dense(matrix("w", TensorType.F32, 33, 5)),
+            Optional.of(vector("b", 33)),
+            Optional.empty());
+    Value act = g.activate("act", Activation.GELU_ERF, Optional.empty(), x, Optional.empty());
+    Value sum = g.add("sum", e, act, 1, Optional.empty());
+    Value hidden = g.rmsNorm("hidden", g.selectRows("selected", sum), vector("n", 33), 1e-5f, 1, 1);
+    Value logits =
+        g.linear(
+            "logits",
+            hidden,
+            LinearOp.dense(matrix("o", TensorType.F16, 3, 33)),
+            Optional.empty(),
+            Optional.empty());
+    Graph graph = g.build(logits, hidden);
+    try (Executable expected = new ReferenceBackend().compile(graph, 3);
+        Executable actual = cuda().compile(graph, 3)) {
+      float[][] wanted = hiddenRows(expected);
+      float[][] rows = hiddenRows(actual);
+      for (int r = 0; r < wanted.length; r++) {
+        assertArrayEquals(wanted[r], rows[r], 2e-5f);
+      }
+      assertTrue(Math.abs(wanted[0][0] - wanted[1][0]) > 1e-3, "numbers matter");
+    }
+    assertEquals(0, gpu.liveBytes(), "memory left");
+  }
+
+  /** Hidden states and logits of two rows, read after another batch has run. */
+  private static float[][] hiddenRows(Executable e) {
+    float[][] out = new float[2][33 + 3];
+    try (KvCache kv = e.newKvCache(3, KvCache.Type.F16);
+        Batch b = e.newBatch(3, 2);
+        Batch other = e.newBatch(1, 1)) {
+      b.append(kv, new int[] {5, 5, 5}, 0, 3);
+      b.input(1, new float[] {9, 9, 0.5f, -1, 2, 0.25f, -3});
+      b.wantLogits(2);
+      b.wantLogits(1);
+      e.forward(b);
+      other.append(kv, new int[] {1}, 0, 1);
+      other.wantLogits(0);
+      e.forward(other);
+      float[] hidden = new float[33];
+      float[] logits = new float[3];
+      for (int r = 0; r < 2; r++) {
+        b.hidden(r, hidden);
+        b.logits(r, logits);
+        System.arraycopy(hidden, 0, out[r], 0, 33);
+        System.arraycopy(logits, 0, out[r], 33, 3);
+      }
+    }
+    return out;
+  }
+
   private static void checkStatistics(float[] row, Batch b, Batch.RowStatistics s) {
     b.statistics(0, s);
     int best = 0;

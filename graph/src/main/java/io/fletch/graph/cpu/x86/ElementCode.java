@@ -165,6 +165,24 @@ public final class ElementCode {
         a.vmulps(u, u, lanes.all(-2f));
         overOnePlusExp(x, u);
       }
+      case GELU_ERF -> {
+        Vec z = lanes.reg(3);
+        a.vmulps(z, x, x);
+        // The operand that comes second is the result when one of them is NaN.
+        a.vmovups(u, lanes.all(30f));
+        a.vminps(z, u, z);
+        a.vmovups(u, lanes.all(-2.7793236e-11f));
+        a.vfmadd213ps(u, z, lanes.all(5.270821e-9f));
+        a.vfmadd213ps(u, z, lanes.all(-3.0449104e-7f));
+        a.vfmadd213ps(u, z, lanes.all(8.350775e-6f));
+        a.vfmadd213ps(u, z, lanes.all(-1.1280115e-4f));
+        a.vfmadd213ps(u, z, lanes.all(-5.9748036e-5f));
+        a.vfmadd213ps(u, z, lanes.all(0.07266046f));
+        a.vfmadd213ps(u, z, lanes.all(1.5957717f));
+        a.vmulps(u, x, u);
+        a.vxorps(u, u, bits(SIGN));
+        overOnePlusExp(x, u);
+      }
       case RELU -> relu(x, u);
       case RELU_SQUARED -> {
         relu(x, u);
