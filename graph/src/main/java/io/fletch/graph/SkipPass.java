@@ -49,12 +49,7 @@ public final class SkipPass {
       }
     }
     return new Graph(
-        graph.name(),
-        ops,
-        graph.logits(),
-        graph.hidden(),
-        graph.vocabulary(),
-        graph.kvLayers());
+        graph.name(), ops, graph.logits(), graph.hidden(), graph.vocabulary(), graph.kvLayers());
   }
 
   /** Gates of the feed-forward units that are added to a residual stream, in order. */

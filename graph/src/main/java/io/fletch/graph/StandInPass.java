@@ -96,12 +96,7 @@ public final class StandInPass {
       }
     }
     return new Graph(
-        graph.name(),
-        ops,
-        graph.logits(),
-        graph.hidden(),
-        graph.vocabulary(),
-        graph.kvLayers());
+        graph.name(), ops, graph.logits(), graph.hidden(), graph.vocabulary(), graph.kvLayers());
   }
 
   private Value value(String name, Value like) {
