@@ -45,6 +45,9 @@ public final class AutoregressiveDecoder {
   /** Null without a large model. */
   private final TokenRouting routing;
 
+  /** Null unless the router reads hidden states. */
+  private float[] hidden;
+
   private long routed;
   private boolean latestIsRouted;
   private int prompt = -1;
@@ -83,6 +86,18 @@ public final class AutoregressiveDecoder {
         throw new IllegalArgumentException(
             "token routing cannot be combined with mirostat: its bound belongs to one model");
       }
+    }
+    int width = routing == null ? 0 : routing.router().hiddenWidth();
+    if (width > 0) {
+      if (width != model.hiddenWidth()) {
+        throw new IllegalArgumentException(
+            "hidden width of the small model: expected="
+                + width
+                + " actual="
+                + model.hiddenWidth());
+      }
+      hidden = new float[width];
+      model.keepHidden();
     }
     boolean needsLogits =
         routing != null || mask != null || logprobs != null || !sampler.isArgmax();
@@ -210,7 +225,10 @@ public final class AutoregressiveDecoder {
   private int route(int row) {
     model.logits(row, logits);
     int candidate = sampler.propose(logits, history, mask);
-    double score = routing.router().score(logits, model.vocabulary(), candidate);
+    if (hidden != null) {
+      model.hidden(row, hidden);
+    }
+    double score = routing.router().score(logits, model.vocabulary(), candidate, hidden);
     CausalForward large = routing.large();
     latestIsRouted = score >= routing.threshold();
     if (latestIsRouted) {

@@ -58,6 +58,24 @@ public interface CausalForward {
   /** Copies a logit row into {@code target[0 .. vocabulary)}. */
   void logits(int row, float[] target);
 
+  /** Width of {@link #hidden}; 0 if the model does not give hidden states out. */
+  default int hiddenWidth() {
+    return 0;
+  }
+
+  /** Asks for {@link #hidden} of the logit rows of later calls, which may cost a copy. */
+  default void keepHidden() {}
+
+  /**
+   * Copies what the output matrix was applied to for a logit row into {@code target[0 ..
+   * hiddenWidth)}.
+   *
+   * @throws UnsupportedOperationException if {@link #hiddenWidth} is 0
+   */
+  default void hidden(int row, float[] target) {
+    throw new UnsupportedOperationException("this model gives no hidden states out");
+  }
+
   /**
    * Token with the largest logit of a row, the lowest id on ties; -1 if no logit is larger than
    * negative infinity (all are NaN).

@@ -2,18 +2,41 @@ package io.fletch.sampling;
 
 /**
  * Judges whether the token that a small model proposes would lead astray, from the small model's
- * own logits (specs/autoregressive.md 4). The larger the score, the more likely it should be drawn
- * from the large model instead. Used by one thread at a time; {@link #score} allocates nothing.
+ * own logits and, for some, its hidden state (specs/autoregressive.md 4). The larger the score, the
+ * more likely it should be drawn from the large model instead. Used by one thread at a time; {@link
+ * #score} allocates nothing.
  */
 public interface TokenRouter {
   /**
-   * The score of a proposal, never negative.
+   * The score of a proposal by its logits, never negative.
    *
    * @param logits of the small model, unprocessed
    * @param vocabulary number of logits
    * @param candidate the token that the sampler chose from them
+   * @throws UnsupportedOperationException if it needs hidden states
    */
   double score(float[] logits, int vocabulary, int candidate);
+
+  /** Width of the hidden states that it reads; 0 if it goes by logits alone. */
+  default int hiddenWidth() {
+    return 0;
+  }
+
+  /**
+   * The score of a proposal, never negative.
+   *
+   * @param hidden what the small model's output matrix was applied to, {@link #hiddenWidth}
+   *     elements; null if that is 0
+   * @see #score(float[], int, int)
+   */
+  default double score(float[] logits, int vocabulary, int candidate, float[] hidden) {
+    return score(logits, vocabulary, candidate);
+  }
+
+  /** Weights that a score reads and activates; {@link WeightUse#NONE} if hardly any. */
+  default WeightUse cost() {
+    return WeightUse.NONE;
+  }
 
   /** Name and version of what decides, for reports. */
   String name();

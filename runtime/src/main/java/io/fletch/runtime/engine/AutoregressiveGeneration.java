@@ -272,7 +272,12 @@ final class AutoregressiveGeneration implements Generation {
     long smallBytes = isRouted ? proposed.weights().bytes() - smallBefore.weights().bytes() : 0;
     long activated =
         completionTokens * main.parameters() + (isRouted ? routed * forward.parameters() : 0);
-    WeightUse weights = new WeightUse(completionTokens, bytes + smallBytes, activated);
+    WeightUse judged = isRouted ? options.routing().orElseThrow().router().cost() : WeightUse.NONE;
+    WeightUse weights =
+        new WeightUse(
+            completionTokens,
+            bytes + smallBytes + completionTokens * judged.bytes(),
+            activated + completionTokens * judged.activated());
     if (isRouted) {
       return new DecodeCounters(
           now.forwards() - before.forwards(),

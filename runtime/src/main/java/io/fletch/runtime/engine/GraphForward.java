@@ -3,6 +3,7 @@ package io.fletch.runtime.engine;
 import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
 import io.fletch.graph.KvCache;
+import io.fletch.graph.Value;
 import io.fletch.sampling.CausalForward;
 import io.fletch.sampling.DecodeCounters;
 import io.fletch.sampling.RowStatistics;
@@ -60,6 +61,9 @@ final class GraphForward implements CausalForward, AutoCloseable {
   private float[] copied;
 
   private boolean isCopied;
+
+  /** The hidden state where it came out of a shared batch; null unless it is wanted. */
+  private float[] copiedHidden;
 
   /**
    * Makes an empty cache.
@@ -206,6 +210,9 @@ final class GraphForward implements CausalForward, AutoCloseable {
         copied = new float[vocabulary];
       }
       in.logits(firstLogitRow, copied);
+      if (copiedHidden != null) {
+        in.hidden(firstLogitRow, copiedHidden);
+      }
     }
     int length = kv.length();
     System.arraycopy(source, at, tokens, length, n);
@@ -302,6 +309,28 @@ final class GraphForward implements CausalForward, AutoCloseable {
       System.arraycopy(copied, 0, target, 0, vocabulary);
     } else {
       batch.logits(row, target);
+    }
+  }
+
+  @Override
+  public int hiddenWidth() {
+    return executable.graph().hidden().map(Value::width).orElse(0);
+  }
+
+  @Override
+  public void keepHidden() {
+    if (copiedHidden == null) {
+      copiedHidden = new float[hiddenWidth()];
+    }
+  }
+
+  @Override
+  public void hidden(int row, float[] target) {
+    if (isCopied) {
+      Objects.checkIndex(row, logitRows);
+      System.arraycopy(copiedHidden, 0, target, 0, copiedHidden.length);
+    } else {
+      batch.hidden(row, target);
     }
   }
 

@@ -9,6 +9,7 @@ import io.fletch.Tokenizer;
 import io.fletch.ToolCallFormat;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Executable;
+import io.fletch.graph.Graph;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.Plan;
 import io.fletch.quant.Tensor;
@@ -74,6 +75,9 @@ final class LoadedModel implements Model {
           return size() > MOST_GRAMMARS;
         }
       };
+
+  /** Guarded by this. */
+  private final List<AutoCloseable> owned = new ArrayList<>();
 
   private int sessions;
   private boolean closed;
@@ -355,6 +359,24 @@ final class LoadedModel implements Model {
     return identity.clone();
   }
 
+  /** Compiles a graph that belongs to this model for the same backend, with the same options. */
+  Executable compile(Graph graph, int maxRows) {
+    return ModelLoader.compile(
+        graph, maxRows, options.withPackCache(ModelOptions.PackCache.off()), file);
+  }
+
+  /**
+   * Takes over something that uses this model's memory; it is closed with the model.
+   *
+   * @throws IllegalStateException if the model is closed
+   */
+  synchronized void own(AutoCloseable part) {
+    if (closed) {
+      throw new IllegalStateException("the model is closed");
+    }
+    owned.add(part);
+  }
+
   StepScheduler scheduler() {
     return scheduler;
   }
@@ -382,6 +404,7 @@ final class LoadedModel implements Model {
       closed = true;
     }
     try {
+      closeOwned();
       scheduler.close();
       prefixes.close();
       executable.close();
@@ -389,5 +412,18 @@ final class LoadedModel implements Model {
       derived.close();
       file.close();
     }
+  }
+
+  private synchronized void closeOwned() {
+    for (AutoCloseable part : owned) {
+      try {
+        part.close();
+      } catch (RuntimeException e) {
+        throw e;
+      } catch (Exception e) {
+        throw new FletchException("closing what belongs to " + name + ": " + e.getMessage(), e);
+      }
+    }
+    owned.clear();
   }
 }

@@ -264,7 +264,7 @@ public final class ModelLoader {
     };
   }
 
-  private static Executable compile(Graph graph, int rows, ModelOptions options, WeightFile file) {
+  static Executable compile(Graph graph, int rows, ModelOptions options, WeightFile file) {
     if (options.backend() != ModelOptions.Backend.AUTO) {
       return backend(options, file).compile(graph, rows);
     }

@@ -3,6 +3,7 @@ package io.fletch.runtime.engine;
 import io.fletch.FletchException;
 import io.fletch.Model;
 import io.fletch.Routing;
+import io.fletch.graph.GraphException;
 import io.fletch.quant.ArrowWriter;
 import io.fletch.quant.Dequantizer;
 import io.fletch.quant.Metadata;
@@ -50,44 +51,67 @@ public final class RouterFile {
 
   /** See {@link Routing#load}. */
   public static Routing load(Path file, Model small, Model large) {
-    try (WeightFile in = WeightFile.open(file)) {
-      Metadata m = in.metadata();
-      String technique = m.string(PREFIX + "technique").orElse("nothing");
-      long version = m.integer(PREFIX + "version").orElse(0L);
-      if (!technique.equals("r2r") || version != VERSION) {
-        throw new FletchException(
-            file
-                + ": not a router: expected=r2r version "
-                + VERSION
-                + " actual="
-                + technique
-                + " version "
-                + version);
-      }
-      check(file, m, "small", small);
-      check(file, m, "large", large);
-      Tensor weights = in.tensors().get(WEIGHTS);
-      if (weights == null
-          || weights.type() != TensorType.F32
-          || weights.elements() != LearnedRouter.WEIGHTS) {
-        throw new FletchException(
-            file
-                + ": "
-                + WEIGHTS
-                + ": expected=F32 ["
-                + LearnedRouter.WEIGHTS
-                + "] actual="
-                + weights);
-      }
-      double threshold =
-          m.number(PREFIX + "threshold")
-              .orElseThrow(() -> new FletchException(file + ": " + PREFIX + "threshold: missing"));
-      return new Routing(small, new LearnedRouter(Dequantizer.toFloats(weights)), threshold);
-    } catch (WeightFileException | IllegalArgumentException e) {
+    WeightFile in = null;
+    Routing routing = null;
+    try {
+      in = WeightFile.open(file);
+      routing = load(in, file, small, large);
+      return routing;
+    } catch (WeightFileException
+        | GraphException
+        | IllegalArgumentException
+        | ArithmeticException
+        | FletchException e) {
       String message = String.valueOf(e.getMessage());
       throw new FletchException(
           message.startsWith(file.toString()) ? message : file + ": " + message, e);
+    } finally {
+      // A network keeps its file, which is closed with the model that owns it.
+      if (in != null && (routing == null || !(routing.router() instanceof RouterNetwork))) {
+        in.close();
+      }
     }
+  }
+
+  private static Routing load(WeightFile in, Path file, Model small, Model large) {
+    if (in.format() == WeightFile.Format.SAFETENSORS) {
+      if (!(small instanceof LoadedModel loaded)) {
+        throw new FletchException("model " + small.name() + " is not one that Fletch opened");
+      }
+      return RouterNetwork.open(in, loaded);
+    }
+    Metadata m = in.metadata();
+    String technique = m.string(PREFIX + "technique").orElse("nothing");
+    long version = m.integer(PREFIX + "version").orElse(0L);
+    if (!technique.equals("r2r") || version != VERSION) {
+      throw new FletchException(
+          file
+              + ": not a router: expected=r2r version "
+              + VERSION
+              + " actual="
+              + technique
+              + " version "
+              + version);
+    }
+    check(file, m, "small", small);
+    check(file, m, "large", large);
+    Tensor weights = in.tensors().get(WEIGHTS);
+    if (weights == null
+        || weights.type() != TensorType.F32
+        || weights.elements() != LearnedRouter.WEIGHTS) {
+      throw new FletchException(
+          file
+              + ": "
+              + WEIGHTS
+              + ": expected=F32 ["
+              + LearnedRouter.WEIGHTS
+              + "] actual="
+              + weights);
+    }
+    double threshold =
+        m.number(PREFIX + "threshold")
+            .orElseThrow(() -> new FletchException(file + ": " + PREFIX + "threshold: missing"));
+    return new Routing(small, new LearnedRouter(Dequantizer.toFloats(weights)), threshold);
   }
 
   private static void check(Path file, Metadata m, String role, Model model) {

@@ -5,11 +5,9 @@ import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
 import java.io.IOException;
 import java.io.InputStream;
-import java.nio.charset.StandardCharsets;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.zip.CRC32;
 
 /**
  * A model whose logits were computed by another implementation: {@code
@@ -37,7 +35,7 @@ record TinyModel(
       shapes.put(tensor, shape);
       weights.put(
           tensor,
-          values(
+          TinyWeights.values(
               tensor,
               shape,
               ((Number) t.get("scale")).doubleValue(),
@@ -58,26 +56,6 @@ record TinyModel(
     float[] out = new float[list.size()];
     for (int i = 0; i < out.length; i++) {
       out[i] = ((Number) list.get(i)).floatValue();
-    }
-    return out;
-  }
-
-  private static float[] values(String name, long[] shape, double scale, double offset) {
-    CRC32 crc = new CRC32();
-    crc.update(name.getBytes(StandardCharsets.UTF_8));
-    int n = 1;
-    for (long d : shape) {
-      n = Math.toIntExact(n * d);
-    }
-    float[] out = new float[n];
-    for (int i = 0; i < n; i++) {
-      long h = i * 0x9E3779B97F4A7C15L + crc.getValue();
-      h ^= h >>> 31;
-      h *= 0xBF58476D1CE4E5B9L;
-      h ^= h >>> 27;
-      h *= 0x94D049BB133111EBL;
-      double u = (h >>> 40) / (double) (1 << 24);
-      out[i] = (float) (offset + scale * (2 * u - 1));
     }
     return out;
   }
