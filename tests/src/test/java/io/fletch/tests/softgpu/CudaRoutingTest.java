@@ -88,7 +88,7 @@ class CudaRoutingTest {
     float[][] logits = new float[scores.length][1024];
     float[][] hidden = new float[scores.length][HIDDEN];
     for (int c = 0; c < scores.length; c++) {
-      fill(random, logits[c], 2 + c);
+      fill(random, logits[c], 0.02 * c);
       fill(random, hidden[c], 2);
     }
     try (Model small = open("demo-small", ModelOptions.Backend.CPU)) {
