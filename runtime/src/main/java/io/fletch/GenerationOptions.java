@@ -29,6 +29,8 @@ import java.util.Optional;
  *     diffusion models
  * @param routing a small model that proposes tokens; empty to draw all from the session's own. Not
  *     for diffusion models
+ * @param units other policies than those that the model was opened with: with other thresholds, or
+ *     none for an answer by all units; empty for the model's
  */
 public record GenerationOptions(
     SamplingOptions sampling,
@@ -40,7 +42,8 @@ public record GenerationOptions(
     Optional<DiffusionOptions> diffusion,
     Optional<Model> guide,
     Optional<Grammar> grammar,
-    Optional<Routing> routing) {
+    Optional<Routing> routing,
+    Optional<List<UnitPolicy>> units) {
   /** Copies and checks. */
   public GenerationOptions {
     Objects.requireNonNull(sampling, "sampling");
@@ -48,6 +51,7 @@ public record GenerationOptions(
     Objects.requireNonNull(guide, "guide");
     Objects.requireNonNull(grammar, "grammar");
     Objects.requireNonNull(routing, "routing");
+    units = units.map(List::copyOf);
     stopStrings = List.copyOf(stopStrings);
     stopTokens = List.copyOf(stopTokens);
     if (maxTokens < 0 || logprobs < -1) {
@@ -71,12 +75,29 @@ public record GenerationOptions(
         Optional.empty(),
         Optional.empty(),
         Optional.empty(),
+        Optional.empty(),
         Optional.empty());
   }
 
   /** Greedy decoding. */
   public static GenerationOptions greedy() {
     return defaults().withSampling(SamplingOptions.greedy());
+  }
+
+  /** With other policies than the model's; an empty list runs all units. */
+  public GenerationOptions withUnits(List<UnitPolicy> value) {
+    return new GenerationOptions(
+        sampling,
+        maxTokens,
+        stopStrings,
+        stopTokens,
+        ignoreEnd,
+        logprobs,
+        diffusion,
+        guide,
+        grammar,
+        routing,
+        Optional.of(value));
   }
 
   /** With other sampling. */
@@ -91,7 +112,8 @@ public record GenerationOptions(
         diffusion,
         guide,
         grammar,
-        routing);
+        routing,
+        units);
   }
 
   /** With another limit. */
@@ -106,7 +128,8 @@ public record GenerationOptions(
         diffusion,
         guide,
         grammar,
-        routing);
+        routing,
+        units);
   }
 
   /** With stop strings. */
@@ -121,7 +144,8 @@ public record GenerationOptions(
         diffusion,
         guide,
         grammar,
-        routing);
+        routing,
+        units);
   }
 
   /** With stop tokens. */
@@ -136,7 +160,8 @@ public record GenerationOptions(
         diffusion,
         guide,
         grammar,
-        routing);
+        routing,
+        units);
   }
 
   /** With or without stopping at the model's own end tokens. */
@@ -151,7 +176,8 @@ public record GenerationOptions(
         diffusion,
         guide,
         grammar,
-        routing);
+        routing,
+        units);
   }
 
   /** With log-probabilities of that many alternatives. */
@@ -166,7 +192,8 @@ public record GenerationOptions(
         diffusion,
         guide,
         grammar,
-        routing);
+        routing,
+        units);
   }
 
   /** With another way to decode a diffusion model. */
@@ -181,7 +208,8 @@ public record GenerationOptions(
         Optional.of(value),
         guide,
         grammar,
-        routing);
+        routing,
+        units);
   }
 
   /** With a guide for guided diffusion. */
@@ -196,7 +224,8 @@ public record GenerationOptions(
         diffusion,
         Optional.of(value),
         grammar,
-        routing);
+        routing,
+        units);
   }
 
   /** With a grammar for the answer. */
@@ -211,7 +240,8 @@ public record GenerationOptions(
         diffusion,
         guide,
         Optional.of(value),
-        routing);
+        routing,
+        units);
   }
 
   /** With a small model that proposes the tokens. */
@@ -226,6 +256,7 @@ public record GenerationOptions(
         diffusion,
         guide,
         grammar,
-        Optional.of(value));
+        Optional.of(value),
+        units);
   }
 }

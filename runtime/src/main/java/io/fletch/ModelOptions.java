@@ -24,6 +24,7 @@ import java.util.Optional;
  * @param prefixCacheBytes most bytes of copied keys and values of prompts that sessions share; 0
  *     for no sharing
  * @param adapters low-rank adapters, added to the matrices of the layers
+ * @param units what decides which units run for a token; at most one policy of each kind
  */
 public record ModelOptions(
     int contextLength,
@@ -36,7 +37,8 @@ public record ModelOptions(
     PackCache packCache,
     LoadProgress progress,
     long prefixCacheBytes,
-    List<Adapter> adapters) {
+    List<Adapter> adapters,
+    List<UnitPolicy> units) {
   /** Backends. */
   public enum Backend {
     /** Fast CPU kernels. */
@@ -150,6 +152,7 @@ public record ModelOptions(
   /** Checks ranges. */
   public ModelOptions {
     adapters = List.copyOf(adapters);
+    units = List.copyOf(units);
     Objects.requireNonNull(backend, "backend");
     Objects.requireNonNull(kernels, "kernels");
     Objects.requireNonNull(weights, "weights");
@@ -186,7 +189,25 @@ public record ModelOptions(
         PackCache.on(),
         LoadProgress.NONE,
         0,
+        List.of(),
         List.of());
+  }
+
+  /** With policies that let units rest. */
+  public ModelOptions withUnits(List<UnitPolicy> value) {
+    return new ModelOptions(
+        contextLength,
+        threads,
+        backend,
+        kernels,
+        weights,
+        kvType,
+        prefillChunk,
+        packCache,
+        progress,
+        prefixCacheBytes,
+        adapters,
+        value);
   }
 
   /** With another context length. */
@@ -202,7 +223,8 @@ public record ModelOptions(
         packCache,
         progress,
         prefixCacheBytes,
-        adapters);
+        adapters,
+        units);
   }
 
   /** With another number of threads. */
@@ -218,7 +240,8 @@ public record ModelOptions(
         packCache,
         progress,
         prefixCacheBytes,
-        adapters);
+        adapters,
+        units);
   }
 
   /** With another backend. */
@@ -234,7 +257,8 @@ public record ModelOptions(
         packCache,
         progress,
         prefixCacheBytes,
-        adapters);
+        adapters,
+        units);
   }
 
   /** With other kernels. */
@@ -250,7 +274,8 @@ public record ModelOptions(
         packCache,
         progress,
         prefixCacheBytes,
-        adapters);
+        adapters,
+        units);
   }
 
   /** With another weight layout. */
@@ -266,7 +291,8 @@ public record ModelOptions(
         packCache,
         progress,
         prefixCacheBytes,
-        adapters);
+        adapters,
+        units);
   }
 
   /** With another cache type. */
@@ -282,7 +308,8 @@ public record ModelOptions(
         packCache,
         progress,
         prefixCacheBytes,
-        adapters);
+        adapters,
+        units);
   }
 
   /** With another prefill chunk. */
@@ -298,7 +325,8 @@ public record ModelOptions(
         packCache,
         progress,
         prefixCacheBytes,
-        adapters);
+        adapters,
+        units);
   }
 
   /** With another place for packed weights. */
@@ -314,7 +342,8 @@ public record ModelOptions(
         value,
         progress,
         prefixCacheBytes,
-        adapters);
+        adapters,
+        units);
   }
 
   /** With a listener. */
@@ -330,7 +359,8 @@ public record ModelOptions(
         packCache,
         value,
         prefixCacheBytes,
-        adapters);
+        adapters,
+        units);
   }
 
   /**
@@ -349,7 +379,8 @@ public record ModelOptions(
         packCache,
         progress,
         bytes,
-        adapters);
+        adapters,
+        units);
   }
 
   /** With adapters, which are added up. */
@@ -365,6 +396,7 @@ public record ModelOptions(
         packCache,
         progress,
         prefixCacheBytes,
-        value);
+        value,
+        units);
   }
 }

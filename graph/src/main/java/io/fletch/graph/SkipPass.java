@@ -7,8 +7,8 @@ import java.util.List;
 
 /**
  * Pass: adds the decisions of FFN-SkipLLM (specs autoregressive 2) to a graph. After each
- * feed-forward unit of a region but the last one, a {@link Op.SkipSimilar} may let those that
- * follow within the region rest.
+ * feed-forward unit of a region, a {@link Op.SkipSimilar} may let those that follow within the
+ * region rest; after the last one it only records its score.
  */
 public final class SkipPass {
   private SkipPass() {}
@@ -38,7 +38,7 @@ public final class SkipPass {
       ops.add(op);
       if (op instanceof Op.Add add && add.gate().isPresent()) {
         int at = region.indexOf(add.gate().get());
-        if (at >= 0 && at + 1 < region.size()) {
+        if (at >= 0) {
           ops.add(
               new Op.SkipSimilar(
                   add.residual(),

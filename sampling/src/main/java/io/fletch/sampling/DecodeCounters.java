@@ -18,6 +18,7 @@ package io.fletch.sampling;
  * @param guideRows rows run by it
  * @param weights what was used of the weights, small model included; {@link WeightUse#NONE} for
  *     diffusion models, whose passes are all alike
+ * @param units what techniques that let units rest did; {@link UnitUse#NONE} without one
  */
 public record DecodeCounters(
     long forwards,
@@ -32,7 +33,8 @@ public record DecodeCounters(
     int exitStep,
     long guideForwards,
     long guideRows,
-    WeightUse weights) {
+    WeightUse weights,
+    UnitUse units) {
   /** Counters without the use of weights. */
   public DecodeCounters(
       long forwards,
@@ -60,7 +62,8 @@ public record DecodeCounters(
         exitStep,
         guideForwards,
         guideRows,
-        WeightUse.NONE);
+        WeightUse.NONE,
+        UnitUse.NONE);
   }
 
   /** Tokens of the answer per forward (TPF), the measure that does not depend on hardware. */

@@ -1,6 +1,7 @@
 package io.fletch.tools;
 
 import io.fletch.sampling.DecodeCounters;
+import io.fletch.sampling.UnitUse;
 import io.fletch.sampling.WeightUse;
 import java.util.Map;
 
@@ -27,7 +28,8 @@ final class Counters {
             -1,
             sum.guideForwards() + c.guideForwards(),
             sum.guideRows() + c.guideRows(),
-            sum.weights().plus(c.weights()));
+            sum.weights().plus(c.weights()),
+            sum.units().plus(c.units()));
   }
 
   long forwards() {
@@ -69,6 +71,12 @@ final class Counters {
     if (weights.tokens() > 0) {
       report.put("weight_bytes_per_token", Json.rounded(weights.bytesPerToken()));
       report.put("activated_parameters_per_token", Json.rounded(weights.activatedPerToken()));
+    }
+    UnitUse units = c.units();
+    if (units.units() > 0) {
+      report.put("units", units.units());
+      report.put("units_skipped", units.skipped());
+      report.put("units_approximated", units.approximated());
     }
   }
 

@@ -51,6 +51,8 @@ public abstract class AbstractBatch implements Batch {
 
   // Decisions of the graph. Without any, what was decided is what was asked for.
   private final List<Op> decisions;
+  private final boolean canSkip;
+  private final boolean canRoute;
   private final byte[] decided;
   private final float[] scores;
   private final boolean[] skips;
@@ -103,6 +105,8 @@ public abstract class AbstractBatch implements Batch {
     gateExists = gatesOf(graph);
     gates = new byte[Math.multiplyExact(gateExists.length, maxRows)];
     decisions = graph.decisions();
+    canSkip = decisions.stream().anyMatch(Op.SkipSimilar.class::isInstance);
+    canRoute = decisions.stream().anyMatch(Op.RouteUnit.class::isInstance);
     decided = decisions.isEmpty() ? gates : new byte[gates.length];
     int deciding = decisions.isEmpty() ? 0 : maxRows;
     scores = new float[Math.multiplyExact(decisions.size(), maxRows)];
@@ -399,7 +403,7 @@ public abstract class AbstractBatch implements Batch {
   private void checkDecides(int row, Class<? extends Op> kind) {
     checkOpen();
     Objects.checkIndex(row, rows);
-    if (decisions.stream().noneMatch(kind::isInstance)) {
+    if (!(kind == Op.SkipSimilar.class ? canSkip : canRoute)) {
       throw new IllegalArgumentException(
           "the graph has no op that decides: expected " + kind.getSimpleName());
     }

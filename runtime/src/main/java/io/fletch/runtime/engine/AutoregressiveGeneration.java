@@ -12,6 +12,7 @@ import io.fletch.sampling.GrammarTokens;
 import io.fletch.sampling.LogProbabilities;
 import io.fletch.sampling.Sampler;
 import io.fletch.sampling.TokenRouting;
+import io.fletch.sampling.UnitUse;
 import io.fletch.sampling.WeightUse;
 import java.util.ArrayList;
 import java.util.List;
@@ -41,6 +42,8 @@ final class AutoregressiveGeneration implements Generation {
   private final DecodeStepEvent stepEvent = new DecodeStepEvent();
   private final DecodeCounters before;
   private final DecodeCounters smallBefore;
+  private final long sparedBefore;
+  private final long smallSparedBefore;
   private final List<Integer> ids = new ArrayList<>();
   private final StringBuilder text = new StringBuilder();
   private volatile boolean cancelled;
@@ -107,6 +110,8 @@ final class AutoregressiveGeneration implements Generation {
     this.stops = new StopStrings(options.stopStrings());
     this.before = forward.counters();
     this.smallBefore = main.counters();
+    this.sparedBefore = forward.sparedParameters();
+    this.smallSparedBefore = main.sparedParameters();
   }
 
   @Override
@@ -271,7 +276,14 @@ final class AutoregressiveGeneration implements Generation {
     // Without routing main is the same forward as before.
     long smallBytes = isRouted ? proposed.weights().bytes() - smallBefore.weights().bytes() : 0;
     long activated =
-        completionTokens * main.parameters() + (isRouted ? routed * forward.parameters() : 0);
+        completionTokens * main.parameters()
+            + (isRouted ? routed * forward.parameters() : 0)
+            - (forward.sparedParameters() - sparedBefore)
+            - (isRouted ? main.sparedParameters() - smallSparedBefore : 0);
+    UnitUse units = now.units().minus(before.units());
+    if (isRouted) {
+      units = units.plus(proposed.units().minus(smallBefore.units()));
+    }
     WeightUse judged = isRouted ? options.routing().orElseThrow().router().cost() : WeightUse.NONE;
     WeightUse weights =
         new WeightUse(
@@ -292,7 +304,8 @@ final class AutoregressiveGeneration implements Generation {
           -1,
           proposed.forwards() - smallBefore.forwards(),
           proposed.rows() - smallBefore.rows(),
-          weights);
+          weights,
+          units);
     }
     return new DecodeCounters(
         now.forwards() - before.forwards(),
@@ -307,7 +320,8 @@ final class AutoregressiveGeneration implements Generation {
         -1,
         0,
         0,
-        weights);
+        weights,
+        units);
   }
 
   private void end(FinishReason why) {

@@ -5,6 +5,7 @@ import io.fletch.Generation;
 import io.fletch.GenerationOptions;
 import io.fletch.Routing;
 import io.fletch.Session;
+import io.fletch.UnitPolicy;
 import io.fletch.sampling.CausalForward.Logits;
 import io.fletch.sampling.RowStatistics;
 import java.nio.file.Path;
@@ -63,10 +64,17 @@ final class AutoregressiveSession extends BaseSession {
                 + " context="
                 + proposing.capacity());
       }
-      proposing.truncate(Math.min(commonPrefix(proposing, ids), ids.length - 1));
+      List<UnitPolicy> ofSmall = small.units().policies();
+      proposing.truncate(
+          Math.min(
+              Math.min(commonPrefix(proposing, ids), proposing.usable(ofSmall)), ids.length - 1));
+      proposing.rule(new UnitRule(ofSmall, ids.length));
     }
     int maxTokens = options.maxTokens() == 0 ? room : Math.min(options.maxTokens(), room);
-    forward.truncate(Math.min(commonPrefix(forward, ids), ids.length - 1));
+    List<UnitPolicy> policies = model().units().forAnswer(options.units());
+    forward.truncate(
+        Math.min(Math.min(commonPrefix(forward, ids), forward.usable(policies)), ids.length - 1));
+    forward.rule(new UnitRule(policies, ids.length));
     model().prefixes().fill(forward, ids, ids.length - 1);
     int reused = forward.length();
     return new AutoregressiveGeneration(
@@ -165,6 +173,30 @@ final class AutoregressiveSession extends BaseSession {
     }
   }
 
+  /**
+   * What the deciding ops of the graph see of every token, under the model's policies with all
+   * tokens counted as generated: {@code [token][decision]}.
+   */
+  float[][] unitScores(int[] ids) {
+    guard().enter();
+    try {
+      checkOpen();
+      checkFits(ids);
+      int decisions = model().executable().graph().decisions().size();
+      float[][] out = new float[ids.length][decisions];
+      eachRow(
+          ids,
+          (f, row, position) -> {
+            for (int d = 0; d < decisions; d++) {
+              out[position][d] = f.score(d, row);
+            }
+          });
+      return out;
+    } finally {
+      guard().exit();
+    }
+  }
+
   private interface RowConsumer {
     void accept(GraphForward forward, int row, int position);
   }
@@ -175,6 +207,7 @@ final class AutoregressiveSession extends BaseSession {
     int rows = Math.clamp((4 << 20) / forward.vocabulary(), 1, forward.chunk());
     rows = Math.min(rows, ids.length);
     try (GraphForward own = model().newForward(ids.length, rows)) {
+      own.rule(new UnitRule(model().units().policies(), 0));
       for (int done = 0; done < ids.length; done += rows) {
         int n = Math.min(rows, ids.length - done);
         own.append(ids, done, n, Logits.ALL);

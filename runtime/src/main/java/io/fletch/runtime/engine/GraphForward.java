@@ -1,16 +1,20 @@
 package io.fletch.runtime.engine;
 
+import io.fletch.UnitPolicy;
 import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
+import io.fletch.graph.Gate;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.Value;
 import io.fletch.sampling.CausalForward;
 import io.fletch.sampling.DecodeCounters;
 import io.fletch.sampling.RowStatistics;
+import io.fletch.sampling.UnitUse;
 import io.fletch.sampling.WeightUse;
 import java.io.IOException;
 import java.nio.channels.ReadableByteChannel;
 import java.util.Arrays;
+import java.util.List;
 import java.util.Objects;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.locks.Condition;
@@ -40,6 +44,17 @@ final class GraphForward implements CausalForward, AutoCloseable {
   private long headRows;
   private long bytesRead;
   private long weightBytes;
+  private long spared;
+  private long units;
+  private long skipped;
+  private long approximated;
+
+  /** What rows ask of the gates, and how many leading slots were computed by all units. */
+  private UnitRule rule = UnitRule.DENSE;
+
+  private List<UnitPolicy> decidedBy = List.of();
+  private int dense;
+  private int firstRow;
 
   // Shared with the scheduler, guarded by its lock or by this session being in its forward.
   private final StepScheduler scheduler;
@@ -191,6 +206,10 @@ final class GraphForward implements CausalForward, AutoCloseable {
   /** Adds the next {@code n} rows to a batch. */
   void addTo(Batch into, int n) {
     int first = into.append(kv, source, at, n);
+    firstRow = first;
+    for (int i = 0; rule != UnitRule.DENSE && i < n; i++) {
+      rule.ask(into, first + i, kv.length() + i);
+    }
     firstLogitRow = into.logitRows();
     if (wanted == Logits.ALL) {
       for (int i = 0; i < n; i++) {
@@ -222,10 +241,63 @@ final class GraphForward implements CausalForward, AutoCloseable {
     headRows += logitRows;
     // The weights are read once for all of them.
     long weights = cost.bytes(logitRows > 0) / sessions;
+    if (rule != UnitRule.DENSE) {
+      countUnits(in, n, length);
+      // Rows of others that run all units make this 0.
+      weights -= cost.bytesSpared(in) / sessions;
+    } else if (dense == length) {
+      dense = length + n;
+    }
     weightBytes += weights;
     bytesRead += weights + (length + n) * slotBytes;
     at += n;
     pending -= n;
+  }
+
+  private void countUnits(Batch in, int n, int length) {
+    for (int i = 0; i < n; i++) {
+      int position = length + i;
+      if (rule.counts(position)) {
+        units += cost.units();
+        skipped += cost.count(in, firstRow + i, Gate.SKIP);
+        approximated += cost.count(in, firstRow + i, Gate.SUBSTITUTE);
+      }
+      if (rule.isDense(position) && dense == position) {
+        dense++;
+      }
+    }
+    if (logitRows > 0) {
+      // Of the answer's tokens, each of which was drawn from one row.
+      spared += cost.parametersSpared(in, firstRow + n - 1);
+    }
+    decidedBy = rule.policies();
+  }
+
+  /** Sets what the rows from now on ask of the gates. */
+  void rule(UnitRule value) {
+    rule = value.policies().isEmpty() ? UnitRule.DENSE : value;
+  }
+
+  /**
+   * Leading slots that are as these policies would have them: computed by all units, or by them.
+   */
+  int usable(List<UnitPolicy> policies) {
+    return policies.equals(decidedBy) ? kv.length() : dense;
+  }
+
+  /** What a deciding op saw of row {@code i} of the latest append, which was one forward. */
+  float score(int decision, int i) {
+    return batch.score(decision, firstRow + i);
+  }
+
+  /** The gate byte of row {@code i} of the latest append, which was one forward. */
+  byte decided(Gate unit, int i) {
+    return batch.decided(unit.layer(), unit.unit(), firstRow + i);
+  }
+
+  /** Leading slots that were computed by all units. */
+  int dense() {
+    return dense;
   }
 
   /** The forward failed; what has run before it stays. */
@@ -260,6 +332,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
           "length: expected=[0, " + kv.length() + "] actual=" + length);
     }
     kv.length(length);
+    dense = Math.min(dense, length);
   }
 
   KvCache kv() {
@@ -275,20 +348,32 @@ final class GraphForward implements CausalForward, AutoCloseable {
     kv.copy(from, length, length, count - length);
     System.arraycopy(ids, length, tokens, length, count - length);
     kv.length(count);
+    if (dense == length) {
+      dense = count;
+    }
   }
 
   /** Takes over all of another forward of the same model. */
   void copyFrom(GraphForward other) {
     kv.length(0);
     copyFrom(other.kv, other.tokens, other.length());
+    dense = other.dense;
+    decidedBy = other.decidedBy;
   }
 
-  /** Replaces the content by what a channel holds; on failure it is empty. */
-  void load(int[] ids, ReadableByteChannel from) throws IOException {
+  /**
+   * Replaces the content by what a channel holds; on failure it is empty.
+   *
+   * @param denseTokens leading ones that all units have computed
+   */
+  void load(int[] ids, int denseTokens, ReadableByteChannel from) throws IOException {
     kv.length(0);
+    dense = 0;
     kv.load(ids.length, from);
     System.arraycopy(ids, 0, tokens, 0, ids.length);
     kv.length(ids.length);
+    dense = denseTokens;
+    decidedBy = List.of();
   }
 
   @Override
@@ -397,6 +482,11 @@ final class GraphForward implements CausalForward, AutoCloseable {
     return cost.parameters();
   }
 
+  /** Parameters that rows with logits were not multiplied by, because units did not run. */
+  long sparedParameters() {
+    return spared;
+  }
+
   /** What has been run so far; whose tokens came of it is for the caller to say. */
   DecodeCounters counters() {
     return new DecodeCounters(
@@ -412,7 +502,8 @@ final class GraphForward implements CausalForward, AutoCloseable {
         -1,
         0,
         0,
-        new WeightUse(0, weightBytes, 0));
+        new WeightUse(0, weightBytes, 0),
+        new UnitUse(units, skipped, approximated));
   }
 
   @Override

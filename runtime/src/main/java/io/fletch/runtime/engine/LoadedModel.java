@@ -56,6 +56,7 @@ final class LoadedModel implements Model {
   private final Tokenizer tokenizer;
   private final Optional<String> templateText;
   private final Optional<ToolCallFormat> toolFormat;
+  private final UnitTechniques units;
   private final ModelOptions options;
   private final PassCost cost;
   private final StepScheduler scheduler;
@@ -91,6 +92,7 @@ final class LoadedModel implements Model {
       Executable executable,
       Tokenizer tokenizer,
       Optional<String> templateText,
+      UnitTechniques units,
       ModelOptions options) {
     this.name = name;
     this.info = info;
@@ -101,6 +103,7 @@ final class LoadedModel implements Model {
     this.tokenizer = tokenizer;
     this.templateText = templateText;
     this.toolFormat = templateText.flatMap(ToolCallFormat::of);
+    this.units = units;
     this.options = options;
     this.cost = PassCost.of(executable);
     this.scheduler = new StepScheduler(executable);
@@ -338,23 +341,7 @@ final class LoadedModel implements Model {
    */
   synchronized byte[] identity() {
     if (identity == null) {
-      MessageDigest digest;
-      try {
-        digest = MessageDigest.getInstance("SHA-256");
-      } catch (NoSuchAlgorithmException e) {
-        throw new IllegalStateException(e);
-      }
-      digest.update(info.architecture().getBytes(StandardCharsets.UTF_8));
-      for (Tensor tensor : file.tensors().values()) {
-        String head = tensor.name() + ' ' + tensor.type() + ' ' + Arrays.toString(tensor.shape());
-        digest.update(head.getBytes(StandardCharsets.UTF_8));
-        long bytes = tensor.segment().byteSize();
-        long sample = Math.min(SAMPLE_BYTES, bytes);
-        for (long at : new long[] {0, (bytes - sample) / 2, bytes - sample}) {
-          digest.update(tensor.segment().asSlice(at, sample).asByteBuffer());
-        }
-      }
-      identity = digest.digest();
+      identity = identity(info.architecture(), file);
     }
     return identity.clone();
   }
@@ -375,6 +362,32 @@ final class LoadedModel implements Model {
       throw new IllegalStateException("the model is closed");
     }
     owned.add(part);
+  }
+
+  /** The identity of a model of that architecture in a file. */
+  static byte[] identity(String architecture, WeightFile file) {
+    MessageDigest digest;
+    try {
+      digest = MessageDigest.getInstance("SHA-256");
+    } catch (NoSuchAlgorithmException e) {
+      throw new IllegalStateException(e);
+    }
+    digest.update(architecture.getBytes(StandardCharsets.UTF_8));
+    for (Tensor tensor : file.tensors().values()) {
+      String head = tensor.name() + ' ' + tensor.type() + ' ' + Arrays.toString(tensor.shape());
+      digest.update(head.getBytes(StandardCharsets.UTF_8));
+      long bytes = tensor.segment().byteSize();
+      long sample = Math.min(SAMPLE_BYTES, bytes);
+      for (long at : new long[] {0, (bytes - sample) / 2, bytes - sample}) {
+        digest.update(tensor.segment().asSlice(at, sample).asByteBuffer());
+      }
+    }
+    return digest.digest();
+  }
+
+  /** What decides about units. */
+  UnitTechniques units() {
+    return units;
   }
 
   StepScheduler scheduler() {
@@ -409,6 +422,7 @@ final class LoadedModel implements Model {
       prefixes.close();
       executable.close();
     } finally {
+      units.close();
       derived.close();
       file.close();
     }

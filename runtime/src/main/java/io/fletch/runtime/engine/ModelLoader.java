@@ -33,6 +33,7 @@ import java.lang.System.Logger;
 import java.lang.System.Logger.Level;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.HexFormat;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
@@ -218,7 +219,35 @@ public final class ModelLoader {
                   + " tokens="
                   + context);
     }
-    Graph graph = ModelGraph.build(hp, weights, context, name);
+    Graph plain = ModelGraph.build(hp, weights, context, name);
+    if (hp.diffusion() && !options.units().isEmpty()) {
+      throw new FletchException("a diffusion model runs all units: " + options.units());
+    }
+    String identity =
+        options.units().isEmpty()
+            ? ""
+            : HexFormat.of().formatHex(LoadedModel.identity(hp.architecture().id(), file));
+    UnitTechniques units = UnitTechniques.of(plain, options.units(), identity);
+    try {
+      return load(file, derived, path, name, options, tokenizerTask, hp, weights, context, units);
+    } catch (RuntimeException | Error e) {
+      units.close();
+      throw e;
+    }
+  }
+
+  private static LoadedModel load(
+      WeightFile file,
+      TensorStore derived,
+      Path path,
+      String name,
+      ModelOptions options,
+      FutureTask<Tokenizer> tokenizerTask,
+      HyperParameters hp,
+      WeightTensors weights,
+      int context,
+      UnitTechniques units) {
+    Graph graph = units.graph();
     // Rows that see each other must be in one forward: a diffusion canvas is not cut into chunks.
     // Several canvases run side by side where a technique drafts or keeps a beam.
     int rows =
@@ -250,7 +279,16 @@ public final class ModelLoader {
               executable.plans().getFirst().weightBytes(),
               weights.mainType().name());
       return new LoadedModel(
-          name, info, file, derived, hp, executable, tokenizer, template(file, path), options);
+          name,
+          info,
+          file,
+          derived,
+          hp,
+          executable,
+          tokenizer,
+          template(file, path),
+          units,
+          options);
     } catch (RuntimeException | Error e) {
       executable.close();
       throw e;

@@ -1,25 +1,42 @@
 package io.fletch.runtime.engine;
 
+import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
+import io.fletch.graph.Gate;
 import io.fletch.graph.Graph;
 import io.fletch.graph.Op;
 import io.fletch.graph.Plan;
 import io.fletch.graph.Value;
+import io.fletch.graph.support.AbstractBatch;
 import io.fletch.quant.LinearOp;
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.HashMap;
 import java.util.List;
+import java.util.Map;
 
 /**
  * What a pass over a model costs, as {@link io.fletch.sampling.WeightUse} counts it. Bytes are
- * those of the backend's plan, which may store a matrix in another form than the file; parameters
- * are those of the graph.
- *
- * @param body bytes of weights that a pass reads before the output matrix
- * @param head bytes of the output matrix, read if a row wants logits
- * @param parameters elements of all matrices that a row with logits is multiplied by; what a sparse
- *     matrix stores, and the experts that a row uses
+ * those of the backend's plan, which may store a matrix in another form than the file, and belong
+ * to units in proportion to their matrices; parameters are those of the graph. Immutable.
  */
-record PassCost(long body, long head, long parameters) {
+final class PassCost {
+  /** What a unit, or what stands in for it, adds to a pass. */
+  private record Unit(
+      Gate gate, long bytes, long parameters, long standInBytes, long standInParameters) {}
+
+  private final long body;
+  private final long head;
+  private final long parameters;
+  private final List<Unit> units;
+
+  private PassCost(long body, long head, long parameters, List<Unit> units) {
+    this.body = body;
+    this.head = head;
+    this.parameters = parameters;
+    this.units = List.copyOf(units);
+  }
+
   /** Of a compiled graph. */
   static PassCost of(Executable executable) {
     Graph graph = executable.graph();
@@ -35,13 +52,52 @@ record PassCost(long body, long head, long parameters) {
         head += step.weightBytes();
       }
     }
-    long parameters = graph.ops().stream().mapToLong(PassCost::parameters).sum();
-    return new PassCost(plan.weightBytes() - head, head, parameters);
+    long stored = 0;
+    Map<Gate, long[]> gated = new HashMap<>();
+    long parameters = 0;
+    List<Gate> order = new ArrayList<>();
+    for (Op op : graph.ops()) {
+      boolean isHead = op instanceof Op.Linear l && l.in().rows() == Value.Rows.LOGITS;
+      long bytes = isHead ? 0 : bytes(op);
+      stored += bytes;
+      parameters += parameters(op);
+      AbstractBatch.gateOf(op)
+          .ifPresent(g -> {
+            long[] sums = gated.computeIfAbsent(g, x -> new long[2]);
+            sums[0] += bytes;
+            sums[1] += parameters(op);
+            if (g.branch() == Gate.Branch.UNIT && !order.contains(g)) {
+              order.add(g);
+            }
+          });
+    }
+    long body = plan.weightBytes() - head;
+    double inPlan = stored == 0 ? 1 : (double) body / stored;
+    List<Unit> units = new ArrayList<>();
+    for (Gate g : order) {
+      long[] own = gated.get(g);
+      long[] standIn = gated.getOrDefault(g.standIn(), new long[2]);
+      long standInBytes = Math.round(standIn[0] * inPlan);
+      units.add(new Unit(g, Math.round(own[0] * inPlan), own[1], standInBytes, standIn[1]));
+      // A dense pass runs no stand-in.
+      body -= standInBytes;
+      parameters -= standIn[1];
+    }
+    return new PassCost(body, head, parameters, units);
   }
 
   /** A product of several matrices is one step each, named after the result. */
   private static boolean isPart(String name, List<String> heads) {
     return heads.stream().anyMatch(h -> name.equals(h) || name.startsWith(h + "."));
+  }
+
+  private static long bytes(Op op) {
+    return switch (op) {
+      case Op.Linear l -> l.weight().bytes();
+      case Op.ExpertLinear e -> e.used() * e.experts().getFirst().bytes();
+      case Op.Embedding e -> e.table().rowBytes();
+      default -> 0;
+    };
   }
 
   private static long parameters(Op op) {
@@ -64,8 +120,65 @@ record PassCost(long body, long head, long parameters) {
     };
   }
 
-  /** Bytes of weights of a pass. */
+  /**
+   * Elements of all matrices that a row with logits is multiplied by if all units run; what a
+   * sparse matrix stores, and the experts that a row uses.
+   */
+  long parameters() {
+    return parameters;
+  }
+
+  /** Bytes of weights of a pass in which all units run. */
   long bytes(boolean wantsLogits) {
     return wantsLogits ? body + head : body;
+  }
+
+  /** Units that a gate can spare, per row. */
+  int units() {
+    return units.size();
+  }
+
+  /** Bytes of weights that a batch which has run did not read, because no row ran their unit. */
+  long bytesSpared(Batch ran) {
+    long spared = 0;
+    for (int u = 0; u < units.size(); u++) {
+      Unit unit = units.get(u);
+      boolean runs = false;
+      boolean standsIn = false;
+      for (int r = 0; r < ran.rows(); r++) {
+        byte decided = ran.decided(unit.gate().layer(), unit.gate().unit(), r);
+        runs |= decided == Gate.RUN;
+        standsIn |= decided == Gate.SUBSTITUTE;
+      }
+      spared += (runs ? 0 : unit.bytes()) - (standsIn ? unit.standInBytes() : 0);
+    }
+    return spared;
+  }
+
+  /** Parameters that a row of a batch which has run was not multiplied by. */
+  long parametersSpared(Batch ran, int row) {
+    long spared = 0;
+    for (int u = 0; u < units.size(); u++) {
+      Unit unit = units.get(u);
+      spared +=
+          switch (ran.decided(unit.gate().layer(), unit.gate().unit(), row)) {
+            case Gate.SKIP -> unit.parameters();
+            case Gate.SUBSTITUTE -> unit.parameters() - unit.standInParameters();
+            default -> 0;
+          };
+    }
+    return spared;
+  }
+
+  /**
+   * Units of a row that got a byte; {@code which} is among the units that policies decide about.
+   */
+  int count(Batch ran, int row, byte value) {
+    int n = 0;
+    for (int u = 0; u < units.size(); u++) {
+      Gate gate = units.get(u).gate();
+      n += ran.decided(gate.layer(), gate.unit(), row) == value ? 1 : 0;
+    }
+    return n;
   }
 }

@@ -88,9 +88,12 @@ final class PrefixStore implements AutoCloseable {
     }
   }
 
-  /** Keeps a copy of what a forward holds, unless most of it is there. */
+  /**
+   * Keeps a copy of what a forward holds, unless most of it is there, or units rested when it was
+   * computed.
+   */
   void put(GraphForward forward, int[] ids) {
-    if (mostBytes == 0 || ids.length < LEAST_TOKENS || forward.length() < ids.length) {
+    if (mostBytes == 0 || ids.length < LEAST_TOKENS || forward.dense() < ids.length) {
       return;
     }
     lock.writeLock().lock();

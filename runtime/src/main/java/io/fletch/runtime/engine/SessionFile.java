@@ -23,12 +23,13 @@ import java.util.zip.CRC32C;
  * A session in a file. Little-endian:
  *
  * <pre>
- *    0  u8[8]   "FLTSESS1"
+ *    0  u8[8]   "FLTSESS2"
  *    8  u8[32]  identity of the model (LoadedModel.identity)
  *   40  u32     bytes of the layout's name, 1 to 64
  *   44  u32     tokens n
  *   48  u64     bytes of keys and values per token
- *   56          layout of keys and values (UTF-8), tokens (i32 each), keys and values
+ *   56  u32     leading tokens that all units have computed
+ *   60          layout of keys and values (UTF-8), tokens (i32 each), keys and values
  *  end  u32     CRC-32C of all before
  * </pre>
  *
@@ -37,8 +38,8 @@ import java.util.zip.CRC32C;
  * session changes. Stateless.
  */
 final class SessionFile {
-  private static final byte[] MAGIC = "FLTSESS1".getBytes(StandardCharsets.US_ASCII);
-  private static final int FIXED = 56;
+  private static final byte[] MAGIC = "FLTSESS2".getBytes(StandardCharsets.US_ASCII);
+  private static final int FIXED = 60;
   private static final int MOST_LAYOUT = 64;
   private static final int BUFFER = 1 << 16;
 
@@ -100,7 +101,7 @@ final class SessionFile {
     int n = forward.length();
     ByteBuffer head = buffer(FIXED + layout.length + n * Integer.BYTES);
     head.put(MAGIC).put(identity).putInt(layout.length).putInt(n);
-    head.putLong(forward.kv().slotBytes()).put(layout);
+    head.putLong(forward.kv().slotBytes()).putInt(forward.dense()).put(layout);
     for (int i = 0; i < n; i++) {
       head.putInt(forward.token(i));
     }
@@ -130,7 +131,7 @@ final class SessionFile {
       check(
           source,
           "beginning",
-          "FLTSESS1",
+          "FLTSESS2",
           Arrays.equals(magic, MAGIC),
           new String(magic, StandardCharsets.ISO_8859_1).replaceAll("[^ -~]", "?"));
       byte[] model = new byte[identity.length];
@@ -139,6 +140,8 @@ final class SessionFile {
       int nameBytes = head.getInt();
       int n = head.getInt();
       long slotBytes = head.getLong();
+      int dense = head.getInt();
+      check(source, "dense tokens", "[0, " + n + "]", dense >= 0 && dense <= n, dense);
       check(
           source,
           "bytes of the layout",
@@ -171,7 +174,7 @@ final class SessionFile {
             tokens[i]);
       }
       file.position(FIXED + nameBytes + (long) n * Integer.BYTES);
-      forward.load(tokens, file);
+      forward.load(tokens, dense, file);
     } catch (IOException e) {
       throw new UncheckedIOException(e);
     }
