@@ -93,6 +93,7 @@ final class BenchCommand implements Command {
                     "also decode in N sessions at once, and say how much more that gives in all"),
                 Command.flag("json", "print one JSON object"))),
         DiffusionFlags.section(),
+        UnitFlags.section(),
         ModelFlags.section());
   }
 

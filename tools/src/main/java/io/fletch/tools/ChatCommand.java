@@ -57,6 +57,7 @@ final class ChatCommand implements Command {
         SamplingFlags.section(),
         DiffusionFlags.section(),
         RoutingFlags.section(),
+        UnitFlags.section(),
         ModelFlags.section());
   }
 

@@ -82,6 +82,7 @@ final class CompareCommand implements Command {
                 DiffusionFlags.blockOption(),
                 DiffusionFlags.guideOption())),
         RoutingFlags.section(),
+        UnitFlags.section(),
         ModelFlags.section());
   }
 

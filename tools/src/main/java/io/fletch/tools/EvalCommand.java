@@ -47,6 +47,7 @@ final class EvalCommand implements Command {
                 Command.flag("json", "print one JSON object"))),
         DiffusionFlags.section(),
         RoutingFlags.section(),
+        UnitFlags.section(),
         ModelFlags.section());
   }
 

@@ -90,6 +90,7 @@ final class ModelFlags {
         .withKernels(arguments.choice("kernels", defaults.kernels()))
         .withWeights(arguments.choice("weights", defaults.weights()))
         .withPackCache(packCache(arguments))
+        .withUnits(UnitFlags.policies(arguments))
         .withKvType(arguments.choice("kv", defaults.kvType()))
         .withContextLength(
             arguments.integer("ctx", defaults.contextLength(), 0, Integer.MAX_VALUE));
@@ -140,8 +141,8 @@ final class ModelFlags {
   /** Opens another model, a file or a demo model, with the same options. */
   static Model openNamed(String name, Arguments arguments) {
     return isDemo(name)
-        ? Model.demo(name, options(arguments))
-        : Model.open(Path.of(name), options(arguments));
+        ? Model.demo(name, options(arguments).withUnits(List.of()))
+        : Model.open(Path.of(name), options(arguments).withUnits(List.of()));
   }
 
   private static String loading(String name, int percent) {

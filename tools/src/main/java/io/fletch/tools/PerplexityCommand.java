@@ -56,6 +56,7 @@ final class PerplexityCommand implements Command {
                     "tokens between the beginnings of windows (default: half of one)"),
                 Command.value("tokens", "N", "only the first N tokens (default: all)"),
                 Command.flag("json", "print one JSON object"))),
+        UnitFlags.section(),
         ModelFlags.section());
   }
 

@@ -50,6 +50,7 @@ final class RunCommand implements Command {
         SamplingFlags.section(),
         DiffusionFlags.section(),
         RoutingFlags.section(),
+        UnitFlags.section(),
         ModelFlags.section());
   }
 

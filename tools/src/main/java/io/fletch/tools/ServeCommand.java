@@ -56,6 +56,7 @@ final class ServeCommand implements Command {
                     "memory for beginnings of prompts that sessions share (default: 512; 0 for"
                         + " none)"))),
         RoutingFlags.section(),
+        UnitFlags.section(),
         ModelFlags.section());
   }
 

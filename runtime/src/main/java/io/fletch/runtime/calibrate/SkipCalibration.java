@@ -40,15 +40,19 @@ public final class SkipCalibration {
    * Measures tokens.
    *
    * @param session of a model that was opened with {@link #observer}
-   * @param start index of the first token that counts as generated
    */
-  public void add(Session session, int[] ids, int start) {
-    float[][] scores = UnitScores.of(session, ids);
+  public void add(Session session, ForcedText text) {
+    float[][] scores = UnitScores.of(session, text.ids(), 0).scores();
     if (scores[0].length != layers) {
       throw new IllegalArgumentException(
           "layers: expected=" + layers + " actual=" + scores[0].length);
     }
-    sequences.add(Arrays.copyOfRange(scores, start, scores.length));
+    sequences.add(Arrays.copyOfRange(scores, text.start(), scores.length));
+  }
+
+  /** Tokens of the longest text that count as generated. */
+  public int longest() {
+    return sequences.stream().mapToInt(s -> s.length).max().orElse(0);
   }
 
   /** Tokens measured. */

@@ -5,9 +5,9 @@ import io.fletch.Generation;
 import io.fletch.GenerationOptions;
 import io.fletch.Routing;
 import io.fletch.Session;
-import io.fletch.UnitPolicy;
 import io.fletch.sampling.CausalForward.Logits;
 import io.fletch.sampling.RowStatistics;
+import io.fletch.sampling.UnitUse;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collections;
@@ -64,18 +64,20 @@ final class AutoregressiveSession extends BaseSession {
                 + " context="
                 + proposing.capacity());
       }
-      List<UnitPolicy> ofSmall = small.units().policies();
+      UnitRule ofSmall = new UnitRule(small.units().policies(), ids.length);
       proposing.truncate(
           Math.min(
               Math.min(commonPrefix(proposing, ids), proposing.usable(ofSmall)), ids.length - 1));
-      proposing.rule(new UnitRule(ofSmall, ids.length));
+      proposing.rule(ofSmall);
     }
     int maxTokens = options.maxTokens() == 0 ? room : Math.min(options.maxTokens(), room);
-    List<UnitPolicy> policies = model().units().forAnswer(options.units());
+    UnitRule rule = new UnitRule(model().units().forAnswer(options.units()), ids.length);
     forward.truncate(
-        Math.min(Math.min(commonPrefix(forward, ids), forward.usable(policies)), ids.length - 1));
-    forward.rule(new UnitRule(policies, ids.length));
-    model().prefixes().fill(forward, ids, ids.length - 1);
+        Math.min(Math.min(commonPrefix(forward, ids), forward.usable(rule)), ids.length - 1));
+    forward.rule(rule);
+    if (rule.isDense(0)) {
+      model().prefixes().fill(forward, ids, ids.length - 1);
+    }
     int reused = forward.length();
     return new AutoregressiveGeneration(
         this, forward, proposing, ids, reused, maxTokens, stopTokens(options), options);
@@ -174,24 +176,31 @@ final class AutoregressiveSession extends BaseSession {
   }
 
   /**
-   * What the deciding ops of the graph see of every token, under the model's policies with all
-   * tokens counted as generated: {@code [token][decision]}.
+   * What the deciding ops of the graph see of every token, under the model's policies, and what
+   * comes of it.
+   *
+   * @param start index of the first token that counts as generated
    */
-  float[][] unitScores(int[] ids) {
+  UnitScores.Run unitScores(int[] ids, int start) {
     guard().enter();
     try {
       checkOpen();
       checkFits(ids);
       int decisions = model().executable().graph().decisions().size();
-      float[][] out = new float[ids.length][decisions];
-      eachRow(
-          ids,
-          (f, row, position) -> {
-            for (int d = 0; d < decisions; d++) {
-              out[position][d] = f.score(d, row);
-            }
-          });
-      return out;
+      float[][] logits = new float[ids.length][];
+      float[][] scores = new float[ids.length][decisions];
+      UnitUse units =
+          eachRow(
+              ids,
+              new UnitRule(model().units().policies(), start),
+              (f, row, position) -> {
+                for (int d = 0; d < decisions; d++) {
+                  scores[position][d] = f.score(d, row);
+                }
+                logits[position] = new float[f.vocabulary()];
+                f.rawLogits(row, logits[position]);
+              });
+      return new UnitScores.Run(logits, scores, units);
     } finally {
       guard().exit();
     }
@@ -203,11 +212,15 @@ final class AutoregressiveSession extends BaseSession {
 
   /** Runs the ids in a cache of their own, so that the conversation is kept. */
   private void eachRow(int[] ids, RowConsumer consumer) {
+    eachRow(ids, new UnitRule(model().units().policies(), 0), consumer);
+  }
+
+  private UnitUse eachRow(int[] ids, UnitRule rule, RowConsumer consumer) {
     // Logits of 16 MiB at a time: enough rows to use the machine, little memory.
     int rows = Math.clamp((4 << 20) / forward.vocabulary(), 1, forward.chunk());
     rows = Math.min(rows, ids.length);
     try (GraphForward own = model().newForward(ids.length, rows)) {
-      own.rule(new UnitRule(model().units().policies(), 0));
+      own.rule(rule);
       for (int done = 0; done < ids.length; done += rows) {
         int n = Math.min(rows, ids.length - done);
         own.append(ids, done, n, Logits.ALL);
@@ -215,6 +228,7 @@ final class AutoregressiveSession extends BaseSession {
           consumer.accept(own, i, done + i);
         }
       }
+      return own.counters().units();
     }
   }
 

@@ -278,11 +278,13 @@ final class GraphForward implements CausalForward, AutoCloseable {
     rule = value.policies().isEmpty() ? UnitRule.DENSE : value;
   }
 
-  /**
-   * Leading slots that are as these policies would have them: computed by all units, or by them.
-   */
-  int usable(List<UnitPolicy> policies) {
-    return policies.equals(decidedBy) ? kv.length() : dense;
+  /** Leading slots that may stay for a text with this rule. */
+  int usable(UnitRule of) {
+    if (of.policies().equals(decidedBy)) {
+      return kv.length();
+    }
+    // Else the answer would depend on what the cache happened to hold.
+    return of.isDense(0) ? dense : 0;
   }
 
   /** What a deciding op saw of row {@code i} of the latest append, which was one forward. */

@@ -2,22 +2,32 @@ package io.fletch.runtime.engine;
 
 import io.fletch.FletchException;
 import io.fletch.Session;
+import io.fletch.sampling.UnitUse;
 
-/** Teacher-forced scores of the ops that decide about units (specs autoregressive P6). Stateless. */
+/** Teacher-forced runs of models whose units may rest (specs autoregressive P6). Stateless. */
 public final class UnitScores {
+  /**
+   * A run over given tokens.
+   *
+   * @param logits {@code [token][vocabulary]}
+   * @param scores what each deciding op of the graph saw, {@code [token][decision]}; not a number
+   *     where it had nothing to decide
+   * @param units what became of the units
+   */
+  public record Run(float[][] logits, float[][] scores, UnitUse units) {}
+
   private UnitScores() {}
 
   /**
-   * Runs tokens with the policies of the session's model, as if all had been generated, and tells
-   * what each deciding op of its graph saw: {@code [token][decision]}, not a number where it had
-   * nothing to decide.
+   * Runs tokens with the policies of the session's model.
    *
+   * @param start index of the first token that counts as generated
    * @throws FletchException if the session is not one of an autoregressive model
    */
-  public static float[][] of(Session session, int[] ids) {
+  public static Run of(Session session, int[] ids, int start) {
     if (!(session instanceof AutoregressiveSession s)) {
-      throw new FletchException("units decide in autoregressive models only");
+      throw new FletchException("units rest in autoregressive models only");
     }
-    return s.unitScores(ids);
+    return s.unitScores(ids, start);
   }
 }

@@ -1,0 +1,88 @@
+package io.fletch.runtime.calibrate;
+
+import io.fletch.Session;
+import io.fletch.runtime.engine.UnitScores;
+import io.fletch.sampling.UnitUse;
+import java.util.List;
+
+/**
+ * What resting units cost on given tokens: likelihood, and how often the likeliest next token stays
+ * the same. Tokens of prompts do not count. Stateless.
+ */
+public final class UnitEvaluation {
+  /**
+   * A comparison.
+   *
+   * @param tokens predicted
+   * @param denseNats mean of -ln p by all units
+   * @param nats the same under the policies
+   * @param agreement share of tokens with the same likeliest token
+   * @param units what became of the units
+   */
+  public record Result(
+      long tokens, double denseNats, double nats, double agreement, UnitUse units) {
+    /** Perplexity by all units. */
+    public double densePerplexity() {
+      return Math.exp(denseNats);
+    }
+
+    /** Perplexity under the policies. */
+    public double perplexity() {
+      return Math.exp(nats);
+    }
+  }
+
+  private UnitEvaluation() {}
+
+  /**
+   * Compares.
+   *
+   * @param dense a session of the model without policies
+   * @param resting one of the same model with them
+   * @param done hears of every text
+   */
+  public static Result of(Session dense, Session resting, List<ForcedText> texts, Runnable done) {
+    long tokens = 0;
+    long agreeing = 0;
+    double denseNats = 0;
+    double nats = 0;
+    UnitUse units = UnitUse.NONE;
+    for (ForcedText text : texts) {
+      int[] ids = text.ids();
+      float[][] expected = dense.logits(ids);
+      UnitScores.Run run = UnitScores.of(resting, ids, text.start());
+      units = units.plus(run.units());
+      for (int i = Math.max(1, text.start()); i < ids.length; i++) {
+        denseNats -= logProbability(expected[i - 1], ids[i]);
+        nats -= logProbability(run.logits()[i - 1], ids[i]);
+        agreeing += best(expected[i - 1]) == best(run.logits()[i - 1]) ? 1 : 0;
+        tokens++;
+      }
+      done.run();
+    }
+    double n = Math.max(1, tokens);
+    return new Result(tokens, denseNats / n, nats / n, agreeing / n, units);
+  }
+
+  private static double logProbability(float[] logits, int id) {
+    double max = Double.NEGATIVE_INFINITY;
+    for (float x : logits) {
+      max = Math.max(max, x);
+    }
+    double sum = 0;
+    for (float x : logits) {
+      sum += Math.exp(x - max);
+    }
+    return logits[id] - max - Math.log(sum);
+  }
+
+  private static int best(float[] logits) {
+    int best = 0;
+    for (int i = 1; i < logits.length; i++) {
+      if (logits[i] > logits[best]) {
+        best = i;
+      }
+    }
+    return best;
+  }
+}
