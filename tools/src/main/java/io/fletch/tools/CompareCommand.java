@@ -187,7 +187,8 @@ final class CompareCommand implements Command {
       Arguments arguments, ComparedTechniques.Setting setting) {
     GenerationOptions greedy =
         GenerationOptions.greedy()
-            .withMaxTokens(arguments.integer("max-tokens", 0, 0, Integer.MAX_VALUE));
+            .withMaxTokens(arguments.integer("max-tokens", 0, 0, Integer.MAX_VALUE))
+            .withUnits(List.of());
     List<String> techniques = new ArrayList<>();
     if (arguments.has("technique")) {
       techniques.addAll(arguments.strings("technique"));
@@ -195,7 +196,8 @@ final class CompareCommand implements Command {
       ComparedTechniques.FAMILIES.forEach(family -> techniques.addAll(family.names(setting)));
     }
     if (techniques.isEmpty()) {
-      throw new UsageException("there is nothing to compare the model with: see --small");
+      throw new UsageException(
+          "there is nothing to compare the model with: see --small, --ffn-skip and --lff");
     }
     List<Contender> rows = new ArrayList<>();
     rows.add(new Contender(DENSE, setting.model(), greedy));

@@ -25,7 +25,7 @@ interface ComparedTechniques {
   record Way(Model model, GenerationOptions options) {}
 
   /** All families, in the order of the table. */
-  List<ComparedTechniques> FAMILIES = List.of(new ComparedRouting());
+  List<ComparedTechniques> FAMILIES = List.of(new ComparedRouting(), new ComparedUnits());
 
   /** What a comparison without {@code --technique} has of this family; empty if it cannot run. */
   List<String> names(Setting setting);

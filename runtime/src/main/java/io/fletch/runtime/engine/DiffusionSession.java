@@ -58,6 +58,10 @@ final class DiffusionSession extends BaseSession {
   @Override
   Generation start(int[] ids, GenerationOptions options) {
     checkSampling(options);
+    if (options.units().isPresent()) {
+      throw new FletchException(
+          "model " + model().name() + " is a diffusion model: it runs all units");
+    }
     if (options.routing().isPresent()) {
       throw new FletchException(
           "model " + model().name() + " is a diffusion model: token routing does not apply");

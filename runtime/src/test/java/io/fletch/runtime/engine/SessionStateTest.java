@@ -111,18 +111,21 @@ class SessionStateTest {
         Files.write(file, bad);
         assertThrows(FletchException.class, () -> session.restore(file), "byte " + at);
       }
-      for (int n : new int[] {0, 1, 7, 55, 56, 60, good.length - 1, good.length - 5}) {
+      for (int n : new int[] {0, 1, 7, 55, 56, 60, 64, good.length - 1, good.length - 5}) {
         Files.write(file, Arrays.copyOf(good, n));
         assertThrows(FletchException.class, () -> session.restore(file), "length " + n);
       }
       Files.write(file, Arrays.copyOf(good, good.length + 1));
       assertThrows(FletchException.class, () -> session.restore(file));
       // Right checksum, wrong content.
-      for (int[] forged : new int[][] {{44, 1 << 30}, {44, -1}, {40, -1}, {40, 1 << 20}, {48, 0}}) {
+      for (int[] forged :
+          new int[][] {
+            {44, 1 << 30}, {44, -1}, {40, -1}, {40, 1 << 20}, {48, 0}, {56, -1}, {56, 1 << 20}
+          }) {
         Files.write(file, signed(good, forged[0], forged[1]));
         assertThrows(FletchException.class, () -> session.restore(file));
       }
-      int firstToken = 56 + 7;
+      int firstToken = 60 + 7;
       Files.write(file, signed(good, firstToken, Integer.MAX_VALUE));
       FletchException e = assertThrows(FletchException.class, () -> session.restore(file));
       assertTrue(e.getMessage().contains("token 0: expected=[0, "), e.getMessage());
