@@ -28,10 +28,11 @@ final class CalibrateCommand implements Command {
   public String description() {
     return """
     r2r trains a router that decides which tokens of a small model are replaced by those
-    of a large one. The large model answers the questions of a set greedily; tokens of
-    the small model that the large one would hardly have chosen are what the router
-    learns to find. Prints how many tokens each threshold would route and how many of
-    those that matter it would find.
+    of a large one. The large model answers the questions of a set greedily, or both read
+    a text; tokens of the small model that the large one would hardly have chosen (or
+    behind which it would end its answer otherwise) are what the router learns to find. A
+    fifth is held back; on it the threshold is chosen, and printed is how many tokens each
+    threshold would route and how many of those that matter it would find.
     ffn-skip finds the layers of a model whose feed-forward units hardly turn the
     residual stream, and from which similarity on they may rest so that a given share of
     all of them does. Measures what that costs on tokens that it did not see.\

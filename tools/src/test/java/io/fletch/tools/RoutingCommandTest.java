@@ -47,8 +47,9 @@ class RoutingCommandTest {
         questions(
             "What is 12 + 30?",
             "What is 91 - 45?",
-            "Reverse the words: stone egg rock",
-            "Is 17 odd or even?");
+            "Reverse the words: tower lemon map",
+            "Is 17 odd or even?",
+            "Reverse the words: stone egg rock");
     Path router = folder.resolve("router.arrow");
     String[] calibrate = {
       "calibrate", "r2r", "--small", "demo-small", "--set", set.toString(), "-o", router.toString()
@@ -61,8 +62,12 @@ class RoutingCommandTest {
             .json();
     assertTrue(number(report, "examples") > number(report, "divergent"));
     assertTrue(number(report, "divergent") > 0);
+    assertTrue(number(report, "held_back") > 5);
+    assertTrue(number(report, "held_back_divergent") > 0);
     assertEquals(100, ((List<?>) report.get("curve")).size());
-    assertTrue(number(report, "recall") >= 0.95);
+    // The least threshold there is where not even that finds enough, as after so few questions.
+    assertTrue(
+        number(report, "recall") >= 0.95 || number(report, "threshold") == 0.01, report.toString());
     byte[] first = Files.readAllBytes(router);
     Fletch.ok(calibrate);
     org.junit.jupiter.api.Assertions.assertArrayEquals(
@@ -80,6 +85,93 @@ class RoutingCommandTest {
             .json();
     double share = number(json, "routed_share");
     assertTrue(share > 0 && share < 1, json.toString());
+  }
+
+  @Test
+  void aTextAndEndingsTrainToo() throws IOException {
+    Path text = folder.resolve("text.txt");
+    StringBuilder sums = new StringBuilder();
+    for (int i = 11; i < 75; i++) {
+      sums.append("What is ").append(i).append(" + ").append(3 * i).append("?\n");
+      sums.append("Reverse the words: stone egg rock\n");
+    }
+    Files.writeString(text, sums);
+    String router = folder.resolve("router.arrow").toString();
+    String[] common = {"calibrate", "r2r", "--small", "demo-small", "-o", router, "--json"};
+    Map<String, Object> read =
+        Fletch.ok(with(common, "--text", text.toString(), "--ctx", "128", "--share", "0.3")).json();
+    double tokens = number(read, "examples") + number(read, "held_back");
+    assertTrue(tokens > 1000, read.toString());
+    double held = number(read, "held_back") / tokens;
+    assertTrue(held > 0.1 && held < 0.3, "every fifth window: " + held);
+    assertTrue(number(read, "routed") <= 0.3);
+    Map<String, Object> part =
+        Fletch.ok(
+                with(
+                    common,
+                    "--text",
+                    text.toString(),
+                    "--ctx",
+                    "128",
+                    "--tokens",
+                    "900",
+                    "--share",
+                    "0.3"))
+            .json();
+    assertEquals(900, number(part, "examples") + number(part, "held_back"));
+    Path set =
+        questions(
+            "What is 12 + 30?",
+            "What is 91 - 45?",
+            "Reverse the words: tower lemon map",
+            "Is 17 odd or even?",
+            "Reverse the words: stone egg rock");
+    Map<String, Object> proxy = Fletch.ok(with(common, "--set", set.toString())).json();
+    Map<String, Object> ending =
+        Fletch.ok(with(common, "--set", set.toString(), "--labels", "ending")).json();
+    assertEquals("ending", ending.get("labels"));
+    assertEquals(number(proxy, "examples"), number(ending, "examples"));
+    assertTrue(number(ending, "divergent") > 0);
+    assertEquals("Answer: 5", RouterCalibration.lastLine("4+1=5\nAnswer: 5\n"));
+  }
+
+  /** Models of different quantizations: the ends of the threshold are still each model alone. */
+  @Test
+  void quantizationsMayDiffer() throws IOException {
+    String large = folder.resolve("demo-q4.gguf").toString();
+    Fletch.ok("quantize", "--model", "demo", "--type", "Q4_0", "-o", large);
+    String question = "What is 457 + 386?";
+    String[] pair = {"run", "--model", large, "--small", "demo-small", "--temp", "0", "--json"};
+    Map<String, Object> alone =
+        Fletch.ok("run", "--model", large, "--temp", "0", "--json", question).json();
+    Map<String, Object> little =
+        Fletch.ok("run", "--model", "demo-small", "--json", question).json();
+    Map<String, Object> all = Fletch.ok(with(pair, "--router-threshold", "0", question)).json();
+    assertEquals(alone.get("ids"), all.get("ids"));
+    Map<String, Object> none =
+        Fletch.ok(with(pair, "--router-threshold", "Infinity", question)).json();
+    assertEquals(little.get("ids"), none.get("ids"));
+    assertEquals(0, number(none, "routed_tokens"));
+    Map<String, Object> some = Fletch.ok(with(pair, question)).json();
+    assertTrue(number(some, "routed_tokens") > 0, some.toString());
+    assertTrue(number(some, "routed_share") < 1, some.toString());
+    double bytes = number(alone, "weight_bytes_per_token");
+    assertTrue(
+        bytes
+            < 0.6 * number(Fletch.ok("run", "--json", question).json(), "weight_bytes_per_token"));
+    assertEquals(
+        bytes + number(little, "weight_bytes_per_token"), number(all, "weight_bytes_per_token"), 1);
+    // The router of the demo pair was trained for the other file.
+    Fletch.Outcome other =
+        Fletch.run("run", "--model", large, "--small", "demo-small", "--router", "demo", question);
+    assertEquals(Cli.ERROR, other.status());
+    assertTrue(other.err().contains("another large model"), other.err());
+  }
+
+  private static String[] with(String[] command, String... more) {
+    String[] all = java.util.Arrays.copyOf(command, command.length + more.length);
+    System.arraycopy(more, 0, all, command.length, more.length);
+    return all;
   }
 
   @Test
@@ -102,6 +194,18 @@ class RoutingCommandTest {
             folder.resolve("r").toString());
     assertEquals(Cli.ERROR, same.status());
     assertTrue(same.err().contains("nothing to learn"), same.err());
+    String router0 = folder.resolve("r").toString();
+    for (List<String> wrong :
+        List.<List<String>>of(
+            List.of(),
+            List.of("--text", set.toString(), "--limit", "3"),
+            List.of("--set", set.toString(), "--tokens", "3"),
+            List.of("--text", set.toString(), "--labels", "ending"),
+            List.of("--set", set.toString(), "--labels", "judge"))) {
+      String[] command = {"calibrate", "r2r", "--small", "demo-small", "-o", router0};
+      assertEquals(
+          Cli.USAGE, Fletch.run(with(command, wrong.toArray(String[]::new))).status(), "" + wrong);
+    }
     Fletch.Outcome router =
         Fletch.run(
             "run", "--model", "demo-small", "--small", "demo", "--router", "demo", "Copy: a");

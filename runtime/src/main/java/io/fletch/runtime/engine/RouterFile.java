@@ -3,6 +3,7 @@ package io.fletch.runtime.engine;
 import io.fletch.FletchException;
 import io.fletch.Model;
 import io.fletch.Routing;
+import io.fletch.Tokenizer;
 import io.fletch.graph.GraphException;
 import io.fletch.quant.ArrowWriter;
 import io.fletch.quant.Dequantizer;
@@ -13,8 +14,13 @@ import io.fletch.quant.TensorType;
 import io.fletch.quant.WeightFile;
 import io.fletch.quant.WeightFileException;
 import io.fletch.sampling.LearnedRouter;
+import java.nio.ByteBuffer;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
 import java.util.HexFormat;
+import java.util.List;
 import java.util.Map;
 
 /**
@@ -24,7 +30,7 @@ import java.util.Map;
 public final class RouterFile {
   private static final String PREFIX = "fletch.router.";
   private static final String WEIGHTS = "router.weights";
-  private static final int VERSION = 1;
+  private static final int VERSION = 2;
 
   private RouterFile() {}
 
@@ -43,6 +49,7 @@ public final class RouterFile {
           .put(PREFIX + "version", VERSION)
           .put(PREFIX + "small", hash(routing.small()))
           .put(PREFIX + "large", hash(large))
+          .put(PREFIX + "tokenizer", tokens(large))
           .put(PREFIX + "threshold", routing.threshold())
           .tensor(weights)
           .write(file);
@@ -95,6 +102,12 @@ public final class RouterFile {
     }
     check(file, m, "small", small);
     check(file, m, "large", large);
+    for (Model model : List.of(small, large)) {
+      if (!m.string(PREFIX + "tokenizer").orElse("").equals(tokens(model))) {
+        throw new FletchException(
+            file + ": the router was trained for another tokenizer than that of " + model.name());
+      }
+    }
     Tensor weights = in.tensors().get(WEIGHTS);
     if (weights == null
         || weights.type() != TensorType.F32
@@ -119,6 +132,22 @@ public final class RouterFile {
     if (!expected.equals(hash(model))) {
       throw new FletchException(
           file + ": the router was trained for another " + role + " model than " + model.name());
+    }
+  }
+
+  /** Hash of the spelling of all tokens, in the order of their ids. */
+  private static String tokens(Model model) {
+    try {
+      MessageDigest digest = MessageDigest.getInstance("SHA-256");
+      Tokenizer tokenizer = model.tokenizer();
+      for (int id = 0; id < tokenizer.vocabularySize(); id++) {
+        byte[] bytes = tokenizer.token(id).getBytes(StandardCharsets.UTF_8);
+        digest.update(ByteBuffer.allocate(4).putInt(bytes.length).flip());
+        digest.update(bytes);
+      }
+      return HexFormat.of().formatHex(digest.digest());
+    } catch (NoSuchAlgorithmException e) {
+      throw new IllegalStateException(e);
     }
   }
 

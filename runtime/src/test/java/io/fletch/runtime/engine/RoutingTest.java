@@ -237,6 +237,17 @@ class RoutingTest {
     FletchException swapped =
         assertThrows(FletchException.class, () -> Routing.load(file, large, small));
     assertTrue(swapped.getMessage().contains("another small model"), swapped.getMessage());
+    // The same weights under another tokenizer: the models' hashes do not see it.
+    byte[] gguf = Files.readAllBytes(TestModels.demo("demo-small"));
+    int at = indexOf(gguf, "<|mask|>".getBytes(java.nio.charset.StandardCharsets.UTF_8));
+    gguf[at + 3] = 'u';
+    Path respelled = Files.write(folder.resolve("respelled.gguf"), gguf);
+    try (Model other =
+        Model.open(respelled, TestModels.options(ModelOptions.Backend.CPU).withContextLength(64))) {
+      FletchException e =
+          assertThrows(FletchException.class, () -> Routing.load(file, other, large));
+      assertTrue(e.getMessage().contains("another tokenizer"), e.getMessage());
+    }
     assertThrows(
         FletchException.class,
         () -> new Routing(small, TokenRouter.entropy(), 1).save(file, large, Map.of()));
@@ -248,6 +259,15 @@ class RoutingTest {
       Files.write(broken, java.util.Arrays.copyOf(bytes, cut));
       assertThrows(FletchException.class, () -> Routing.load(broken, small, large));
     }
+  }
+
+  private static int indexOf(byte[] in, byte[] what) {
+    for (int i = 0; i + what.length <= in.length; i++) {
+      if (java.util.Arrays.equals(in, i, i + what.length, what, 0, what.length)) {
+        return i;
+      }
+    }
+    throw new AssertionError("not there");
   }
 
   @Test
