@@ -372,6 +372,13 @@ public final class PtxKernel {
     return r;
   }
 
+  /** Sums of two halves each, in words of two: {@code f16x2}. */
+  public PtxRegister addHalves(PtxRegister a, PtxRegister b) {
+    PtxRegister r = register(PtxType.U32);
+    line("add.rn.f16x2 " + r + ", " + a + ", " + b);
+    return r;
+  }
+
   /** Sum of {@code c} and the four products of signed bytes, 32 bits. */
   public PtxRegister dp4a(PtxRegister a, PtxRegister b, Object c) {
     PtxRegister r = register(PtxType.S32);

@@ -364,7 +364,7 @@ final class CudaExecutable implements Executable {
     List<CudaLaunch> launches = new ArrayList<>();
     for (CudaLowering.Launch l : program.launches()) {
       LaunchConfig config =
-          LaunchConfig.of(l.gridX(), Emitter.THREADS).withGrid(l.gridX(), l.gridY(), 1);
+          LaunchConfig.of(l.gridX(), l.threads()).withGrid(l.gridX(), l.gridY(), 1);
       CudaLaunch launch = module.function(l.kernel()).prepare(config, l.parameters().size());
       owned.push(launch::close);
       for (int i = 0; i < l.parameters().size(); i++) {

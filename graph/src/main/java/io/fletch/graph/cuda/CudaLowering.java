@@ -9,6 +9,7 @@ import io.fletch.graph.Plan;
 import io.fletch.graph.Value;
 import io.fletch.graph.support.AbstractBatch;
 import io.fletch.graph.support.MemoryPlanner;
+import io.fletch.quant.LinearOp;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorType;
 import java.util.ArrayList;
@@ -21,12 +22,13 @@ import java.util.Optional;
 /** Turns the ops of a graph into kernel launches for a row bucket and a type of cache. */
 final class CudaLowering {
   /**
-   * Offsets of the values in the scratch memory; logits and hidden states have blocks of their own.
+   * Offsets of the values in the scratch memory, and of the parts of the activations that are
+   * multiplied; logits and hidden states have blocks of their own.
    */
-  record Memory(Map<Value, Long> offsets, long bytes) {}
+  record Memory(Map<Value, Long> offsets, long parts, long bytes) {}
 
   /** A launch; all parameters are addresses. */
-  record Launch(String kernel, int gridX, int gridY, List<Long> parameters) {}
+  record Launch(String kernel, int threads, int gridX, int gridY, List<Long> parameters) {}
 
   /** What runs in a forward, and the text of its kernels. */
   record Program(String ptx, List<Launch> launches, Plan plan) {}
@@ -80,7 +82,17 @@ final class CudaLowering {
     for (Value v : lives.keySet()) {
       offsets.put(v, layout.offsets().get(n++));
     }
-    return new Memory(offsets, layout.bytes());
+    int parts = 0;
+    for (Op op : graph.ops()) {
+      if (op instanceof Op.Linear l && l.weight() instanceof LinearOp.Dense d) {
+        if (DeviceWeights.packed(d.weight()).isPresent()) {
+          parts = Math.max(parts, Products.splitBytes(l.in().width()));
+        }
+      }
+    }
+    long partsAt = (layout.bytes() + 15) / 16 * 16;
+    long rows = (long) blocks(maxRows, Products.WIDE) * Products.WIDE;
+    return new Memory(offsets, partsAt, partsAt + rows * parts);
   }
 
   /** Whether a value outlives the forward, in a block of its own. */
@@ -100,6 +112,7 @@ final class CudaLowering {
     final Control c;
     final KvCache.Type type;
     final Emitter emit;
+    final Products products;
     final Map<String, String> names = new LinkedHashMap<>();
     final Map<String, Integer> counts = new HashMap<>();
     final List<Launch> launches = new ArrayList<>();
@@ -107,10 +120,14 @@ final class CudaLowering {
     final StringBuilder ptx = new StringBuilder(PtxKernel.header());
     long weightBytes;
 
+    /** What the parts of activations in memory are of. */
+    String split = "";
+
     Run(Control c, KvCache.Type type) {
       this.c = c;
       this.type = type;
       emit = new Emitter(c);
+      products = new Products(c);
     }
 
     void launch(Op op, String kind, PtxKernel kernel, int gridX, int gridY, long... addresses) {
@@ -131,13 +148,12 @@ final class CudaLowering {
         throw new IllegalStateException(
             kind + ": expected parameters=" + kernel.parameters() + " actual=" + parameters.size());
       }
-      launches.add(new Launch(name, gridX, gridY, parameters));
+      launches.add(new Launch(name, kernel.threads(), gridX, gridY, parameters));
       long bytes = 0;
       long flops = 0;
       if (op instanceof Op.Linear l) {
         Tensor w = DeviceWeights.dense(l);
-        TensorType stored = DeviceWeights.typeOf(w);
-        bytes = w.elements() / stored.blockSize() * stored.blockBytes();
+        bytes = DeviceWeights.packed(w).map(PackedMatrix::bytes).orElse(4 * w.elements());
         flops = 2 * w.elements();
       }
       weightBytes += bytes;
@@ -199,12 +215,14 @@ final class CudaLowering {
     int rows = run.c.rows();
     switch (op) {
       case Op.Embedding o -> {
-        TensorType t = DeviceWeights.typeOf(o.table());
+        TensorType t = o.table().type();
         int n = o.out().width();
         run.element(
             op,
             "embedding_" + t,
-            e.embedding(t, n, o.scale()),
+            DeviceWeights.packed(o.table())
+                .map(m -> run.products.embedding(m, o.scale()))
+                .orElseGet(() -> e.embedding(TensorType.F32, n, o.scale())),
             n,
             weights.address(o.table()),
             at(o.out()));
@@ -235,26 +253,7 @@ final class CudaLowering {
                 : new long[] {at(o.in()), weights.address(o.weight()), at(o.out())};
         run.launch(op, "layer_norm", k, 1, rows, p);
       }
-      case Op.Linear o -> {
-        Tensor w = DeviceWeights.dense(o);
-        TensorType t = DeviceWeights.typeOf(w);
-        PtxKernel k =
-            e.linear(
-                t, o.in().width(), o.out().width(), o.bias().isPresent(), o.gate(), o.in().rows());
-        long[] p =
-            o.bias().isPresent()
-                ? new long[] {
-                  weights.address(w), at(o.in()), at(o.out()), weights.address(o.bias().get())
-                }
-                : new long[] {weights.address(w), at(o.in()), at(o.out())};
-        run.launch(
-            op,
-            "linear_" + t,
-            k,
-            blocks(o.out().width(), Emitter.WARPS),
-            blocks(rows, Math.min(Emitter.TILE, rows)),
-            p);
-      }
+      case Op.Linear o -> linear(run, o);
       case Op.Rope o ->
           run.launch(
               op,
@@ -378,5 +377,47 @@ final class CudaLowering {
       case Op.ExpertLinear o -> throw new IllegalStateException("refused before: " + o);
       case Op.Mix o -> throw new IllegalStateException("refused before: " + o);
     }
+  }
+
+  private void linear(Run run, Op.Linear o) {
+    Tensor w = DeviceWeights.dense(o);
+    Optional<PackedMatrix> packed = DeviceWeights.packed(w);
+    int rows = run.c.rows();
+    boolean bias = o.bias().isPresent();
+    Value.Rows kind = o.in().rows();
+    int in = o.in().width();
+    int out = o.out().width();
+    if (packed.isEmpty()) {
+      PtxKernel k = run.emit.linear(TensorType.F32, in, out, bias, o.gate(), kind);
+      int across = blocks(out, Emitter.WARPS);
+      int down = blocks(rows, Math.min(Emitter.TILE, rows));
+      run.launch(o, "linear_F32", k, across, down, parameters(o, w, at(o.in())));
+      return;
+    }
+    PackedMatrix m = packed.get();
+    long parts = scratch + memory.parts();
+    String halves = Products.parts(m.type());
+    String split = o.in().id() + " " + halves;
+    if (!run.split.equals(split)) {
+      PtxKernel k = run.products.split(in, halves, kind);
+      run.launch(new Op.Scale(o.in(), 1, o.in()), "split", k, 1, rows, at(o.in()), parts);
+      run.split = split;
+    }
+    long[] addresses = parameters(o, w, parts);
+    if (rows <= Products.FEW) {
+      PtxKernel k = run.products.skinny(m, bias, o.gate(), kind);
+      int down = blocks(rows, Products.SKINNY);
+      run.launch(o, "skinny_" + m.type(), k, m.tiles(), down, addresses);
+    } else {
+      PtxKernel k = run.products.wide(m, bias, o.gate(), kind);
+      int across = blocks(m.tiles(), Products.wideTiles(rows));
+      run.launch(o, "wide_" + m.type(), k, across, blocks(rows, Products.WIDE), addresses);
+    }
+  }
+
+  private long[] parameters(Op.Linear o, Tensor w, long in) {
+    return o.bias().isPresent()
+        ? new long[] {weights.address(w), in, at(o.out()), weights.address(o.bias().get())}
+        : new long[] {weights.address(w), in, at(o.out())};
   }
 }

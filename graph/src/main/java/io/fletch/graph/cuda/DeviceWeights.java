@@ -18,16 +18,20 @@ import java.util.ArrayList;
 import java.util.IdentityHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
+import java.util.stream.IntStream;
 
 /**
- * The tensors of a graph in one block of device memory. Matrices keep the types that kernels read;
- * all others become float32, exactly. Used by the compiling thread.
+ * The tensors of a graph in one block of device memory. Matrices of types that tensor cores take
+ * are packed ({@link PackedMatrix}); all others become float32, exactly. Used by the compiling
+ * thread.
  */
 final class DeviceWeights {
   private static final int STAGING = 4 << 20;
   private static final int ALIGNMENT = 256;
 
-  private record Part(Object source, TensorType type, long at, long bytes) {}
+  private record Part(
+      Object source, TensorType type, Optional<PackedMatrix> packed, long at, long bytes) {}
 
   private final Map<Object, Part> parts = new IdentityHashMap<>();
   private final List<Part> order = new ArrayList<>();
@@ -91,14 +95,20 @@ final class DeviceWeights {
             + op.out().name());
   }
 
-  /** The type of a matrix on the device. */
-  static TensorType typeOf(Tensor matrix) {
-    return Emitter.isNative(matrix.type()) ? matrix.type() : TensorType.F32;
+  /** The packed form of a matrix, if its type has one; the others become float32. */
+  static Optional<PackedMatrix> packed(Tensor matrix) {
+    return PackedMatrix.takes(matrix.type())
+        ? Optional.of(PackedMatrix.of(matrix.type(), matrix.rows(), matrix.cols()))
+        : Optional.empty();
   }
 
   private void matrix(Tensor t) {
-    TensorType type = typeOf(t);
-    put(t, type, type == t.type() ? t.bytes() : 4 * t.elements());
+    Optional<PackedMatrix> packed = packed(t);
+    if (packed.isPresent()) {
+      put(t, t.type(), packed, packed.get().bytes());
+    } else {
+      floats(t);
+    }
   }
 
   private void floats(Tensor t) {
@@ -106,14 +116,18 @@ final class DeviceWeights {
   }
 
   private void put(Object source, TensorType type, long size) {
+    put(source, type, Optional.empty(), size);
+  }
+
+  private void put(Object source, TensorType type, Optional<PackedMatrix> packed, long size) {
     Part there = parts.get(source);
     if (there != null) {
-      if (there.type() != type) {
+      if (there.type() != type || there.packed().isPresent() != packed.isPresent()) {
         throw new GraphException("a tensor is used as a vector and as a matrix: " + source);
       }
       return;
     }
-    Part part = new Part(source, type, bytes, size);
+    Part part = new Part(source, type, packed, bytes, size);
     parts.put(source, part);
     order.add(part);
     bytes = (bytes + size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
@@ -148,7 +162,9 @@ final class DeviceWeights {
       return;
     }
     Tensor t = (Tensor) part.source();
-    if (t.type() == part.type()) {
+    if (part.packed().isPresent()) {
+      pack(t, part.packed().get(), part.at(), staging, stream);
+    } else if (t.type() == part.type()) {
       upload(t.segment().asSlice(0, part.bytes()), part.at(), staging, stream);
     } else if (t.rank() == 1) {
       upload(MemorySegment.ofArray(Dequantizer.toFloats(t)), part.at(), staging, stream);
@@ -158,6 +174,35 @@ final class DeviceWeights {
         Dequantizer.row(t, r, row, 0);
         upload(MemorySegment.ofArray(row), part.at() + 4 * r * row.length, staging, stream);
       }
+    }
+  }
+
+  /** Packs as many tiles as the staging memory holds, on all processors, and uploads them. */
+  private void pack(
+      Tensor t, PackedMatrix packed, long at, MemorySegment staging, CudaStream stream) {
+    int size = packed.tileBytes();
+    if (size > staging.byteSize()) {
+      byte[] one = new byte[size];
+      for (int tile = 0; tile < packed.tiles(); tile++) {
+        packed.pack(t, tile, one);
+        upload(MemorySegment.ofArray(one), at + (long) tile * size, staging, stream);
+      }
+      return;
+    }
+    int most = Math.toIntExact(staging.byteSize() / size);
+    for (int first = 0; first < packed.tiles(); first += most) {
+      int n = Math.min(most, packed.tiles() - first);
+      int start = first;
+      IntStream.range(0, n)
+          .parallel()
+          .forEach(i -> {
+            byte[] one = new byte[size];
+            packed.pack(t, start + i, one);
+            MemorySegment.copy(one, 0, staging, ValueLayout.JAVA_BYTE, (long) i * size, size);
+          });
+      stream.upload(staging.asSlice(0, (long) n * size), memory, at + (long) first * size);
+      // The staging buffer is written again.
+      stream.synchronize();
     }
   }
 

@@ -1,0 +1,331 @@
+package io.fletch.tests.softgpu;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import io.fletch.ffm.device.CudaDevices;
+import io.fletch.graph.Batch;
+import io.fletch.graph.Executable;
+import io.fletch.graph.Graph;
+import io.fletch.graph.KvCache;
+import io.fletch.graph.Plan;
+import io.fletch.graph.Value;
+import io.fletch.graph.cuda.CudaBackend;
+import io.fletch.quant.Dequantizer;
+import io.fletch.quant.LinearOp;
+import io.fletch.quant.Tensor;
+import io.fletch.quant.TensorStore;
+import io.fletch.quant.TensorType;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.Optional;
+import java.util.SplittableRandom;
+import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
+
+/**
+ * Products on tensor cores against sums in double of what the weights stand for. Rows of the
+ * embedding are the activations, the product's rows the logits.
+ */
+class CudaProductsTest {
+  private SplittableRandom random;
+  private TensorStore store;
+
+  @BeforeAll
+  static void install() {
+    SoftGpu.install();
+  }
+
+  @BeforeEach
+  void open() {
+    store = TensorStore.create();
+    random = new SplittableRandom(11);
+    SoftGpu.reset().workers(2);
+  }
+
+  @AfterEach
+  void close() {
+    store.close();
+  }
+
+  private float number(double size) {
+    return (float) (size * (2 * random.nextDouble() - 1));
+  }
+
+  private void half(MemorySegment s, long at, float v) {
+    s.set(ValueLayout.JAVA_SHORT_UNALIGNED, at, Float.floatToFloat16(v));
+  }
+
+  /** Random codes in all bits, scales of a sensible size and of both signs. */
+  private Tensor matrix(String name, TensorType type, int rows, int cols) {
+    Tensor t = store.allocate(name, type, rows, cols);
+    MemorySegment s = t.segment();
+    if (!type.isQuantized()) {
+      for (long i = 0; i < t.elements(); i++) {
+        float v = number(1);
+        switch (type) {
+          case F32 -> s.set(ValueLayout.JAVA_FLOAT_UNALIGNED, 4 * i, v);
+          case F16 -> half(s, 2 * i, v);
+          default -> {
+            short bits = (short) (Float.floatToRawIntBits(v) >>> 16);
+            s.set(ValueLayout.JAVA_SHORT_UNALIGNED, 2 * i, bits);
+          }
+        }
+      }
+      return t;
+    }
+    for (long at = 0; at < t.bytes(); at++) {
+      s.set(ValueLayout.JAVA_BYTE, at, (byte) random.nextInt());
+    }
+    for (long at = 0; at < t.bytes(); at += type.blockBytes()) {
+      switch (type) {
+        case Q4_1, Q5_1 -> {
+          half(s, at, number(0.1));
+          half(s, at + 2, number(1));
+        }
+        case Q4_K, Q5_K -> {
+          half(s, at, number(0.002));
+          half(s, at + 2, number(0.02));
+        }
+        case Q6_K -> half(s, at + 208, number(0.0003));
+        case IQ4_XS -> half(s, at, number(0.0003));
+        case MXFP4 -> s.set(ValueLayout.JAVA_BYTE, at, (byte) random.nextInt(120, 128));
+        default -> half(s, at, number(type == TensorType.Q8_0 ? 0.01 : 0.1));
+      }
+    }
+    return t;
+  }
+
+  private record Product(Graph graph, Tensor activations, Tensor weights, Optional<Tensor> bias) {
+    int out() {
+      return Math.toIntExact(weights.rows());
+    }
+
+    /** A graph that multiplies rows of the activations. */
+    static Product of(Tensor activations, Tensor weights, Optional<Tensor> bias) {
+      Graph.Builder g = Graph.builder("product");
+      Value x = g.embedding("x", activations, 1);
+      x = g.selectRows("rows", x);
+      Value y = g.linear("y", x, LinearOp.dense(weights), bias, Optional.empty());
+      return new Product(g.build(y), activations, weights, bias);
+    }
+
+    /** What the device gives for the first rows. */
+    float[][] run(int rows, int maxRows) {
+      try (Executable e = compile(maxRows);
+          KvCache cache = e.newKvCache(maxRows, KvCache.Type.F32);
+          Batch b = e.newBatch(rows, rows)) {
+        int[] tokens = new int[rows];
+        for (int r = 0; r < rows; r++) {
+          tokens[r] = r;
+        }
+        b.append(cache, tokens, 0, rows);
+        for (int r = 0; r < rows; r++) {
+          b.wantLogits(r);
+        }
+        e.forward(b);
+        float[][] y = new float[rows][out()];
+        for (int r = 0; r < rows; r++) {
+          b.logits(r, y[r]);
+        }
+        return y;
+      }
+    }
+
+    Executable compile(int maxRows) {
+      return new CudaBackend(CudaDevices.find().first(), (done, total) -> {})
+          .compile(graph, maxRows);
+    }
+
+    /** Compares with sums in double; the bound is a part of the sum of absolute products. */
+    void check(float[][] y, double bound) {
+      float[] w = Dequantizer.toFloats(weights);
+      float[] x = Dequantizer.toFloats(activations);
+      int n = Math.toIntExact(weights.cols());
+      for (int r = 0; r < y.length; r++) {
+        for (int o = 0; o < out(); o++) {
+          double sum = bias.isPresent() ? Dequantizer.element(bias.get(), o) : 0;
+          double size = Math.abs(sum);
+          for (int i = 0; i < n; i++) {
+            double p = (double) w[o * n + i] * x[r * n + i];
+            sum += p;
+            size += Math.abs(p);
+          }
+          double error = Math.abs(sum - y[r][o]);
+          assertTrue(error <= bound * size, r + "," + o + ": " + error / size + " " + y[r][o]);
+        }
+      }
+    }
+  }
+
+  private Tensor activations(int rows, int cols) {
+    Tensor t = matrix("x" + random.nextInt(), TensorType.F32, rows, cols);
+    // Rows of very different sizes, and elements far below the row's largest.
+    for (int r = 0; r < rows; r++) {
+      float size = (float) Math.pow(10, random.nextInt(-9, 10));
+      for (int c = 0; c < cols; c++) {
+        long at = 4L * (r * cols + c);
+        float v = t.segment().get(ValueLayout.JAVA_FLOAT_UNALIGNED, at) * size;
+        float part = random.nextInt(4) == 0 ? 1e-4f : 1;
+        t.segment().set(ValueLayout.JAVA_FLOAT_UNALIGNED, at, v * part);
+      }
+    }
+    return t;
+  }
+
+  /**
+   * Activations have 22 bits, for BF16 matrices 17; sums are float. Rows of odd numbers, more than
+   * one tile and less than one, the skinny and both wide kernels; every row has the bits that it
+   * has alone.
+   */
+  @ParameterizedTest
+  @EnumSource(
+      names = {
+        "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K",
+        "IQ4_NL", "IQ4_XS", "MXFP4"
+      })
+  void productsAreThoseOfTheReferenceForAnyNumberOfRows(TensorType type) {
+    int block = type.blockSize();
+    int in = block == 256 ? 512 : block == 32 ? 288 : 207;
+    int out = random.nextInt(71, 90);
+    Tensor x = activations(out, in);
+    Optional<Tensor> bias =
+        type.ordinal() % 2 == 0
+            ? Optional.of(matrix("b", TensorType.F32, 1, out))
+            : Optional.empty();
+    bias = bias.map(b -> store.floats("bias", Dequantizer.toFloats(b), out));
+    Product p = Product.of(x, matrix("w", type, out, in), bias);
+    double bound = Math.scalb(1.0, type == TensorType.BF16 ? -17 : -21);
+    float[][] all = p.run(67, 67);
+    p.check(all, bound);
+    int[] counts = {1, 13, 33};
+    for (int rows : counts) {
+      float[][] y = p.run(rows, rows > 16 ? 64 : 16);
+      for (int r = 0; r < rows; r++) {
+        assertArrayEquals(all[r], y[r], rows + " rows, row " + r);
+      }
+    }
+  }
+
+  /** Fewer columns than one chunk, one output, one row. */
+  @ParameterizedTest
+  @EnumSource(names = {"F16", "BF16", "Q8_0", "Q4_0", "Q5_1", "IQ4_NL", "MXFP4"})
+  void smallShapes(TensorType type) {
+    int n = type.isQuantized() ? 32 : 1;
+    Tensor x = activations(1, n);
+    Product p = Product.of(x, matrix("w", type, 1, n), Optional.empty());
+    double bound = Math.scalb(1.0, type == TensorType.BF16 ? -17 : -21);
+    p.check(p.run(1, 1), bound);
+    p.check(p.run(1, 40), bound);
+  }
+
+  /** What is not finite reaches all outputs of its row as in the reference, and no other row. */
+  @ParameterizedTest
+  @EnumSource(names = {"F16", "BF16", "Q8_0", "Q4_0", "Q6_K", "Q4_K"})
+  void whatIsNotFiniteStaysInItsRow(TensorType type) {
+    int n = 256;
+    int out = 37;
+    Tensor x = activations(out, n);
+    float[] odd = {
+      Float.NaN, Float.POSITIVE_INFINITY, Float.NEGATIVE_INFINITY, Float.intBitsToFloat(0x7f800001)
+    };
+    for (int i = 0; i < odd.length; i++) {
+      long at = 4L * ((2 * i + 1) * n + 31 * i);
+      x.segment().set(ValueLayout.JAVA_FLOAT_UNALIGNED, at, odd[i]);
+    }
+    Product p = Product.of(x, matrix("w", type, out, n), Optional.empty());
+    float[] w = Dequantizer.toFloats(p.weights());
+    float[] v = Dequantizer.toFloats(x);
+    for (int maxRows : new int[] {8, 37}) {
+      float[][] y = p.run(8, maxRows);
+      for (int r = 0; r < 8; r++) {
+        for (int o = 0; o < out; o++) {
+          double sum = 0;
+          for (int i = 0; i < n; i++) {
+            sum += (double) w[o * n + i] * v[r * n + i];
+          }
+          if (Double.isFinite(sum)) {
+            assertTrue(Float.isFinite(y[r][o]), r + "," + o);
+          } else if (type == TensorType.Q4_K) {
+            // A code and its offset are multiplied apart: infinity may become infinity less
+            // infinity.
+            assertFalse(Float.isFinite(y[r][o]), r + "," + o);
+          } else {
+            assertEquals((float) sum, y[r][o], r + "," + o);
+          }
+        }
+      }
+    }
+  }
+
+  @Test
+  void theLargestAndSmallestFloatsAreMultiplied() {
+    for (TensorType type : new TensorType[] {TensorType.F16, TensorType.BF16}) {
+      float[] rows = {
+        Float.MAX_VALUE, -Float.MAX_VALUE, Float.MIN_NORMAL, 1e-38f, 0, -0f, 3e-30f, 65_520
+      };
+      Tensor x = store.floats("x" + type, rows, 8, 1);
+      Tensor w = store.allocate("w" + type, type, 8, 1);
+      for (int i = 0; i < 8; i++) {
+        short half = type == TensorType.F16 ? Float.floatToFloat16(0.5f) : (short) 0x3f00;
+        w.segment().set(ValueLayout.JAVA_SHORT_UNALIGNED, 2L * i, half);
+      }
+      float[][] y = Product.of(x, w, Optional.empty()).run(8, 8);
+      for (int r = 0; r < 8; r++) {
+        float expected = rows[r] * 0.5f;
+        float within = Math.abs(expected) * Math.scalb(1f, type == TensorType.F16 ? -21 : -16);
+        assertEquals(expected, y[r][3], within + Float.MIN_NORMAL / 64, type + " " + rows[r]);
+      }
+    }
+  }
+
+  /** Packed tables give the file's numbers, bit for bit. */
+  @ParameterizedTest
+  @EnumSource(
+      names = {
+        "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL",
+        "IQ4_XS", "MXFP4"
+      })
+  void embeddingsAreExact(TensorType type) {
+    int n = type.blockSize() == 256 ? 512 : type.blockSize() == 32 ? 96 : 33;
+    Tensor table = matrix("table", type, n, n);
+    Graph.Builder g = Graph.builder("table");
+    Graph graph = g.build(g.selectRows("rows", g.embedding("x", table, 1)));
+    try (Executable e =
+            new CudaBackend(CudaDevices.find().first(), (done, total) -> {}).compile(graph, 8);
+        KvCache cache = e.newKvCache(8, KvCache.Type.F32);
+        Batch b = e.newBatch(8, 8)) {
+      int[] tokens = {0, 1, 7, 8, 15, 16, 31, 32};
+      b.append(cache, tokens, 0, 8);
+      for (int r = 0; r < 8; r++) {
+        b.wantLogits(r);
+      }
+      e.forward(b);
+      float[] y = new float[n];
+      float[] expected = new float[n];
+      for (int r = 0; r < 8; r++) {
+        b.logits(r, y);
+        Dequantizer.row(table, tokens[r], expected, 0);
+        assertArrayEquals(expected, y);
+      }
+    }
+  }
+
+  @Test
+  void manyRowsTakeTheWideKernel() {
+    Tensor x = activations(80, 64);
+    Product p = Product.of(x, matrix("w", TensorType.Q8_0, 80, 64), Optional.empty());
+    try (Executable e = p.compile(80)) {
+      for (Plan plan : e.plans()) {
+        String name = plan.maxRows() <= 16 ? "skinny_Q8_0" : "wide_Q8_0";
+        assertTrue(plan.steps().stream().anyMatch(s -> s.kernel().startsWith(name)), name);
+      }
+    }
+  }
+}
