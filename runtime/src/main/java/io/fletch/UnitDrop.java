@@ -9,8 +9,8 @@ import java.util.Objects;
  *
  * @param layers whose units rest
  * @param unit which of the two
- * @param share probability with which one rests for a token, in [0, 1]; decided by seed, layer and
- *     position alone
+ * @param share probability with which one rests for a token, in [0, 1]; decided by seed, layer,
+ *     position and token alone
  * @param seed of the draws
  * @param prompts whether units rest for tokens of the prompt too
  */

@@ -208,7 +208,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
     int first = into.append(kv, source, at, n);
     firstRow = first;
     for (int i = 0; rule != UnitRule.DENSE && i < n; i++) {
-      rule.ask(into, first + i, kv.length() + i);
+      rule.ask(into, first + i, kv.length() + i, source[at + i]);
     }
     firstLogitRow = into.logitRows();
     if (wanted == Logits.ALL) {

@@ -64,7 +64,7 @@ final class UnitRule {
   }
 
   /** Asks for a row of a batch. */
-  void ask(Batch batch, int row, int position) {
+  void ask(Batch batch, int row, int position, int token) {
     for (int i = 0; i < policies.size(); i++) {
       UnitPolicy policy = policies.get(i);
       if (!concerns(policy, position)) {
@@ -79,16 +79,17 @@ final class UnitRule {
           byte otherwise = f.approximate() ? Gate.SUBSTITUTE : Gate.SKIP;
           batch.routeUnits(row, f.threshold(), otherwise);
         }
-        case UnitDrop d -> drop(d, batch, row, position);
+        case UnitDrop d -> drop(d, batch, row, position, token);
       }
     }
   }
 
-  private static void drop(UnitDrop d, Batch batch, int row, int position) {
+  private static void drop(UnitDrop d, Batch batch, int row, int position, int token) {
     Gate.Unit unit = Gate.Unit.valueOf(d.unit().name());
     for (int i = 0; i < d.layers().size(); i++) {
       int layer = d.layers().get(i);
-      if (d.share() == 1 || CounterRandom.uniform(d.seed(), position, layer, 0, 0) < d.share()) {
+      if (d.share() == 1
+          || CounterRandom.uniform(d.seed(), position, layer, token, 0) < d.share()) {
         batch.gate(layer, unit, row, Gate.SKIP);
       }
     }
