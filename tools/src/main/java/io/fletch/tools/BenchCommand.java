@@ -4,8 +4,11 @@ import io.fletch.Generation;
 import io.fletch.GenerationOptions;
 import io.fletch.Model;
 import io.fletch.ModelOptions;
+import io.fletch.Routing;
 import io.fletch.Session;
 import io.fletch.ffm.Affinity;
+import io.fletch.sampling.TokenRouter;
+import io.fletch.sampling.WeightUse;
 import java.io.IOException;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -73,7 +76,9 @@ final class BenchCommand implements Command {
     repetitions, after a warm-up of at least one run and one second. The share compares
     the weights that decoding reads with the read bandwidth of as many threads, measured
     in the same process over a buffer larger than the caches. Of a diffusion model whole
-    answers are measured, with --technique, and what they cost is counted. Weights are
+    answers are measured, with --technique, and what they cost is counted. With --small
+    whole answers are measured too: with token routing, and of each model alone, in turn,
+    and how much faster routing is next to how many fewer bytes it reads. Weights are
     packed before anything is measured, unless --weights says otherwise.\
     """;
   }
@@ -91,9 +96,14 @@ final class BenchCommand implements Command {
                     "sessions",
                     "N",
                     "also decode in N sessions at once, and say how much more that gives in all"),
+                Command.value(
+                    "routed-share",
+                    "S",
+                    "with --small: route this share of the tokens, evenly, whatever a router says"),
                 Command.flag("json", "print one JSON object"))),
         DiffusionFlags.section(),
         UnitFlags.section(),
+        RoutingFlags.section(),
         ModelFlags.section());
   }
 
@@ -124,6 +134,7 @@ final class BenchCommand implements Command {
     long loadStart = System.nanoTime();
     try (Model model = ModelFlags.open(arguments, io, options)) {
       long loadNanos = System.nanoTime() - loadStart;
+      checkRouting(arguments, model);
       int[] ids = randomIds(model, prompt);
       if (model.diffusion().isPresent()) {
         if (genTokens == 0 || arguments.has("sessions")) {
@@ -135,6 +146,10 @@ final class BenchCommand implements Command {
       }
       if (arguments.has("technique")) {
         throw new UsageException("--technique: " + model.name() + " is autoregressive");
+      }
+      if (arguments.has("small")) {
+        routing(arguments, io, model, ids, genTokens, repetitions);
+        return Cli.OK;
       }
       GenerationOptions generation =
           GenerationOptions.greedy().withMaxTokens(genTokens + 1).withIgnoreEnd(true);
@@ -184,6 +199,135 @@ final class BenchCommand implements Command {
           sessions,
           bandwidth);
       return Cli.OK;
+    }
+  }
+
+  /** Routes a share of the tokens, evenly: what routing costs does not depend on why it does. */
+  private static final class EvenRouter implements TokenRouter {
+    private final double share;
+    private double due;
+
+    EvenRouter(double share) {
+      this.share = share;
+    }
+
+    @Override
+    public double score(float[] logits, int vocabulary, int candidate) {
+      due += share;
+      if (due < 1) {
+        return 0;
+      }
+      due -= 1;
+      return 1;
+    }
+
+    @Override
+    public String name() {
+      return "even";
+    }
+
+    @Override
+    public TokenRouter copy() {
+      return new EvenRouter(share);
+    }
+  }
+
+  /**
+   * Whole answers with token routing, of the model alone and of the small one alone, in turn: how
+   * fast, and how much faster by the bytes of weights that they read.
+   */
+  private static void routing(
+      Arguments arguments, Io io, Model model, int[] ids, int genTokens, int repetitions) {
+    if (genTokens == 0 || arguments.has("sessions")) {
+      throw new UsageException("token routing is measured by whole answers: -n and no --sessions");
+    }
+    GenerationOptions greedy =
+        GenerationOptions.greedy().withMaxTokens(genTokens).withIgnoreEnd(true);
+    List<String> names = List.of("dense", "small", "routed");
+    List<List<Double>> times = List.of(new ArrayList<>(), new ArrayList<>(), new ArrayList<>());
+    List<Counters> counters = List.of(new Counters(), new Counters(), new Counters());
+    try (Model small = RoutingFlags.openSmall(arguments, io)) {
+      GenerationOptions routed = greedy.withRouting(benched(arguments, model, small));
+      try (Session dense = model.newSession();
+          Session little = small.newSession();
+          Session both = model.newSession();
+          Progress _ = Progress.show(io, "measuring")) {
+        List<Session> sessions = List.of(dense, little, both);
+        for (int i = -1; i < repetitions; i++) {
+          // Another first token, so that the prompt runs anew in the small model of the pair too.
+          int[] prompt = ids.clone();
+          prompt[0] = ids[(i + 2) % ids.length];
+          for (int way = 0; way < names.size(); way++) {
+            long start = System.nanoTime();
+            Generation.Result result = once(sessions.get(way), prompt, way == 2 ? routed : greedy);
+            double seconds = (System.nanoTime() - start) / 1e9;
+            // The first answers warm up.
+            if (i >= 0) {
+              times.get(way).add(seconds);
+              counters.get(way).add(result.counters());
+            }
+          }
+        }
+      }
+    }
+    List<Double> ratios = new ArrayList<>();
+    for (int i = 0; i < repetitions; i++) {
+      ratios.add(times.get(0).get(i) / times.get(2).get(i));
+    }
+    double faster = Samples.of(ratios).median();
+    WeightUse used = counters.get(2).sum().weights();
+    double fewer = counters.get(0).sum().weights().bytesPerToken() / used.bytesPerToken();
+    boolean json = arguments.has("json");
+    Map<String, Object> report = new LinkedHashMap<>();
+    report.put("model", ModelFlags.name(arguments));
+    report.put("small", arguments.required("small"));
+    report.put("backend", model.backendDescription());
+    report.put("prompt_tokens", ids.length);
+    report.put("gen_tokens", genTokens);
+    for (int way = 0; way < names.size(); way++) {
+      Samples samples = Samples.of(times.get(way).stream().map(t -> genTokens / t).toList());
+      samples.put(report, names.get(way));
+      WeightUse weights = counters.get(way).sum().weights();
+      report.put(names.get(way) + "_weight_bytes_per_token", Json.rounded(weights.bytesPerToken()));
+      if (!json) {
+        io.printf(
+            "%-7s %s, %s of weights per token",
+            names.get(way), samples.line(), Texts.bytes(Math.round(weights.bytesPerToken())));
+      }
+    }
+    Counters.putRouting(counters.get(2).sum(), report);
+    report.put("fewer_bytes", Json.rounded(fewer));
+    report.put("speed_up", Json.rounded(faster));
+    if (json) {
+      io.println(Json.line(report));
+      return;
+    }
+    io.println(Counters.routing(counters.get(2).sum()));
+    io.printf(
+        "%.2f times fewer bytes than the model alone, %.2f times faster (answers of %d tokens after"
+            + " a prompt of %d)",
+        fewer, faster, genTokens, ids.length);
+  }
+
+  private static Routing benched(Arguments arguments, Model model, Model small) {
+    if (!arguments.has("routed-share")) {
+      return RoutingFlags.routing(arguments, model, small);
+    }
+    if (arguments.has("router") || arguments.has("router-threshold")) {
+      throw new UsageException("--routed-share leaves --router and --router-threshold out");
+    }
+    return new Routing(small, new EvenRouter(arguments.real("routed-share", 1, 0, 1)), 0.5);
+  }
+
+  /** Refuses options that would change nothing. */
+  private static void checkRouting(Arguments arguments, Model model) {
+    for (String option : List.of("small", "router", "router-threshold", "routed-share")) {
+      if (arguments.has(option) && model.diffusion().isPresent()) {
+        throw new UsageException("--" + option + ": " + model.name() + " is a diffusion model");
+      }
+      if (arguments.has(option) && !arguments.has("small")) {
+        throw new UsageException("--" + option + " needs --small");
+      }
     }
   }
 

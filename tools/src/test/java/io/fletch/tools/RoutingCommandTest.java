@@ -168,6 +168,36 @@ class RoutingCommandTest {
     assertTrue(other.err().contains("another large model"), other.err());
   }
 
+  @Test
+  void benchSetsTimeBesideBytes() {
+    String[] bench = {"bench", "--small", "demo-small", "-p", "8", "-n", "16", "-r", "2", "--json"};
+    Map<String, Object> quarter = Fletch.ok(with(bench, "--routed-share", "0.25")).json();
+    assertEquals(0.25, number(quarter, "routed_share"));
+    // Of 16 tokens every fourth; the prompt's 8 rows and all but the last token's.
+    assertEquals(8, number(quarter, "routed_tokens"));
+    assertEquals((8 + 15) / 4.0, number(quarter, "rows_per_extend"));
+    double dense = number(quarter, "dense_weight_bytes_per_token");
+    double small = number(quarter, "small_weight_bytes_per_token");
+    assertEquals(dense / (small + dense / 4), number(quarter, "fewer_bytes"), 1e-3);
+    assertTrue(number(quarter, "speed_up") > 0);
+    assertTrue(number(quarter, "routed_tps") > 0);
+    Map<String, Object> by =
+        Fletch.ok(with(bench, "--router", "entropy", "--router-threshold", "0")).json();
+    assertEquals(1, number(by, "routed_share"));
+    for (List<String> wrong :
+        List.of(
+            List.of("--routed-share", "0.25"),
+            List.of("--router", "entropy"),
+            List.of("--small", "demo-small", "--sessions", "2"),
+            List.of("--small", "demo-small", "--routed-share", "0.1", "--router", "entropy"),
+            List.of("--small", "demo-small", "--model", "demo-diffusion"))) {
+      assertEquals(
+          Cli.USAGE,
+          Fletch.run(with(new String[] {"bench"}, wrong.toArray(String[]::new))).status(),
+          wrong.toString());
+    }
+  }
+
   private static String[] with(String[] command, String... more) {
     String[] all = java.util.Arrays.copyOf(command, command.length + more.length);
     System.arraycopy(more, 0, all, command.length, more.length);
