@@ -481,6 +481,18 @@ final class Products {
     return Optional.of(shared);
   }
 
+  /** Whether the gate of a row of the output says that the row is not computed. */
+  private PtxRegister skipped(
+      PtxKernel k, PtxRegister block, PtxRegister row, Gate gate, Value.Rows rows) {
+    PtxRegister batchRow =
+        rows == Value.Rows.LOGITS
+            ? k.load(U32, k.address(block, row, 4), control.logitSource())
+            : row;
+    int at = control.gate(AbstractBatch.gateIndex(gate.layer(), gate.unit()));
+    PtxRegister is = k.load(U8, k.address(block, batchRow, 1), at);
+    return k.compare("ne", is, gate.branch().runsAt());
+  }
+
   /** How a finished sum becomes an element of the output. */
   private final class Epilogue {
     final PtxKernel k;
@@ -513,13 +525,7 @@ final class Products {
       PtxRegister value =
           biases.map(b -> k.add(scaled, k.load(F32, k.address(b, o, 4), 0))).orElse(scaled);
       if (gate.isPresent()) {
-        int g = AbstractBatch.gateIndex(gate.get().layer(), gate.get().unit());
-        PtxRegister batchRow =
-            rows == Value.Rows.LOGITS
-                ? k.load(U32, k.address(block, row, 4), control.logitSource())
-                : row;
-        PtxRegister skip =
-            k.compare("ne", k.load(U8, k.address(block, batchRow, 1), control.gate(g)), 0);
+        PtxRegister skip = skipped(k, block, row, gate.get(), rows);
         value = k.select(skip, k.constant(F32, 0), value);
       }
       k.store(F32, k.address(k.address(y, row, 4 * out), o, 4), 0, value);
@@ -542,6 +548,19 @@ final class Products {
     PtxRegister count = exitPast(k, block, first, rows);
     PtxRegister thread = k.special("tid.x");
     PtxRegister tileNumber = k.special("ctaid.x");
+    if (gate.isPresent() && control.rows() == 1) {
+      // A block of one row that is skipped reads no weights.
+      k.when(
+          skipped(k, block, first, gate.get(), rows),
+          () -> {
+            PtxRegister o = k.fma(tileNumber, PackedMatrix.TILE, thread);
+            PtxRegister writes =
+                k.both(k.compare("lt", thread, PackedMatrix.TILE), k.compare("lt", o, m.rows()));
+            PtxRegister to = k.address(k.address(y, first, 4 * m.rows()), o, 4);
+            k.when(writes, () -> k.store(F32, to, 0, k.constant(F32, 0)));
+            k.exit();
+          });
+    }
     PtxRegister lane = k.and(thread, 31);
     PtxRegister warp = k.shr(thread, 5);
     Optional<PtxRegister> table = table(k, m, thread);
