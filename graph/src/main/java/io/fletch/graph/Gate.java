@@ -1,5 +1,7 @@
 package io.fletch.graph;
 
+import java.util.Optional;
+
 /**
  * Names the unit gate an op obeys: one byte per (layer, unit, row) that kernels of the unit read
  * first (DESIGN 3, specs autoregressive P1). {@link #RUN} computes; {@link #SKIP} leaves the
@@ -56,5 +58,31 @@ public record Gate(int layer, Unit unit, Branch branch) {
   /** The gate of what stands in for the unit. */
   public Gate standIn() {
     return new Gate(layer, unit, Branch.STAND_IN);
+  }
+
+  /** The gate that an op is declared with. */
+  public static Optional<Gate> of(Op op) {
+    return switch (op) {
+      case Op.Linear o -> o.gate();
+      case Op.Attention o -> o.gate();
+      case Op.Activate o -> o.gate();
+      case Op.Add o -> o.gate();
+      case Op.Embedding o -> Optional.empty();
+      case Op.Input o -> Optional.empty();
+      case Op.RmsNorm o -> Optional.empty();
+      case Op.Rope o -> Optional.empty();
+      case Op.KvStore o -> Optional.empty();
+      case Op.Scale o -> Optional.empty();
+      case Op.SoftCap o -> Optional.empty();
+      case Op.Slice o -> Optional.empty();
+      case Op.Gather o -> Optional.empty();
+      case Op.SelectRows o -> Optional.empty();
+      case Op.LayerNorm o -> Optional.empty();
+      case Op.Route o -> Optional.empty();
+      case Op.ExpertLinear o -> Optional.empty();
+      case Op.Mix o -> Optional.empty();
+      case Op.SkipSimilar o -> Optional.of(o.unit());
+      case Op.RouteUnit o -> Optional.empty();
+    };
   }
 }

@@ -1,6 +1,5 @@
 package io.fletch.graph;
 
-import io.fletch.graph.support.AbstractBatch;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.HashSet;
@@ -77,7 +76,7 @@ public final class StandInPass {
       }
     }
     for (Op op : graph.ops()) {
-      Optional<Gate> gate = AbstractBatch.gateOf(op);
+      Optional<Gate> gate = Gate.of(op);
       StandIn s = gate.map(wanted::get).orElse(null);
       if (s == null) {
         ops.add(op);

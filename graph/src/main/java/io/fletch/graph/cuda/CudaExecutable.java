@@ -14,6 +14,7 @@ import io.fletch.ffm.device.PinnedMemory;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
+import io.fletch.graph.Gate;
 import io.fletch.graph.Graph;
 import io.fletch.graph.GraphException;
 import io.fletch.graph.KvCache;
@@ -108,7 +109,7 @@ final class CudaExecutable implements Executable {
     windows = graph.kvLayers().stream().map(AttentionSpec::window).distinct().toList();
     gates =
         stored.ops().stream()
-            .flatMap(op -> AbstractBatch.gateOf(op).stream())
+            .flatMap(op -> Gate.of(op).stream())
             .mapToInt(g -> AbstractBatch.gateIndex(g.layer(), g.unit()) + 1)
             .max()
             .orElse(0);

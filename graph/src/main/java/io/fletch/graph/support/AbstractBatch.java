@@ -11,7 +11,6 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Objects;
-import java.util.Optional;
 
 /**
  * The inputs of a batch, checked and held in flat arrays, and the readers of its logits. A backend
@@ -126,38 +125,12 @@ public abstract class AbstractBatch implements Batch {
   private static boolean[] gatesOf(Graph graph) {
     List<Gate> all = new ArrayList<>();
     for (Op op : graph.ops()) {
-      gateOf(op).ifPresent(all::add);
+      Gate.of(op).ifPresent(all::add);
     }
     int layers = all.stream().mapToInt(g -> g.layer() + 1).max().orElse(0);
     boolean[] exists = new boolean[layers * UNITS];
     all.forEach(g -> exists[gateIndex(g.layer(), g.unit())] = true);
     return exists;
-  }
-
-  /** The gate that an op is declared with. */
-  public static Optional<Gate> gateOf(Op op) {
-    return switch (op) {
-      case Op.Linear o -> o.gate();
-      case Op.Attention o -> o.gate();
-      case Op.Activate o -> o.gate();
-      case Op.Add o -> o.gate();
-      case Op.Embedding o -> Optional.empty();
-      case Op.Input o -> Optional.empty();
-      case Op.RmsNorm o -> Optional.empty();
-      case Op.Rope o -> Optional.empty();
-      case Op.KvStore o -> Optional.empty();
-      case Op.Scale o -> Optional.empty();
-      case Op.SoftCap o -> Optional.empty();
-      case Op.Slice o -> Optional.empty();
-      case Op.Gather o -> Optional.empty();
-      case Op.SelectRows o -> Optional.empty();
-      case Op.LayerNorm o -> Optional.empty();
-      case Op.Route o -> Optional.empty();
-      case Op.ExpertLinear o -> Optional.empty();
-      case Op.Mix o -> Optional.empty();
-      case Op.SkipSimilar o -> Optional.of(o.unit());
-      case Op.RouteUnit o -> Optional.empty();
-    };
   }
 
   /** Where the bytes of a gate lie: rows of gate g start at {@code g * maxRows}. */

@@ -29,7 +29,7 @@ public final class EffectiveGates {
       }
     }
     for (Op op : graph.ops().reversed()) {
-      Optional<Gate> declared = AbstractBatch.gateOf(op);
+      Optional<Gate> declared = Gate.of(op);
       Optional<Gate> read = readUnder(graph, op, readers);
       gates.put(op, declared.isPresent() ? declared : read);
       readWhenSkipped.put(op, declared.isPresent() && !declared.equals(read));

@@ -7,7 +7,6 @@ import io.fletch.graph.Graph;
 import io.fletch.graph.Op;
 import io.fletch.graph.Plan;
 import io.fletch.graph.Value;
-import io.fletch.graph.support.AbstractBatch;
 import io.fletch.quant.LinearOp;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -61,7 +60,7 @@ final class PassCost {
       long bytes = isHead ? 0 : bytes(op);
       stored += bytes;
       parameters += parameters(op);
-      AbstractBatch.gateOf(op)
+      Gate.of(op)
           .ifPresent(g -> {
             long[] sums = gated.computeIfAbsent(g, x -> new long[2]);
             sums[0] += bytes;
