@@ -8,6 +8,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import io.fletch.ffm.device.CudaDevices;
 import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
+import io.fletch.graph.Gate;
 import io.fletch.graph.Graph;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.Plan;
@@ -22,6 +23,7 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Optional;
 import java.util.SplittableRandom;
+import java.util.stream.IntStream;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.BeforeEach;
@@ -313,6 +315,46 @@ class CudaProductsTest {
         b.logits(r, y);
         Dequantizer.row(table, tokens[r], expected, 0);
         assertArrayEquals(expected, y);
+      }
+    }
+  }
+
+  /** Each branch of a gate computes at its own byte and gives zeros otherwise, in both kernels. */
+  @Test
+  void gatesChooseTheRows() {
+    Tensor x = activations(40, 64);
+    Tensor w = matrix("w", TensorType.Q5_0, 40, 64);
+    float[][] all = Product.of(x, w, Optional.empty()).run(20, 20);
+    for (Gate.Branch branch : Gate.Branch.values()) {
+      Graph.Builder g = Graph.builder("gated");
+      Value v = g.embedding("x", x, 1);
+      Optional<Gate> gate = Optional.of(new Gate(0, Gate.Unit.FFN, branch));
+      v = g.linear("y", v, LinearOp.dense(w), Optional.empty(), gate);
+      Graph graph = g.build(g.selectRows("rows", v));
+      for (int rows : new int[] {1, 6, 20}) {
+        try (Executable e =
+                new CudaBackend(CudaDevices.find().first(), (done, total) -> {})
+                    .compile(graph, rows);
+            KvCache cache = e.newKvCache(rows, KvCache.Type.F32);
+            Batch b = e.newBatch(rows, rows)) {
+          for (byte value : new byte[] {Gate.RUN, Gate.SKIP, Gate.SUBSTITUTE}) {
+            int[] tokens = IntStream.range(0, rows).toArray();
+            b.clear();
+            b.append(cache, tokens, 0, rows);
+            for (int r = 0; r < rows; r++) {
+              // Only every third row has the value, the others the one at which nothing runs.
+              b.gate(0, Gate.Unit.FFN, r, r % 3 == 0 ? value : Gate.SKIP);
+              b.wantLogits(r);
+            }
+            e.forward(b);
+            float[] y = new float[40];
+            for (int r = 0; r < rows; r++) {
+              b.logits(r, y);
+              boolean runs = r % 3 == 0 && value == branch.runsAt();
+              assertArrayEquals(runs ? all[r] : new float[40], y, rows + " rows, row " + r);
+            }
+          }
+        }
       }
     }
   }
