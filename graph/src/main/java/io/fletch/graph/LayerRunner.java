@@ -10,6 +10,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.function.Function;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.IntStream;
@@ -35,6 +36,19 @@ public final class LayerRunner {
      * @param x {@code rows} rows of {@code op.in().width()} elements; valid during the call
      */
     void linear(Op.Linear op, float[] x, int rows);
+  }
+
+  /** Sees values of a layer that has run. */
+  @FunctionalInterface
+  public interface ValueObserver {
+    /**
+     * The current layer has run over a sequence.
+     *
+     * @param sequence its index
+     * @param values those of the layer, and what it read of earlier ones, by the graph's value;
+     *     rows after rows, not to be changed
+     */
+    void ran(int sequence, Function<Value, float[]> values);
   }
 
   private static final Pattern LAYER = Pattern.compile("blk\\.(\\d+)\\..*");
@@ -126,6 +140,16 @@ public final class LayerRunner {
     List<Op> ops = layers.get(current);
     for (int s = 0; s < sequences.length; s++) {
       execute(ops, new HashMap<>(states.get(s)), sequences[s], observer);
+    }
+  }
+
+  /** Runs the current layer and shows its values, sequence after sequence. */
+  public void watch(ValueObserver observer) {
+    List<Op> ops = layers.get(current);
+    for (int s = 0; s < sequences.length; s++) {
+      Map<Value, float[]> values = new HashMap<>(states.get(s));
+      execute(ops, values, sequences[s], (op, x, rows) -> {});
+      observer.ran(s, values::get);
     }
   }
 

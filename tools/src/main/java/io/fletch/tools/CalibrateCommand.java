@@ -16,6 +16,7 @@ final class CalibrateCommand implements Command {
     Map<String, Calibrator> kinds = new LinkedHashMap<>();
     kinds.put("r2r", new CalibrateRouter());
     kinds.put("ffn-skip", new CalibrateSkip());
+    kinds.put("lff", new CalibrateForecasts());
     return kinds;
   }
 
@@ -35,23 +36,28 @@ final class CalibrateCommand implements Command {
     threshold would route and how many of those that matter it would find.
     ffn-skip finds the layers of a model whose feed-forward units hardly turn the
     residual stream, and from which similarity on they may rest so that a given share of
-    all of them does. Measures what that costs on tokens that it did not see.\
+    all of them does. Measures what that costs on tokens that it did not see.
+    lff fits a small network to every attention and feed-forward unit that forecasts what
+    the unit adds, and a router that learns for which tokens the forecast is good. The
+    units of a given share of tokens are forecast instead of run. Measures the
+    forecasts, and what they cost beside skipping the same units.\
     """;
   }
 
   @Override
   public List<Section> sections() {
     List<Section> sections = new ArrayList<>();
-    sections.add(
-        new Section(
-            "Calibration",
+    List<Option> common =
+        new ArrayList<>(
             List.of(
                 Command.value("s", "set", "FILE", "questions, which the model answers itself"),
                 Command.value(
                     "limit", "N", "only N questions, spread evenly over the set (default: all)"),
-                Command.value("n", "max-tokens", "N", "most tokens of an answer (default: 256)"),
-                Command.value("o", "output", "FILE", "what was found, a Fletch Arrow file"),
-                Command.flag("json", "print one JSON object"))));
+                Command.value("n", "max-tokens", "N", "most tokens of an answer (default: 256)")));
+    common.addAll(ForcedTexts.options());
+    common.add(Command.value("o", "output", "FILE", "what was found, a Fletch Arrow file"));
+    common.add(Command.flag("json", "print one JSON object"));
+    sections.add(new Section("Calibration", common));
     KINDS.values().forEach(k -> sections.add(k.section()));
     sections.add(ModelFlags.section());
     return sections;
@@ -61,7 +67,8 @@ final class CalibrateCommand implements Command {
   public List<String> examples() {
     return List.of(
         "fletch calibrate r2r --model demo --small demo-small --set train.jsonl -o router.arrow",
-        "fletch calibrate ffn-skip --model F --text T --ratio 0.25 -o skip.arrow");
+        "fletch calibrate ffn-skip --model F --text T --ratio 0.25 -o skip.arrow",
+        "fletch calibrate lff --model F --text T --sparsity 0.25,0.4 -o lff.arrow");
   }
 
   @Override

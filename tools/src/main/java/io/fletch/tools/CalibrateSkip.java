@@ -42,7 +42,6 @@ final class CalibrateSkip implements Calibrator {
                 Command.value(
                     "run", "N", "units until the next look; 0 for the region's end (default: 0)"),
                 Command.value("budget", "N", "most units per token (default: no limit)")));
-    options.addAll(ForcedTexts.options());
     return new Command.Section("ffn-skip: feed-forward units that rest", options);
   }
 

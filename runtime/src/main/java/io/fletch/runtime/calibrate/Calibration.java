@@ -1,6 +1,7 @@
 package io.fletch.runtime.calibrate;
 
 import io.fletch.FletchException;
+import io.fletch.graph.Graph;
 import io.fletch.graph.LayerRunner;
 import io.fletch.graph.Op;
 import io.fletch.graph.Value;
@@ -23,12 +24,14 @@ import java.util.Map;
  * ones give. Memory: the residual stream of all tokens, and one layer. Used by one thread.
  */
 public final class Calibration {
+  private final Graph graph;
   private final LayerRunner runner;
   private final HyperParameters hp;
   private final int[][] sequences;
   private int layer;
 
-  private Calibration(LayerRunner runner, HyperParameters hp, int[][] sequences) {
+  private Calibration(Graph graph, LayerRunner runner, HyperParameters hp, int[][] sequences) {
+    this.graph = graph;
     this.runner = runner;
     this.hp = hp;
     this.sequences = sequences;
@@ -81,11 +84,10 @@ public final class Calibration {
     if (hp.diffusionBlock() > 0) {
       throw new FletchException("calibration of block-causal diffusion models is not supported");
     }
-    LayerRunner runner =
-        new LayerRunner(
-            ModelGraph.build(hp, weights, Math.max(length, hp.contextLength()), "calibration"),
-            !hp.diffusion());
-    Calibration calibration = new Calibration(runner, hp, sequences);
+    Graph graph =
+        ModelGraph.build(hp, weights, Math.max(length, hp.contextLength()), "calibration");
+    LayerRunner runner = new LayerRunner(graph, !hp.diffusion());
+    Calibration calibration = new Calibration(graph, runner, hp, sequences);
     calibration.restart();
     return calibration;
   }
@@ -149,6 +151,16 @@ public final class Calibration {
       }
     }
     return result;
+  }
+
+  /** The graph that runs. */
+  Graph graph() {
+    return graph;
+  }
+
+  /** Runs the current layer and shows its values. */
+  void watch(LayerRunner.ValueObserver observer) {
+    runner.watch(observer);
   }
 
   /** Uses other values for a matrix of the current layer from now on. */
