@@ -38,8 +38,7 @@ final class CalibrateForecasts implements Calibrator {
                         + " -PERCENT"),
                 Command.value("units", "U", "both, attention or ffn (default: both)"),
                 Command.value("rank", "R", "rank of the forecasters (default: 32)"),
-                Command.value(
-                    "ridge", "X", "ridge by the inputs' mean square (default: 0.001)"),
+                Command.value("ridge", "X", "ridge by the inputs' mean square (default: 0.001)"),
                 Command.value(
                     "silu-steps",
                     "N",
@@ -82,8 +81,7 @@ final class CalibrateForecasts implements Calibrator {
       try (WeightFile file = WeightFile.open(ModelFlags.path(arguments));
           Progress progress = Progress.show(io, doing::get);
           ForecastCalibration calibration =
-              ForecastCalibration.fit(
-                  file, ids(texts.fitting()), ids(held), options, doing::set)) {
+              ForecastCalibration.fit(file, ids(texts.fitting()), ids(held), options, doing::set)) {
         fits = calibration.fits();
         fitted = calibration.fittedTokens();
         routed = calibration.route(shares, doing::set);
@@ -158,12 +156,7 @@ final class CalibrateForecasts implements Calibrator {
 
   /** Measures on held-back tokens: with forecasts, and with nothing in their place. */
   private static Map<String, Object> level(
-      Arguments arguments,
-      Io io,
-      Model dense,
-      List<ForcedText> held,
-      Path file,
-      double share) {
+      Arguments arguments, Io io, Model dense, List<ForcedText> held, Path file, double share) {
     Map<String, Object> level = new LinkedHashMap<>();
     level.put("sparsity", Json.rounded(share));
     level.put("file", file.toString());
@@ -176,8 +169,7 @@ final class CalibrateForecasts implements Calibrator {
                   arguments, io, ModelFlags.options(arguments).withUnits(List.of(policy)));
           Session a = dense.newSession();
           Session b = resting.newSession();
-          Progress _ =
-              Progress.show(io, () -> "measuring, " + done.get() + " of " + held.size())) {
+          Progress _ = Progress.show(io, () -> "measuring, " + done.get() + " of " + held.size())) {
         result = UnitEvaluation.of(a, b, held, done::incrementAndGet);
       }
       UnitUse use = result.units();
@@ -199,8 +191,7 @@ final class CalibrateForecasts implements Calibrator {
     return layer + (attention ? " attention" : " ffn");
   }
 
-  private static List<Object> units(
-      List<UnitFit> fits, List<ForecastCalibration.Routed> routed) {
+  private static List<Object> units(List<UnitFit> fits, List<ForecastCalibration.Routed> routed) {
     List<Object> units = new ArrayList<>();
     for (int u = 0; u < fits.size(); u++) {
       UnitFit f = fits.get(u);
@@ -231,7 +222,8 @@ final class CalibrateForecasts implements Calibrator {
       List<Double> shares) {
     io.println("On tokens that were held back; errors are relative to the residual stream:");
     StringBuilder head =
-        new StringBuilder(Texts.format("%-14s %11s %9s %9s", "unit", "unexplained", "forecast", "nothing"));
+        new StringBuilder(
+            Texts.format("%-14s %11s %9s %9s", "unit", "unexplained", "forecast", "nothing"));
     for (double share : shares) {
       head.append(Texts.format("  routed at %.2f (right)", share));
     }
@@ -245,8 +237,7 @@ final class CalibrateForecasts implements Calibrator {
                   name(f.layer(), f.attention()), f.unexplained(), f.error(), f.skipError()));
       for (ForecastCalibration.Routed r : routed) {
         RouterFit fit = r.fits().get(u);
-        line.append(
-            Texts.format("    %7.1f %% (%5.1f %%)", 100 * fit.routed(), 100 * fit.right()));
+        line.append(Texts.format("    %7.1f %% (%5.1f %%)", 100 * fit.routed(), 100 * fit.right()));
       }
       io.println(line.toString());
     }

@@ -473,7 +473,8 @@ public final class ForecastCalibration implements AutoCloseable {
       if (!(share > 0 && share < 1)) {
         throw new FletchException("share of approximated units: expected=(0, 1) actual=" + share);
       }
-      limits.add(sorted[(int) Math.clamp(Math.round(share * sorted.length) - 1, 0L, sorted.length - 1L)]);
+      limits.add(
+          sorted[(int) Math.clamp(Math.round(share * sorted.length) - 1, 0L, sorted.length - 1L)]);
     }
     List<List<StandIn>> standIns = new ArrayList<>();
     List<List<RouterFit>> routers = new ArrayList<>();
@@ -535,8 +536,7 @@ public final class ForecastCalibration implements AutoCloseable {
     double share = (double) labelled / fittedRows;
     if (share < LEAST) {
       double right = (double) (held - heldLabelled) / held;
-      return new Router(
-          null, new RouterFit(u.gate.layer(), u.isAttention(), share, 0, right));
+      return new Router(null, new RouterFit(u.gate.layer(), u.isAttention(), share, 0, right));
     }
     SmallNetwork network =
         new SmallNetwork(in, options.routerWidth(), 2, Optional.of(Activation.RELU));
@@ -557,11 +557,7 @@ public final class ForecastCalibration implements AutoCloseable {
     return new Router(
         network,
         new RouterFit(
-            u.gate.layer(),
-            u.isAttention(),
-            share,
-            (double) routed / held,
-            (double) right / held));
+            u.gate.layer(), u.isAttention(), share, (double) routed / held, (double) right / held));
   }
 
   private void learn(SmallNetwork network, Unit u, float[] x, float[] target, int labelled) {

@@ -37,12 +37,7 @@ public final class ReducedRankRidge {
    * @param objective squared error plus ridge, summed over rows and elements, at the optimum
    */
   public record Solution(
-      int rank,
-      double[] down,
-      double[] downBias,
-      double[] up,
-      double[] upBias,
-      double objective) {}
+      int rank, double[] down, double[] downBias, double[] up, double[] upBias, double objective) {}
 
   /** Nothing is summed up yet. */
   public ReducedRankRidge(int in, int out) {
@@ -232,17 +227,18 @@ public final class ReducedRankRidge {
         column[i] = a[i][p];
       }
       IntStream rest = IntStream.range(p + 1, n);
-      (n - p > 256 ? rest.parallel() : rest).forEach(i -> {
-        double f = column[i];
-        double[] row = a[i];
-        for (int j = pivot + 1; j <= i; j++) {
-          row[j] -= f * column[j];
-        }
-        double[] zi = z[i];
-        for (int k = 0; k < zi.length; k++) {
-          zi[k] -= f * zp[k];
-        }
-      });
+      (n - p > 256 ? rest.parallel() : rest)
+          .forEach(i -> {
+            double f = column[i];
+            double[] row = a[i];
+            for (int j = pivot + 1; j <= i; j++) {
+              row[j] -= f * column[j];
+            }
+            double[] zi = z[i];
+            for (int k = 0; k < zi.length; k++) {
+              zi[k] -= f * zp[k];
+            }
+          });
     }
   }
 

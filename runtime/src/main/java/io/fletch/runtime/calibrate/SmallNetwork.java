@@ -119,9 +119,7 @@ final class SmallNetwork {
     if (activation.isEmpty()) {
       return z;
     }
-    return activation.get() == Activation.SILU
-        ? (float) (z / (1 + Math.exp(-z)))
-        : Math.max(z, 0);
+    return activation.get() == Activation.SILU ? (float) (z / (1 + Math.exp(-z))) : Math.max(z, 0);
   }
 
   private float slope(float z) {
