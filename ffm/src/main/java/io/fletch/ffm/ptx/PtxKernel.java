@@ -155,6 +155,13 @@ public final class PtxKernel {
     return r;
   }
 
+  /** How many bits of 32 are set. */
+  public PtxRegister ones(PtxRegister a) {
+    PtxRegister r = register(PtxType.U32);
+    line("popc.b32 " + r + ", " + a);
+    return r;
+  }
+
   /** Shift to the left by a constant or 32-bit register. */
   public PtxRegister shl(PtxRegister a, Object b) {
     PtxRegister r = register(a.type());

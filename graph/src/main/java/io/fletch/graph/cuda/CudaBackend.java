@@ -33,8 +33,8 @@ public final class CudaBackend implements Backend {
   /**
    * {@inheritDoc}
    *
-   * @throws GraphException if the graph has an op without a kernel (expert routing, sparse and
-   *     block-diagonal matrices), or the device too little memory, before any is taken
+   * @throws GraphException if the graph has more experts than kernels choose from, or the device
+   *     too little memory, before any is taken
    */
   @Override
   public Executable compile(Graph graph, int maxRows) {

@@ -22,10 +22,11 @@ import java.util.Optional;
 /** Turns the ops of a graph into kernel launches for a row bucket and a type of cache. */
 final class CudaLowering {
   /**
-   * Offsets of the values in the scratch memory, and of the parts of the activations that are
-   * multiplied; logits and hidden states have blocks of their own.
+   * Offsets of the values in the scratch memory, of the parts of the activations that are
+   * multiplied, and of the lists of experts' rows; logits and hidden states have blocks of their
+   * own.
    */
-  record Memory(Map<Value, Long> offsets, long parts, long bytes) {}
+  record Memory(Map<Value, Long> offsets, long parts, long lists, long bytes) {}
 
   /** A launch; all parameters are addresses. */
   record Launch(String kernel, int threads, int gridX, int gridY, List<Long> parameters) {}
@@ -83,16 +84,22 @@ final class CudaLowering {
       offsets.put(v, layout.offsets().get(n++));
     }
     int parts = 0;
+    long lists = 0;
     for (Op op : graph.ops()) {
       if (op instanceof Op.Linear l && l.weight() instanceof LinearOp.Dense d) {
         if (DeviceWeights.packed(d.weight()).isPresent()) {
           parts = Math.max(parts, Products.splitBytes(l.in().width()));
         }
       }
+      if (op instanceof Op.ExpertLinear o) {
+        long list = ExpertKernels.listBytes(maxRows, o.used());
+        lists = Math.max(lists, list * o.experts().size());
+      }
     }
     long partsAt = (layout.bytes() + 15) / 16 * 16;
     long rows = (long) blocks(maxRows, Products.WIDE) * Products.WIDE;
-    return new Memory(offsets, partsAt, partsAt + rows * parts);
+    long listsAt = (partsAt + rows * parts + 15) / 16 * 16;
+    return new Memory(offsets, partsAt, listsAt, listsAt + lists);
   }
 
   /** Whether a value outlives the forward, in a block of its own. */
@@ -123,6 +130,9 @@ final class CudaLowering {
     /** What the parts of activations in memory are of. */
     String split = "";
 
+    /** The routing that the lists in memory are of. */
+    Optional<Value> listed = Optional.empty();
+
     Run(Control c, KvCache.Type type) {
       this.c = c;
       this.type = type;
@@ -151,7 +161,19 @@ final class CudaLowering {
       launches.add(new Launch(name, kernel.threads(), gridX, gridY, parameters));
       long bytes = 0;
       long flops = 0;
-      if (op instanceof Op.Linear l) {
+      if (op instanceof Op.Linear l && !(l.weight() instanceof LinearOp.Dense)) {
+        bytes = l.weight().bytes();
+        flops = 2 * LinearOp.storedElements(l.weight());
+      } else if (op instanceof Op.ExpertLinear x
+          && x.output().isPresent()
+          && !kind.equals("list")) {
+        Tensor w = x.experts().getFirst();
+        TensorType stored = DeviceWeights.plainType(w);
+        // At most: rows may share experts.
+        long read = Math.min(x.experts().size(), (long) c.rows() * x.used());
+        bytes = read * (w.elements() / stored.blockSize() * stored.blockBytes());
+        flops = 2 * w.elements() * x.used() * c.rows();
+      } else if (op instanceof Op.Linear l) {
         Tensor w = DeviceWeights.dense(l);
         bytes = DeviceWeights.packed(w).map(PackedMatrix::bytes).orElse(4 * w.elements());
         flops = 2 * w.elements();
@@ -252,6 +274,16 @@ final class CudaLowering {
                 }
                 : new long[] {at(o.in()), weights.address(o.weight()), at(o.out())};
         run.launch(op, "layer_norm", k, 1, rows, p);
+      }
+      case Op.Linear o when o.weight() instanceof LinearOp.Sparse w -> {
+        SparseKernels.Layout layout = SparseKernels.Layout.of(w.matrix());
+        PtxKernel k = new SparseKernels(e, run.c).sparse(o, layout);
+        unstored(run, o, "sparse_" + w.matrix().kind(), k, w.matrix());
+      }
+      case Op.Linear o when o.weight() instanceof LinearOp.BlockDiagonal w -> {
+        TensorType t = DeviceWeights.plainType(w.blocks());
+        PtxKernel k = new SparseKernels(e, run.c).blockDiagonal(o, w.blocks(), t);
+        unstored(run, o, "block_diagonal_" + t, k, w.blocks());
       }
       case Op.Linear o -> linear(run, o);
       case Op.Rope o ->
@@ -373,10 +405,60 @@ final class CudaLowering {
               1,
               rows,
               at(o.scores()));
-      case Op.Route o -> throw new IllegalStateException("refused before: " + o);
-      case Op.ExpertLinear o -> throw new IllegalStateException("refused before: " + o);
-      case Op.Mix o -> throw new IllegalStateException("refused before: " + o);
+      case Op.Route o -> {
+        PtxKernel k =
+            new ExpertKernels(e, run.c).route(o.spec(), o.bias().isPresent(), o.scores().rows());
+        long[] p =
+            o.bias().isPresent()
+                ? new long[] {at(o.scores()), at(o.out()), weights.address(o.bias().get())}
+                : new long[] {at(o.scores()), at(o.out())};
+        run.launch(op, "route", k, 1, rows, p);
+      }
+      case Op.ExpertLinear o -> experts(run, o);
+      case Op.Mix o ->
+          run.element(
+              op,
+              "mix",
+              new ExpertKernels(e, run.c).mix(o),
+              o.out().width(),
+              at(o.in()),
+              at(o.routing()),
+              at(o.out()));
     }
+  }
+
+  private void experts(Run run, Op.ExpertLinear o) {
+    ExpertKernels kernels = new ExpertKernels(run.emit, run.c);
+    TensorType t = DeviceWeights.plainType(o.experts().getFirst());
+    int across = blocks(Math.toIntExact(o.experts().getFirst().rows()), Emitter.WARPS);
+    long table = weights.address(o.experts());
+    if (run.c.rows() == 1) {
+      PtxKernel k = kernels.single(o, t);
+      int all = o.used() * across;
+      run.launch(o, "expert_" + t, k, all, 1, table, at(o.in()), at(o.routing()), at(o.out()));
+      return;
+    }
+    long lists = scratch + memory.lists();
+    int n = o.experts().size();
+    if (!run.listed.equals(Optional.of(o.routing()))) {
+      PtxKernel k = kernels.list(o.routing().width(), o.used(), o.routing().rows());
+      run.launch(o, "list", k, 1, n, at(o.routing()), lists);
+      run.listed = Optional.of(o.routing());
+    }
+    PtxKernel k = kernels.grouped(o, t);
+    run.launch(o, "experts_" + t, k, across, n, table, at(o.in()), lists, at(o.out()));
+  }
+
+  private void unstored(Run run, Op.Linear o, String kind, PtxKernel k, Object matrix) {
+    int across = blocks(o.out().width(), Emitter.WARPS);
+    int down = blocks(run.c.rows(), Math.min(Emitter.TILE, run.c.rows()));
+    long[] p =
+        o.bias().isPresent()
+            ? new long[] {
+              weights.address(matrix), at(o.in()), at(o.out()), weights.address(o.bias().get())
+            }
+            : new long[] {weights.address(matrix), at(o.in()), at(o.out())};
+    run.launch(o, kind, k, across, down, p);
   }
 
   private void linear(Run run, Op.Linear o) {

@@ -10,8 +10,10 @@ import io.fletch.graph.Op;
 import io.fletch.graph.RopeSpec;
 import io.fletch.quant.Dequantizer;
 import io.fletch.quant.LinearOp;
+import io.fletch.quant.SparseMatrix;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorType;
+import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.ArrayList;
@@ -49,7 +51,12 @@ final class DeviceWeights {
           o.bias().ifPresent(this::floats);
         }
         case Op.Linear o -> {
-          matrix(dense(o));
+          switch (o.weight()) {
+            case LinearOp.Sparse m ->
+                put(m.matrix(), TensorType.F32, SparseKernels.Layout.of(m.matrix()).bytes());
+            case LinearOp.BlockDiagonal b -> plain(b.blocks());
+            default -> matrix(dense(o));
+          }
           o.bias().ifPresent(this::floats);
         }
         case Op.Rope o -> {
@@ -57,9 +64,23 @@ final class DeviceWeights {
           put(o.spec(), TensorType.F32, 4L * frequencies.length);
         }
         case Op.Gather o -> put(o.columns(), TensorType.I32, 4 * o.columns().elements());
-        case Op.Route o -> throw refused(op);
-        case Op.ExpertLinear o -> throw refused(op);
-        case Op.Mix o -> throw refused(op);
+        case Op.Route o -> {
+          if (o.spec().experts() > ExpertKernels.MAX_EXPERTS) {
+            throw new GraphException(
+                o.out().name()
+                    + ": experts on a GPU: expected<="
+                    + ExpertKernels.MAX_EXPERTS
+                    + " actual="
+                    + o.spec().experts());
+          }
+          o.bias().ifPresent(this::floats);
+        }
+        case Op.ExpertLinear o -> {
+          o.experts().forEach(this::plain);
+          // Where the matrices lie.
+          put(o.experts(), TensorType.I64, 8L * o.experts().size());
+        }
+        case Op.Mix o -> {}
         case Op.Input o -> {}
         case Op.KvStore o -> {}
         case Op.Attention o -> {}
@@ -73,14 +94,6 @@ final class DeviceWeights {
         case Op.RouteUnit o -> {}
       }
     }
-  }
-
-  private static GraphException refused(Op op) {
-    return new GraphException(
-        "the CUDA backend has no kernel for "
-            + op.getClass().getSimpleName()
-            + " of "
-            + op.output().orElseThrow().name());
   }
 
   /** The matrix of a product. */
@@ -109,6 +122,16 @@ final class DeviceWeights {
     } else {
       floats(t);
     }
+  }
+
+  /** The type of a matrix of an expert or of blocks: as stored, if kernels read it so. */
+  static TensorType plainType(Tensor matrix) {
+    return Emitter.isNative(matrix.type()) ? matrix.type() : TensorType.F32;
+  }
+
+  private void plain(Tensor t) {
+    TensorType type = plainType(t);
+    put(t, type, type == t.type() ? t.bytes() : 4 * t.elements());
   }
 
   private void floats(Tensor t) {
@@ -159,6 +182,17 @@ final class DeviceWeights {
   private void load(Part part, MemorySegment staging, CudaStream stream) {
     if (part.source() instanceof RopeSpec spec) {
       upload(MemorySegment.ofArray(spec.inverseFrequency()), part.at(), staging, stream);
+      return;
+    }
+    if (part.source() instanceof SparseMatrix m) {
+      try (Arena arena = Arena.ofConfined()) {
+        upload(SparseKernels.Layout.of(m).fill(m, arena), part.at(), staging, stream);
+      }
+      return;
+    }
+    if (part.source() instanceof List<?> matrices) {
+      long[] at = matrices.stream().mapToLong(this::address).toArray();
+      upload(MemorySegment.ofArray(at), part.at(), staging, stream);
       return;
     }
     Tensor t = (Tensor) part.source();

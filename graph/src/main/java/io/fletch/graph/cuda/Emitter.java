@@ -47,7 +47,7 @@ final class Emitter {
   }
 
   /** What kernels of one row per block start with. */
-  private final class Row {
+  final class Row {
     final PtxKernel k = new PtxKernel(THREADS);
     final PtxRegister block = k.parameter(U64);
     final PtxRegister thread = k.special("tid.x");
@@ -91,7 +91,7 @@ final class Emitter {
   }
 
   /** Whether a batch row does not run what a gate lets run. */
-  private PtxRegister skipped(PtxKernel k, PtxRegister block, PtxRegister batchRow, Gate gate) {
+  PtxRegister skipped(PtxKernel k, PtxRegister block, PtxRegister batchRow, Gate gate) {
     int at = control.gate(AbstractBatch.gateIndex(gate.layer(), gate.unit()));
     PtxRegister is = k.load(U8, k.address(block, batchRow, 1), at);
     return k.compare("ne", is, gate.branch().runsAt());
@@ -109,7 +109,7 @@ final class Emitter {
     1.5957717f
   };
 
-  private static PtxRegister exp(PtxKernel k, PtxRegister x) {
+  static PtxRegister exp(PtxKernel k, PtxRegister x) {
     return k.unary("ex2.approx.ftz", k.mul(x, LOG2E));
   }
 
@@ -120,7 +120,7 @@ final class Emitter {
   }
 
   /** Element {@code lane} of the 32 from {@code base} on of a stored row. */
-  private static PtxRegister weight(
+  static PtxRegister weight(
       PtxKernel k, TensorType type, PtxRegister data, PtxRegister base, PtxRegister lane) {
     String space = "global.nc";
     PtxRegister column = k.add(base, lane);
@@ -153,7 +153,7 @@ final class Emitter {
     };
   }
 
-  private static PtxRegister half(PtxKernel k, PtxRegister bits) {
+  static PtxRegister half(PtxKernel k, PtxRegister bits) {
     return k.convert("", F32, "f32", bits, "f16");
   }
 
@@ -182,7 +182,7 @@ final class Emitter {
     return k;
   }
 
-  private static int rowBytes(TensorType type, int width) {
+  static int rowBytes(TensorType type, int width) {
     return Math.toIntExact((long) width / type.blockSize() * type.blockBytes());
   }
 
@@ -342,7 +342,7 @@ final class Emitter {
   }
 
   /** Sum over the block of one double per thread, in every thread; may be used repeatedly. */
-  private static PtxRegister blockSum(PtxKernel k, PtxRegister shared, PtxRegister value) {
+  static PtxRegister blockSum(PtxKernel k, PtxRegister shared, PtxRegister value) {
     PtxRegister thread = k.special("tid.x");
     PtxRegister warp = k.warpSum(value);
     PtxRegister at = k.fma(k.shr(thread, 5), 8, shared);
@@ -356,11 +356,11 @@ final class Emitter {
     return sum;
   }
 
-  private static PtxRegister wide(PtxKernel k, PtxRegister x) {
+  static PtxRegister wide(PtxKernel k, PtxRegister x) {
     return k.convert("", F64, "f64", x, "f32");
   }
 
-  private static PtxRegister narrow(PtxKernel k, PtxRegister x) {
+  static PtxRegister narrow(PtxKernel k, PtxRegister x) {
     return k.convert(".rn", F32, "f32", x, "f64");
   }
 
@@ -982,7 +982,7 @@ final class Emitter {
   }
 
   /** exp of a double in [-700, 0] to 1e-10. */
-  private static PtxRegister expDouble(PtxKernel k, PtxRegister x) {
+  static PtxRegister expDouble(PtxKernel k, PtxRegister x) {
     PtxRegister n = k.convert(".rni", F64, "f64", k.mul(x, 1.4426950408889634), "f64");
     PtxRegister r = k.fma(n, -0.6931471803691238, x);
     r = k.fma(n, -1.9082149292705877e-10, r);
