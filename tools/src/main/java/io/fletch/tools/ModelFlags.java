@@ -52,6 +52,11 @@ final class ModelFlags {
                     + " folder), off or a folder"),
             Command.flag(
                 "verify-pack-cache", "verify every byte of kept packed weights before use"),
+            Command.value(
+                "lora",
+                "FILE[=SCALE]",
+                "low-rank adapter that is added to the matrices: a GGUF adapter for a GGUF or Arrow"
+                    + " model, a PEFT folder for a safetensors one; may be given several times"),
             Command.value("kv", "TYPE", "element type of the KV cache: f16 (default), f32, q8_0"),
             Command.value(
                 "ctx", "N", "context length in tokens (default: the model's own, at most 4096)")));
@@ -91,9 +96,26 @@ final class ModelFlags {
         .withWeights(arguments.choice("weights", defaults.weights()))
         .withPackCache(packCache(arguments))
         .withUnits(UnitFlags.policies(arguments))
+        .withAdapters(arguments.strings("lora").stream().map(ModelFlags::adapter).toList())
         .withKvType(arguments.choice("kv", defaults.kvType()))
         .withContextLength(
             arguments.integer("ctx", defaults.contextLength(), 0, Integer.MAX_VALUE));
+  }
+
+  /** {@code FILE} or {@code FILE=SCALE}; a file whose own name ends so needs the scale as well. */
+  private static ModelOptions.Adapter adapter(String text) {
+    int at = text.lastIndexOf('=');
+    String file = at < 0 ? text : text.substring(0, at);
+    float scale = Float.NaN;
+    try {
+      scale = at < 0 ? 1 : Float.parseFloat(text.substring(at + 1));
+    } catch (NumberFormatException _) {
+      // Refused below.
+    }
+    if (file.isBlank() || !Float.isFinite(scale)) {
+      throw new UsageException("--lora: expected=FILE or FILE=NUMBER actual=" + text);
+    }
+    return new ModelOptions.Adapter(Path.of(file), scale);
   }
 
   private static ModelOptions.Backend backend(Arguments arguments, ModelOptions defaults) {
@@ -138,11 +160,10 @@ final class ModelFlags {
     return model;
   }
 
-  /** Opens another model, a file or a demo model, with the same options. */
+  /** Opens another model, a file or a demo model, with the same options but the adapters. */
   static Model openNamed(String name, Arguments arguments) {
-    return isDemo(name)
-        ? Model.demo(name, options(arguments).withUnits(List.of()))
-        : Model.open(Path.of(name), options(arguments).withUnits(List.of()));
+    ModelOptions options = options(arguments).withUnits(List.of()).withAdapters(List.of());
+    return isDemo(name) ? Model.demo(name, options) : Model.open(Path.of(name), options);
   }
 
   private static String loading(String name, int percent) {

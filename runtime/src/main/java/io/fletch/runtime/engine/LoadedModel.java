@@ -22,7 +22,11 @@ import io.fletch.sampling.Grammar;
 import io.fletch.sampling.GrammarTokens;
 import io.fletch.sampling.SamplerExtras;
 import io.fletch.sampling.SamplingOptions;
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
@@ -335,13 +339,27 @@ final class LoadedModel implements Model {
     return prefixes;
   }
 
+  /** Scale and content of an adapter. */
+  private static void digest(ModelOptions.Adapter adapter, MessageDigest into) {
+    into.update(ByteBuffer.allocate(Float.BYTES).putFloat(adapter.scale()).flip());
+    boolean peft = Files.isDirectory(adapter.path());
+    String[] names = {"adapter_config.json", "adapter_model.safetensors"};
+    try {
+      for (String part : peft ? names : new String[] {""}) {
+        into.update(Files.readAllBytes(peft ? adapter.path().resolve(part) : adapter.path()));
+      }
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
+    }
+  }
+
   /**
-   * What tells this model from others: architecture, and name, type, shape and samples of the
-   * content of every tensor (its beginning, middle and end).
+   * What tells this model from others: architecture, name, type, shape and samples of the content
+   * of every tensor (its beginning, middle and end), and scales and bytes of the adapters.
    */
   synchronized byte[] identity() {
     if (identity == null) {
-      identity = identity(info.architecture(), file);
+      identity = identity(info.architecture(), file, options.adapters());
     }
     return identity.clone();
   }
@@ -364,8 +382,9 @@ final class LoadedModel implements Model {
     owned.add(part);
   }
 
-  /** The identity of a model of that architecture in a file. */
-  static byte[] identity(String architecture, WeightFile file) {
+  /** The identity of a model of that architecture in a file, with adapters. */
+  static byte[] identity(
+      String architecture, WeightFile file, List<ModelOptions.Adapter> adapters) {
     MessageDigest digest;
     try {
       digest = MessageDigest.getInstance("SHA-256");
@@ -382,6 +401,7 @@ final class LoadedModel implements Model {
         digest.update(tensor.segment().asSlice(at, sample).asByteBuffer());
       }
     }
+    adapters.forEach(a -> digest(a, digest));
     return digest.digest();
   }
 

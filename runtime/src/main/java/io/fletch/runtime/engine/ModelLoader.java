@@ -226,7 +226,8 @@ public final class ModelLoader {
     String identity =
         options.units().isEmpty()
             ? ""
-            : HexFormat.of().formatHex(LoadedModel.identity(hp.architecture().id(), file));
+            : HexFormat.of()
+                .formatHex(LoadedModel.identity(hp.architecture().id(), file, options.adapters()));
     UnitTechniques units = UnitTechniques.of(plain, options.units(), identity);
     try {
       return load(file, derived, path, name, options, tokenizerTask, hp, weights, context, units);
