@@ -79,7 +79,7 @@ final class CalibrateForecasts implements Calibrator {
       List<ForecastCalibration.Routed> routed;
       int fitted;
       try (WeightFile file = WeightFile.open(ModelFlags.path(arguments));
-          Progress progress = Progress.show(io, doing::get);
+          Progress _ = Progress.show(io, doing::get);
           ForecastCalibration calibration =
               ForecastCalibration.fit(file, ids(texts.fitting()), ids(held), options, doing::set)) {
         fits = calibration.fits();

@@ -17,6 +17,7 @@ import java.util.List;
 final class UnitFlags {
   private static final String DEMO = "/META-INF/fletch/demo/";
   private static final String DEMO_SKIP = "demo-skip.arrow";
+  private static final String DEMO_LFF = "demo-lff.arrow";
 
   private UnitFlags() {}
 
@@ -41,7 +42,7 @@ final class UnitFlags {
                 "lff",
                 "FILE",
                 "forecast units instead of running them where a router thinks it can be made good:"
-                    + " a file of fletch calibrate lff"),
+                    + " a file of fletch calibrate lff, or demo"),
             Command.value(
                 "lff-threshold", "X", "score below which a unit does not run (default: 0)"),
             Command.flag("lff-skip", "add nothing in its place, instead of a forecast"),
@@ -96,7 +97,7 @@ final class UnitFlags {
 
   private static UnitForecasts forecasts(Arguments arguments) {
     float inf = Float.POSITIVE_INFINITY;
-    return UnitForecasts.of(Path.of(arguments.required("lff")))
+    return UnitForecasts.of(file(arguments.required("lff"), DEMO_LFF))
         .withThreshold(arguments.real("lff-threshold", 0, -inf, inf))
         .withApproximate(!arguments.has("lff-skip"))
         .withPrompts(!arguments.has("lff-decode"));

@@ -113,6 +113,17 @@ class UnitCommandTest {
   }
 
   @Test
+  void theDemoModelHasForecastersAndSkipping() {
+    for (String option : List.of("--lff", "--ffn-skip")) {
+      Map<String, Object> json =
+          Fletch.ok("run", option, "demo", "--json", "What is 457 + 386?").json();
+      assertTrue(((String) json.get("text")).endsWith("Answer: 843"), json.toString());
+      double rests = number(json, "units_skipped") + number(json, "units_approximated");
+      assertTrue(rests > 0, json.toString());
+    }
+  }
+
+  @Test
   void dropsAreCounted() {
     Map<String, Object> json =
         Fletch.ok("run", "--drop-ffn", "3-5@0.5", "--json", "What is 12 + 30?").json();
