@@ -77,7 +77,9 @@ class CudaMatricesTest {
     for (int r = 0; r < out; r++) {
       start.segment().set(ValueLayout.JAVA_LONG_UNALIGNED, 8L * r, kept);
       for (int b = 0; b < width; b++) {
-        int bits = r == 0 ? 0 : random.nextInt(256) & random.nextInt(256);
+        // Each bit with a probability of a quarter.
+        int half = random.nextInt(256);
+        int bits = r == 0 ? 0 : half & random.nextInt(256);
         if (b == width - 1 && in % 8 != 0) {
           bits &= (1 << in % 8) - 1;
         }
