@@ -66,9 +66,4 @@ public final class SkipPass {
     }
     return all;
   }
-
-  /** Layers of a graph whose feed-forward unit can rest. */
-  public static List<Integer> layers(Graph graph) {
-    return gates(graph).stream().map(Gate::layer).toList();
-  }
 }

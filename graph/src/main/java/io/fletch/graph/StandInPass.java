@@ -47,9 +47,13 @@ public final class StandInPass {
     return pass.input(unit);
   }
 
-  /** The result of a unit as it is added to the residual stream: what a forecaster forecasts. */
-  public static Value result(Graph graph, Gate unit) {
-    return new StandInPass(graph).add(unit).branch();
+  /** Where a unit is added to the residual stream: its branch is what a forecaster forecasts. */
+  public static Op.Add add(Graph graph, Gate unit) {
+    return graph.ops().stream()
+        .filter(op -> op instanceof Op.Add a && a.gate().equals(Optional.of(unit)))
+        .map(Op.Add.class::cast)
+        .findFirst()
+        .orElseThrow(() -> new IllegalArgumentException("no such unit: " + unit));
   }
 
   /** The units of a graph that can have stand-ins, in order. */
@@ -138,16 +142,8 @@ public final class StandInPass {
     return linear(name(s) + ".forecast", x, s.up(), gate);
   }
 
-  private Op.Add add(Gate unit) {
-    return graph.ops().stream()
-        .filter(op -> op instanceof Op.Add a && a.gate().equals(Optional.of(unit)))
-        .map(Op.Add.class::cast)
-        .findFirst()
-        .orElseThrow(() -> new IllegalArgumentException("no such unit: " + unit));
-  }
-
   private Value input(Gate unit) {
-    Value branch = add(unit).branch();
+    Value branch = add(graph, unit).branch();
     Set<Value> seen = new HashSet<>();
     List<Value> inputs = new ArrayList<>();
     collect(branch, seen, inputs);

@@ -392,6 +392,11 @@ public final class TestGraphs implements AutoCloseable {
     return g.build(logits);
   }
 
+  /** Where the tensors lie. */
+  public TensorStore store() {
+    return store;
+  }
+
   /** Makes products with random {@link #linearOp}s instead of dense matrices. */
   public TestGraphs composed() {
     composed = true;

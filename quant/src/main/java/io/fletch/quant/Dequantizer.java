@@ -23,6 +23,16 @@ public final class Dequantizer {
 
   private Dequantizer() {}
 
+  /** The values of the sixteen codes of the IQ4 types, in units of the scale. */
+  public static byte[] iq4Values() {
+    return IQ4.clone();
+  }
+
+  /** Twice the values of the sixteen codes of MXFP4, in units of the scale. */
+  public static byte[] e2m1DoubledValues() {
+    return E2M1_DOUBLED.clone();
+  }
+
   /** The value of code {@code q} (0 to 15) of the IQ4 types, in units of the scale. */
   static int iq4(int q) {
     return IQ4[q];

@@ -57,6 +57,9 @@ final class CalibrateForecasts implements Calibrator {
   @Override
   public void run(Arguments arguments, Io io) throws IOException {
     Path output = Path.of(arguments.required("output"));
+    if (arguments.has("lora")) {
+      throw new UsageException("forecasters are fitted to the file alone: --lora does not apply");
+    }
     List<Double> shares = shares(arguments);
     int steps = arguments.integer("silu-steps", 0, 0, 1 << 24);
     Options options =

@@ -4,12 +4,7 @@ import io.fletch.GenerationOptions;
 import io.fletch.Model;
 import io.fletch.Routing;
 import io.fletch.sampling.TokenRouter;
-import java.io.IOException;
-import java.io.InputStream;
-import java.io.UncheckedIOException;
-import java.nio.file.Files;
 import java.nio.file.Path;
-import java.nio.file.StandardCopyOption;
 import java.util.List;
 
 /** The options of token routing: a small model in front of the model. */
@@ -18,7 +13,7 @@ final class RoutingFlags {
   private static final double ENTROPY = 0.45;
 
   private static final double LOGU = 2.275;
-  private static final String DEMO = "/META-INF/fletch/demo/demo-router.arrow";
+  private static final String DEMO = "demo-router.arrow";
 
   private RoutingFlags() {}
 
@@ -67,7 +62,7 @@ final class RoutingFlags {
     Routing routing =
         switch (router(arguments)) {
           case "entropy", "logu" -> untrained(router(arguments), small);
-          case "demo" -> demo(small, model);
+          case "demo" -> Routing.load(DemoFiles.path(DEMO), small, model);
           case String file -> Routing.load(Path.of(file), small, model);
         };
     if (arguments.has("router-threshold")) {
@@ -97,23 +92,5 @@ final class RoutingFlags {
     return name.equals("entropy")
         ? new Routing(small, TokenRouter.entropy(), ENTROPY)
         : new Routing(small, TokenRouter.logU(), LOGU);
-  }
-
-  /** The router that comes with the demo models: a resource, which must be a file to be read. */
-  private static Routing demo(Model small, Model model) {
-    try (InputStream in = RoutingFlags.class.getResourceAsStream(DEMO)) {
-      if (in == null) {
-        throw new CommandException("this build comes without the demo models' router: " + DEMO);
-      }
-      Path file = Files.createTempFile("fletch-router", ".arrow");
-      try {
-        Files.copy(in, file, StandardCopyOption.REPLACE_EXISTING);
-        return Routing.load(file, small, model);
-      } finally {
-        Files.delete(file);
-      }
-    } catch (IOException e) {
-      throw new UncheckedIOException(e);
-    }
   }
 }

@@ -4,18 +4,12 @@ import io.fletch.FfnSkip;
 import io.fletch.UnitDrop;
 import io.fletch.UnitForecasts;
 import io.fletch.UnitPolicy;
-import java.io.IOException;
-import java.io.InputStream;
-import java.io.UncheckedIOException;
-import java.nio.file.Files;
 import java.nio.file.Path;
-import java.nio.file.StandardCopyOption;
 import java.util.ArrayList;
 import java.util.List;
 
 /** The options of techniques that let attention and feed-forward units rest. */
 final class UnitFlags {
-  private static final String DEMO = "/META-INF/fletch/demo/";
   private static final String DEMO_SKIP = "demo-skip.arrow";
   private static final String DEMO_LFF = "demo-lff.arrow";
 
@@ -128,21 +122,8 @@ final class UnitFlags {
     return new UnitDrop(layers, UnitDrop.Unit.FFN, share, seed, false);
   }
 
-  /** A file, or one that comes with the demo model: a resource, which must be a file to be read. */
+  /** A file, or the one that comes with the demo model. */
   private static Path file(String name, String resource) {
-    if (!name.equals("demo")) {
-      return Path.of(name);
-    }
-    try (InputStream in = UnitFlags.class.getResourceAsStream(DEMO + resource)) {
-      if (in == null) {
-        throw new CommandException("this build comes without " + resource);
-      }
-      Path file = Files.createTempFile("fletch-", "-" + resource);
-      file.toFile().deleteOnExit();
-      Files.copy(in, file, StandardCopyOption.REPLACE_EXISTING);
-      return file;
-    } catch (IOException e) {
-      throw new UncheckedIOException(e);
-    }
+    return name.equals("demo") ? DemoFiles.path(resource) : Path.of(name);
   }
 }

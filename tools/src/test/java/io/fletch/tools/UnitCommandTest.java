@@ -124,6 +124,24 @@ class UnitCommandTest {
   }
 
   @Test
+  void theDemoModelsFilesCanBeCompared() throws IOException {
+    Map<String, Object> json =
+        Fletch.ok(
+                "compare",
+                "--set",
+                questions().toString(),
+                "--limit",
+                "2",
+                "--lff",
+                "demo",
+                "--technique",
+                "lff",
+                "--json")
+            .json();
+    assertEquals(2, ((List<?>) json.get("techniques")).size(), json.toString());
+  }
+
+  @Test
   void dropsAreCounted() {
     Map<String, Object> json =
         Fletch.ok("run", "--drop-ffn", "3-5@0.5", "--json", "What is 12 + 30?").json();

@@ -1,6 +1,7 @@
 package io.fletch.graph.cpu;
 
 import io.fletch.graph.cpu.Kernels.ActivationFormat;
+import io.fletch.quant.Dequantizer;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
 
@@ -21,12 +22,10 @@ import java.lang.foreign.MemorySegment;
  */
 final class WeightBlocks {
   /** Values of the 4-bit non-linear types (specs weights 2.2, table T). */
-  static final byte[] IQ4 = {
-    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
-  };
+  static final byte[] IQ4 = Dequantizer.iq4Values();
 
   /** E2M1 values doubled (specs weights 2.2, table V). */
-  static final byte[] E2M1 = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+  static final byte[] E2M1 = Dequantizer.e2m1DoubledValues();
 
   byte[] codes = new byte[256];
   float[] d = new float[8];

@@ -97,15 +97,22 @@ final class CudaBatch extends AbstractBatch {
     owner.readLogits(this, logitRow, from, count, dst, dstOffset);
   }
 
+  /** Waits for the device once per forward, however much is read. */
+  private void fetch() {
+    if (!fetched) {
+      owner.fetch(this);
+    }
+  }
+
   @Override
   public byte decided(int layer, Gate.Unit unit, int row) {
-    owner.fetch(this);
+    fetch();
     return super.decided(layer, unit, row);
   }
 
   @Override
   public float score(int decision, int row) {
-    owner.fetch(this);
+    fetch();
     return super.score(decision, row);
   }
 
@@ -117,14 +124,14 @@ final class CudaBatch extends AbstractBatch {
   @Override
   public int argmax(int logitRow) {
     checkComputed(logitRow);
-    owner.fetch(this);
+    fetch();
     return view.get(ValueLayout.JAVA_INT_UNALIGNED, (long) logitRow * ROW);
   }
 
   @Override
   public void statistics(int logitRow, RowStatistics into) {
     checkComputed(logitRow);
-    owner.fetch(this);
+    fetch();
     long at = (long) logitRow * ROW;
     into.argmax = view.get(ValueLayout.JAVA_INT_UNALIGNED, at);
     into.top1 = view.get(ValueLayout.JAVA_FLOAT_UNALIGNED, at + 4);

@@ -1,5 +1,6 @@
 package io.fletch.graph.cuda;
 
+import io.fletch.quant.Dequantizer;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
@@ -74,12 +75,10 @@ final class PackedMatrix {
   private static final byte[] NO_TABLE = {};
 
   /** Values of the codes of IQ4_NL and IQ4_XS (specs weights 2.2). */
-  private static final byte[] IQ4 = {
-    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
-  };
+  private static final byte[] IQ4 = Dequantizer.iq4Values();
 
   /** Twice the values of the codes of MXFP4. */
-  private static final byte[] E2M1 = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+  private static final byte[] E2M1 = Dequantizer.e2m1DoubledValues();
 
   private static final VarHandle INT =
       MethodHandles.byteArrayViewVarHandle(int[].class, ByteOrder.LITTLE_ENDIAN);

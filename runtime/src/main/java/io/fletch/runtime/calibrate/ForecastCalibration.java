@@ -185,12 +185,7 @@ public final class ForecastCalibration implements AutoCloseable {
     for (Gate gate : StandInPass.units(calibration.graph())) {
       boolean attention = gate.unit() == Gate.Unit.ATTENTION;
       if (options.units() == Units.BOTH || attention == (options.units() == Units.ATTENTION)) {
-        Op.Add add =
-            calibration.graph().ops().stream()
-                .filter(op -> op instanceof Op.Add a && a.gate().equals(Optional.of(gate)))
-                .map(Op.Add.class::cast)
-                .findFirst()
-                .orElseThrow();
+        Op.Add add = StandInPass.add(calibration.graph(), gate);
         units.add(new Unit(gate, StandInPass.input(calibration.graph(), gate), add));
       }
     }

@@ -1,6 +1,7 @@
 package io.fletch.runtime.calibrate;
 
 import io.fletch.graph.Activation;
+import java.util.Arrays;
 import java.util.Optional;
 import java.util.SplittableRandom;
 
@@ -181,7 +182,7 @@ final class SmallNetwork {
     SplittableRandom random = new SplittableRandom(seed);
     for (int step = 0; step < schedule.steps(); step++) {
       for (float[] g : gradients) {
-        java.util.Arrays.fill(g, 0);
+        Arrays.fill(g, 0);
       }
       for (int b = 0; b < schedule.batch(); b++) {
         backward(x, target, random.nextInt(rows), loss, schedule.batch(), gradients, s);

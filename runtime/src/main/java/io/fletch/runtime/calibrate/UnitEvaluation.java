@@ -2,6 +2,7 @@ package io.fletch.runtime.calibrate;
 
 import io.fletch.Session;
 import io.fletch.runtime.engine.UnitScores;
+import io.fletch.sampling.RowStatistics;
 import io.fletch.sampling.UnitUse;
 import java.util.List;
 
@@ -47,42 +48,25 @@ public final class UnitEvaluation {
     double denseNats = 0;
     double nats = 0;
     UnitUse units = UnitUse.NONE;
+    RowStatistics of = new RowStatistics();
+    RowStatistics under = new RowStatistics();
     for (ForcedText text : texts) {
       int[] ids = text.ids();
       float[][] expected = dense.logits(ids);
       UnitScores.Run run = UnitScores.of(resting, ids, text.start());
       units = units.plus(run.units());
       for (int i = Math.max(1, text.start()); i < ids.length; i++) {
-        denseNats -= logProbability(expected[i - 1], ids[i]);
-        nats -= logProbability(run.logits()[i - 1], ids[i]);
-        agreeing += best(expected[i - 1]) == best(run.logits()[i - 1]) ? 1 : 0;
+        float[] now = run.logits()[i - 1];
+        of.set(expected[i - 1], 0, expected[i - 1].length);
+        under.set(now, 0, now.length);
+        denseNats -= expected[i - 1][ids[i]] - of.logSumExp;
+        nats -= now[ids[i]] - under.logSumExp;
+        agreeing += of.argmax == under.argmax ? 1 : 0;
         tokens++;
       }
       done.run();
     }
     double n = Math.max(1, tokens);
     return new Result(tokens, denseNats / n, nats / n, agreeing / n, units);
-  }
-
-  private static double logProbability(float[] logits, int id) {
-    double max = Double.NEGATIVE_INFINITY;
-    for (float x : logits) {
-      max = Math.max(max, x);
-    }
-    double sum = 0;
-    for (float x : logits) {
-      sum += Math.exp(x - max);
-    }
-    return logits[id] - max - Math.log(sum);
-  }
-
-  private static int best(float[] logits) {
-    int best = 0;
-    for (int i = 1; i < logits.length; i++) {
-      if (logits[i] > logits[best]) {
-        best = i;
-      }
-    }
-    return best;
   }
 }

@@ -292,11 +292,6 @@ final class GraphForward implements CausalForward, AutoCloseable {
     return batch.score(decision, firstRow + i);
   }
 
-  /** The gate byte of row {@code i} of the latest append, which was one forward. */
-  byte decided(Gate unit, int i) {
-    return batch.decided(unit.layer(), unit.unit(), firstRow + i);
-  }
-
   /** Leading slots that were computed by all units. */
   int dense() {
     return dense;

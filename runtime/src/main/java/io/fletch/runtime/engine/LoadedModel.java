@@ -33,6 +33,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.BitSet;
 import java.util.HashMap;
+import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -337,6 +338,18 @@ final class LoadedModel implements Model {
 
   PrefixStore prefixes() {
     return prefixes;
+  }
+
+  /**
+   * The identity of a model, as files that are made for it have it.
+   *
+   * @throws FletchException if it is not one that {@link ModelLoader} opened
+   */
+  static String hash(Model model) {
+    if (!(model instanceof LoadedModel loaded)) {
+      throw new FletchException("model " + model.name() + " is not one that Fletch opened");
+    }
+    return HexFormat.of().formatHex(loaded.identity());
   }
 
   /** Scale and content of an adapter. */

@@ -79,7 +79,7 @@ public final class ModelLoader {
   }
 
   /** Names the file, unless the message does (perhaps a shard, or a file of the folder). */
-  private static FletchException failure(Path path, RuntimeException e) {
+  static FletchException failure(Path path, RuntimeException e) {
     String message = String.valueOf(e.getMessage());
     return new FletchException(
         message.startsWith(path.toString()) ? message : path + ": " + message, e);

@@ -169,9 +169,7 @@ final class PassCost {
     return spared;
   }
 
-  /**
-   * Units of a row that got a byte; {@code which} is among the units that policies decide about.
-   */
+  /** Units of a row, of a batch which has run, that ended with a gate byte. */
   int count(Batch ran, int row, byte value) {
     int n = 0;
     for (int u = 0; u < units.size(); u++) {

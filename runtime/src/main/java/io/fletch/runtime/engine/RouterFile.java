@@ -47,8 +47,8 @@ public final class RouterFile {
           .put("general.type", "router")
           .put(PREFIX + "technique", "r2r")
           .put(PREFIX + "version", VERSION)
-          .put(PREFIX + "small", hash(routing.small()))
-          .put(PREFIX + "large", hash(large))
+          .put(PREFIX + "small", LoadedModel.hash(routing.small()))
+          .put(PREFIX + "large", LoadedModel.hash(large))
           .put(PREFIX + "tokenizer", tokens(large))
           .put(PREFIX + "threshold", routing.threshold())
           .tensor(weights)
@@ -69,9 +69,7 @@ public final class RouterFile {
         | IllegalArgumentException
         | ArithmeticException
         | FletchException e) {
-      String message = String.valueOf(e.getMessage());
-      throw new FletchException(
-          message.startsWith(file.toString()) ? message : file + ": " + message, e);
+      throw ModelLoader.failure(file, e);
     } finally {
       // A network keeps its file, which is closed with the model that owns it.
       if (in != null && (routing == null || !(routing.router() instanceof RouterNetwork))) {
@@ -129,7 +127,7 @@ public final class RouterFile {
 
   private static void check(Path file, Metadata m, String role, Model model) {
     String expected = m.string(PREFIX + role).orElse("");
-    if (!expected.equals(hash(model))) {
+    if (!expected.equals(LoadedModel.hash(model))) {
       throw new FletchException(
           file + ": the router was trained for another " + role + " model than " + model.name());
     }
@@ -149,12 +147,5 @@ public final class RouterFile {
     } catch (NoSuchAlgorithmException e) {
       throw new IllegalStateException(e);
     }
-  }
-
-  private static String hash(Model model) {
-    if (!(model instanceof LoadedModel loaded)) {
-      throw new FletchException("model " + model.name() + " is not one that Fletch opened");
-    }
-    return HexFormat.of().formatHex(loaded.identity());
   }
 }

@@ -17,7 +17,6 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.HashSet;
-import java.util.HexFormat;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
@@ -70,7 +69,7 @@ public final class UnitFiles {
           integer(file, m, "warm_up"),
           m.string(PREFIX + "model").orElse("of none"));
     } catch (WeightFileException | IllegalArgumentException e) {
-      throw named(file, e);
+      throw ModelLoader.failure(file, e);
     }
   }
 
@@ -176,7 +175,7 @@ public final class UnitFiles {
         .put("general.type", "units")
         .put(PREFIX + "technique", technique)
         .put(PREFIX + "version", VERSION)
-        .put(PREFIX + "model", hash(target));
+        .put(PREFIX + "model", LoadedModel.hash(target));
   }
 
   private static void checkTechnique(Path file, Metadata m, String expected) {
@@ -215,18 +214,5 @@ public final class UnitFiles {
 
   private static FletchException missing(Path file, String key) {
     return new FletchException(file + ": " + PREFIX + key + ": missing");
-  }
-
-  private static FletchException named(Path file, RuntimeException e) {
-    String message = String.valueOf(e.getMessage());
-    return new FletchException(
-        message.startsWith(file.toString()) ? message : file + ": " + message, e);
-  }
-
-  private static String hash(Model model) {
-    if (!(model instanceof LoadedModel loaded)) {
-      throw new FletchException("model " + model.name() + " is not one that Fletch opened");
-    }
-    return HexFormat.of().formatHex(loaded.identity());
   }
 }

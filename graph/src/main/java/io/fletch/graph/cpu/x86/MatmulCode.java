@@ -8,6 +8,7 @@ import io.fletch.ffm.x86.Mem;
 import io.fletch.ffm.x86.Operand;
 import io.fletch.ffm.x86.Vec;
 import io.fletch.graph.cpu.x86.PackedLayout.Codes;
+import io.fletch.quant.Dequantizer;
 import io.fletch.quant.TensorType;
 
 /**
@@ -30,10 +31,8 @@ public final class MatmulCode {
   /** Bytes that a single row of activations prefetches ahead in each stream of weights. */
   private static final int PREFETCH = 1024;
 
-  private static final byte[] IQ4 = {
-    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
-  };
-  private static final byte[] E2M1 = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+  private static final byte[] IQ4 = Dequantizer.iq4Values();
+  private static final byte[] E2M1 = Dequantizer.e2m1DoubledValues();
 
   // Arguments.
   private static final Gpr W = Gpr.RDI;
