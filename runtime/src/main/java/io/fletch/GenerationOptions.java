@@ -6,6 +6,7 @@ import io.fletch.sampling.SamplingOptions;
 import java.util.List;
 import java.util.Objects;
 import java.util.Optional;
+import java.util.function.Consumer;
 
 /**
  * How an answer is generated.
@@ -86,177 +87,106 @@ public record GenerationOptions(
 
   /** With other policies than the model's; an empty list runs all units. */
   public GenerationOptions withUnits(List<UnitPolicy> value) {
-    return new GenerationOptions(
-        sampling,
-        maxTokens,
-        stopStrings,
-        stopTokens,
-        ignoreEnd,
-        logprobs,
-        diffusion,
-        guide,
-        grammar,
-        routing,
-        Optional.of(value));
+    return edit(with -> with.units = Optional.of(value));
   }
 
   /** With other sampling. */
   public GenerationOptions withSampling(SamplingOptions value) {
-    return new GenerationOptions(
-        value,
-        maxTokens,
-        stopStrings,
-        stopTokens,
-        ignoreEnd,
-        logprobs,
-        diffusion,
-        guide,
-        grammar,
-        routing,
-        units);
+    return edit(with -> with.sampling = value);
   }
 
   /** With another limit. */
   public GenerationOptions withMaxTokens(int value) {
-    return new GenerationOptions(
-        sampling,
-        value,
-        stopStrings,
-        stopTokens,
-        ignoreEnd,
-        logprobs,
-        diffusion,
-        guide,
-        grammar,
-        routing,
-        units);
+    return edit(with -> with.maxTokens = value);
   }
 
   /** With stop strings. */
   public GenerationOptions withStopStrings(List<String> value) {
-    return new GenerationOptions(
-        sampling,
-        maxTokens,
-        value,
-        stopTokens,
-        ignoreEnd,
-        logprobs,
-        diffusion,
-        guide,
-        grammar,
-        routing,
-        units);
+    return edit(with -> with.stopStrings = value);
   }
 
   /** With stop tokens. */
   public GenerationOptions withStopTokens(List<Integer> value) {
-    return new GenerationOptions(
-        sampling,
-        maxTokens,
-        stopStrings,
-        value,
-        ignoreEnd,
-        logprobs,
-        diffusion,
-        guide,
-        grammar,
-        routing,
-        units);
+    return edit(with -> with.stopTokens = value);
   }
 
   /** With or without stopping at the model's own end tokens. */
   public GenerationOptions withIgnoreEnd(boolean value) {
-    return new GenerationOptions(
-        sampling,
-        maxTokens,
-        stopStrings,
-        stopTokens,
-        value,
-        logprobs,
-        diffusion,
-        guide,
-        grammar,
-        routing,
-        units);
+    return edit(with -> with.ignoreEnd = value);
   }
 
   /** With log-probabilities of that many alternatives. */
   public GenerationOptions withLogprobs(int value) {
-    return new GenerationOptions(
-        sampling,
-        maxTokens,
-        stopStrings,
-        stopTokens,
-        ignoreEnd,
-        value,
-        diffusion,
-        guide,
-        grammar,
-        routing,
-        units);
+    return edit(with -> with.logprobs = value);
   }
 
   /** With another way to decode a diffusion model. */
   public GenerationOptions withDiffusion(DiffusionOptions value) {
-    return new GenerationOptions(
-        sampling,
-        maxTokens,
-        stopStrings,
-        stopTokens,
-        ignoreEnd,
-        logprobs,
-        Optional.of(value),
-        guide,
-        grammar,
-        routing,
-        units);
+    return edit(with -> with.diffusion = Optional.of(value));
   }
 
   /** With a guide for guided diffusion. */
   public GenerationOptions withGuide(Model value) {
-    return new GenerationOptions(
-        sampling,
-        maxTokens,
-        stopStrings,
-        stopTokens,
-        ignoreEnd,
-        logprobs,
-        diffusion,
-        Optional.of(value),
-        grammar,
-        routing,
-        units);
+    return edit(with -> with.guide = Optional.of(value));
   }
 
   /** With a grammar for the answer. */
   public GenerationOptions withGrammar(Grammar value) {
-    return new GenerationOptions(
-        sampling,
-        maxTokens,
-        stopStrings,
-        stopTokens,
-        ignoreEnd,
-        logprobs,
-        diffusion,
-        guide,
-        Optional.of(value),
-        routing,
-        units);
+    return edit(with -> with.grammar = Optional.of(value));
   }
 
   /** With a small model that proposes the tokens. */
   public GenerationOptions withRouting(Routing value) {
-    return new GenerationOptions(
-        sampling,
-        maxTokens,
-        stopStrings,
-        stopTokens,
-        ignoreEnd,
-        logprobs,
-        diffusion,
-        guide,
-        grammar,
-        Optional.of(value),
-        units);
+    return edit(with -> with.routing = Optional.of(value));
+  }
+
+  /** The components as variables, so that a {@code with} method names only what it changes. */
+  private static final class Edit {
+    private SamplingOptions sampling;
+    private int maxTokens;
+    private List<String> stopStrings;
+    private List<Integer> stopTokens;
+    private boolean ignoreEnd;
+    private int logprobs;
+    private Optional<DiffusionOptions> diffusion;
+    private Optional<Model> guide;
+    private Optional<Grammar> grammar;
+    private Optional<Routing> routing;
+    private Optional<List<UnitPolicy>> units;
+
+    Edit(GenerationOptions from) {
+      sampling = from.sampling;
+      maxTokens = from.maxTokens;
+      stopStrings = from.stopStrings;
+      stopTokens = from.stopTokens;
+      ignoreEnd = from.ignoreEnd;
+      logprobs = from.logprobs;
+      diffusion = from.diffusion;
+      guide = from.guide;
+      grammar = from.grammar;
+      routing = from.routing;
+      units = from.units;
+    }
+
+    GenerationOptions build() {
+      return new GenerationOptions(
+          sampling,
+          maxTokens,
+          stopStrings,
+          stopTokens,
+          ignoreEnd,
+          logprobs,
+          diffusion,
+          guide,
+          grammar,
+          routing,
+          units);
+    }
+  }
+
+  private GenerationOptions edit(Consumer<Edit> change) {
+    Edit with = new Edit(this);
+    change.accept(with);
+    return with.build();
   }
 }

@@ -4,6 +4,7 @@ import java.nio.file.Path;
 import java.util.List;
 import java.util.Objects;
 import java.util.Optional;
+import java.util.function.Consumer;
 
 /**
  * How a model is opened. Immutable; start from {@link #defaults()} and change with the {@code with}
@@ -195,172 +196,52 @@ public record ModelOptions(
 
   /** With policies that let units rest. */
   public ModelOptions withUnits(List<UnitPolicy> value) {
-    return new ModelOptions(
-        contextLength,
-        threads,
-        backend,
-        kernels,
-        weights,
-        kvType,
-        prefillChunk,
-        packCache,
-        progress,
-        prefixCacheBytes,
-        adapters,
-        value);
+    return edit(with -> with.units = value);
   }
 
   /** With another context length. */
   public ModelOptions withContextLength(int value) {
-    return new ModelOptions(
-        value,
-        threads,
-        backend,
-        kernels,
-        weights,
-        kvType,
-        prefillChunk,
-        packCache,
-        progress,
-        prefixCacheBytes,
-        adapters,
-        units);
+    return edit(with -> with.contextLength = value);
   }
 
   /** With another number of threads. */
   public ModelOptions withThreads(int value) {
-    return new ModelOptions(
-        contextLength,
-        value,
-        backend,
-        kernels,
-        weights,
-        kvType,
-        prefillChunk,
-        packCache,
-        progress,
-        prefixCacheBytes,
-        adapters,
-        units);
+    return edit(with -> with.threads = value);
   }
 
   /** With another backend. */
   public ModelOptions withBackend(Backend value) {
-    return new ModelOptions(
-        contextLength,
-        threads,
-        value,
-        kernels,
-        weights,
-        kvType,
-        prefillChunk,
-        packCache,
-        progress,
-        prefixCacheBytes,
-        adapters,
-        units);
+    return edit(with -> with.backend = value);
   }
 
   /** With other kernels. */
   public ModelOptions withKernels(Kernels value) {
-    return new ModelOptions(
-        contextLength,
-        threads,
-        backend,
-        value,
-        weights,
-        kvType,
-        prefillChunk,
-        packCache,
-        progress,
-        prefixCacheBytes,
-        adapters,
-        units);
+    return edit(with -> with.kernels = value);
   }
 
   /** With another weight layout. */
   public ModelOptions withWeights(Weights value) {
-    return new ModelOptions(
-        contextLength,
-        threads,
-        backend,
-        kernels,
-        value,
-        kvType,
-        prefillChunk,
-        packCache,
-        progress,
-        prefixCacheBytes,
-        adapters,
-        units);
+    return edit(with -> with.weights = value);
   }
 
   /** With another cache type. */
   public ModelOptions withKvType(KvType value) {
-    return new ModelOptions(
-        contextLength,
-        threads,
-        backend,
-        kernels,
-        weights,
-        value,
-        prefillChunk,
-        packCache,
-        progress,
-        prefixCacheBytes,
-        adapters,
-        units);
+    return edit(with -> with.kvType = value);
   }
 
   /** With another prefill chunk. */
   public ModelOptions withPrefillChunk(int value) {
-    return new ModelOptions(
-        contextLength,
-        threads,
-        backend,
-        kernels,
-        weights,
-        kvType,
-        value,
-        packCache,
-        progress,
-        prefixCacheBytes,
-        adapters,
-        units);
+    return edit(with -> with.prefillChunk = value);
   }
 
   /** With another place for packed weights. */
   public ModelOptions withPackCache(PackCache value) {
-    return new ModelOptions(
-        contextLength,
-        threads,
-        backend,
-        kernels,
-        weights,
-        kvType,
-        prefillChunk,
-        value,
-        progress,
-        prefixCacheBytes,
-        adapters,
-        units);
+    return edit(with -> with.packCache = value);
   }
 
   /** With a listener. */
   public ModelOptions withProgress(LoadProgress value) {
-    return new ModelOptions(
-        contextLength,
-        threads,
-        backend,
-        kernels,
-        weights,
-        kvType,
-        prefillChunk,
-        packCache,
-        value,
-        prefixCacheBytes,
-        adapters,
-        units);
+    return edit(with -> with.progress = value);
   }
 
   /**
@@ -368,35 +249,64 @@ public record ModelOptions(
    * that another session has run copies that part rather than running it.
    */
   public ModelOptions withPrefixCache(long bytes) {
-    return new ModelOptions(
-        contextLength,
-        threads,
-        backend,
-        kernels,
-        weights,
-        kvType,
-        prefillChunk,
-        packCache,
-        progress,
-        bytes,
-        adapters,
-        units);
+    return edit(with -> with.prefixCacheBytes = bytes);
   }
 
   /** With adapters, which are added up. */
   public ModelOptions withAdapters(List<Adapter> value) {
-    return new ModelOptions(
-        contextLength,
-        threads,
-        backend,
-        kernels,
-        weights,
-        kvType,
-        prefillChunk,
-        packCache,
-        progress,
-        prefixCacheBytes,
-        value,
-        units);
+    return edit(with -> with.adapters = value);
+  }
+
+  /** The components as variables, so that a {@code with} method names only what it changes. */
+  private static final class Edit {
+    private int contextLength;
+    private int threads;
+    private Backend backend;
+    private Kernels kernels;
+    private Weights weights;
+    private KvType kvType;
+    private int prefillChunk;
+    private PackCache packCache;
+    private LoadProgress progress;
+    private long prefixCacheBytes;
+    private List<Adapter> adapters;
+    private List<UnitPolicy> units;
+
+    Edit(ModelOptions from) {
+      contextLength = from.contextLength;
+      threads = from.threads;
+      backend = from.backend;
+      kernels = from.kernels;
+      weights = from.weights;
+      kvType = from.kvType;
+      prefillChunk = from.prefillChunk;
+      packCache = from.packCache;
+      progress = from.progress;
+      prefixCacheBytes = from.prefixCacheBytes;
+      adapters = from.adapters;
+      units = from.units;
+    }
+
+    ModelOptions build() {
+      return new ModelOptions(
+          contextLength,
+          threads,
+          backend,
+          kernels,
+          weights,
+          kvType,
+          prefillChunk,
+          packCache,
+          progress,
+          prefixCacheBytes,
+          adapters,
+          units);
+    }
+  }
+
+  private ModelOptions edit(Consumer<Edit> change) {
+    Edit with = new Edit(this);
+    change.accept(with);
+    return with.build();
   }
 }

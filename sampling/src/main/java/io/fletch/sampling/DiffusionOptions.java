@@ -3,6 +3,7 @@ package io.fletch.sampling;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Objects;
+import java.util.function.Consumer;
 
 /**
  * How a diffusion model decodes: one transfer policy, one cache policy, at most one search around
@@ -115,97 +116,31 @@ public record DiffusionOptions(
 
   /** With another answer and block length. */
   public DiffusionOptions withLength(int answer, int block) {
-    return new DiffusionOptions(
-        answer,
-        block,
-        transfer,
-        caching,
-        search,
-        exits,
-        temperature,
-        topP,
-        topK,
-        guidance,
-        end,
-        endPenalty,
-        suppressMask,
-        seed);
+    return edit(
+        with -> {
+          with.answerLength = answer;
+          with.blockLength = block;
+        });
   }
 
   /** With another transfer policy. */
   public DiffusionOptions withTransfer(Transfer value) {
-    return new DiffusionOptions(
-        answerLength,
-        blockLength,
-        value,
-        caching,
-        search,
-        exits,
-        temperature,
-        topP,
-        topK,
-        guidance,
-        end,
-        endPenalty,
-        suppressMask,
-        seed);
+    return edit(with -> with.transfer = value);
   }
 
   /** With another cache policy. */
   public DiffusionOptions withCaching(Caching value) {
-    return new DiffusionOptions(
-        answerLength,
-        blockLength,
-        transfer,
-        value,
-        search,
-        exits,
-        temperature,
-        topP,
-        topK,
-        guidance,
-        end,
-        endPenalty,
-        suppressMask,
-        seed);
+    return edit(with -> with.caching = value);
   }
 
   /** With another search. */
   public DiffusionOptions withSearch(Search value) {
-    return new DiffusionOptions(
-        answerLength,
-        blockLength,
-        transfer,
-        caching,
-        value,
-        exits,
-        temperature,
-        topP,
-        topK,
-        guidance,
-        end,
-        endPenalty,
-        suppressMask,
-        seed);
+    return edit(with -> with.search = value);
   }
 
   /** With other exits. */
   public DiffusionOptions withExits(List<Exit> value) {
-    return new DiffusionOptions(
-        answerLength,
-        blockLength,
-        transfer,
-        caching,
-        search,
-        value,
-        temperature,
-        topP,
-        topK,
-        guidance,
-        end,
-        endPenalty,
-        suppressMask,
-        seed);
+    return edit(with -> with.exits = value);
   }
 
   /** With one exit more. */
@@ -217,115 +152,98 @@ public record DiffusionOptions(
 
   /** With another temperature. */
   public DiffusionOptions withTemperature(float value) {
-    return new DiffusionOptions(
-        answerLength,
-        blockLength,
-        transfer,
-        caching,
-        search,
-        exits,
-        value,
-        topP,
-        topK,
-        guidance,
-        end,
-        endPenalty,
-        suppressMask,
-        seed);
+    return edit(with -> with.temperature = value);
   }
 
   /** With other filters of the proposal's distribution. */
   public DiffusionOptions withFilters(float nucleus, int top) {
-    return new DiffusionOptions(
-        answerLength,
-        blockLength,
-        transfer,
-        caching,
-        search,
-        exits,
-        temperature,
-        nucleus,
-        top,
-        guidance,
-        end,
-        endPenalty,
-        suppressMask,
-        seed);
+    return edit(
+        with -> {
+          with.topP = nucleus;
+          with.topK = top;
+        });
   }
 
   /** With classifier-free guidance. */
   public DiffusionOptions withGuidance(float value) {
-    return new DiffusionOptions(
-        answerLength,
-        blockLength,
-        transfer,
-        caching,
-        search,
-        exits,
-        temperature,
-        topP,
-        topK,
-        value,
-        end,
-        endPenalty,
-        suppressMask,
-        seed);
+    return edit(with -> with.guidance = value);
   }
 
   /** With another treatment of ending tokens. */
   public DiffusionOptions withEnd(End value, float penalty) {
-    return new DiffusionOptions(
-        answerLength,
-        blockLength,
-        transfer,
-        caching,
-        search,
-        exits,
-        temperature,
-        topP,
-        topK,
-        guidance,
-        value,
-        penalty,
-        suppressMask,
-        seed);
+    return edit(
+        with -> {
+          with.end = value;
+          with.endPenalty = penalty;
+        });
   }
 
   /** With or without taking out the mask token's logit. */
   public DiffusionOptions withSuppressMask(boolean value) {
-    return new DiffusionOptions(
-        answerLength,
-        blockLength,
-        transfer,
-        caching,
-        search,
-        exits,
-        temperature,
-        topP,
-        topK,
-        guidance,
-        end,
-        endPenalty,
-        value,
-        seed);
+    return edit(with -> with.suppressMask = value);
   }
 
   /** With another seed. */
   public DiffusionOptions withSeed(long value) {
-    return new DiffusionOptions(
-        answerLength,
-        blockLength,
-        transfer,
-        caching,
-        search,
-        exits,
-        temperature,
-        topP,
-        topK,
-        guidance,
-        end,
-        endPenalty,
-        suppressMask,
-        value);
+    return edit(with -> with.seed = value);
+  }
+
+  /** The components as variables, so that a {@code with} method names only what it changes. */
+  private static final class Edit {
+    private int answerLength;
+    private int blockLength;
+    private Transfer transfer;
+    private Caching caching;
+    private Search search;
+    private List<Exit> exits;
+    private float temperature;
+    private float topP;
+    private int topK;
+    private float guidance;
+    private End end;
+    private float endPenalty;
+    private boolean suppressMask;
+    private long seed;
+
+    Edit(DiffusionOptions from) {
+      answerLength = from.answerLength;
+      blockLength = from.blockLength;
+      transfer = from.transfer;
+      caching = from.caching;
+      search = from.search;
+      exits = from.exits;
+      temperature = from.temperature;
+      topP = from.topP;
+      topK = from.topK;
+      guidance = from.guidance;
+      end = from.end;
+      endPenalty = from.endPenalty;
+      suppressMask = from.suppressMask;
+      seed = from.seed;
+    }
+
+    DiffusionOptions build() {
+      return new DiffusionOptions(
+          answerLength,
+          blockLength,
+          transfer,
+          caching,
+          search,
+          exits,
+          temperature,
+          topP,
+          topK,
+          guidance,
+          end,
+          endPenalty,
+          suppressMask,
+          seed);
+    }
+  }
+
+  private DiffusionOptions edit(Consumer<Edit> change) {
+    Edit with = new Edit(this);
+    change.accept(with);
+    return with.build();
   }
 }

@@ -2,6 +2,7 @@ package io.fletch.sampling;
 
 import java.util.Map;
 import java.util.Objects;
+import java.util.function.Consumer;
 
 /**
  * How the next token is drawn from logits.
@@ -107,130 +108,98 @@ public record SamplingOptions(
 
   /** With another temperature. */
   public SamplingOptions withTemperature(float value) {
-    return new SamplingOptions(
-        value,
-        topK,
-        topP,
-        minP,
-        repetitionPenalty,
-        frequencyPenalty,
-        presencePenalty,
-        penaltyWindow,
-        logitBias,
-        seed,
-        extras);
+    return edit(with -> with.temperature = value);
   }
 
   /** With another top-k. */
   public SamplingOptions withTopK(int value) {
-    return new SamplingOptions(
-        temperature,
-        value,
-        topP,
-        minP,
-        repetitionPenalty,
-        frequencyPenalty,
-        presencePenalty,
-        penaltyWindow,
-        logitBias,
-        seed,
-        extras);
+    return edit(with -> with.topK = value);
   }
 
   /** With another top-p. */
   public SamplingOptions withTopP(float value) {
-    return new SamplingOptions(
-        temperature,
-        topK,
-        value,
-        minP,
-        repetitionPenalty,
-        frequencyPenalty,
-        presencePenalty,
-        penaltyWindow,
-        logitBias,
-        seed,
-        extras);
+    return edit(with -> with.topP = value);
   }
 
   /** With another min-p. */
   public SamplingOptions withMinP(float value) {
-    return new SamplingOptions(
-        temperature,
-        topK,
-        topP,
-        value,
-        repetitionPenalty,
-        frequencyPenalty,
-        presencePenalty,
-        penaltyWindow,
-        logitBias,
-        seed,
-        extras);
+    return edit(with -> with.minP = value);
   }
 
   /** With other penalties over the latest {@code window} tokens. */
   public SamplingOptions withPenalties(
       float repetition, float frequency, float presence, int window) {
-    return new SamplingOptions(
-        temperature,
-        topK,
-        topP,
-        minP,
-        repetition,
-        frequency,
-        presence,
-        window,
-        logitBias,
-        seed,
-        extras);
+    return edit(
+        with -> {
+          with.repetitionPenalty = repetition;
+          with.frequencyPenalty = frequency;
+          with.presencePenalty = presence;
+          with.penaltyWindow = window;
+        });
   }
 
   /** With another logit bias. */
   public SamplingOptions withLogitBias(Map<Integer, Float> value) {
-    return new SamplingOptions(
-        temperature,
-        topK,
-        topP,
-        minP,
-        repetitionPenalty,
-        frequencyPenalty,
-        presencePenalty,
-        penaltyWindow,
-        value,
-        seed,
-        extras);
+    return edit(with -> with.logitBias = value);
   }
 
   /** With another seed. */
   public SamplingOptions withSeed(long value) {
-    return new SamplingOptions(
-        temperature,
-        topK,
-        topP,
-        minP,
-        repetitionPenalty,
-        frequencyPenalty,
-        presencePenalty,
-        penaltyWindow,
-        logitBias,
-        value,
-        extras);
+    return edit(with -> with.seed = value);
   }
 
   /** With other extras. */
   public SamplingOptions withExtras(SamplerExtras value) {
-    return new SamplingOptions(
-        temperature,
-        topK,
-        topP,
-        minP,
-        repetitionPenalty,
-        frequencyPenalty,
-        presencePenalty,
-        penaltyWindow,
-        logitBias,
-        seed,
-        value);
+    return edit(with -> with.extras = value);
+  }
+
+  /** The components as variables, so that a {@code with} method names only what it changes. */
+  private static final class Edit {
+    private float temperature;
+    private int topK;
+    private float topP;
+    private float minP;
+    private float repetitionPenalty;
+    private float frequencyPenalty;
+    private float presencePenalty;
+    private int penaltyWindow;
+    private Map<Integer, Float> logitBias;
+    private long seed;
+    private SamplerExtras extras;
+
+    Edit(SamplingOptions from) {
+      temperature = from.temperature;
+      topK = from.topK;
+      topP = from.topP;
+      minP = from.minP;
+      repetitionPenalty = from.repetitionPenalty;
+      frequencyPenalty = from.frequencyPenalty;
+      presencePenalty = from.presencePenalty;
+      penaltyWindow = from.penaltyWindow;
+      logitBias = from.logitBias;
+      seed = from.seed;
+      extras = from.extras;
+    }
+
+    SamplingOptions build() {
+      return new SamplingOptions(
+          temperature,
+          topK,
+          topP,
+          minP,
+          repetitionPenalty,
+          frequencyPenalty,
+          presencePenalty,
+          penaltyWindow,
+          logitBias,
+          seed,
+          extras);
+    }
+  }
+
+  private SamplingOptions edit(Consumer<Edit> change) {
+    Edit with = new Edit(this);
+    change.accept(with);
+    return with.build();
   }
 }
