@@ -2,6 +2,7 @@ package io.fletch.quant;
 
 import java.io.IOException;
 import java.io.UncheckedIOException;
+import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
@@ -117,6 +118,31 @@ public final class GgufWriter {
           }
         });
     return this;
+  }
+
+  /** What was put so far, as a file with these key/values has it. */
+  public Metadata metadata() {
+    LittleEndianBytes all = new LittleEndianBytes();
+    Map<String, GgufMetadata.Entry> index = new LinkedHashMap<>();
+    long at = 0;
+    for (Map.Entry<String, Entry> e : entries.entrySet()) {
+      GgufType type = e.getValue().type();
+      byte[] value = e.getValue().encoded();
+      all.bytes(value);
+      long end = at + value.length;
+      if (type == GgufType.ARRAY) {
+        // Type of the elements and their number come first.
+        MemorySegment head = MemorySegment.ofArray(value);
+        GgufType element = GgufType.byId(head.get(ByteCursor.INT, 0));
+        int count = Math.toIntExact(head.get(ByteCursor.LONG, Integer.BYTES));
+        long start = at + Integer.BYTES + Long.BYTES;
+        index.put(e.getKey(), new GgufMetadata.Entry(type, element, count, start, end));
+      } else {
+        index.put(e.getKey(), new GgufMetadata.Entry(type, null, 1, at, end));
+      }
+      at = end;
+    }
+    return new GgufMetadata("metadata", MemorySegment.ofArray(all.toBytes()), index);
   }
 
   /** Removes a key, if it is there. */

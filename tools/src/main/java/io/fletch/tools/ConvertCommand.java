@@ -8,7 +8,9 @@ import io.fletch.quant.WeightFile;
 import io.fletch.runtime.convert.ModelConversion;
 import java.io.IOException;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
+import java.util.Map;
 import java.util.Optional;
 
 /** {@code fletch convert}: the same weights in another container. */
@@ -22,14 +24,14 @@ final class ConvertCommand implements Command {
 
   @Override
   public String usage() {
-    return "--model IN -o OUT [--type f16]";
+    return "--model IN -o OUT [--type f16] [--sparse KIND]";
   }
 
   @Override
   public String description() {
     return """
-    Writes a model as GGUF, or as a folder with model.safetensors, config.json and
-    tokenizer.json. Values are copied bit for bit where the type stays the same.
+    Writes a model as GGUF, as a Fletch Arrow file, or as a folder with model.safetensors,
+    config.json and tokenizer.json. Values are copied bit for bit where the type stays the same.
     Quantized blocks become F16 in safetensors. Between the containers go llama, qwen2
     and qwen3 with byte-level BPE tokenizers; everything else is refused.\
     """;
@@ -37,21 +39,22 @@ final class ConvertCommand implements Command {
 
   @Override
   public List<Section> sections() {
-    return List.of(
-        new Section(
-            "What to write",
+    List<org.apache.commons.cli.Option> what =
+        new ArrayList<>(
             List.of(
                 ModelOutput.option(),
                 Command.value("type", "T", "f32, f16 or bf16 for matrices (default: as they are)"),
-                Command.flag("json", "print one JSON object"))),
-        ModelFlags.fileSection());
+                Command.flag("json", "print one JSON object")));
+    what.addAll(SparseRequest.options());
+    return List.of(new Section("What to write", what), ModelFlags.fileSection());
   }
 
   @Override
   public List<String> examples() {
     return List.of(
         "fletch convert --model Qwen3-0.6B -o qwen3-0.6b.gguf",
-        "fletch convert --model demo -o demo-folder --type f16");
+        "fletch convert --model demo -o demo-folder --type f16",
+        "fletch convert --model pruned.gguf -o sparse.arrow --sparse auto");
   }
 
   @Override
@@ -63,13 +66,15 @@ final class ConvertCommand implements Command {
             ? Optional.of(TensorType.valueOf(arguments.choice("type", Type.F16).name()))
             : Optional.empty();
     WeightFile.Format to = ModelOutput.format(output);
+    Optional<SparseRequest> sparse = SparseRequest.of(arguments, output);
+    Map<String, Integer> kinds;
     long bytes;
     int count;
     try (WeightFile file = WeightFile.open(ModelFlags.path(arguments));
         TensorStore derived = TensorStore.create()) {
       ModelOutput.View view = ModelOutput.View.of(file, to, derived);
       view.notes().forEach(note -> io.note("fletch: " + note));
-      ModelOutput out = new ModelOutput(output, file, "convert " + to + " " + wanted);
+      ModelOutput out = new ModelOutput(output, file, "convert " + to + " " + wanted + " " + sparse);
       List<TensorCopy> tensors = view.tensors();
       count = tensors.size();
       try (Progress _ =
@@ -79,10 +84,15 @@ final class ConvertCommand implements Command {
               wanted.isPresent() && QuantMix.takesPart(tensor.name(), tensor.shape())
                   ? wanted.get()
                   : ModelConversion.defaultType(tensor, to);
+          if (sparse.isPresent() && SparseRequest.takesPart(tensor)) {
+            out.add(tensor, sparse.get(), type);
+            continue;
+          }
           out.add(tensor.name(), type, tensor.shape(), tensor.as(type, null));
         }
       }
       bytes = out.bytes();
+      kinds = out.kinds();
       if (view.gguf() != null && wanted.isPresent()) {
         view.gguf().put("general.file_type", QuantMix.valueOf(wanted.get().name()).fileType());
       }
@@ -91,7 +101,7 @@ final class ConvertCommand implements Command {
     if (arguments.has("json")) {
       io.println(
           Json.line(
-              java.util.Map.of(
+              Map.of(
                   "output",
                   output.toString(),
                   "format",
@@ -99,9 +109,13 @@ final class ConvertCommand implements Command {
                   "tensors",
                   count,
                   "bytes",
-                  bytes)));
+                  bytes,
+                  "matrices",
+                  kinds)));
     } else {
-      io.printf("%s  %s, %d tensors, %s", output, to, count, Texts.bytes(bytes));
+      io.printf(
+          "%s  %s, %d tensors, %s%s",
+          output, to, count, Texts.bytes(bytes), kinds.isEmpty() ? "" : ", " + kinds);
     }
     return Cli.OK;
   }

@@ -1,29 +1,38 @@
 package io.fletch.tools;
 
+import io.fletch.quant.ArrowWriter;
 import io.fletch.quant.GgufWriter;
+import io.fletch.quant.LinearOp;
+import io.fletch.quant.LinearOpTensors;
 import io.fletch.quant.SafetensorsWriter;
 import io.fletch.quant.TensorCopy;
 import io.fletch.quant.TensorSource;
+import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
 import io.fletch.quant.WeightFile;
 import io.fletch.quant.Workspace;
 import io.fletch.runtime.convert.ModelConversion;
 import java.io.IOException;
+import java.lang.foreign.MemorySegment;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.TreeMap;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.Function;
 
 /**
  * The model that an offline tool makes: tensors are finished one after the other into a {@link
  * Workspace}, so that a second run goes on where the first ended, and assembled at the end into a
- * file that appears when it is complete. A name that ends with {@code .gguf} is a GGUF file, any
- * other a folder of safetensors. Used by the thread of the command.
+ * file that appears when it is complete. A name that ends with {@code .gguf} is a GGUF file, one
+ * with {@code .arrow} a Fletch Arrow file, any other a folder of safetensors. Used by the thread of
+ * the command.
  */
 final class ModelOutput {
   private record Item(String name, TensorType type, long[] shape) {}
@@ -31,6 +40,7 @@ final class ModelOutput {
   private final Path path;
   private final Workspace workspace;
   private final Map<String, Item> items = new LinkedHashMap<>();
+  private final Map<String, Integer> kinds = new TreeMap<>();
   private final AtomicInteger done = new AtomicInteger();
 
   /**
@@ -47,9 +57,10 @@ final class ModelOutput {
 
   /** The container of an output of that name. */
   static WeightFile.Format format(Path path) {
-    return path.toString().endsWith(".gguf")
+    String name = path.toString();
+    return name.endsWith(".gguf")
         ? WeightFile.Format.GGUF
-        : WeightFile.Format.SAFETENSORS;
+        : name.endsWith(".arrow") ? WeightFile.Format.ARROW : WeightFile.Format.SAFETENSORS;
   }
 
   private static void check(Path path, WeightFile input) throws IOException {
@@ -62,12 +73,17 @@ final class ModelOutput {
         && Files.exists(path)
         && (!Files.isDirectory(path) || Files.exists(path.resolve("config.json")))) {
       throw new UsageException(
-          "--output: expected=NAME.gguf or a new folder actual=" + path + " (exists)");
+          "--output: expected=NAME.gguf, NAME.arrow or a new folder actual=" + path + " (exists)");
     }
   }
 
   Workspace workspace() {
     return workspace;
+  }
+
+  /** The container of the output. */
+  WeightFile.Format format() {
+    return format(path);
   }
 
   /** Tensors finished so far. */
@@ -83,6 +99,42 @@ final class ModelOutput {
       workspace.put(part, source);
     }
     done.incrementAndGet();
+  }
+
+  /** Adds a matrix in the form that is asked for, unless an earlier run made it. */
+  void add(TensorCopy matrix, SparseRequest request, TensorType dense) {
+    String part = "encoding " + matrix.name();
+    if (!workspace.has(part)) {
+      try (TensorStore store = TensorStore.create()) {
+        LinearOp op = request.encode(matrix, dense, store);
+        String stem = matrix.name().substring(0, matrix.name().lastIndexOf('.'));
+        List<Object> names = new ArrayList<>();
+        LinearOpTensors.of(op, stem)
+            .forEach((name, t) -> {
+              workspace.put("tensor " + name, sink -> sink.write(t.segment()));
+              names.add(List.of(name, t.type().name(), Arrays.stream(t.shape()).boxed().toList()));
+            });
+        byte[] line =
+            Json.line(Map.of("kind", SparseRequest.kind(op), "tensors", names))
+                .getBytes(StandardCharsets.UTF_8);
+        workspace.put(part, sink -> sink.write(MemorySegment.ofArray(line)));
+      }
+    }
+    Map<String, Object> made = Json.object(workspace.bytes(part));
+    for (Object entry : (List<?>) made.get("tensors")) {
+      List<?> t = (List<?>) entry;
+      long[] shape =
+          ((List<?>) t.get(2)).stream().mapToLong(d -> ((Number) d).longValue()).toArray();
+      String name = (String) t.get(0);
+      items.put(name, new Item(name, TensorType.valueOf((String) t.get(1)), shape));
+    }
+    kinds.merge((String) made.get("kind"), 1, Integer::sum);
+    done.incrementAndGet();
+  }
+
+  /** Matrices that were added in a form of their choice, by kind. */
+  Map<String, Integer> kinds() {
+    return kinds;
   }
 
   /** Bytes of the tensors. */
@@ -109,6 +161,14 @@ final class ModelOutput {
     workspace.delete();
   }
 
+  /** Writes a Fletch Arrow file and ends the workspace. */
+  void writeArrow(GgufWriter metadata) {
+    ArrowWriter writer = new ArrowWriter().putAll(metadata.metadata());
+    items.values().forEach(i -> writer.tensor(i.name(), i.type(), i.shape(), source(i)));
+    writer.write(path);
+    workspace.delete();
+  }
+
   /** Writes a folder and ends the workspace. {@code config.json}, which makes it one, is last. */
   void writeSafetensors(Map<String, String> files) throws IOException {
     Files.createDirectories(path);
@@ -130,11 +190,29 @@ final class ModelOutput {
     /** Sees a file as a container. Safetensors to safetensors keeps the files beside it. */
     static View of(WeightFile file, WeightFile.Format to, io.fletch.quant.TensorStore derived)
         throws IOException {
-      if (to == WeightFile.Format.GGUF) {
+      String sparse =
+          file.tensors().keySet().stream()
+              .filter(ModelConversion::isEncoded)
+              .findFirst()
+              .orElse(null);
+      if (sparse != null && to != file.format()) {
+        throw new CommandException(
+            "tensor "
+                + sparse
+                + ": sparse and factorised matrices go from "
+                + file.format()
+                + " to "
+                + file.format()
+                + " only: expected="
+                + file.format()
+                + " actual="
+                + to);
+      }
+      if (to != WeightFile.Format.SAFETENSORS) {
         ModelConversion.Gguf gguf = ModelConversion.toGguf(file, derived);
         return new View(gguf.tensors(), gguf.metadata(), Map.of(), gguf.notes());
       }
-      if (file.format() == WeightFile.Format.GGUF) {
+      if (file.format() != WeightFile.Format.SAFETENSORS) {
         ModelConversion.Safetensors hf = ModelConversion.toSafetensors(file);
         return new View(hf.tensors(), null, hf.files(), hf.notes());
       }
@@ -164,7 +242,9 @@ final class ModelOutput {
 
   /** Writes the whole, in the container of the view. */
   void write(View view) throws IOException {
-    if (view.gguf() != null) {
+    if (format() == WeightFile.Format.ARROW) {
+      writeArrow(view.gguf());
+    } else if (view.gguf() != null) {
       writeGguf(view.gguf());
     } else {
       writeSafetensors(view.files());
@@ -182,7 +262,7 @@ final class ModelOutput {
         "o",
         "output",
         "OUT",
-        "NAME.gguf, or a new folder for safetensors with their configuration");
+        "NAME.gguf, NAME.arrow, or a new folder for safetensors with their configuration");
   }
 
   /** Sums a size over all tensors of a file. */

@@ -55,6 +55,8 @@ final class PruneCommand implements Command {
    */
   private static final int EXACT_ERROR = 2048;
 
+  private static final List<org.apache.commons.cli.Option> SPARSE = SparseRequest.options();
+
   @Override
   public String usage() {
     return "--model IN --method M --sparsity S --calibrate TEXT -o OUT [options]";
@@ -99,6 +101,8 @@ final class PruneCommand implements Command {
                     "T",
                     "f32, f16, bf16 or q8_0 for pruned matrices (default: as they are, F16 for"
                         + " quantized ones)"),
+                SPARSE.get(0),
+                SPARSE.get(1),
                 Command.value("report", "FILE.json", "errors, sparsities and outliers per layer"),
                 Command.value("picture", "FILE.svg", "the same as a picture"),
                 Command.flag("json", "print the report as one JSON object"))),
@@ -111,14 +115,22 @@ final class PruneCommand implements Command {
         "fletch prune --model F16.gguf --sparsity 0.5 --calibrate text.txt -o wanda.gguf",
         "fletch prune --model F16.gguf --method sparsegpt --pattern 2:4 --calibrate text.txt -o"
             + " sparse24.gguf",
+        "fletch prune --model F16.gguf --method sparsegpt --pattern 2:4 --calibrate text.txt"
+            + " --sparse 2:4 --sparse-type q4_0 -o sparse24.arrow",
         "fletch prune --model F16.gguf --method flap --sparsity 0.2 --calibrate text.txt -o"
             + " small.gguf");
   }
 
   /** What was asked for. */
   private record Request(
-      Method method, double sparsity, Pattern pattern, Ratios ratios, float lambda, float m) {
-    static Request of(Arguments arguments) {
+      Method method,
+      double sparsity,
+      Pattern pattern,
+      Ratios ratios,
+      float lambda,
+      float m,
+      Optional<SparseRequest> sparse) {
+    static Request of(Arguments arguments, Path output) {
       Method method = arguments.choice("method", Method.WANDA);
       float sparsity = arguments.real("sparsity", 0.5f, 0, 1);
       Ratios ratios = arguments.choice("ratios", Ratios.UNIFORM);
@@ -155,7 +167,11 @@ final class PruneCommand implements Command {
       }
       double share =
           pattern.isGrouped() ? 1 - (double) pattern.keep() / pattern.group() : rounded(sparsity);
-      return new Request(method, share, pattern, ratios, lambda, m);
+      Optional<SparseRequest> sparse = SparseRequest.of(arguments, output);
+      if (sparse.isPresent() && method == Method.FLAP) {
+        throw new UsageException("--sparse: not with flap, which leaves no zeros");
+      }
+      return new Request(method, share, pattern, ratios, lambda, m, sparse);
     }
 
     /** The number as it was written, not its nearest float. */
@@ -167,8 +183,8 @@ final class PruneCommand implements Command {
   @Override
   public int run(Arguments arguments, Io io) throws IOException {
     arguments.checkNoRest();
-    Request request = Request.of(arguments);
     Path output = Path.of(arguments.required("output"));
+    Request request = Request.of(arguments, output);
     Optional<TensorType> type =
         arguments.has("type")
             ? Optional.of(TensorType.valueOf(arguments.choice("type", Type.F16).name()))
@@ -196,6 +212,9 @@ final class PruneCommand implements Command {
                 : prune(request, file, view, calibration, calibrated, out, type, doing);
         report.put("calibration_tokens", calibrated ? calibration.tokens() : 0);
         report.put("bytes", out.bytes());
+        if (!out.kinds().isEmpty()) {
+          report.put("forms", out.kinds());
+        }
         out.write(view);
       }
     }
@@ -287,7 +306,7 @@ final class PruneCommand implements Command {
       layers.add(layer);
       // The next layers see the weights as they are stored.
       for (Tensor m : matrices) {
-        float[] stored = stored(out, m, pruned.get(m.name()));
+        float[] stored = stored(request, out, m, pruned.get(m.name()));
         weights += stored.length;
         zeros += Masks.sparsity(stored) * stored.length;
         calibration.replace(m, stored);
@@ -295,7 +314,7 @@ final class PruneCommand implements Command {
       calibration.advance();
     }
     doing.set("writing");
-    assemble(view, pruned, out);
+    assemble(request, view, pruned, out);
     Map<String, Object> report = new LinkedHashMap<>();
     report.put("sparsity", zeros / weights);
     report.put("layers", layers);
@@ -340,8 +359,9 @@ final class PruneCommand implements Command {
       float[] w = before.clone();
       prune(request, matrix.name(), w, input, sparsity);
       TensorType type = types.get(matrix.name());
-      put(out, matrix, type, w);
-      float[] after = stored(out, matrix, type);
+      // With a sparse form the type of the values comes later, once rows are in their order.
+      put(out, matrix, request.sparse().isPresent() ? TensorType.F32 : type, w);
+      float[] after = stored(request, out, matrix, type);
       double error = calibrated ? input.relativeError(before, after) : 0;
       Map<String, Object> entry = new LinkedHashMap<>();
       entry.put("name", matrix.name());
@@ -392,6 +412,18 @@ final class PruneCommand implements Command {
     }
   }
 
+  /** The elements as the output will have them, rows in the order of the source. */
+  private static float[] stored(
+      Request request, ModelOutput out, Tensor matrix, TensorType type) {
+    if (request.sparse().isEmpty()) {
+      return stored(out, matrix, type);
+    }
+    try (TensorStore store = TensorStore.create()) {
+      Tensor w = store.floats(matrix.name(), stored(out, matrix, TensorType.F32), matrix.shape());
+      return SparseRequest.floats(request.sparse().get().encode(TensorCopy.of(w), type, store));
+    }
+  }
+
   private static float[] stored(ModelOutput out, Tensor matrix, TensorType type) {
     float[] w = new float[Math.toIntExact(matrix.elements())];
     Dequantizer.dequantize(
@@ -406,7 +438,7 @@ final class PruneCommand implements Command {
 
   /** Adds all tensors of the view, the pruned ones from the workspace. */
   private static void assemble(
-      ModelOutput.View view, Map<String, TensorType> pruned, ModelOutput out) {
+      Request request, ModelOutput.View view, Map<String, TensorType> pruned, ModelOutput out) {
     WeightFile.Format to =
         view.gguf() != null ? WeightFile.Format.GGUF : WeightFile.Format.SAFETENSORS;
     for (TensorCopy copy : view.tensors()) {
@@ -417,18 +449,20 @@ final class PruneCommand implements Command {
         continue;
       }
       try (TensorStore store = TensorStore.create()) {
-        Tensor values = store.allocate(copy.source().name(), type, copy.source().shape());
+        TensorType kept = request.sparse().isPresent() ? TensorType.F32 : type;
+        Tensor values = store.allocate(copy.source().name(), kept, copy.source().shape());
         MemorySegment.copy(
             MemorySegment.ofArray(out.workspace().bytes("pruned " + copy.source().name())),
             0,
             values.segment(),
             0,
             values.bytes());
-        out.add(
-            copy.name(),
-            type,
-            copy.shape(),
-            new TensorCopy(copy.name(), values, copy.shape(), copy.order()).as(type, null));
+        TensorCopy ordered = new TensorCopy(copy.name(), values, copy.shape(), copy.order());
+        if (request.sparse().isPresent()) {
+          out.add(ordered, request.sparse().get(), type);
+        } else {
+          out.add(copy.name(), type, copy.shape(), ordered.as(type, null));
+        }
       }
     }
   }

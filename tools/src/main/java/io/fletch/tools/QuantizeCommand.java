@@ -52,7 +52,7 @@ final class QuantizeCommand implements Command {
                     "T",
                     "Q2_K, Q3_K_S|M|L, Q4_K_S|M, Q5_K_S|M, Q6_K, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0,"
                         + " IQ4_NL, IQ4_XS, MXFP4, F16, BF16 or F32"),
-                Command.value("o", "output", "OUT.gguf", "the file to write"),
+                Command.value("o", "output", "OUT.gguf", "the file to write; NAME.arrow for a Fletch Arrow file"),
                 Command.value(
                     "tensor-type",
                     "PATTERN=TYPE",
@@ -98,8 +98,8 @@ final class QuantizeCommand implements Command {
       throw new UsageException("--" + e.getMessage());
     }
     Path output = Path.of(arguments.required("output"));
-    if (ModelOutput.format(output) != WeightFile.Format.GGUF) {
-      throw new UsageException("--output: expected=NAME.gguf actual=" + output);
+    if (ModelOutput.format(output) == WeightFile.Format.SAFETENSORS) {
+      throw new UsageException("--output: expected=NAME.gguf or NAME.arrow actual=" + output);
     }
     List<TypeRule> overrides =
         arguments.strings("tensor-type").stream().map(TypeRule::parse).toList();
@@ -113,7 +113,7 @@ final class QuantizeCommand implements Command {
     long start = System.nanoTime();
     try (WeightFile file = WeightFile.open(ModelFlags.path(arguments));
         TensorStore derived = TensorStore.create()) {
-      ModelOutput.View view = ModelOutput.View.of(file, WeightFile.Format.GGUF, derived);
+      ModelOutput.View view = ModelOutput.View.of(file, ModelOutput.format(output), derived);
       Optional<ImportanceMatrix> importance =
           arguments.has("calibrate")
               ? Optional.of(measured(arguments, io, file, view, derived))

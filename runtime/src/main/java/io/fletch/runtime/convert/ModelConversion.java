@@ -97,7 +97,65 @@ public final class ModelConversion {
           file.tensors().values().stream().map(TensorCopy::of).toList(),
           List.of());
     }
+    if (file.format() == WeightFile.Format.ARROW) {
+      return new Gguf(
+          typed(file.metadata()),
+          file.tensors().values().stream().map(TensorCopy::of).toList(),
+          List.of());
+    }
     return of(file, derived).gguf(derived);
+  }
+
+  /**
+   * The metadata of a Fletch Arrow file with the types that GGUF has for them, which such a file
+   * does not keep: u32 for integers that fit, but i32 for kinds of tokens and what is negative.
+   */
+  private static GgufWriter typed(Metadata metadata) {
+    GgufWriter writer = new GgufWriter();
+    metadata
+        .entries()
+        .forEach((key, value) -> {
+          if (value instanceof List<?> list) {
+            GgufType type =
+                list.stream()
+                    .map(v -> type(key, v))
+                    .reduce((a, b) -> a == b ? a : wider(key, a, b))
+                    .orElse(GgufType.INT32);
+            writer.putArray(key, type, list);
+          } else {
+            writer.put(key, type(key, value), value);
+          }
+        });
+    return writer;
+  }
+
+  private static GgufType type(String key, Object value) {
+    return switch (value) {
+      case String _ -> GgufType.STRING;
+      case Boolean _ -> GgufType.BOOL;
+      case Long n when key.endsWith("token_type") || n < 0 && n >= Integer.MIN_VALUE ->
+          GgufType.INT32;
+      case Long n when n >>> 32 == 0 -> GgufType.UINT32;
+      case Long _ -> GgufType.INT64;
+      case Double _ -> GgufType.FLOAT32;
+      default -> throw new FletchException("metadata " + key + ": no type in GGUF: " + value);
+    };
+  }
+
+  private static GgufType wider(String key, GgufType a, GgufType b) {
+    if (a.isInteger() && b.isInteger()) {
+      return GgufType.INT64;
+    }
+    throw new FletchException("metadata " + key + ": values of one type expected=" + a + " actual=" + b);
+  }
+
+  /** Whether a tensor is part of a sparse or factorised matrix, which keeps its form and type. */
+  public static boolean isEncoded(String name) {
+    return name.contains(".sp.")
+        || name.endsWith(".diag_blocks")
+        || name.endsWith(".coefficients")
+        || name.endsWith(".U.weight")
+        || name.endsWith(".V.weight");
   }
 
   /** A model as safetensors: tensors, and the files beside them. */
@@ -385,7 +443,10 @@ public final class ModelConversion {
    */
   public static TensorType defaultType(TensorCopy tensor, WeightFile.Format to) {
     TensorType type = tensor.source().type();
-    if (to == WeightFile.Format.GGUF && tensor.shape().length == 1) {
+    if (isEncoded(tensor.name())) {
+      return type;
+    }
+    if (to != WeightFile.Format.SAFETENSORS && tensor.shape().length == 1) {
       return TensorType.F32;
     }
     return to == WeightFile.Format.SAFETENSORS && type.isQuantized() ? TensorType.F16 : type;

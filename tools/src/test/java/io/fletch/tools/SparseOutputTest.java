@@ -1,0 +1,221 @@
+package io.fletch.tools;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import io.fletch.Model;
+import io.fletch.ModelOptions;
+import io.fletch.Session;
+import io.fletch.quant.Dequantizer;
+import io.fletch.quant.LinearOp;
+import io.fletch.quant.LinearOpTensors;
+import io.fletch.quant.Tensor;
+import io.fletch.quant.TensorType;
+import io.fletch.quant.WeightFile;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** Sparse matrices that {@code prune} and {@code convert} write, and Fletch Arrow files. */
+class SparseOutputTest {
+  @TempDir Path folder;
+
+  private String at(String name) {
+    return folder.resolve(name).toString();
+  }
+
+  private Map<String, Object> prune(String output, String... more) {
+    List<String> words = new ArrayList<>(List.of("prune", "-m", "demo-small"));
+    words.addAll(List.of("--method", "magnitude"));
+    words.addAll(List.of(more));
+    words.addAll(List.of("-o", at(output), "--json"));
+    return Fletch.ok(words.toArray(String[]::new)).json();
+  }
+
+  private static long size(WeightFile file) {
+    return file.tensors().values().stream().mapToLong(Tensor::bytes).sum();
+  }
+
+  private static LinearOp find(WeightFile file, String stem, long in) {
+    return LinearOpTensors.find(n -> Optional.ofNullable(file.tensors().get(n)), stem, in)
+        .orElseThrow();
+  }
+
+  /** Every matrix of the layers has the elements of the dense file; nothing else differs. */
+  private static void same(WeightFile dense, WeightFile sparse, float tolerance) {
+    for (Tensor t : dense.tensors().values()) {
+      float[] expected = Dequantizer.toFloats(t);
+      if (!t.name().matches("blk\\.\\d+\\.(attn_(q|k|v|output)|ffn_(gate|up|down))\\.weight")) {
+        assertArrayEquals(expected, Dequantizer.toFloats(sparse.tensors().get(t.name())));
+        continue;
+      }
+      String stem = t.name().substring(0, t.name().length() - ".weight".length());
+      float[] actual = SparseRequest.floats(find(sparse, stem, t.cols()));
+      assertArrayEquals(expected, actual, tolerance, t.name());
+    }
+  }
+
+  @Test
+  void prunedFilesAreSmallerAndGiveTheLogitsOfTheirDenseForm() {
+    prune("d.gguf", "--pattern", "2:4", "--type", "f16");
+    Map<String, Object> report =
+        prune("s.arrow", "--pattern", "2:4", "--type", "f16", "--sparse", "2:4");
+    assertTrue(((Map<?, ?>) report.get("forms")).containsKey("2:4 F16"), report.toString());
+    prune("b.arrow", "--pattern", "2:4", "--type", "f16", "--sparse", "bitmap");
+    Fletch.ok("convert", "-m", at("d.gguf"), "-o", at("c.arrow"), "--sparse", "2:4");
+    try (WeightFile dense = WeightFile.open(Path.of(at("d.gguf")));
+        WeightFile sparse = WeightFile.open(Path.of(at("s.arrow")));
+        WeightFile bitmap = WeightFile.open(Path.of(at("b.arrow")));
+        WeightFile converted = WeightFile.open(Path.of(at("c.arrow")))) {
+      same(dense, sparse, 0);
+      same(dense, bitmap, 0);
+      same(dense, converted, 0);
+      long matrices = 0;
+      for (Tensor t : dense.tensors().values()) {
+        matrices += t.name().startsWith("blk.") && t.rank() == 2 ? t.bytes() : 0;
+      }
+      // Nine bits of sixteen.
+      assertEquals(size(dense) - matrices + matrices * 9 / 16, size(sparse));
+      assertEquals(size(sparse), size(converted));
+      assertTrue(size(bitmap) < size(dense), "bitmap " + size(bitmap));
+    }
+    int[] ids = {5, 77, 301, 12, 9};
+    float[][] expected = logits("d.gguf", ids);
+    for (String name : List.of("s.arrow", "b.arrow", "c.arrow")) {
+      float[][] actual = logits(name, ids);
+      for (int r = 0; r < ids.length; r++) {
+        assertArrayEquals(expected[r], actual[r], 2e-3f, name);
+      }
+    }
+  }
+
+  private float[][] logits(String name, int[] ids) {
+    ModelOptions options = ModelOptions.defaults().withThreads(2).withContextLength(64);
+    try (Model model = Model.open(Path.of(at(name)), options);
+        Session session = model.newSession()) {
+      return session.logits(ids);
+    }
+  }
+
+  /** The next layers are pruned on what the quantized values give, and the file has those. */
+  @Test
+  void quantizedValuesTakeThreeBitsPerWeight() throws IOException {
+    StringBuilder text = new StringBuilder();
+    for (int i = 0; i < 200; i++) {
+      text.append("What is ").append(i).append(" + 3? Answer: ").append(i + 3).append('\n');
+    }
+    Files.writeString(Path.of(at("t.txt")), text);
+    String[] calibrate = {
+      "--calibrate", at("t.txt"), "--samples", "2", "--sample-length", "48", "--method", "wanda"
+    };
+    List<String> words = new ArrayList<>(List.of("prune", "-m", "demo-small"));
+    words.addAll(List.of(calibrate));
+    words.addAll(List.of("--pattern", "2:4", "--sparse", "2:4", "--sparse-type", "q4_0"));
+    words.addAll(List.of("-o", at("q.arrow"), "--json"));
+    Map<String, Object> report = Fletch.ok(words.toArray(String[]::new)).json();
+    try (WeightFile file = WeightFile.open(Path.of(at("q.arrow")))) {
+      Tensor values = file.tensors().get("blk.0.ffn_up.sp.val");
+      Tensor index = file.tensors().get("blk.0.ffn_up.sp.idx");
+      assertEquals(TensorType.Q4_0, values.type());
+      double bits = 8.0 * (values.bytes() + index.bytes()) / (2 * values.elements());
+      assertEquals(3.25, bits, 1e-9);
+    }
+    assertTrue((Double) report.get("sparsity") >= 0.5);
+    // Rounding to four bits shows in the errors that are reported.
+    double error = error(report);
+    words.replaceAll(w -> w.equals("q4_0") ? "f16" : w);
+    double exact = error(Fletch.ok(words.toArray(String[]::new)).json());
+    assertTrue(error > exact * 1.001, error + " " + exact);
+    assertTrue(
+        Fletch.ok("run", "--temp", "0", "-n", "4", "-m", at("q.arrow"), "2 + 3?").out().length()
+            > 0);
+  }
+
+  private static double error(Map<String, Object> report) {
+    double sum = 0;
+    for (Object layer : (List<?>) report.get("layers")) {
+      sum += (Double) ((Map<?, ?>) layer).get("error");
+    }
+    return sum;
+  }
+
+  @Test
+  void autoTakesTheSmallestForm() {
+    prune("half.gguf", "--sparsity", "0.3", "--type", "f16");
+    Fletch.ok("convert", "-m", at("half.gguf"), "-o", at("half.arrow"), "--sparse", "auto");
+    Map<String, Object> dense =
+        Fletch.ok(
+                "convert", "-m", "demo-small", "--type", "f16", "-o", at("whole.arrow"),
+                "--sparse", "auto", "--json")
+            .json();
+    // A matrix without zeros stays as it is.
+    assertEquals(java.util.Set.of("dense F16"), ((Map<?, ?>) dense.get("matrices")).keySet());
+    try (WeightFile a = WeightFile.open(Path.of(at("half.gguf")));
+        WeightFile b = WeightFile.open(Path.of(at("half.arrow")))) {
+      same(a, b, 0);
+      assertTrue(size(b) < size(a) * 0.9, size(b) + " of " + size(a));
+      assertTrue(b.tensors().containsKey("blk.0.attn_q.sp.mask"));
+    }
+  }
+
+  @Test
+  void arrowFilesGoThereAndBack() throws IOException {
+    Fletch.ok("convert", "-m", "demo-small", "--type", "f16", "-o", at("a.gguf"));
+    Fletch.ok("convert", "-m", at("a.gguf"), "-o", at("a.arrow"));
+    Fletch.ok("convert", "-m", at("a.arrow"), "-o", at("b.gguf"));
+    Fletch.ok("convert", "-m", at("a.arrow"), "-o", at("hf"));
+    Fletch.ok("convert", "-m", at("hf"), "-o", at("c.arrow"));
+    try (WeightFile a = WeightFile.open(Path.of(at("a.gguf")));
+        WeightFile b = WeightFile.open(Path.of(at("b.gguf")));
+        WeightFile c = WeightFile.open(Path.of(at("c.arrow")))) {
+      assertEquals(a.metadata().entries(), b.metadata().entries());
+      for (Tensor t : a.tensors().values()) {
+        assertEquals(-1, t.segment().mismatch(b.tensors().get(t.name()).segment()), t.name());
+        assertEquals(-1, t.segment().mismatch(c.tensors().get(t.name()).segment()), t.name());
+      }
+    }
+    // Byte for byte, types of the metadata included.
+    assertEquals(-1, Files.mismatch(Path.of(at("a.gguf")), Path.of(at("b.gguf"))));
+  }
+
+  private static Fletch.Outcome fails(int status, String... args) {
+    Fletch.Outcome outcome = Fletch.run(args);
+    assertEquals(status, outcome.status(), outcome.err());
+    return outcome;
+  }
+
+  @Test
+  void whatCannotBeIsRefused() {
+    assertTrue(
+        fails(
+                2, "convert", "-m", "demo-small", "-o", at("x.gguf"), "--sparse", "auto")
+            .err()
+            .contains("--sparse: needs --output NAME.arrow"));
+    assertTrue(
+        fails(2, "convert", "-m", "demo-small", "-o", at("x.arrow"), "--sparse", "3:4")
+            .err()
+            .contains("--sparse: expected=auto|bitmap|2:4"));
+    assertTrue(
+        fails(2, "convert", "-m", "demo-small", "-o", at("x.arrow"), "--sparse-type", "f16")
+            .err()
+            .contains("only with --sparse"));
+    assertTrue(
+        fails(1, "convert", "-m", "demo-small", "-o", at("x.arrow"), "--sparse", "2:4")
+            .err()
+            .contains("expected=at most 2 that are not zero"));
+    assertFalse(Files.exists(Path.of(at("x.arrow"))));
+    prune("s.arrow", "--pattern", "2:4", "--sparse", "2:4");
+    assertTrue(
+        fails(1, "quantize", "-m", at("s.arrow"), "--type", "Q8_0", "-o", at("x.gguf"))
+            .err()
+            .contains("sparse and factorised matrices go from ARROW to ARROW only"));
+  }
+}
