@@ -74,7 +74,8 @@ final class ConvertCommand implements Command {
         TensorStore derived = TensorStore.create()) {
       ModelOutput.View view = ModelOutput.View.of(file, to, derived);
       view.notes().forEach(note -> io.note("fletch: " + note));
-      ModelOutput out = new ModelOutput(output, file, "convert " + to + " " + wanted + " " + sparse);
+      ModelOutput out =
+          new ModelOutput(output, file, "convert " + to + " " + wanted + " " + sparse);
       List<TensorCopy> tensors = view.tensors();
       count = tensors.size();
       try (Progress _ =

@@ -413,8 +413,7 @@ final class PruneCommand implements Command {
   }
 
   /** The elements as the output will have them, rows in the order of the source. */
-  private static float[] stored(
-      Request request, ModelOutput out, Tensor matrix, TensorType type) {
+  private static float[] stored(Request request, ModelOutput out, Tensor matrix, TensorType type) {
     if (request.sparse().isEmpty()) {
       return stored(out, matrix, type);
     }

@@ -52,7 +52,11 @@ final class QuantizeCommand implements Command {
                     "T",
                     "Q2_K, Q3_K_S|M|L, Q4_K_S|M, Q5_K_S|M, Q6_K, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0,"
                         + " IQ4_NL, IQ4_XS, MXFP4, F16, BF16 or F32"),
-                Command.value("o", "output", "OUT.gguf", "the file to write; NAME.arrow for a Fletch Arrow file"),
+                Command.value(
+                    "o",
+                    "output",
+                    "OUT.gguf",
+                    "the file to write; NAME.arrow for a Fletch Arrow file"),
                 Command.value(
                     "tensor-type",
                     "PATTERN=TYPE",

@@ -125,10 +125,11 @@ record SparseRequest(Kind kind, int rows, int columns, Optional<TensorType> valu
     long[] at = {0};
     try {
       copy.as(source.type(), null)
-          .writeTo(bytes -> {
-            MemorySegment.copy(bytes, 0, matrix.segment(), at[0], bytes.byteSize());
-            at[0] += bytes.byteSize();
-          });
+          .writeTo(
+              bytes -> {
+                MemorySegment.copy(bytes, 0, matrix.segment(), at[0], bytes.byteSize());
+                at[0] += bytes.byteSize();
+              });
       return encode(matrix, dense, store);
     } catch (java.io.IOException e) {
       throw new java.io.UncheckedIOException(e);
@@ -176,10 +177,11 @@ record SparseRequest(Kind kind, int rows, int columns, Optional<TensorType> valu
     try {
       TensorCopy.of(matrix)
           .as(type, null)
-          .writeTo(bytes -> {
-            MemorySegment.copy(bytes, 0, to.segment(), at[0], bytes.byteSize());
-            at[0] += bytes.byteSize();
-          });
+          .writeTo(
+              bytes -> {
+                MemorySegment.copy(bytes, 0, to.segment(), at[0], bytes.byteSize());
+                at[0] += bytes.byteSize();
+              });
     } catch (java.io.IOException e) {
       throw new java.io.UncheckedIOException(e);
     }

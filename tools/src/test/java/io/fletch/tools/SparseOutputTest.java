@@ -153,8 +153,16 @@ class SparseOutputTest {
     Fletch.ok("convert", "-m", at("half.gguf"), "-o", at("half.arrow"), "--sparse", "auto");
     Map<String, Object> dense =
         Fletch.ok(
-                "convert", "-m", "demo-small", "--type", "f16", "-o", at("whole.arrow"),
-                "--sparse", "auto", "--json")
+                "convert",
+                "-m",
+                "demo-small",
+                "--type",
+                "f16",
+                "-o",
+                at("whole.arrow"),
+                "--sparse",
+                "auto",
+                "--json")
             .json();
     // A matrix without zeros stays as it is.
     assertEquals(java.util.Set.of("dense F16"), ((Map<?, ?>) dense.get("matrices")).keySet());
@@ -195,8 +203,7 @@ class SparseOutputTest {
   @Test
   void whatCannotBeIsRefused() {
     assertTrue(
-        fails(
-                2, "convert", "-m", "demo-small", "-o", at("x.gguf"), "--sparse", "auto")
+        fails(2, "convert", "-m", "demo-small", "-o", at("x.gguf"), "--sparse", "auto")
             .err()
             .contains("--sparse: needs --output NAME.arrow"));
     assertTrue(

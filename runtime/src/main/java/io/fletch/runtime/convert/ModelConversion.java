@@ -114,18 +114,19 @@ public final class ModelConversion {
     GgufWriter writer = new GgufWriter();
     metadata
         .entries()
-        .forEach((key, value) -> {
-          if (value instanceof List<?> list) {
-            GgufType type =
-                list.stream()
-                    .map(v -> type(key, v))
-                    .reduce((a, b) -> a == b ? a : wider(key, a, b))
-                    .orElse(GgufType.INT32);
-            writer.putArray(key, type, list);
-          } else {
-            writer.put(key, type(key, value), value);
-          }
-        });
+        .forEach(
+            (key, value) -> {
+              if (value instanceof List<?> list) {
+                GgufType type =
+                    list.stream()
+                        .map(v -> type(key, v))
+                        .reduce((a, b) -> a == b ? a : wider(key, a, b))
+                        .orElse(GgufType.INT32);
+                writer.putArray(key, type, list);
+              } else {
+                writer.put(key, type(key, value), value);
+              }
+            });
     return writer;
   }
 
@@ -146,7 +147,8 @@ public final class ModelConversion {
     if (a.isInteger() && b.isInteger()) {
       return GgufType.INT64;
     }
-    throw new FletchException("metadata " + key + ": values of one type expected=" + a + " actual=" + b);
+    throw new FletchException(
+        "metadata " + key + ": values of one type expected=" + a + " actual=" + b);
   }
 
   /** Whether a tensor is part of a sparse or factorised matrix, which keeps its form and type. */
