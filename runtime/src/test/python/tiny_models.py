@@ -11,7 +11,7 @@ import json, math, os, sys, zlib
 import numpy as np
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 VOCAB, HIDDEN, HEADS, KV, DIM, FF, LAYERS = 80, 32, 4, 2, 8, 48, 3
 BASE = dict(vocab_size=VOCAB, hidden_size=HIDDEN, num_attention_heads=HEADS, num_key_value_heads=KV, intermediate_size=FF,
@@ -54,6 +54,13 @@ MODELS = {
     "sdar": dict(BASE, **HEAD, model_type="qwen3", becomes=dict(model_type="sdar", mask_token_id=79, block_size=4), sees=4),
     "sdar-moe": dict(BASE, **HEAD, model_type="qwen3_moe", num_experts=6, num_experts_per_tok=3, moe_intermediate_size=16,
                      norm_topk_prob=True, becomes=dict(model_type="sdar_moe", mask_token_id=79, block_size=8), sees=8),
+    # Models that give vectors: what is stored as logits are the hidden states.
+    "bert": dict(model_type="bert", vocab_size=VOCAB, hidden_size=HIDDEN, num_attention_heads=HEADS, num_hidden_layers=LAYERS,
+                 intermediate_size=FF, max_position_embeddings=64, hidden_act="gelu", layer_norm_eps=1e-12, hidden=True),
+    "nomic-bert": dict(model_type="nomic_bert", vocab_size=VOCAB, hidden_size=HIDDEN, num_attention_heads=HEADS, head_dim=DIM,
+                       num_hidden_layers=LAYERS, intermediate_size=FF, max_position_embeddings=64, layer_norm_eps=1e-12,
+                       rope_parameters=dict(rope_type="default", rope_theta=1000.0), hidden=True),
+    "qwen3-embedding": dict(BASE, **HEAD, model_type="qwen3", hidden=True),
     "phi3": dict(BASE, model_type="phi3", original_max_position_embeddings=256, sliding_window=None),
 }
 
@@ -96,11 +103,13 @@ def build(key, settings):
     settings = dict(settings)
     becomes = settings.pop("becomes", {})
     sees = settings.pop("sees", None)
+    hidden = settings.pop("hidden", False)
+    auto = AutoModel if hidden else AutoModelForCausalLM
     kind = settings.pop("model_type")
     config = AutoConfig.for_model(kind, **settings)
     config._attn_implementation = "eager"
     torch.manual_seed(0)
-    shapes = checkpoint_names(AutoModelForCausalLM.from_config(config))
+    shapes = checkpoint_names(auto.from_config(config))
     gemma = kind.startswith("gemma")
     tensors = []
     with tempfile.TemporaryDirectory() as d:
@@ -111,7 +120,7 @@ def build(key, settings):
             state[name] = values(name, shape, scale, offset)
         save_file(state, os.path.join(d, "model.safetensors"), metadata={"format": "pt"})
         config.save_pretrained(d)
-        model, info = AutoModelForCausalLM.from_pretrained(d, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+        model, info = auto.from_pretrained(d, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
         missing = [m for m in info["missing_keys"] if m != "lm_head.weight"]
         assert not missing and not info["unexpected_keys"], info
         written = json.load(open(os.path.join(d, "config.json")))
@@ -123,10 +132,12 @@ def build(key, settings):
             at = np.arange(len(ids)) if sees != "all" else np.zeros(len(ids))
             at = at // (1 if sees == "all" else sees)
             mask = torch.where(torch.tensor(at[None, :] <= at[:, None]), 0.0, torch.finfo(torch.float32).min)[None, None]
-        logits = model(torch.tensor([ids]), attention_mask=mask).logits[0].float().numpy()
+        out = model(torch.tensor([ids]), attention_mask=mask)
+        logits = (out.last_hidden_state if hidden else out.logits)[0].float().numpy()
     written = {k: v for k, v in settings.items() if v is not None} | {"model_type": kind} | {
         k: v for k, v in written.items() if k in ("rope_parameters", "layer_types", "head_dim")} | becomes
-    return dict(source=f"transformers {transformers.__version__}, torch {torch.__version__}", config=written, tensors=tensors, ids=ids,
+    flag = dict(hidden=True) if hidden else {}
+    return dict(**flag, source=f"transformers {transformers.__version__}, torch {torch.__version__}", config=written, tensors=tensors, ids=ids,
                 logits=[[round(float(x), 6) for x in row] for row in logits])
 
 
@@ -212,7 +223,7 @@ if __name__ == "__main__":
         if len(sys.argv) > 2 and key not in sys.argv[2:]:
             continue
         data = llada2() if settings is None else build(key, settings)
-        head = {k: data[k] for k in ("source", "config", "ids")}
+        head = {k: data[k] for k in ("source", "config", "ids", "hidden") if k in data}
         with open(os.path.join(out, key + ".json"), "w") as f:
             text = json.dumps(head, indent=1)[:-2]
             text += ',\n "tensors": [\n' + ",\n".join("  " + json.dumps(t) for t in data["tensors"]) + "\n ],\n"

@@ -24,7 +24,8 @@ public interface Batch extends AutoCloseable {
    * does not depend on which other rows are in the batch.
    *
    * @return index of its first row in the batch
-   * @throws IllegalArgumentException if the batch is full or a token id is outside the vocabulary
+   * @throws IllegalArgumentException if the batch is full or a token id is outside the vocabulary,
+   *     or if the graph has learned positions and the span goes beyond them
    */
   int add(Span span, int[] tokens, int offset);
 
@@ -90,7 +91,7 @@ public interface Batch extends AutoCloseable {
   /** The spans added, in order; for inspection, may allocate. */
   List<Span> spans();
 
-  /** After forward: copies a logit row into {@code dst[0 .. vocabulary)}. */
+  /** After forward: copies a logit row into {@code dst[0 .. width of the graph's logits)}. */
   void logits(int logitRow, float[] dst);
 
   /**

@@ -16,10 +16,11 @@ import java.util.Set;
  *
  * @param name for printing
  * @param ops in execution order; every input is defined before it is read
- * @param logits the value that holds the logits, of {@link Rows#LOGITS} rows
+ * @param logits the value that a forward gives out, of {@link Rows#LOGITS} rows: the logits, or of
+ *     an embedding model the hidden states
  * @param hidden another value of {@link Rows#LOGITS} rows that can be read after a forward: what
  *     the output matrix is applied to; empty if nobody may
- * @param vocabulary width of the logits and number of embedding rows
+ * @param vocabulary number of token ids: rows of the embedding
  * @param kvLayers shape of each KV cache layer
  */
 public record Graph(
@@ -66,6 +67,17 @@ public record Graph(
         .orElse(0);
   }
 
+  /** Positions that a row can have: those of the smallest table of learned ones. */
+  public int positions() {
+    return ops.stream()
+        .mapToInt(op ->
+            op instanceof Op.Embedding e && e.index() == Op.Embedding.Index.POSITION
+                ? Math.toIntExact(e.table().rows())
+                : Integer.MAX_VALUE)
+        .min()
+        .orElse(Integer.MAX_VALUE);
+  }
+
   /**
    * The ops that set gates during a forward ({@link Op.SkipSimilar}, {@link Op.RouteUnit}), in
    * order.
@@ -100,8 +112,23 @@ public record Graph(
     /** Token embedding. */
     public Value embedding(String valueName, Tensor table, float scale) {
       vocabulary = Math.toIntExact(table.rows());
+      return embedding(valueName, table, Op.Embedding.Index.TOKEN, scale);
+    }
+
+    /** Learned positions: row {@code p} of the table is added to what is at position {@code p}. */
+    public Value positions(String valueName, Tensor table) {
+      return embedding(valueName, table, Op.Embedding.Index.POSITION, 1);
+    }
+
+    /** The first row of a table, for every row. */
+    public Value first(String valueName, Tensor table) {
+      return embedding(valueName, table, Op.Embedding.Index.FIRST, 1);
+    }
+
+    private Value embedding(
+        String valueName, Tensor table, Op.Embedding.Index index, float scale) {
       Value out = value(valueName, table.cols(), Rows.BATCH);
-      ops.add(new Op.Embedding(table, scale, out));
+      ops.add(new Op.Embedding(table, index, scale, out));
       return out;
     }
 

@@ -227,7 +227,13 @@ public final class LayerRunner {
     int n = o.out().width();
     float[] y = new float[tokens.length * n];
     for (int r = 0; r < tokens.length; r++) {
-      Dequantizer.row(o.table(), tokens[r], y, r * n);
+      int index =
+          switch (o.index()) {
+            case TOKEN -> tokens[r];
+            case POSITION -> r;
+            case FIRST -> 0;
+          };
+      Dequantizer.row(o.table(), index, y, r * n);
       for (int i = r * n; i < (r + 1) * n; i++) {
         y[i] *= o.scale();
       }

@@ -17,8 +17,18 @@ public sealed interface Op {
   /** The values it reads. */
   List<Value> inputs();
 
-  /** Row of {@code table} for each token id, times {@code scale}. */
-  record Embedding(Tensor table, float scale, Value out) implements Op {
+  /** Row of {@code table} for each row of the batch, times {@code scale}. */
+  record Embedding(Tensor table, Index index, float scale, Value out) implements Op {
+    /** Which row of the table a row of the batch gets. */
+    public enum Index {
+      /** That of its token id. */
+      TOKEN,
+      /** That of its position (learned positions); the table has a row for every position. */
+      POSITION,
+      /** The first (the type of all tokens of a text without a second part). */
+      FIRST
+    }
+
     @Override
     public Optional<Value> output() {
       return Optional.of(out);

@@ -179,7 +179,13 @@ final class ReferenceExecutable implements Executable {
     int n = o.out().width();
     float[] y = new float[b.rows() * n];
     for (int r = 0; r < b.rows(); r++) {
-      Dequantizer.row(o.table(), b.token(r), y, r * n);
+      int index =
+          switch (o.index()) {
+            case TOKEN -> b.token(r);
+            case POSITION -> b.position(r);
+            case FIRST -> 0;
+          };
+      Dequantizer.row(o.table(), index, y, r * n);
       for (int i = 0; i < n; i++) {
         y[r * n + i] *= o.scale();
       }

@@ -245,7 +245,8 @@ final class Lowering {
 
   private RowStage.Step compute(Op op) {
     return switch (op) {
-      case Op.Embedding o -> new RowStage.Embed(o.table(), o.scale(), place(o.out()), gate(op));
+      case Op.Embedding o -> 
+          new RowStage.Embed(o.table(), o.index(), o.scale(), place(o.out()), gate(op));
       case Op.Input o ->
           new RowStage.Input(
               graph.inputWidth(), o.from(), o.out().width(), place(o.out()), gate(op));

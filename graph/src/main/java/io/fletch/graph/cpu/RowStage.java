@@ -1,5 +1,6 @@
 package io.fletch.graph.cpu;
 
+import io.fletch.graph.Op;
 import io.fletch.graph.RopeSpec;
 import io.fletch.graph.RouteSpec;
 import io.fletch.graph.Value;
@@ -176,19 +177,27 @@ final class RowStage extends WorkerPool.Stage<Frame> {
 
   static final class Embed extends Step {
     private final Tensor table;
+    private final Op.Embedding.Index index;
     private final float scale;
     private final Place out;
 
-    Embed(Tensor table, float scale, Place out, int gate) {
-      super("embedding", gate);
+    Embed(Tensor table, Op.Embedding.Index index, float scale, Place out, int gate) {
+      super(index == Op.Embedding.Index.TOKEN ? "embedding" : "embedding by " + index, gate);
       this.table = table;
+      this.index = index;
       this.scale = scale;
       this.out = out;
     }
 
     @Override
     void run(Frame f, int row, int batchRow) {
-      long from = f.batch.token(batchRow) * table.rowBytes();
+      long from =
+          table.rowBytes()
+              * switch (index) {
+                case TOKEN -> f.batch.token(batchRow);
+                case POSITION -> f.batch.position(batchRow);
+                case FIRST -> 0;
+              };
       f.kernels.dequantize(
           table.type(),
           table.segment(),

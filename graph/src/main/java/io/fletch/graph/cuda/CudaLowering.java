@@ -243,8 +243,8 @@ final class CudaLowering {
             op,
             "embedding_" + t,
             DeviceWeights.packed(o.table())
-                .map(m -> run.products.embedding(m, o.scale()))
-                .orElseGet(() -> e.embedding(TensorType.F32, n, o.scale())),
+                .map(m -> run.products.embedding(m, o.index(), o.scale()))
+                .orElseGet(() -> e.embedding(TensorType.F32, n, o.index(), o.scale())),
             n,
             weights.address(o.table()),
             at(o.out()));

@@ -15,6 +15,7 @@ import io.fletch.graph.Activation;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Gate;
 import io.fletch.graph.KvCache;
+import io.fletch.graph.Op;
 import io.fletch.graph.RopeSpec;
 import io.fletch.graph.Value;
 import io.fletch.graph.support.AbstractBatch;
@@ -158,14 +159,19 @@ final class Emitter {
   }
 
   /** Parameters: control, table, out. */
-  PtxKernel embedding(TensorType type, int width, float scale) {
+  PtxKernel embedding(TensorType type, int width, Op.Embedding.Index index, float scale) {
     Row b = new Row(Value.Rows.BATCH);
     PtxKernel k = b.k;
     PtxRegister table = k.parameter(U64);
     PtxRegister out = b.floats(k.parameter(U64), b.row, width);
     PtxRegister i = b.element(width);
-    PtxRegister token = b.word(b.row, control.token());
-    PtxRegister data = k.address(table, token, rowBytes(type, width));
+    PtxRegister data =
+        switch (index) {
+          case TOKEN -> k.address(table, b.word(b.row, control.token()), rowBytes(type, width));
+          case POSITION ->
+              k.address(table, b.word(b.row, control.position()), rowBytes(type, width));
+          case FIRST -> table;
+        };
     PtxRegister lane = k.and(i, 31);
     b.put(out, i, k.mul(weight(k, type, data, k.sub(i, lane), lane), scale));
     return k;

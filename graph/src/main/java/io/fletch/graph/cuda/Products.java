@@ -11,6 +11,7 @@ import static io.fletch.ffm.ptx.PtxType.U8;
 import io.fletch.ffm.ptx.PtxKernel;
 import io.fletch.ffm.ptx.PtxRegister;
 import io.fletch.graph.Gate;
+import io.fletch.graph.Op;
 import io.fletch.graph.Value;
 import io.fletch.graph.support.AbstractBatch;
 import io.fletch.quant.TensorType;
@@ -838,7 +839,7 @@ final class Products {
    * Rows of the embedding from a packed table, exactly. Parameters: control, table, out; a thread
    * per element.
    */
-  PtxKernel embedding(PackedMatrix m, float scale) {
+  PtxKernel embedding(PackedMatrix m, Op.Embedding.Index index, float scale) {
     PtxKernel k = new PtxKernel(Emitter.THREADS);
     PtxRegister block = k.parameter(U64);
     PtxRegister base = k.parameter(U64);
@@ -848,8 +849,13 @@ final class Products {
     PtxRegister thread = k.special("tid.x");
     PtxRegister column = k.fma(k.special("ctaid.x"), Emitter.THREADS, thread);
     k.when(k.compare("ge", column, m.cols()), k::exit);
-    PtxRegister token = k.load(U32, k.address(block, row, 4), control.token());
-    PtxRegister v = element(k, m, base, token, column);
+    PtxRegister tableRow =
+        switch (index) {
+          case TOKEN -> k.load(U32, k.address(block, row, 4), control.token());
+          case POSITION -> k.load(U32, k.address(block, row, 4), control.position());
+          case FIRST -> k.constant(U32, 0);
+        };
+    PtxRegister v = element(k, m, base, tableRow, column);
     k.store(F32, k.address(k.address(y, row, 4 * m.cols()), column, 4), 0, k.mul(v, scale));
     return k;
   }

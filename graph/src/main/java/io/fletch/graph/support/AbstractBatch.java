@@ -24,6 +24,7 @@ public abstract class AbstractBatch implements Batch {
   private final Graph graph;
   private final int maxRows;
   private final int maxLogitRows;
+  private final int positions;
 
   // Spans, one entry each.
   private final KvCache[] kv;
@@ -87,6 +88,7 @@ public abstract class AbstractBatch implements Batch {
     this.graph = graph;
     this.maxRows = maxRows;
     this.maxLogitRows = maxLogitRows;
+    positions = graph.positions();
     kv = new KvCache[maxRows];
     spanStart = new int[maxRows];
     spanRows = new int[maxRows];
@@ -234,8 +236,15 @@ public abstract class AbstractBatch implements Batch {
       throw new IllegalArgumentException(
           "batch is full: maxRows=" + maxRows + " rows=" + rows + " wanted=" + count);
     }
-    if (position > Integer.MAX_VALUE - count) {
-      throw new IllegalArgumentException("position out of range: " + position);
+    if (position > positions - count) {
+      throw new IllegalArgumentException(
+          "position out of range: expected in [0, "
+              + positions
+              + ") actual=["
+              + position
+              + ", "
+              + ((long) position + count)
+              + ")");
     }
     for (int i = 0; i < count; i++) {
       int id = tokens[offset + i];

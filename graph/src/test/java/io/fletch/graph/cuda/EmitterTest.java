@@ -36,7 +36,9 @@ class EmitterTest {
     List<PtxKernel> all = new ArrayList<>();
     for (TensorType t : TensorType.values()) {
       if (Emitter.isNative(t)) {
-        all.add(e.embedding(t, 64, 2));
+        for (Op.Embedding.Index index : Op.Embedding.Index.values()) {
+          all.add(e.embedding(t, 64, index, 2));
+        }
         all.add(e.linear(t, 96, 33, true, GATE, Rows.BATCH));
         all.add(e.linear(t, 96, 33, false, GATE, Rows.LOGITS));
       }

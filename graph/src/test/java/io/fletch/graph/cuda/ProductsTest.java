@@ -4,6 +4,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.ffm.ptx.PtxKernel;
 import io.fletch.graph.Gate;
+import io.fletch.graph.Op;
 import io.fletch.graph.Value.Rows;
 import io.fletch.quant.TensorType;
 import java.nio.file.Path;
@@ -35,7 +36,9 @@ class ProductsTest {
     all.put("skinny", one.skinny(m, true, GATE, Rows.BATCH));
     all.put("wide_64", new Products(new Control(64, 2, 4, 0, 0)).wide(m, true, GATE, Rows.LOGITS));
     all.put("wide", new Products(new Control(512, 2, 4, 0, 0)).wide(m, false, GATE, Rows.BATCH));
-    all.put("embedding", one.embedding(m, 2));
+    for (Op.Embedding.Index index : Op.Embedding.Index.values()) {
+      all.put("embedding_" + index, one.embedding(m, index, 2));
+    }
     return all;
   }
 

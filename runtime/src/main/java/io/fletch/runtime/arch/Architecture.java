@@ -140,7 +140,26 @@ public enum Architecture {
       Trait.QK_NORM,
       Trait.FUSED_QKV,
       Trait.DIFFUSION,
-      Trait.BLOCK_CAUSAL);
+      Trait.BLOCK_CAUSAL),
+  /** BERT, an encoder: learned positions, norms after the units. */
+  BERT(
+      "bert",
+      List.of("bert"),
+      RopeSpec.Style.NEOX,
+      TensorNames.HF_BERT,
+      Trait.ENCODER,
+      Trait.LEARNED_POSITIONS,
+      Trait.LAYER_NORM,
+      Trait.PLAIN_FFN),
+  /** Nomic's BERT: rotation instead of learned positions, gated units. */
+  NOMIC_BERT(
+      "nomic-bert",
+      List.of("nomic_bert"),
+      RopeSpec.Style.NEOX,
+      TensorNames.HF_NOMIC_BERT,
+      Trait.ENCODER,
+      Trait.LAYER_NORM,
+      Trait.FUSED_QKV);
 
   /** What a family has that llama has not. */
   enum Trait {
@@ -173,7 +192,11 @@ public enum Architecture {
     /** Attention and feed-forward read the same residual. */
     PARALLEL,
     /** Diffusion in blocks: a position sees its block and those before. */
-    BLOCK_CAUSAL
+    BLOCK_CAUSAL,
+    /** All positions see each other; there is no output matrix, but a norm of the embeddings. */
+    ENCODER,
+    /** A table of positions instead of a rotation. */
+    LEARNED_POSITIONS
   }
 
   private final String id;
@@ -216,6 +239,9 @@ public enum Architecture {
   BlockSpec.Norms norms() {
     if (has(Trait.GEMMA)) {
       return BlockSpec.Norms.SANDWICH;
+    }
+    if (has(Trait.ENCODER)) {
+      return BlockSpec.Norms.POST;
     }
     if (has(Trait.BRANCH_NORMS)) {
       return BlockSpec.Norms.BRANCH;

@@ -1,6 +1,7 @@
 package io.fletch.runtime.arch;
 
 import io.fletch.FletchException;
+import io.fletch.Pooling;
 import io.fletch.graph.Activation;
 import io.fletch.graph.RouteSpec;
 import io.fletch.quant.Metadata;
@@ -44,9 +45,8 @@ final class GgufHyperParameters {
     int embedding = s.integer("embedding_length", 1, HyperParameters.MAX_WIDTH);
     int context = s.integer("context_length", 1, Integer.MAX_VALUE);
     boolean diffusion = arch.has(Trait.DIFFUSION);
-    if (!s.bool("attention.causal", !diffusion) && !diffusion) {
-      throw new FletchException(s.key("attention.causal") + ": not supported: false");
-    }
+    boolean encoder = arch.has(Trait.ENCODER);
+    boolean causal = s.bool("attention.causal", !diffusion && !encoder) && !diffusion;
     List<BlockSpec> blocks = blocks(arch, s, layers, embedding, context);
     HyperParameters out =
         new HyperParameters(
@@ -67,9 +67,39 @@ final class GgufHyperParameters {
             diffusion ? mask(metadata) : OptionalInt.empty(),
             arch.norm(),
             arch.has(Trait.BLOCK_CAUSAL) ? diffusionBlock(arch, metadata) : 0,
+            causal,
+            encoder
+                ? Optional.of(new HyperParameters.Encoder(arch.has(Trait.LEARNED_POSITIONS)))
+                : Optional.empty(),
+            pooling(s),
             blocks);
+    checkWindows(s.key("attention.causal"), out);
     checkUnknown(s, arch);
     return out;
+  }
+
+  private static Optional<Pooling> pooling(Settings s) {
+    return s.optionalInteger("pooling_type", 0, 4)
+        .map(type ->
+            switch (type) {
+              case 0 -> Pooling.NONE;
+              case 1 -> Pooling.MEAN;
+              case 2 -> Pooling.CLS;
+              case 3 -> Pooling.LAST;
+              default ->
+                  throw new FletchException(
+                      s.key("pooling_type") + ": models that rank are not supported: " + type);
+            });
+  }
+
+  /** What a window lets a position see of those after it is not settled. */
+  static void checkWindows(String key, HyperParameters hp) {
+    boolean slides =
+        hp.blocks().stream()
+            .anyMatch(b -> b.attention().filter(a -> a.window() > 0).isPresent());
+    if (!hp.causal() && !hp.diffusion() && slides) {
+      throw new FletchException(key + ": false is not supported together with a sliding window");
+    }
   }
 
   /** Factors default to 1, and so does a 0 that was written for "none". */
@@ -164,8 +194,7 @@ final class GgufHyperParameters {
     scale = s.number("attention.scale", scale);
     float softCap =
         arch == Architecture.GEMMA2 ? (float) s.number("attn_logit_softcapping", 50) : 0;
-    Activation activation =
-        arch.has(Trait.GEMMA) || arch.has(Trait.PLAIN_FFN) ? Activation.GELU_TANH : Activation.SILU;
+    Activation activation = activation(arch);
     List<BlockSpec> blocks = new ArrayList<>();
     for (int i = 0; i < layers; i++) {
       if (heads[i] == 0 != (kvHeads[i] == 0)) {
@@ -193,7 +222,7 @@ final class GgufHyperParameters {
                       sliding ? window : 0,
                       arch.qkNorm(),
                       arch.fusedQkv(),
-                      Windows.rotates(arch, i)
+                      Windows.rotates(arch, i) && !arch.has(Trait.LEARNED_POSITIONS)
                           ? Optional.of(sliding ? local : rope)
                           : Optional.empty()));
       Optional<BlockSpec.FeedForward> feedForward =
@@ -210,6 +239,15 @@ final class GgufHyperParameters {
       blocks.add(new BlockSpec(arch.norms(), 1, branch, branch, 1, 1, attention, feedForward));
     }
     return blocks;
+  }
+
+  private static Activation activation(Architecture arch) {
+    if (arch == Architecture.BERT) {
+      return Activation.GELU_ERF;
+    }
+    return arch.has(Trait.GEMMA) || arch.has(Trait.PLAIN_FFN)
+        ? Activation.GELU_TANH
+        : Activation.SILU;
   }
 
   private static BlockSpec.FeedForward experts(

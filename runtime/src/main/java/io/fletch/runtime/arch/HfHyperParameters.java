@@ -33,6 +33,9 @@ final class HfHyperParameters {
                 + " model to GGUF");
       }
     }
+    if (arch.has(Trait.ENCODER)) {
+      return encoder(arch, s);
+    }
     return arch == Architecture.LLADA ? llada(s) : llama(arch, s);
   }
 
@@ -115,6 +118,9 @@ final class HfHyperParameters {
         arch.has(Trait.BLOCK_CAUSAL)
             ? s.integer("block_size", arch == Architecture.LLADA2 ? 32 : 4, 1, 1 << 16)
             : 0,
+        !diffusion,
+        Optional.empty(),
+        Optional.empty(),
         blocks);
   }
 
@@ -194,6 +200,105 @@ final class HfHyperParameters {
                 arch == Architecture.QWEN2MOE)));
   }
 
+  /**
+   * BERT and Nomic's, which has two sets of names: those of its own code, after GPT-2's, and those
+   * of transformers.
+   */
+  private static HyperParameters encoder(Architecture arch, Settings s) {
+    boolean isNomic = arch == Architecture.NOMIC_BERT;
+    boolean isOwn = isNomic && s.has("n_embd");
+    int layers = s.integer(isOwn ? "n_layer" : "num_hidden_layers", 1, HyperParameters.MAX_LAYERS);
+    int embedding = s.integer(isOwn ? "n_embd" : "hidden_size", 1, HyperParameters.MAX_WIDTH);
+    int heads = s.integer(isOwn ? "n_head" : "num_attention_heads", 1, 1 << 16);
+    int context =
+        s.integer(isOwn ? "n_positions" : "max_position_embeddings", 1, Integer.MAX_VALUE);
+    int keyDim = headDim(s, embedding, heads);
+    s.requireString("position_embedding_type", "absolute");
+    s.requireBool("is_decoder", false);
+    s.requireBool("add_cross_attention", false);
+    Activation activation = isNomic ? Activation.SILU : activation("hidden_act", "gelu", s);
+    Optional<RopeParameters> rope = Optional.empty();
+    if (isOwn) {
+      s.requireString("activation_function", "swiglu");
+      for (String refused :
+          List.of(
+              "causal",
+              "prenorm",
+              "parallel_block",
+              "use_rms_norm",
+              "rotary_emb_interleaved",
+              "scale_attn_by_inverse_layer_idx")) {
+        s.requireBool(refused, false);
+      }
+      s.requireBool("scale_attn_weights", true);
+      if (s.optionalNumber("rotary_emb_scale_base").isPresent()) {
+        throw new FletchException(
+            "rotary_emb_scale_base: not supported: " + s.number("rotary_emb_scale_base"));
+      }
+      // Beyond the positions of training its base grows with the text.
+      if (s.optionalNumber("rotary_scaling_factor").isPresent()) {
+        context = Math.min(context, s.integer("max_trained_positions", 2048, 1, 1 << 24));
+      }
+      int rotated = (int) Math.round(keyDim * s.number("rotary_emb_fraction", 1));
+      rope =
+          Optional.of(
+              new RopeParameters(
+                  RopeSpec.Style.NEOX,
+                  rotated,
+                  s.number("rotary_emb_base", 10000),
+                  new RopeScaling.None()));
+    } else if (isNomic) {
+      s.requireString("hidden_act", "silu");
+      rope = Optional.of(rope(arch, s, keyDim, context));
+    }
+    BlockSpec.Attention attention =
+        new BlockSpec.Attention(
+            heads,
+            heads,
+            keyDim,
+            keyDim,
+            (float) (1 / Math.sqrt(keyDim)),
+            0,
+            0,
+            arch.qkNorm(),
+            arch.fusedQkv(),
+            rope);
+    BlockSpec.FeedForward feedForward =
+        BlockSpec.FeedForward.dense(
+            s.integer(isOwn ? "n_inner" : "intermediate_size", 1, 1 << 24),
+            activation,
+            !arch.has(Trait.PLAIN_FFN),
+            false);
+    List<BlockSpec> blocks = new ArrayList<>();
+    for (int i = 0; i < layers; i++) {
+      blocks.add(BlockSpec.of(arch.norms(), Optional.of(attention), Optional.of(feedForward)));
+    }
+    return new HyperParameters(
+        arch,
+        context,
+        embedding,
+        s.integer("vocab_size", 1, HyperParameters.MAX_VOCABULARY),
+        (float) s.number(isOwn ? "layer_norm_epsilon" : "layer_norm_eps", 1e-12),
+        1,
+        1,
+        0,
+        0,
+        false,
+        false,
+        false,
+        OptionalInt.empty(),
+        arch.norm(),
+        0,
+        false,
+        Optional.of(new HyperParameters.Encoder(arch.has(Trait.LEARNED_POSITIONS))),
+        Optional.empty(),
+        blocks);
+  }
+
+  private static Activation activation(String key, String otherwise, Settings s) {
+    return activation(key, s.string(key).orElse(otherwise));
+  }
+
   private static HyperParameters llada(Settings s) {
     int layers = s.integer("n_layers", 1, HyperParameters.MAX_LAYERS);
     int embedding = s.integer("d_model", 1, HyperParameters.MAX_WIDTH);
@@ -261,6 +366,9 @@ final class HfHyperParameters {
         mask(s),
         HyperParameters.Norm.RMS,
         0,
+        false,
+        Optional.empty(),
+        Optional.empty(),
         blocks);
   }
 

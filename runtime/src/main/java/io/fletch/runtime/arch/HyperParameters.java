@@ -1,10 +1,12 @@
 package io.fletch.runtime.arch;
 
 import io.fletch.FletchException;
+import io.fletch.Pooling;
 import io.fletch.quant.Metadata;
 import io.fletch.quant.WeightFile;
 import java.util.List;
 import java.util.Objects;
+import java.util.Optional;
 import java.util.OptionalInt;
 
 /**
@@ -16,7 +18,7 @@ import java.util.OptionalInt;
  * @param contextLength tokens the model was made for
  * @param embeddingLength width of the residual stream
  * @param vocabulary rows of the embedding matrix; 0 until known
- * @param normEps epsilon of the RMS norms
+ * @param normEps epsilon of the norms
  * @param embeddingScale factor on embeddings
  * @param logitScale factor on logits
  * @param logitSoftCap cap of the logits; 0 for none
@@ -28,6 +30,9 @@ import java.util.OptionalInt;
  * @param norm kind of the norms on the residual stream
  * @param diffusionBlock diffusion: positions per block of a block-causal model; 0 where every
  *     position sees every other
+ * @param causal whether a position sees none after it
+ * @param encoder what only models have that give hidden states and no logits
+ * @param pooling what the file says about making one vector of a text's hidden states
  * @param blocks the layers
  */
 public record HyperParameters(
@@ -46,7 +51,17 @@ public record HyperParameters(
     OptionalInt maskToken,
     Norm norm,
     int diffusionBlock,
+    boolean causal,
+    Optional<Encoder> encoder,
+    Optional<Pooling> pooling,
     List<BlockSpec> blocks) {
+  /**
+   * A model without an output matrix, whose embeddings are normalised.
+   *
+   * @param learnedPositions whether a table of positions is added to the embeddings
+   */
+  public record Encoder(boolean learnedPositions) {}
+
   /** Kinds of norms. */
   public enum Norm {
     RMS,
@@ -63,6 +78,11 @@ public record HyperParameters(
     Objects.requireNonNull(architecture, "architecture");
     Objects.requireNonNull(maskToken, "maskToken");
     Objects.requireNonNull(norm, "norm");
+    Objects.requireNonNull(encoder, "encoder");
+    Objects.requireNonNull(pooling, "pooling");
+    if (diffusion && causal) {
+      throw new FletchException("positions of a diffusion model see those after them");
+    }
     blocks = List.copyOf(blocks);
     if (diffusionBlock < 0 || diffusionBlock > 0 && !diffusion) {
       throw new FletchException(
@@ -91,6 +111,11 @@ public record HyperParameters(
     };
   }
 
+  /** Whether the file says that its vectors are what it is for, not text. */
+  public boolean isEmbedding() {
+    return encoder.isPresent() || pooling.filter(p -> p != Pooling.NONE).isPresent();
+  }
+
   HyperParameters withShapes(int newVocabulary, List<BlockSpec> newBlocks) {
     return new HyperParameters(
         architecture,
@@ -108,6 +133,9 @@ public record HyperParameters(
         maskToken,
         norm,
         diffusionBlock,
+        causal,
+        encoder,
+        pooling,
         newBlocks);
   }
 }

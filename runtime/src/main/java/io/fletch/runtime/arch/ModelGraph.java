@@ -1,5 +1,6 @@
 package io.fletch.runtime.arch;
 
+import io.fletch.FletchException;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Gate;
 import io.fletch.graph.Graph;
@@ -27,6 +28,9 @@ public final class ModelGraph {
   /** One table per distinct embedding, so that a backend computes its sines once for all layers. */
   private final Map<RopeParameters, RopeSpec> ropes = new HashMap<>();
 
+  /** Set by {@link #embeddings}. */
+  private Tensor table;
+
   private int kvLayer;
 
   private ModelGraph(HyperParameters hp, WeightTensors weights, int contextLength, String name) {
@@ -42,29 +46,39 @@ public final class ModelGraph {
    * @param hp hyper-parameters, fitted to the weights
    * @param contextLength most tokens of a session
    * @param name for printing
-   * @throws io.fletch.FletchException if a tensor is missing, has the wrong shape, or is unknown
+   * @throws io.fletch.FletchException if a tensor is missing, has the wrong shape, or is unknown, or
+   *     the model is one of embeddings
    */
   public static Graph build(
       HyperParameters hp, WeightTensors weights, int contextLength, String name) {
     return new ModelGraph(hp, weights, contextLength, name).build();
   }
 
+  /**
+   * Builds a graph that gives out the hidden states: what the output matrix would be applied to. An
+   * encoder has no other.
+   *
+   * @throws io.fletch.FletchException as {@link #build}
+   */
+  public static Graph buildHidden(
+      HyperParameters hp, WeightTensors weights, int contextLength, String name) {
+    ModelGraph g = new ModelGraph(hp, weights, contextLength, name);
+    Value x = g.body();
+    Value selected = g.graph.selectRows("selected", x);
+    Value hidden = hp.encoder().isPresent() ? selected : g.norm("output_norm", selected, 1);
+    weights.ignore("output.weight");
+    weights.checkAllUsed();
+    return g.graph.build(hidden);
+  }
+
   private Graph build() {
-    Tensor table = weights.matrix("token_embd.weight", hp.vocabulary(), hp.embeddingLength());
-    Value x = graph.embedding("embedding", table, hp.embeddingScale());
-    for (int i = 0; i < hp.blocks().size(); i++) {
-      BlockSpec block = hp.blocks().get(i);
-      if (block.norms() == Norms.PARALLEL) {
-        x = parallel(x, block, i);
-        continue;
-      }
-      if (block.attention().isPresent()) {
-        x = unit(x, block, i, block.attention().get());
-      }
-      if (block.feedForward().isPresent()) {
-        x = unit(x, block, i, block.feedForward().get());
-      }
+    if (hp.isEmbedding() || !hp.causal() && !hp.diffusion()) {
+      throw new FletchException(
+          "an embedding model gives vectors, not text: open it with Embedder.open, fletch embed or"
+              + " fletch serve: architecture="
+              + hp.architecture().id());
     }
+    Value x = body();
     Value selected = graph.selectRows("selected", x);
     Value normed = norm("output_norm", selected, 1);
     Value logits =
@@ -78,6 +92,46 @@ public final class ModelGraph {
     }
     weights.checkAllUsed();
     return graph.build(logits, normed);
+  }
+
+  private Value embeddings() {
+    table = weights.matrix("token_embd.weight", hp.vocabulary(), hp.embeddingLength());
+    Value x = graph.embedding("embedding", table, hp.embeddingScale());
+    if (hp.encoder().isEmpty()) {
+      return x;
+    }
+    // The type of the first text; there is no second one.
+    Optional<Tensor> types = weights.optionalTable("token_types.weight", hp.embeddingLength());
+    if (types.isPresent()) {
+      Value type = graph.first("token_type", types.get());
+      x = graph.add("typed_embedding", x, type, 1, Optional.empty());
+    }
+    if (hp.encoder().get().learnedPositions()) {
+      Tensor all =
+          weights.matrix("position_embd.weight", hp.contextLength(), hp.embeddingLength());
+      Value position = graph.positions("position", all);
+      x = graph.add("positioned_embedding", x, position, 1, Optional.empty());
+    }
+    return norm("token_embd_norm", x, 1);
+  }
+
+  /** The embeddings and all blocks. */
+  private Value body() {
+    Value x = embeddings();
+    for (int i = 0; i < hp.blocks().size(); i++) {
+      BlockSpec block = hp.blocks().get(i);
+      if (block.norms() == Norms.PARALLEL) {
+        x = parallel(x, block, i);
+        continue;
+      }
+      if (block.attention().isPresent()) {
+        x = unit(x, block, i, block.attention().get());
+      }
+      if (block.feedForward().isPresent()) {
+        x = unit(x, block, i, block.feedForward().get());
+      }
+    }
+    return x;
   }
 
   private Tensor output(Tensor table) {
@@ -147,7 +201,8 @@ public final class ModelGraph {
     }
     Value sum = graph.add(name + "_residual", x, branch, scale, Optional.of(gate));
     if (block.norms() == Norms.POST) {
-      sum = norm(layer + postNorm, sum, 1);
+      boolean isAttention = gate.unit() == Gate.Unit.ATTENTION;
+      sum = norm(layer + (isAttention ? "attn_output_norm" : "layer_output_norm"), sum, 1);
     }
     return block.postAddScale() == 1
         ? sum

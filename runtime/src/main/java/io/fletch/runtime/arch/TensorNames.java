@@ -4,6 +4,8 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.Set;
+import java.util.function.UnaryOperator;
 
 /**
  * From the names that the graph builder uses (those of GGUF, specs weights 1.6) to the names in a
@@ -112,9 +114,45 @@ public final class TensorNames {
               Map.entry("blk.{}.ffn_up", "model.transformer.blocks.{}.up_proj"),
               Map.entry("blk.{}.ffn_down", "model.transformer.blocks.{}.ff_out")));
 
+  /** BERT, in the names of its body alone. */
+  static final TensorNames HF_BERT =
+      new TensorNames(
+          Map.ofEntries(
+              Map.entry("token_embd", "embeddings.word_embeddings"),
+              Map.entry("token_types", "embeddings.token_type_embeddings"),
+              Map.entry("position_embd", "embeddings.position_embeddings"),
+              Map.entry("token_embd_norm", "embeddings.LayerNorm"),
+              Map.entry("blk.{}.attn_q", "encoder.layer.{}.attention.self.query"),
+              Map.entry("blk.{}.attn_k", "encoder.layer.{}.attention.self.key"),
+              Map.entry("blk.{}.attn_v", "encoder.layer.{}.attention.self.value"),
+              Map.entry("blk.{}.attn_output", "encoder.layer.{}.attention.output.dense"),
+              Map.entry(
+                  "blk.{}.attn_output_norm", "encoder.layer.{}.attention.output.LayerNorm"),
+              Map.entry("blk.{}.ffn_up", "encoder.layer.{}.intermediate.dense"),
+              Map.entry("blk.{}.ffn_down", "encoder.layer.{}.output.dense"),
+              Map.entry("blk.{}.layer_output_norm", "encoder.layer.{}.output.LayerNorm")));
+
+  /** Nomic's BERT. */
+  static final TensorNames HF_NOMIC_BERT =
+      new TensorNames(
+          Map.ofEntries(
+              Map.entry("token_embd", "embeddings.word_embeddings"),
+              Map.entry("token_types", "embeddings.token_type_embeddings"),
+              Map.entry("token_embd_norm", "emb_ln"),
+              Map.entry("blk.{}.attn_qkv", "encoder.layers.{}.attn.Wqkv"),
+              Map.entry("blk.{}.attn_output", "encoder.layers.{}.attn.out_proj"),
+              Map.entry("blk.{}.attn_output_norm", "encoder.layers.{}.norm1"),
+              Map.entry("blk.{}.ffn_up", "encoder.layers.{}.mlp.fc11"),
+              Map.entry("blk.{}.ffn_gate", "encoder.layers.{}.mlp.fc12"),
+              Map.entry("blk.{}.ffn_down", "encoder.layers.{}.mlp.fc2"),
+              Map.entry("blk.{}.layer_output_norm", "encoder.layers.{}.norm2")));
+
   /** What follows the name of a layer whose matrix is stored in parts. */
   private static final List<String> COMPRESSED =
       List.of(".sp.", ".U.", ".V.", ".A.diag_blocks", ".B.diag_blocks", ".coefficients");
+
+  private static final String WHOLE = "model.";
+  private static final String ENCODER = "bert.";
 
   private final Map<String, String> templates;
 
@@ -125,6 +163,27 @@ public final class TensorNames {
   private TensorNames with(Map<String, String> changes) {
     Map<String, String> all = new HashMap<>(templates);
     all.putAll(changes);
+    return new TensorNames(Map.copyOf(all));
+  }
+
+  /**
+   * The names as a checkpoint has them: that of a body alone lacks the {@code model.} of the whole,
+   * that of a whole encoder has {@code bert.} before the names of the body.
+   */
+  TensorNames in(Set<String> tensors) {
+    String table = fileName("token_embd.weight").orElseThrow();
+    if (tensors.contains(table)) {
+      return this;
+    }
+    if (table.startsWith(WHOLE) && tensors.contains(table.substring(WHOLE.length()))) {
+      return mapped(n -> n.startsWith(WHOLE) ? n.substring(WHOLE.length()) : n);
+    }
+    return tensors.contains(ENCODER + table) ? mapped(n -> ENCODER + n) : this;
+  }
+
+  private TensorNames mapped(UnaryOperator<String> change) {
+    Map<String, String> all = new HashMap<>(templates);
+    all.replaceAll((name, template) -> change.apply(template));
     return new TensorNames(Map.copyOf(all));
   }
 

@@ -25,9 +25,12 @@ import java.util.regex.Pattern;
  * ignores some of its weights is not that model. Used by the thread that opens the model.
  */
 public final class WeightTensors {
-  /** Left-overs of training code that inference does not need. */
+  /** Left-overs of training code that inference does not need, heads of BERT's pre-training. */
   private static final Pattern IGNORABLE =
-      Pattern.compile(".*(rotary_emb\\.inv_freq|\\.masked_bias|\\.attn_rot_embd\\.weight)");
+      Pattern.compile(
+          ".*(rotary_emb\\.inv_freq|\\.masked_bias|\\.attn_rot_embd\\.weight)"
+              + "|(bert\\.)?(pooler\\.dense\\..*|embeddings\\.position_ids)"
+              + "|cls\\.(predictions|seq_relationship)\\..*");
 
   private static final List<String> ATTENTION =
       List.of("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output");
@@ -77,7 +80,7 @@ public final class WeightTensors {
         tensors,
         switch (format) {
           case GGUF, ARROW -> TensorNames.GGUF;
-          case SAFETENSORS -> architecture.hfNames();
+          case SAFETENSORS -> architecture.hfNames().in(tensors.keySet());
         },
         derived);
   }
@@ -160,6 +163,12 @@ public final class WeightTensors {
   private LinearOp linear(String name, long in) {
     return LinearOpTensors.find(this::optional, name, in)
         .orElseGet(() -> LinearOp.dense(required(name + ".weight")));
+  }
+
+  /** A matrix of at least one row of {@code in} weights, if the file has it. */
+  Optional<Tensor> optionalTable(String name, long in) {
+    return optional(name)
+        .map(t -> check(t, t.rank() == 2 ? Math.max(1, t.rows()) : 1, in));
   }
 
   /** A vector of {@code n} weights. */

@@ -197,7 +197,7 @@ final class RouterNetwork implements TokenRouter, AutoCloseable {
       return own;
     }
     for (Op op : small.executable().graph().ops()) {
-      if (op instanceof Op.Embedding e) {
+      if (op instanceof Op.Embedding e && e.index() == Op.Embedding.Index.TOKEN) {
         return e.table();
       }
     }

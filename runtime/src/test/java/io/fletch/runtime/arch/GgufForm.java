@@ -15,6 +15,9 @@ record GgufForm(MapMetadata metadata, Map<String, Tensor> tensors) {
   private static final List<String> STEMS =
       List.of(
           "token_embd",
+          "token_embd_norm",
+          "token_types",
+          "position_embd",
           "output_norm",
           "output",
           "blk.#.attn_norm",
@@ -24,6 +27,8 @@ record GgufForm(MapMetadata metadata, Map<String, Tensor> tensors) {
           "blk.#.attn_v",
           "blk.#.attn_qkv",
           "blk.#.attn_output",
+          "blk.#.attn_output_norm",
+          "blk.#.layer_output_norm",
           "blk.#.attn_q_norm",
           "blk.#.attn_k_norm",
           "blk.#.post_attention_norm",
@@ -61,7 +66,10 @@ record GgufForm(MapMetadata metadata, Map<String, Tensor> tensors) {
       for (int i = 0; i < (stem.contains("#") ? layers : 1); i++) {
         for (String suffix : new String[] {".weight", ".bias"}) {
           String gguf = stem.replace("#", "" + i) + suffix;
-          String hf = falcon ? falcon(model, stem, i, suffix) : hf(arch, gguf);
+          String hf =
+              falcon
+                  ? falcon(model, stem, i, suffix)
+                  : arch.hfNames().in(model.weights().keySet()).fileName(gguf).orElse("");
           // OLMo 2 has no norms before its units; llama's name for one is that of a norm behind.
           boolean other = arch == Architecture.OLMO2 && stem.equals("blk.#.ffn_norm");
           if (model.weights().containsKey(hf) && !other) {
@@ -197,25 +205,30 @@ record GgufForm(MapMetadata metadata, Map<String, Tensor> tensors) {
     String at = arch.id() + ".";
     boolean falcon = arch == Architecture.FALCON;
     boolean layerNorm = arch.has(Architecture.Trait.LAYER_NORM);
+    boolean encoder = arch.has(Architecture.Trait.ENCODER);
+    Object heads = c.get("num_attention_heads");
     int hidden = number(c, "hidden_size");
     MapMetadata out =
         MapMetadata.empty()
             .with("general.architecture", arch.id())
             .with(at + "block_count", c.get("num_hidden_layers"))
-            .with(at + "context_length", 256)
+            .with(at + "context_length", encoder ? c.get("max_position_embeddings") : 256)
             .with(at + "embedding_length", hidden)
             .with(at + "feed_forward_length", falcon ? 4 * hidden : c.get("intermediate_size"))
-            .with(at + "attention.head_count", c.get("num_attention_heads"))
+            .with(at + "attention.head_count", heads)
             .with(
                 at + "attention.head_count_kv",
-                falcon ? falconKvHeads(c) : c.get("num_key_value_heads"))
+                falcon ? falconKvHeads(c) : c.getOrDefault("num_key_value_heads", heads))
             .with(
                 at
                     + (layerNorm
                         ? "attention.layer_norm_epsilon"
                         : "attention.layer_norm_rms_epsilon"),
-                1e-5)
-            .with(at + "rope.freq_base", 10000.0);
+                encoder ? 1e-12 : 1e-5)
+            .with(at + "rope.freq_base", arch == Architecture.NOMIC_BERT ? 1000.0 : 10000.0);
+    if (encoder) {
+      out.with(at + "attention.causal", false).with(at + "pooling_type", 1);
+    }
     if (c.containsKey("head_dim") && c.get("head_dim") != null) {
       out.with(at + "attention.key_length", c.get("head_dim"))
           .with(at + "attention.value_length", c.get("head_dim"));

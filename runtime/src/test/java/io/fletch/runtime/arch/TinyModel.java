@@ -13,12 +13,15 @@ import java.util.Map;
  * A model whose logits were computed by another implementation: {@code
  * runtime/src/test/python/tiny_models.py} wrote what is read here and says how weights follow from
  * names.
+ *
+ * @param hidden whether the logits are hidden states
  */
 record TinyModel(
     Map<String, Object> config,
     Map<String, float[]> weights,
     Map<String, long[]> shapes,
     int[] ids,
+    boolean hidden,
     float[][] logits) {
   static TinyModel read(String name) throws IOException {
     Map<String, Object> all;
@@ -48,6 +51,7 @@ record TinyModel(
         weights,
         shapes,
         ((List<?>) all.get("ids")).stream().mapToInt(i -> ((Number) i).intValue()).toArray(),
+        Boolean.TRUE.equals(all.get("hidden")),
         ((List<?>) all.get("logits")).stream().map(TinyModel::floats).toArray(float[][]::new));
   }
 

@@ -45,7 +45,10 @@ class TinyModelsTest {
         "llada-moe",
         "sdar",
         "sdar-moe",
-        "llada2"
+        "llada2",
+        "bert",
+        "nomic-bert",
+        "qwen3-embedding"
       })
   void logitsAreThoseOfTransformers(String name) throws IOException {
     TinyModel model = TinyModel.read(name);
@@ -82,7 +85,10 @@ class TinyModelsTest {
         "falcon-40b",
         "dream",
         "llada-moe",
-        "sdar"
+        "sdar",
+        "bert",
+        "nomic-bert",
+        "qwen3-embedding"
       })
   void logitsOfGgufAreThose(String name) throws IOException {
     TinyModel model = TinyModel.read(name.replace("-old", ""));
@@ -100,7 +106,11 @@ class TinyModelsTest {
       TensorStore store) {
     HyperParameters declared = HyperParameters.read(format, metadata);
     WeightTensors weights = WeightTensors.of(format, tensors, declared.architecture(), store);
-    Graph graph = ModelGraph.build(weights.fit(declared), weights, CONTEXT, "tiny");
+    HyperParameters hp = weights.fit(declared);
+    Graph graph =
+        model.hidden()
+            ? ModelGraph.buildHidden(hp, weights, CONTEXT, "tiny")
+            : ModelGraph.build(hp, weights, CONTEXT, "tiny");
     List<Backend> backends =
         List.of(
             new ReferenceBackend(), new CpuBackend(CpuBackend.Options.defaults().withThreads(2)));
@@ -113,7 +123,7 @@ class TinyModelsTest {
 
   private static void compare(String what, Executable e, TinyModel model, HyperParameters hp) {
     int n = model.ids().length;
-    float[] row = new float[e.graph().vocabulary()];
+    float[] row = new float[e.graph().logits().width()];
     // Falcon was trained with the exact GELU; engines of GGUF files compute its tanh form.
     double bound = model.config().get("model_type").equals("falcon") ? 5e-3 : 1e-4;
     try (KvCache kv = e.newKvCache(n, KvCache.Type.F32);
@@ -122,7 +132,7 @@ class TinyModelsTest {
       Span.Own own =
           block > 0
               ? Span.Own.BLOCK_CAUSAL
-              : hp.diffusion() ? Span.Own.BIDIRECTIONAL : Span.Own.CAUSAL;
+              : hp.causal() ? Span.Own.CAUSAL : Span.Own.BIDIRECTIONAL;
       batch.add(new Span(kv, n, 0, 0, 0, 0, 0, own, block), model.ids(), 0);
       for (int r = 0; r < n; r++) {
         batch.wantLogits(r);

@@ -115,7 +115,12 @@ class CudaFamiliesTest {
       HyperParameters declared = HyperParameters.read(file.format(), file.metadata());
       WeightTensors weights =
           WeightTensors.of(file.format(), file.tensors(), declared.architecture(), derived);
-      Graph graph = ModelGraph.build(weights.fit(declared), weights, 64, name);
+      HyperParameters hp = weights.fit(declared);
+      boolean isHidden = hp.encoder().isPresent() || name.endsWith("-embedding");
+      Graph graph =
+          isHidden
+              ? ModelGraph.buildHidden(hp, weights, 64, name)
+              : ModelGraph.build(hp, weights, 64, name);
       Backend cuda = new CudaBackend(CudaDevices.find().first(), (done, total) -> {});
       compare(run(new ReferenceBackend(), graph, declared), run(cuda, graph, declared));
     }
@@ -133,7 +138,7 @@ class CudaFamiliesTest {
       Span.Own own =
           block > 0
               ? Span.Own.BLOCK_CAUSAL
-              : hp.diffusion() ? Span.Own.BIDIRECTIONAL : Span.Own.CAUSAL;
+              : hp.causal() ? Span.Own.CAUSAL : Span.Own.BIDIRECTIONAL;
       batch.add(new Span(kv, ROWS, 0, 0, 0, 0, 0, own, block), tokens, 0);
       for (int r = 0; r < ROWS; r++) {
         batch.wantLogits(r);
