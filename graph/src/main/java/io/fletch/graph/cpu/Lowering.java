@@ -74,19 +74,22 @@ final class Lowering {
     graph
         .hidden()
         .filter(h -> !isRowWise(h))
-        .ifPresent(h -> {
-          throw new GraphException("hidden states must come out of a row-wise op: " + h.name());
-        });
+        .ifPresent(
+            h -> {
+              throw new GraphException("hidden states must come out of a row-wise op: " + h.name());
+            });
   }
 
   private boolean isRowWise(Value value) {
     return sections.stream()
-        .anyMatch(s ->
-            s instanceof Fusion.RowWise r
-                && r.steps().stream()
-                    .anyMatch(step ->
-                        step instanceof Fusion.Compute c
-                            && c.op().output().equals(Optional.of(value))));
+        .anyMatch(
+            s ->
+                s instanceof Fusion.RowWise r
+                    && r.steps().stream()
+                        .anyMatch(
+                            step ->
+                                step instanceof Fusion.Compute c
+                                    && c.op().output().equals(Optional.of(value))));
   }
 
   /** Plans for forwards of up to {@code rows} rows. */
@@ -234,9 +237,10 @@ final class Lowering {
   private int convertGate(Value in) {
     List<Integer> all =
         graph.ops().stream()
-            .filter(op ->
-                op instanceof Op.Linear l && l.in().equals(in)
-                    || op instanceof Op.ExpertLinear e && e.in().equals(in))
+            .filter(
+                op ->
+                    op instanceof Op.Linear l && l.in().equals(in)
+                        || op instanceof Op.ExpertLinear e && e.in().equals(in))
             .map(this::gate)
             .distinct()
             .toList();
@@ -245,7 +249,7 @@ final class Lowering {
 
   private RowStage.Step compute(Op op) {
     return switch (op) {
-      case Op.Embedding o -> 
+      case Op.Embedding o ->
           new RowStage.Embed(o.table(), o.index(), o.scale(), place(o.out()), gate(op));
       case Op.Input o ->
           new RowStage.Input(

@@ -46,8 +46,8 @@ public final class ModelGraph {
    * @param hp hyper-parameters, fitted to the weights
    * @param contextLength most tokens of a session
    * @param name for printing
-   * @throws io.fletch.FletchException if a tensor is missing, has the wrong shape, or is unknown, or
-   *     the model is one of embeddings
+   * @throws io.fletch.FletchException if a tensor is missing, has the wrong shape, or is unknown,
+   *     or the model is one of embeddings
    */
   public static Graph build(
       HyperParameters hp, WeightTensors weights, int contextLength, String name) {
@@ -107,8 +107,7 @@ public final class ModelGraph {
       x = graph.add("typed_embedding", x, type, 1, Optional.empty());
     }
     if (hp.encoder().get().learnedPositions()) {
-      Tensor all =
-          weights.matrix("position_embd.weight", hp.contextLength(), hp.embeddingLength());
+      Tensor all = weights.matrix("position_embd.weight", hp.contextLength(), hp.embeddingLength());
       Value position = graph.positions("position", all);
       x = graph.add("positioned_embedding", x, position, 1, Optional.empty());
     }

@@ -126,8 +126,7 @@ public final class TensorNames {
               Map.entry("blk.{}.attn_k", "encoder.layer.{}.attention.self.key"),
               Map.entry("blk.{}.attn_v", "encoder.layer.{}.attention.self.value"),
               Map.entry("blk.{}.attn_output", "encoder.layer.{}.attention.output.dense"),
-              Map.entry(
-                  "blk.{}.attn_output_norm", "encoder.layer.{}.attention.output.LayerNorm"),
+              Map.entry("blk.{}.attn_output_norm", "encoder.layer.{}.attention.output.LayerNorm"),
               Map.entry("blk.{}.ffn_up", "encoder.layer.{}.intermediate.dense"),
               Map.entry("blk.{}.ffn_down", "encoder.layer.{}.output.dense"),
               Map.entry("blk.{}.layer_output_norm", "encoder.layer.{}.output.LayerNorm")));

@@ -99,23 +99,25 @@ public final class WeightTensors {
   Optional<Tensor> optional(String name) {
     return names
         .fileName(name)
-        .map(n -> {
-          asked.add(n);
-          return tensors.get(n);
-        });
+        .map(
+            n -> {
+              asked.add(n);
+              return tensors.get(n);
+            });
   }
 
   /** The tensor. */
   Tensor required(String name) {
     return optional(name)
-        .orElseThrow(() ->
-            new FletchException(
-                "tensor missing: "
-                    + names
-                        .fileName(name)
-                        .filter(n -> !n.equals(name))
-                        .map(n -> n + " (" + name + ")")
-                        .orElse(name)));
+        .orElseThrow(
+            () ->
+                new FletchException(
+                    "tensor missing: "
+                        + names
+                            .fileName(name)
+                            .filter(n -> !n.equals(name))
+                            .map(n -> n + " (" + name + ")")
+                            .orElse(name)));
   }
 
   /** A matrix {@code [out, in]} of weights. */
@@ -167,8 +169,7 @@ public final class WeightTensors {
 
   /** A matrix of at least one row of {@code in} weights, if the file has it. */
   Optional<Tensor> optionalTable(String name, long in) {
-    return optional(name)
-        .map(t -> check(t, t.rank() == 2 ? Math.max(1, t.rows()) : 1, in));
+    return optional(name).map(t -> check(t, t.rank() == 2 ? Math.max(1, t.rows()) : 1, in));
   }
 
   /** A vector of {@code n} weights. */
@@ -271,12 +272,13 @@ public final class WeightTensors {
               + rows);
     }
     hp.maskToken()
-        .ifPresent(mask -> {
-          if (mask >= rows) {
-            throw new FletchException(
-                "mask token: expected < vocabulary=" + rows + " actual=" + mask);
-          }
-        });
+        .ifPresent(
+            mask -> {
+              if (mask >= rows) {
+                throw new FletchException(
+                    "mask token: expected < vocabulary=" + rows + " actual=" + mask);
+              }
+            });
     width = hp.embeddingLength();
     List<BlockSpec> blocks = new ArrayList<>();
     for (int i = 0; i < hp.blocks().size(); i++) {
