@@ -38,8 +38,6 @@ final class AutoregressiveGeneration implements Generation {
   private final GrammarTokens.Mask mask;
   private final Tokenizer.StreamDecoder stream;
   private final StopStrings stops;
-  private final PrefillEvent prefillEvent = new PrefillEvent();
-  private final DecodeStepEvent stepEvent = new DecodeStepEvent();
   private final DecodeCounters before;
   private final DecodeCounters smallBefore;
   private final long sparedBefore;
@@ -172,7 +170,10 @@ final class AutoregressiveGeneration implements Generation {
   private boolean prefill() {
     started = true;
     long start = System.nanoTime();
-    prefillEvent.begin();
+    PrefillEvent event = RecordedExecutable.isRecorded() ? new PrefillEvent() : null;
+    if (event != null) {
+      event.begin();
+    }
     boolean isWhole = true;
     while (prompt.length - main.length() > main.chunk()) {
       if (cancelled) {
@@ -188,25 +189,17 @@ final class AutoregressiveGeneration implements Generation {
       }
     }
     prefillNanos = System.nanoTime() - start;
-    prefillEvent.end();
-    if (prefillEvent.shouldCommit()) {
-      prefillEvent.promptTokens = prompt.length;
-      prefillEvent.reusedTokens = reused;
-      prefillEvent.commit();
+    if (event != null) {
+      event.promptTokens = prompt.length;
+      event.reusedTokens = reused;
+      event.commit();
     }
     return isWhole;
   }
 
   /** One token; empty if it gave no chunk (it ended the answer). */
   private Optional<Chunk> step() {
-    stepEvent.begin();
-    boolean isToken = decoder.next();
-    stepEvent.end();
-    if (stepEvent.shouldCommit()) {
-      stepEvent.position = decoder.history().length() - (isToken ? 1 : 0);
-      stepEvent.tokens = isToken ? 1 : 0;
-      stepEvent.commit();
-    }
+    boolean isToken = RecordedExecutable.isRecorded() ? recordedStep() : decoder.next();
     if (!isToken) {
       end(FinishReason.LENGTH);
       return Optional.empty();
@@ -232,6 +225,18 @@ final class AutoregressiveGeneration implements Generation {
       out += rest();
     }
     return Optional.of(new Chunk(List.of(id), ids.size() - 1, append(out), logprobs));
+  }
+
+  private boolean recordedStep() {
+    DecodeCounters previous = cost();
+    DecodeStepEvent event = new DecodeStepEvent();
+    event.begin();
+    boolean isToken = decoder.next();
+    event.position = decoder.history().length() - (isToken ? 1 : 0);
+    event.tokens = isToken ? 1 : 0;
+    event.commit();
+    DraftVerificationEvent.commit(previous, cost());
+    return isToken;
   }
 
   private Chunk chunk(List<Integer> newIds, String out, List<TokenLogprob> logprobs) {

@@ -7,7 +7,7 @@ import jdk.jfr.Label;
 import jdk.jfr.Name;
 import jdk.jfr.StackTrace;
 
-/** One decode step. One instance per generation is reused, so that a step allocates nothing. */
+/** One decode step. */
 @Name("fletch.DecodeStep")
 @Label("Decode Step")
 @Category("Fletch")

@@ -29,7 +29,6 @@ final class DiffusionGeneration implements Generation {
   private final boolean withLogprobs;
   private final Tokenizer.StreamDecoder stream;
   private final StopStrings stops;
-  private final DecodeStepEvent stepEvent = new DecodeStepEvent();
   private final Queue<Chunk> ready = new ArrayDeque<>();
 
   /** The answer region; -1 where nothing is committed. */
@@ -110,20 +109,24 @@ final class DiffusionGeneration implements Generation {
       return;
     }
     long start = System.nanoTime();
-    stepEvent.begin();
+    DecodeStepEvent event = RecordedExecutable.isRecorded() ? new DecodeStepEvent() : null;
+    if (event != null) {
+      event.begin();
+    }
     boolean isFirst = !started;
     if (isFirst) {
       started = true;
       decoder.start(prompt);
     }
     boolean isStep = decoder.next();
-    stepEvent.end();
-    if (stepEvent.shouldCommit()) {
-      stepEvent.position = prompt.length;
-      stepEvent.tokens = isStep ? decoder.latest().offsets().size() : 0;
-      stepEvent.commit();
-    }
+    DecodeCounters previous = counters;
     counters = decoder.counters();
+    if (event != null) {
+      event.position = prompt.length;
+      event.tokens = isStep ? decoder.latest().offsets().size() : 0;
+      event.commit();
+      DraftVerificationEvent.commit(previous, counters);
+    }
     long nanos = System.nanoTime() - start;
     if (isFirst) {
       prefillNanos += nanos;

@@ -93,15 +93,16 @@ public final class ModelLoader {
   }
 
   private static Model open(Path path, String name, ModelOptions options) {
-    ModelLoadEvent event = new ModelLoadEvent();
-    event.begin();
+    ModelLoadEvent event = RecordedExecutable.isRecorded() ? new ModelLoadEvent() : null;
+    if (event != null) {
+      event.begin();
+    }
     try {
       WeightFile file = WeightFile.open(path);
       TensorStore derived = TensorStore.create();
       try {
         LoadedModel model = load(file, derived, path, name, options);
-        event.end();
-        if (event.shouldCommit()) {
+        if (event != null) {
           event.path = path.toString();
           event.architecture = model.info().architecture();
           event.weightBytes = model.info().weightBytes();
@@ -304,6 +305,11 @@ public final class ModelLoader {
   }
 
   static Executable compile(Graph graph, int rows, ModelOptions options, WeightFile file) {
+    return new RecordedExecutable(compileUnrecorded(graph, rows, options, file));
+  }
+
+  private static Executable compileUnrecorded(
+      Graph graph, int rows, ModelOptions options, WeightFile file) {
     if (options.backend() != ModelOptions.Backend.AUTO) {
       return backend(options, file).compile(graph, rows);
     }
@@ -352,16 +358,18 @@ public final class ModelLoader {
       case VECTOR ->
           Optional.of(
               KernelSets.vector()
-                  .orElseThrow(() ->
-                      new FletchException(
-                          "kernels=VECTOR cannot run here: start Java with --add-modules"
-                              + " jdk.incubator.vector")));
+                  .orElseThrow(
+                      () ->
+                          new FletchException(
+                              "kernels=VECTOR cannot run here: start Java with --add-modules"
+                                  + " jdk.incubator.vector")));
       case NATIVE ->
           Optional.of(
               KernelSets.machineCode()
-                  .orElseThrow(() ->
-                      new FletchException(
-                          "kernels=NATIVE cannot run here: " + KernelSets.best().reason())));
+                  .orElseThrow(
+                      () ->
+                          new FletchException(
+                              "kernels=NATIVE cannot run here: " + KernelSets.best().reason())));
     };
   }
 

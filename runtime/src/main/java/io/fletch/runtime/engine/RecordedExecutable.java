@@ -1,0 +1,81 @@
+package io.fletch.runtime.engine;
+
+import io.fletch.graph.Batch;
+import io.fletch.graph.Executable;
+import io.fletch.graph.Graph;
+import io.fletch.graph.KvCache;
+import io.fletch.graph.Plan;
+import java.util.List;
+import jdk.jfr.FlightRecorder;
+
+/** An executable whose forwards and caches show in recordings of the flight recorder. */
+record RecordedExecutable(Executable executable) implements Executable {
+  /**
+   * Whether events can go anywhere. The flight recorder sets itself up when the first event class
+   * is loaded, which takes a fifth of the start of a small model: so none is before there is a
+   * recorder.
+   */
+  static boolean isRecorded() {
+    return FlightRecorder.isInitialized();
+  }
+
+  @Override
+  public Graph graph() {
+    return executable.graph();
+  }
+
+  @Override
+  public List<Plan> plans() {
+    return executable.plans();
+  }
+
+  @Override
+  public String description() {
+    return executable.description();
+  }
+
+  @Override
+  public KvCache newKvCache(int capacity, KvCache.Type type) {
+    if (!isRecorded()) {
+      return executable.newKvCache(capacity, type);
+    }
+    AllocationEvent event = new AllocationEvent();
+    event.begin();
+    KvCache cache = executable.newKvCache(capacity, type);
+    event.end();
+    if (event.shouldCommit()) {
+      event.purpose = "keys and values, " + type;
+      event.slots = capacity;
+      event.bytes = cache.bytes();
+      event.commit();
+    }
+    return cache;
+  }
+
+  @Override
+  public Batch newBatch(int maxRows, int maxLogitRows) {
+    return executable.newBatch(maxRows, maxLogitRows);
+  }
+
+  @Override
+  public void forward(Batch batch) {
+    if (!isRecorded()) {
+      executable.forward(batch);
+      return;
+    }
+    GraphReplayEvent event = new GraphReplayEvent();
+    event.begin();
+    executable.forward(batch);
+    event.end();
+    if (event.shouldCommit()) {
+      event.rows = batch.rows();
+      event.logitRows = batch.logitRows();
+      event.commit();
+    }
+  }
+
+  @Override
+  public void close() {
+    executable.close();
+  }
+}
