@@ -80,6 +80,26 @@ public interface Model extends AutoCloseable {
   String plan();
 
   /**
+   * Measures the kernels of a decode step, each by itself: their sum is more than a step takes.
+   * Empty for backends other than a GPU. Other work on the model waits meanwhile.
+   *
+   * @param context tokens that the step sees, itself included, from 1 to {@link Info#contextLength}
+   * @return one entry per kernel, the slowest first
+   * @throws FletchException if the device fails or has too little memory for the context
+   */
+  List<KernelTime> kernelTimes(int context);
+
+  /**
+   * What one kernel takes in a decode step.
+   *
+   * @param kernel its name in {@link #plan}
+   * @param launches launches per step
+   * @param micros microseconds of all of them
+   * @param weightBytes bytes of weights that they read
+   */
+  record KernelTime(String kernel, int launches, double micros, long weightBytes) {}
+
+  /**
    * Releases the weights. Closing a closed model does nothing.
    *
    * @throws IllegalStateException if sessions are open; the model stays open then

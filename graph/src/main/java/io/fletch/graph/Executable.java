@@ -32,6 +32,19 @@ public interface Executable extends AutoCloseable {
    */
   void forward(Batch batch);
 
+  /**
+   * Measures the kernels of a forward of one row, each by itself: slower in sum than the forward,
+   * in which they overlap.
+   *
+   * @param context slots that the row sees, itself included, at least 1
+   * @param type of the cache
+   * @return one entry per kernel, the slowest first; empty if the backend cannot tell
+   * @throws GraphException if a kernel failed or there is no memory for the cache
+   */
+  default List<KernelTime> kernelTimes(int context, KvCache.Type type) {
+    return List.of();
+  }
+
   @Override
   void close();
 }

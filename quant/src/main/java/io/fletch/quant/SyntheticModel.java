@@ -31,7 +31,7 @@ public final class SyntheticModel {
   /**
    * The shape of a model.
    *
-   * @param architecture {@code llama} or {@code qwen3}
+   * @param architecture {@code llama}, {@code qwen3} or {@code llada}
    * @param vocabulary number of tokens, at least 1024
    * @param llama3Rope whether the file holds the frequency factors of Llama 3.1 and later
    * @param tied whether the output reuses the embedding
@@ -106,6 +106,24 @@ public final class SyntheticModel {
             false,
             true);
 
+    /** LLaDA 8B: a diffusion model with as many key heads as heads. */
+    public static final Shape LLADA_8B =
+        new Shape(
+            "llada-8b",
+            "llada",
+            32,
+            4096,
+            12288,
+            32,
+            32,
+            128,
+            126464,
+            4096,
+            500000f,
+            false,
+            false,
+            true);
+
     /** The 15M model of the TinyStories family; its widths are no multiples of 256. */
     public static final Shape STORIES =
         new Shape(
@@ -113,9 +131,9 @@ public final class SyntheticModel {
 
     /** Checks what the other sizes rely on. */
     public Shape {
-      if (!architecture.equals("llama") && !architecture.equals("qwen3")) {
+      if (!List.of("llama", "qwen3", "llada").contains(architecture)) {
         throw new IllegalArgumentException(
-            "architecture: expected=llama or qwen3 actual=" + architecture);
+            "architecture: expected=llama, qwen3 or llada actual=" + architecture);
       }
       if (layers < 1
           || embedding < 32
@@ -138,7 +156,7 @@ public final class SyntheticModel {
 
     /** The presets. */
     public static List<Shape> presets() {
-      return List.of(LLAMA_3_2_1B, LLAMA_3_1_8B, QWEN3_8B, STORIES);
+      return List.of(LLAMA_3_2_1B, LLAMA_3_1_8B, QWEN3_8B, LLADA_8B, STORIES);
     }
 
     /**
@@ -305,9 +323,16 @@ public final class SyntheticModel {
     for (int i = 0; i < tokens.size(); i++) {
       types.add(i < words ? 1 : 3);
     }
+    boolean diffusion = s.architecture().equals("llada");
+    if (diffusion) {
+      writer
+          .put("tokenizer.ggml.mask_token_id", words + control.size())
+          .put("llada.attention.causal", false)
+          .put("diffusion.shift_logits", false);
+    }
     writer
         .put("tokenizer.ggml.model", "gpt2")
-        .put("tokenizer.ggml.pre", qwen ? "qwen2" : "llama-bpe")
+        .put("tokenizer.ggml.pre", qwen ? "qwen2" : diffusion ? "llada" : "llama-bpe")
         .putArray("tokenizer.ggml.tokens", GgufType.STRING, tokens)
         .putArray("tokenizer.ggml.token_type", GgufType.INT32, types)
         .putArray("tokenizer.ggml.merges", GgufType.STRING, merges)

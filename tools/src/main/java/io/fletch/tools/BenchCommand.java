@@ -7,11 +7,13 @@ import io.fletch.ModelOptions;
 import io.fletch.Routing;
 import io.fletch.Session;
 import io.fletch.ffm.Affinity;
+import io.fletch.ffm.device.CudaDevices;
 import io.fletch.sampling.TokenRouter;
 import io.fletch.sampling.WeightUse;
 import java.io.IOException;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -75,7 +77,9 @@ final class BenchCommand implements Command {
     after that prompt, its first token not counted): medians and ranges over the
     repetitions, after a warm-up of at least one run and one second. The share compares
     the weights that decoding reads with the read bandwidth of as many threads, measured
-    in the same process over a buffer larger than the caches. Of a diffusion model whole
+    in the same process over a buffer larger than the caches; with --device gpu with the
+    bandwidth of a copy on the device, and every kernel of a decode step is timed by
+    itself. Of a diffusion model whole
     answers are measured, with --technique, and what they cost is counted. With --small
     whole answers are measured too: with token routing, and of each model alone, in turn,
     and how much faster routing is next to how many fewer bytes it reads. Weights are
@@ -180,9 +184,13 @@ final class BenchCommand implements Command {
         }
       }
       int threads = options.threads() > 0 ? options.threads() : Affinity.physicalCores();
-      ReadBandwidth bandwidth;
-      try (Progress _ = Progress.show(io, "measuring the read bandwidth")) {
-        bandwidth = ReadBandwidth.measure(threads);
+      List<Model.KernelTime> kernels;
+      try (Progress _ = Progress.show(io, "measuring the kernels")) {
+        kernels = model.kernelTimes(Math.min(prompt + genTokens, model.info().contextLength()));
+      }
+      Bandwidth bandwidth;
+      try (Progress _ = Progress.show(io, "measuring the bandwidth")) {
+        bandwidth = kernels.isEmpty() ? Bandwidth.ofCpu(threads) : Bandwidth.ofGpu();
       }
       report(
           arguments.has("json"),
@@ -197,7 +205,8 @@ final class BenchCommand implements Command {
           genTokens,
           together.isEmpty() ? null : Samples.of(together),
           sessions,
-          bandwidth);
+          bandwidth,
+          kernels);
       return Cli.OK;
     }
   }
@@ -449,7 +458,8 @@ final class BenchCommand implements Command {
       int genTokens,
       Samples together,
       int sessions,
-      ReadBandwidth bandwidth) {
+      Bandwidth bandwidth,
+      List<Model.KernelTime> kernels) {
     Model.Info info = model.info();
     double gbps = decode == null ? Double.NaN : decode.median() * info.bytesPerToken() / 1e9;
     double share = gbps / bandwidth.gigabytesPerSecond();
@@ -478,10 +488,11 @@ final class BenchCommand implements Command {
           report.put("together_ratio", Json.rounded(together.median() / decode.median()));
         }
       }
-      report.put("read_bandwidth_gbps", Json.rounded(bandwidth.gigabytesPerSecond()));
+      report.put(bandwidth.key(), Json.rounded(bandwidth.gigabytesPerSecond()));
       if (decode != null) {
         report.put("bandwidth_share", Json.rounded(share));
       }
+      putKernels(kernels, report);
       io.println(Json.line(report));
       return;
     }
@@ -505,18 +516,94 @@ final class BenchCommand implements Command {
             sessions, together.line(), together.median() / decode.median());
       }
       io.printf(
-          "weights %6.2f GB/s, %.0f %% of the %.1f GB/s that %d thread%s read%s here",
-          gbps,
-          100 * share,
-          bandwidth.gigabytesPerSecond(),
-          threads,
-          threads == 1 ? "" : "s",
-          threads == 1 ? "s" : "");
+          "weights %6.2f GB/s, %.0f %% of the %.1f GB/s that %s",
+          gbps, 100 * share, bandwidth.gigabytesPerSecond(), bandwidth.whose());
       if (info.bytesPerToken() < bandwidth.cacheBytes()) {
         io.printf(
             "        (these weights fit into the %s of cache, so memory is not the limit)",
             Texts.bytes(bandwidth.cacheBytes()));
       }
     }
+    if (!kernels.isEmpty()) {
+      io.printf(
+          "a token is one graph launch of %d kernels; each kernel by itself:", launches(kernels));
+      io.println("   launches         us      share       GB/s  kernel");
+      double all = micros(kernels);
+      for (Model.KernelTime k : byKind(kernels)) {
+        io.printf(
+            "%11d %10.1f %8.1f %% %10s  %s",
+            k.launches(),
+            k.micros(),
+            100 * k.micros() / all,
+            k.weightBytes() == 0 ? "-" : Texts.format("%.1f", k.weightBytes() / k.micros() / 1e3),
+            k.kernel());
+      }
+      io.printf("%11d %10.1f %8.1f %%", launches(kernels), all, 100.0);
+    }
+  }
+
+  /** What decoding is compared with: the memory of the processor or that of the GPU. */
+  private record Bandwidth(double gigabytesPerSecond, long cacheBytes, String key, String whose) {
+    private static final long COPY = 256L << 20;
+
+    static Bandwidth ofCpu(int threads) {
+      ReadBandwidth read = ReadBandwidth.measure(threads);
+      String whose = threads == 1 ? "1 thread reads here" : threads + " threads read here";
+      return new Bandwidth(
+          read.gigabytesPerSecond(), read.cacheBytes(), "read_bandwidth_gbps", whose);
+    }
+
+    static Bandwidth ofGpu() {
+      DeviceCopy copy = DeviceCopy.measure(CudaDevices.find().first(), COPY);
+      return new Bandwidth(
+          copy.gigabytesPerSecond(), 0, "device_copy_gbps", "a copy on the device moves");
+    }
+  }
+
+  /** Kernels that differ in shapes alone, added up; their names end in a number. */
+  private static List<Model.KernelTime> byKind(List<Model.KernelTime> kernels) {
+    Map<String, Model.KernelTime> kinds = new LinkedHashMap<>();
+    for (Model.KernelTime k : kernels) {
+      String kind = k.kernel().replaceFirst("_\\d+$", "");
+      kinds.merge(
+          kind,
+          new Model.KernelTime(kind, k.launches(), k.micros(), k.weightBytes()),
+          (a, b) ->
+              new Model.KernelTime(
+                  kind,
+                  a.launches() + b.launches(),
+                  a.micros() + b.micros(),
+                  a.weightBytes() + b.weightBytes()));
+    }
+    return kinds.values().stream()
+        .sorted(Comparator.comparingDouble(Model.KernelTime::micros).reversed())
+        .toList();
+  }
+
+  private static int launches(List<Model.KernelTime> kernels) {
+    return kernels.stream().mapToInt(Model.KernelTime::launches).sum();
+  }
+
+  private static double micros(List<Model.KernelTime> kernels) {
+    return kernels.stream().mapToDouble(Model.KernelTime::micros).sum();
+  }
+
+  private static void putKernels(List<Model.KernelTime> kernels, Map<String, Object> report) {
+    if (kernels.isEmpty()) {
+      return;
+    }
+    report.put("graph_launches_per_token", 1);
+    report.put("kernels_per_token", launches(kernels));
+    report.put("kernel_micros", Json.rounded(micros(kernels)));
+    List<Object> list = new ArrayList<>();
+    for (Model.KernelTime k : kernels) {
+      Map<String, Object> one = new LinkedHashMap<>();
+      one.put("kernel", k.kernel());
+      one.put("launches", k.launches());
+      one.put("micros", Json.rounded(k.micros()));
+      one.put("weight_bytes", k.weightBytes());
+      list.add(one);
+    }
+    report.put("kernels", list);
   }
 }

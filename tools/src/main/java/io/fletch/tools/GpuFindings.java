@@ -4,10 +4,7 @@ import io.fletch.ffm.NativeException;
 import io.fletch.ffm.device.CudaContext;
 import io.fletch.ffm.device.CudaDevice;
 import io.fletch.ffm.device.CudaDevices;
-import io.fletch.ffm.device.CudaEvent;
 import io.fletch.ffm.device.CudaMemoryException;
-import io.fletch.ffm.device.CudaStream;
-import io.fletch.ffm.device.DeviceMemory;
 import java.util.List;
 import java.util.Map;
 
@@ -18,8 +15,6 @@ import java.util.Map;
 final class GpuFindings {
   /** Bytes of the copy that is measured: far more than the caches hold. */
   static final long COPY = 256L << 20;
-
-  private static final int COPIES = 8;
 
   private final Map<String, Object> findings;
   private final List<String> advice;
@@ -69,23 +64,9 @@ final class GpuFindings {
       CudaContext.MemoryInfo memory = context.memory();
       findings.put(
           key + "_memory_free", Texts.bytes(memory.free()) + " of " + Texts.bytes(memory.total()));
-      try (CudaStream stream = context.newStream();
-          CudaEvent start = context.newEvent(true);
-          CudaEvent end = context.newEvent(true);
-          DeviceMemory from = context.allocate(bytes);
-          DeviceMemory to = context.allocate(bytes)) {
-        stream.fill(from, 0, bytes, (byte) 1);
-        stream.copy(from, 0, to, 0, bytes);
-        stream.record(start);
-        for (int i = 0; i < COPIES; i++) {
-          stream.copy(from, 0, to, 0, bytes);
-        }
-        stream.record(end);
-        end.synchronize();
-        // Each byte is read and written.
-        double gigabytes = 2.0 * bytes * COPIES / 1e9;
-        findings.put(
-            key + "_copy", Texts.format("%.0f GB/s", gigabytes / (end.millisSince(start) / 1e3)));
+      try {
+        DeviceCopy copy = DeviceCopy.measure(context, bytes);
+        findings.put(key + "_copy", Texts.format("%.0f GB/s", copy.gigabytesPerSecond()));
       } catch (CudaMemoryException e) {
         advice.add("the GPU has no " + Texts.bytes(2 * bytes) + " free: " + e.getMessage());
       }

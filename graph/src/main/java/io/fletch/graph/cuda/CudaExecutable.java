@@ -17,6 +17,7 @@ import io.fletch.graph.Executable;
 import io.fletch.graph.Gate;
 import io.fletch.graph.Graph;
 import io.fletch.graph.GraphException;
+import io.fletch.graph.KernelTime;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.Plan;
 import io.fletch.graph.support.AbstractBatch;
@@ -65,6 +66,7 @@ final class CudaExecutable implements Executable {
   private final Deque<Runnable> owned;
   private final List<Plan> plans = new ArrayList<>();
   private final Map<Key, CudaGraphExec> replays = new HashMap<>();
+  private final Map<Key, KernelProfile> profiles = new HashMap<>();
   private final Arena arena = Arena.ofShared();
   private final MemorySegment chunk;
   private final int[] ranges = new int[8];
@@ -234,6 +236,23 @@ final class CudaExecutable implements Executable {
     }
   }
 
+  @Override
+  public List<KernelTime> kernelTimes(int slots, KvCache.Type type) {
+    try (KvCache kv = newKvCache(slots, type);
+        Batch batch = newBatch(1, 1)) {
+      kv.length(slots - 1);
+      batch.wantLogits(batch.append(kv, new int[1], 0, 1));
+      // Uploads the row's data, which the kernels then read again and again.
+      forward(batch);
+      List<KernelTime> times = new ArrayList<>();
+      locked(s -> {
+        finish();
+        times.addAll(profiles.get(new Key(bucket(1), type)).measure(context, s));
+      });
+      return List.copyOf(times);
+    }
+  }
+
   private int bucket(int rows) {
     for (int size : buckets()) {
       if (rows <= size) {
@@ -388,6 +407,7 @@ final class CudaExecutable implements Executable {
       CudaGraphExec made = captured.instantiate();
       owned.push(made::close);
       replays.put(key, made);
+      profiles.put(key, new KernelProfile(program, launches));
       return made;
     }
   }

@@ -10,6 +10,7 @@ import io.fletch.ToolCallFormat;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
+import io.fletch.graph.GraphException;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.Plan;
 import io.fletch.quant.Tensor;
@@ -430,6 +431,24 @@ final class LoadedModel implements Model {
   @Override
   public String backendDescription() {
     return executable.description();
+  }
+
+  @Override
+  public List<KernelTime> kernelTimes(int context) {
+    if (context < 1 || context > contextLength()) {
+      throw new IllegalArgumentException(
+          "context: expected in [1, " + contextLength() + "] actual=" + context);
+    }
+    sessionOpened();
+    try {
+      return executable.kernelTimes(context, kvType()).stream()
+          .map(t -> new KernelTime(t.kernel(), t.launches(), t.micros(), t.weightBytes()))
+          .toList();
+    } catch (GraphException e) {
+      throw new FletchException(name + ": " + e.getMessage(), e);
+    } finally {
+      sessionClosed();
+    }
   }
 
   @Override

@@ -32,10 +32,14 @@ import java.util.Objects;
 import java.util.Optional;
 import java.util.TreeMap;
 import java.util.concurrent.ConcurrentHashMap;
+import org.opentest4j.TestAbortedException;
 
 /**
  * The driver of a GPU that does not exist. {@link #install} puts it behind the bindings for the
  * life of the JVM; {@link #reset} starts anew with one device.
+ *
+ * <p>With {@code -Dfletch.tests.gpu=driver} it stays out of the way: the same tests run on the
+ * driver of this machine, and those that ask what only the software GPU tells are skipped.
  *
  * <p>Work is done when somebody waits for it and not before, so that a missing wait shows. Device
  * memory is host memory whose addresses kernels use as they are; each access is checked.
@@ -63,6 +67,8 @@ public final class SoftGpu {
   private static final int UNKNOWN = 999;
 
   private static final Map<String, Optional<MemorySegment>> STUBS = new ConcurrentHashMap<>();
+  private static final boolean DRIVER =
+      System.getProperty("fletch.tests.gpu", "software").equals("driver");
   private static boolean installed;
   private static volatile SoftGpu current = new SoftGpu(90, 1L << 30);
 
@@ -176,7 +182,7 @@ public final class SoftGpu {
 
   /** Puts the software GPU behind the bindings, unless that was done before. */
   public static synchronized void install() {
-    if (!installed) {
+    if (!installed && !DRIVER) {
       CudaLookup.install(SoftGpu::find);
       installed = true;
     }
@@ -195,9 +201,19 @@ public final class SoftGpu {
    */
   public static SoftGpu reset(int capability, long memory) {
     install();
+    if (capability != 90 || memory != 1L << 30) {
+      softwareOnly();
+    }
     SoftGpu gpu = new SoftGpu(capability, memory);
     current = gpu;
     return gpu;
+  }
+
+  /** Skips the calling test on a real device. */
+  private static void softwareOnly() {
+    if (DRIVER) {
+      throw new TestAbortedException("only the software GPU can do or tell this");
+    }
   }
 
   /** How many threads run the blocks of a launch that is not cooperative. */
@@ -208,6 +224,7 @@ public final class SoftGpu {
 
   /** Claims another driver version and number of devices. */
   public SoftGpu pretend(int version, int devices) {
+    softwareOnly();
     driverVersion = version;
     deviceCount = devices;
     return this;
@@ -215,6 +232,7 @@ public final class SoftGpu {
 
   /** Lets the n-th call from now (1 is the next) fail without effect. */
   public synchronized void failCall(long n, int code) {
+    softwareOnly();
     failAt = calls + n;
     failCode = code;
     failedCall = "";
@@ -227,36 +245,43 @@ public final class SoftGpu {
 
   /** Driver calls so far, without those that ask for texts of errors. */
   public synchronized long calls() {
+    softwareOnly();
     return calls;
   }
 
   /** Kernels launched by themselves (not in graphs, not recorded). */
   public synchronized long kernelLaunches() {
+    softwareOnly();
     return kernelLaunches;
   }
 
   /** Launches of graphs. */
   public synchronized long graphLaunches() {
+    softwareOnly();
     return graphLaunches;
   }
 
   /** Calls that wait for the device. */
   public synchronized long synchronisations() {
+    softwareOnly();
     return synchronisations;
   }
 
   /** Copies between host and device in either direction, and on the device. */
   public synchronized long copies() {
+    softwareOnly();
     return copies;
   }
 
   /** Instructions of warps so far. */
   public synchronized long instructions() {
+    softwareOnly();
     return instructions;
   }
 
   /** How often each kernel ran. */
   public synchronized Map<String, Integer> kernelRuns() {
+    softwareOnly();
     return new TreeMap<>(kernelRuns);
   }
 
