@@ -38,7 +38,17 @@ class GpuBenchTest {
   void benchNamesEveryKernelOfAToken() throws Exception {
     String text =
         run(
-            "bench", "--device", "gpu", "--model", "demo-small", "-p", "2", "-n", "2", "-r", "1",
+            "bench",
+            "--device",
+            "gpu",
+            "--model",
+            "demo-small",
+            "-p",
+            "2",
+            "-n",
+            "2",
+            "-r",
+            "1",
             "--json");
     Map<String, Object> report = Json.object(text.getBytes(StandardCharsets.UTF_8));
     assertEquals(1, report.get("graph_launches_per_token"));
@@ -66,9 +76,7 @@ class GpuBenchTest {
   @Test
   void aProcessorHasNoKernelTimes() {
     ModelOptions options =
-        ModelOptions.defaults()
-            .withBackend(ModelOptions.Backend.REFERENCE)
-            .withContextLength(16);
+        ModelOptions.defaults().withBackend(ModelOptions.Backend.REFERENCE).withContextLength(16);
     try (Model model = Model.demo("demo-small", options)) {
       assertEquals(List.of(), model.kernelTimes(1));
       assertThrows(IllegalArgumentException.class, () -> model.kernelTimes(0));

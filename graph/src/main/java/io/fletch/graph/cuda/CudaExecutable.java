@@ -245,10 +245,11 @@ final class CudaExecutable implements Executable {
       // Uploads the row's data, which the kernels then read again and again.
       forward(batch);
       List<KernelTime> times = new ArrayList<>();
-      locked(s -> {
-        finish();
-        times.addAll(profiles.get(new Key(bucket(1), type)).measure(context, s));
-      });
+      locked(
+          s -> {
+            finish();
+            times.addAll(profiles.get(new Key(bucket(1), type)).measure(context, s));
+          });
       return List.copyOf(times);
     }
   }
@@ -295,30 +296,31 @@ final class CudaExecutable implements Executable {
     if (!(batch instanceof CudaBatch b) || !b.isOf(this)) {
       throw new IllegalArgumentException("the batch was made by another executable: " + batch);
     }
-    locked(s -> {
-      b.checkRunnable();
-      KvCache.Type type = b.cache(0).type();
-      for (int r = 1; r < b.rows(); r++) {
-        if (b.cache(r).type() != type) {
-          throw new IllegalArgumentException(
-              "caches of one batch: expected type=" + type + " actual=" + b.cache(r).type());
-        }
-      }
-      finish();
-      if (latest != null && latest != b) {
-        latest.fetch(hostStatistics.segment(), hostControl.segment());
-        latest.keep(s, logits, hidden);
-      }
-      latest = null;
-      int rows = bucket(b.rows());
-      CudaGraphExec replay = replay(new Key(rows, type));
-      Control c = control(rows);
-      fill(b, c);
-      replay.launch(s);
-      busy = true;
-      latest = b;
-      b.queued(c);
-    });
+    locked(
+        s -> {
+          b.checkRunnable();
+          KvCache.Type type = b.cache(0).type();
+          for (int r = 1; r < b.rows(); r++) {
+            if (b.cache(r).type() != type) {
+              throw new IllegalArgumentException(
+                  "caches of one batch: expected type=" + type + " actual=" + b.cache(r).type());
+            }
+          }
+          finish();
+          if (latest != null && latest != b) {
+            latest.fetch(hostStatistics.segment(), hostControl.segment());
+            latest.keep(s, logits, hidden);
+          }
+          latest = null;
+          int rows = bucket(b.rows());
+          CudaGraphExec replay = replay(new Key(rows, type));
+          Control c = control(rows);
+          fill(b, c);
+          replay.launch(s);
+          busy = true;
+          latest = b;
+          b.queued(c);
+        });
   }
 
   /** Waits for what was queued; the pinned memory is the host's afterwards. */
@@ -396,14 +398,15 @@ final class CudaExecutable implements Executable {
     MemorySegment down =
         hostStatistics.segment().asSlice(0, (long) Emitter.STATISTICS * key.rows());
     try (CudaGraph captured =
-        stream.capture(() -> {
-          stream.upload(up, control, 0);
-          launches.forEach(l -> l.launch(stream));
-          stream.download(statistics, 0, down);
-          if (decisions > 0) {
-            stream.download(control, c.score(0), up.asSlice(c.score(0)));
-          }
-        })) {
+        stream.capture(
+            () -> {
+              stream.upload(up, control, 0);
+              launches.forEach(l -> l.launch(stream));
+              stream.download(statistics, 0, down);
+              if (decisions > 0) {
+                stream.download(control, c.score(0), up.asSlice(c.score(0)));
+              }
+            })) {
       CudaGraphExec made = captured.instantiate();
       owned.push(made::close);
       replays.put(key, made);
@@ -457,17 +460,25 @@ final class CudaExecutable implements Executable {
 
   /** Makes a batch's statistics readable. */
   void fetch(CudaBatch b) {
-    locked(s -> {
-      if (latest == b) {
-        finish();
-        b.fetch(hostStatistics.segment(), hostControl.segment());
-      }
-    });
+    locked(
+        s -> {
+          if (latest == b) {
+            finish();
+            b.fetch(hostStatistics.segment(), hostControl.segment());
+          }
+        });
   }
 
   void readLogits(CudaBatch b, int row, int from, int count, float[] dst, int at) {
-    locked(s ->
-        read(s, latest == b ? logits : b.keptLogits(), row * slotRow + 4L * from, count, dst, at));
+    locked(
+        s ->
+            read(
+                s,
+                latest == b ? logits : b.keptLogits(),
+                row * slotRow + 4L * from,
+                count,
+                dst,
+                at));
   }
 
   void readHidden(CudaBatch b, int row, int count, float[] dst) {
