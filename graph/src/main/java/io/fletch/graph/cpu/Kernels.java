@@ -39,7 +39,7 @@ public interface Kernels {
 
   /** The product kernel of a 2:4 matrix; it is for this one only. */
   default Matmul twoOfFourMatmul(SparseMatrix.TwoOfFour matrix) {
-    return new ScalarSparse.TwoOfFour(matrix);
+    return ScalarSparse.of(matrix);
   }
 
   /** Products with one weight matrix {@code [out, in]}. */

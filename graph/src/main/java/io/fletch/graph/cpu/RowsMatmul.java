@@ -3,13 +3,13 @@ package io.fletch.graph.cpu;
 import java.lang.foreign.MemorySegment;
 
 /**
- * Base of products with matrices that are no plain rows of one type: they take float32 activations,
- * pack nothing, and allow any range of outputs. What they read besides their values they hold
+ * Base of products with matrices that are no plain rows of one type: they take float32 activations
+ * unless they say otherwise, pack nothing, and allow any range of outputs. What they read besides their values they hold
  * themselves, so one object serves one matrix.
  */
 abstract class RowsMatmul implements Kernels.Matmul {
   @Override
-  public final Kernels.ActivationFormat activation() {
+  public Kernels.ActivationFormat activation() {
     return Kernels.ActivationFormat.F32;
   }
 

@@ -65,7 +65,7 @@ final class X86Kernels implements Kernels {
 
   @Override
   public Matmul twoOfFourMatmul(SparseMatrix.TwoOfFour matrix) {
-    return X86Sparse.of(matrix);
+    return X86Sparse.of(matrix, isa);
   }
 
   @Override

@@ -1,5 +1,9 @@
 package io.fletch.graph.cpu;
 
+import io.fletch.ffm.CpuFeatures;
+import io.fletch.graph.cpu.Kernels.ActivationFormat;
+import io.fletch.graph.cpu.x86.Isa;
+import io.fletch.graph.cpu.x86.SparseCodesCode;
 import io.fletch.graph.cpu.x86.SparseMatmulCode;
 import io.fletch.graph.cpu.x86.SparseMatmulCode.Kind;
 import io.fletch.quant.SparseMatrix;
@@ -14,7 +18,8 @@ import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.atomic.AtomicReferenceArray;
 
 /**
- * Products with bitmap and 2:4 matrices in machine code ({@link SparseMatmulCode}). What the code
+ * Products with bitmap and 2:4 matrices in machine code ({@link SparseMatmulCode}, {@link
+ * SparseCodesCode}). What the code
  * cannot do is left to the scalar kernel, which gives the same bits: rows at the very end of the
  * values of a bitmap, behind which the code would read.
  */
@@ -29,6 +34,8 @@ final class X86Sparse extends RowsMatmul {
   private final SparseMatrix m;
   private final TensorType type;
   private final int in;
+  private final boolean isCodes;
+  private final boolean isWide;
   private final Kernels.Matmul scalar;
   private final MemorySegment index;
   private final long indexRow;
@@ -48,7 +55,8 @@ final class X86Sparse extends RowsMatmul {
       MemorySegment index,
       long indexRow,
       long[] start,
-      Kernels.Matmul s) {
+      Kernels.Matmul s,
+      boolean wide) {
     this.kind = kind;
     this.m = m;
     this.index = index;
@@ -56,6 +64,8 @@ final class X86Sparse extends RowsMatmul {
     this.start = start;
     scalar = s;
     type = m.values().type();
+    isCodes = kind == Kind.TWO_OF_FOUR && ScalarSparse.hasCodes(type);
+    isWide = isCodes && wide;
     in = Math.toIntExact(m.in());
     long rows = m.out();
     while (start.length > 0 && rows > 0 && start[(int) rows] + 8 > m.values().elements()) {
@@ -67,15 +77,25 @@ final class X86Sparse extends RowsMatmul {
   static Kernels.Matmul of(SparseMatrix.Bitmap m) {
     Kernels.Matmul scalar = new ScalarSparse.Bitmap(m);
     return SparseMatmulCode.supports(Kind.BITMAP, m.values().type(), Math.toIntExact(m.in()))
-        ? new X86Sparse(Kind.BITMAP, m, m.mask().segment(), m.mask().cols(), m.valueStart(), scalar)
+        ? new X86Sparse(
+            Kind.BITMAP, m, m.mask().segment(), m.mask().cols(), m.valueStart(), scalar, false)
         : scalar;
   }
 
-  static Kernels.Matmul of(SparseMatrix.TwoOfFour m) {
-    Kernels.Matmul scalar = new ScalarSparse.TwoOfFour(m);
-    return SparseMatmulCode.supports(Kind.TWO_OF_FOUR, m.values().type(), Math.toIntExact(m.in()))
+  static Kernels.Matmul of(SparseMatrix.TwoOfFour m, Isa isa) {
+    Kernels.Matmul scalar = ScalarSparse.of(m);
+    TensorType type = m.values().type();
+    int in = Math.toIntExact(m.in());
+    return SparseCodesCode.supports(type, in)
+            || SparseMatmulCode.supports(Kind.TWO_OF_FOUR, type, in)
         ? new X86Sparse(
-            Kind.TWO_OF_FOUR, m, m.index().segment(), m.index().cols(), new long[0], scalar)
+            Kind.TWO_OF_FOUR,
+            m,
+            m.index().segment(),
+            m.index().cols(),
+            new long[0],
+            scalar,
+            SparseCodesCode.isWide(isa, CpuFeatures.host(), in))
         : scalar;
   }
 
@@ -94,7 +114,12 @@ final class X86Sparse extends RowsMatmul {
 
   @Override
   public String name() {
-    return ScalarSparse.name(m, "avx2");
+    return ScalarSparse.name(m, isWide ? "avx512-vbmi" : "avx2");
+  }
+
+  @Override
+  public ActivationFormat activation() {
+    return scalar.activation();
   }
 
   @Override
@@ -124,8 +149,9 @@ final class X86Sparse extends RowsMatmul {
       }
     }
     long end = Math.min(to, safe);
-    long xStride = 4 * stride(in);
-    Objects.checkFromIndexSize(xOffset, (rows - 1) * xStride + 4L * in, x.byteSize());
+    long xStride = ActivationLayout.bytes(activation(), in);
+    long last = isCodes ? ActivationLayout.scalesOffset(activation(), in) + in / 8 : 4L * in;
+    Objects.checkFromIndexSize(xOffset, (rows - 1) * xStride + last, x.byteSize());
     Objects.checkFromIndexSize(
         4 * (yOffset + from), 4 * ((rows - 1) * yStride + end - from), y.byteSize());
     Objects.checkIndex(yStride, 1 << 29);
@@ -156,11 +182,20 @@ final class X86Sparse extends RowsMatmul {
   private MemorySegment code(int tokens) {
     MemorySegment entry = code.getAcquire(tokens);
     if (entry == null) {
-      long stride = 4 * stride(in);
+      long stride = ActivationLayout.bytes(activation(), in);
       entry =
           X86Code.function(
               name() + " in=" + in + " tokens=" + tokens,
-              () -> SparseMatmulCode.emit(kind, type, in, stride, tokens, table(kind, type)));
+              () ->
+                  isCodes
+                      ? SparseCodesCode.emit(
+                          type,
+                          in,
+                          stride,
+                          ActivationLayout.scalesOffset(activation(), in),
+                          tokens,
+                          isWide)
+                      : SparseMatmulCode.emit(kind, type, in, stride, tokens, table(kind, type)));
       code.setRelease(tokens, entry);
     }
     return entry;

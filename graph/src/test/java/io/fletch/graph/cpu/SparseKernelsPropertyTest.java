@@ -52,17 +52,51 @@ class SparseKernelsPropertyTest {
       TestGraphs graphs,
       float[] x,
       int n) {
-    long stride = KernelSets.scalar().activationBytes(Kernels.ActivationFormat.F32, in) / 4;
     try (TensorStore store = TensorStore.create()) {
-      MemorySegment xs = store.allocate("x", TensorType.F32, n, stride).segment();
-      for (int r = 0; r < n; r++) {
-        MemorySegment.copy(x, r * in, xs, ValueLayout.JAVA_FLOAT, 4 * r * stride, in);
-      }
+      MemorySegment xs = activations(kernel.activation(), x, in, n, store);
       MemorySegment ys = store.allocate("y", TensorType.F32, n, out).segment();
       int cut = graphs.random().nextInt(out + 1);
       kernel.run(w, out, 0, cut, xs, 0, n, ys, 0, out);
       kernel.run(w, out, cut, out, xs, 0, n, ys, 0, out);
       return ys.toArray(ValueLayout.JAVA_FLOAT);
+    }
+  }
+
+  private static MemorySegment activations(
+      Kernels.ActivationFormat format, float[] x, int in, int n, TensorStore store) {
+    Kernels scalar = KernelSets.scalar();
+    long bytes = scalar.activationBytes(Kernels.ActivationFormat.F32, in);
+    MemorySegment floats = store.allocate("x", TensorType.I8, n, bytes).segment();
+    for (int r = 0; r < n; r++) {
+      MemorySegment.copy(x, r * in, floats, ValueLayout.JAVA_FLOAT, r * bytes, in);
+    }
+    if (format == Kernels.ActivationFormat.F32) {
+      return floats;
+    }
+    long codes = scalar.activationBytes(format, in);
+    MemorySegment to = store.allocate("q", TensorType.I8, n, codes).segment();
+    for (int r = 0; r < n; r++) {
+      scalar.quantize(format, floats, r * bytes / 4, in, to, r * codes);
+    }
+    return to;
+  }
+
+  /** What activations of a format stand for. */
+  private static float[] seen(Kernels.ActivationFormat format, float[] x, int in, int n) {
+    if (format == Kernels.ActivationFormat.F32) {
+      return x;
+    }
+    try (TensorStore store = TensorStore.create()) {
+      MemorySegment q = activations(format, x, in, n, store);
+      long bytes = KernelSets.scalar().activationBytes(format, in);
+      long scales = ActivationLayout.scalesOffset(format, in);
+      float[] all = new float[n * in];
+      for (int i = 0; i < all.length; i++) {
+        long row = i / in * bytes;
+        float d = q.get(ValueLayout.JAVA_FLOAT, row + scales + i % in / 32 * 4);
+        all[i] = d * q.get(ValueLayout.JAVA_BYTE, row + i % in);
+      }
+      return all;
     }
   }
 
@@ -126,8 +160,39 @@ class SparseKernelsPropertyTest {
       Kernels.Matmul scalar = KernelSets.scalar().twoOfFourMatmul(m);
       float[] actual = run(kernel, m.values().segment(), out, in, graphs, x, rows);
       float[] expected = run(scalar, m.values().segment(), out, in, graphs, x, rows);
+      assertEquals(scalar.activation(), kernel.activation());
       assertArrayEquals(expected, actual, kernel.name());
-      assertRight(SparseMatrix.toFloats(m), out, in, x, rows, actual);
+      float[] seen = seen(kernel.activation(), x, in, rows);
+      assertRight(SparseMatrix.toFloats(m), out, in, seen, rows, actual);
+    }
+  }
+
+  /** Specs weights 6, property 9: no sum of 16 bits overflows. */
+  @Property(tries = 20, shrinking = ShrinkingMode.OFF)
+  void extremeCodesDoNotOverflow(
+      @ForAll long seed, @ForAll("kernelSets") Kernels kernels, @ForAll boolean eight) {
+    SplittableRandom random = new SplittableRandom(seed);
+    int in = 128;
+    int out = 5;
+    TensorType type = eight ? TensorType.Q8_0 : TensorType.Q4_0;
+    try (TestGraphs graphs = new TestGraphs(seed);
+        TensorStore store = TensorStore.create()) {
+      SparseMatrix.TwoOfFour m =
+          SparseEncoder.twoOfFour(graphs.twoOfFour("w", out, in), type, store);
+      MemorySegment values = m.values().segment();
+      for (long i = 0; i < values.byteSize(); i++) {
+        if (i % type.blockBytes() >= 2) {
+          int code = eight ? (random.nextBoolean() ? -128 : 127) : random.nextInt(2) * 255;
+          values.set(ValueLayout.JAVA_BYTE, i, (byte) code);
+        }
+      }
+      float[] x = new float[in];
+      for (int i = 0; i < in; i++) {
+        x[i] = random.nextBoolean() ? 127 : -127;
+      }
+      Kernels.Matmul kernel = kernels.twoOfFourMatmul(m);
+      float[] actual = run(kernel, values, out, in, graphs, x, 1);
+      assertRight(SparseMatrix.toFloats(m), out, in, x, 1, actual);
     }
   }
 

@@ -63,8 +63,6 @@ public final class SparseMatmulCode {
   private final Vec p1 = Vec.of(32, 10);
   private final Vec t = Vec.of(32, 11);
   private final Vec u = Vec.of(32, 12);
-  private final Vec d = Vec.of(32, 13);
-  private final Vec d8 = Vec.of(32, 14);
 
   private SparseMatmulCode(
       Kind kind, TensorType type, int in, long xStride, int tokens, long table) {
@@ -91,7 +89,6 @@ public final class SparseMatmulCode {
   public static boolean supports(Kind kind, TensorType type, int in) {
     return switch (type) {
       case F32, F16, BF16 -> in % (kind == Kind.BITMAP ? 16 : 32) == 0;
-      case Q8_0, Q4_0 -> kind == Kind.TWO_OF_FOUR && in % 64 == 0;
       default -> false;
     };
   }
@@ -174,17 +171,15 @@ public final class SparseMatmulCode {
       a.vxorps(pair[1], pair[1], pair[1]);
     }
     a.mov(XP, X);
-    int step = kind == Kind.BITMAP ? 16 : type.isQuantized() ? 64 : 32;
+    int step = kind == Kind.BITMAP ? 16 : 32;
     a.mov(COUNT, (long) (in / step));
     a.align(32);
     Label loop = a.here();
     a.prefetcht0(Mem.of(W, PREFETCH));
     if (kind == Kind.BITMAP) {
       bitmapStep();
-    } else if (type.isQuantized()) {
-      quantizedStep();
     } else {
-      twoOfFourStep(0, 0);
+      twoOfFourStep();
       a.add(W, 16 * type.blockBytes());
     }
     a.add(INDEX, step / 8);
@@ -250,43 +245,23 @@ public final class SparseMatmulCode {
    * Sixteen values and 32 columns. Of eight values, the pairs are taken in the order 0, 2, 1, 3, so
    * that activations need not leave their half of a vector.
    */
-  private void twoOfFourStep(int part, int valueOffset) {
+  private void twoOfFourStep() {
     for (int half = 0; half < 2; half++) {
-      a.movzx8(TEMP, Mem.of(INDEX, 4 * part + 2 * half));
+      a.movzx8(TEMP, Mem.of(INDEX, 2 * half));
       a.shl32(TEMP, 5);
       a.vmovdqu(p0, Mem.of(TABLE, TEMP, 1, 0));
-      a.movzx8(TEMP, Mem.of(INDEX, 4 * part + 2 * half + 1));
+      a.movzx8(TEMP, Mem.of(INDEX, 2 * half + 1));
       a.shl32(TEMP, 5);
       a.vmovdqu(p1, Mem.of(TABLE, TEMP, 1, 0));
       switch (type) {
-        case Q8_0 -> {
-          a.vmovq(v.xmm(), Mem.of(W, valueOffset + 8 * half));
-          a.vpshuflw(v.xmm(), v.xmm(), PAIRS);
-          a.vpmovsxbd(v, v.xmm());
-          a.vcvtdq2ps(v, v);
-          a.vmulps(v, v, d);
-        }
-        case Q4_0 -> {
-          a.vmovq(v.xmm(), Mem.of(W, valueOffset + 8 * half));
-          a.vpshuflw(v.xmm(), v.xmm(), PAIRS);
-          a.vpmovzxbd(v, v.xmm());
-          if (part == 0) {
-            a.vpand(v, v, a.repeated(15, 32));
-          } else {
-            a.vpsrld(v, v, 4);
-          }
-          a.vcvtdq2ps(v, v);
-          // q d - 8 d is exact, as (q - 8) d is.
-          a.vfmsub213ps(v, d, d8);
-        }
-        case F32 -> a.vpermq(v, Mem.of(W, valueOffset + 32 * half), PAIRS);
+        case F32 -> a.vpermq(v, Mem.of(W, 32 * half), PAIRS);
         default -> {
-          a.vpshufd(v.xmm(), Mem.of(W, valueOffset + 16 * half), PAIRS);
+          a.vpshufd(v.xmm(), Mem.of(W, 16 * half), PAIRS);
           widen();
         }
       }
       for (int i = 0; i < tokens; i++) {
-        int at = i * xStride + 128 * part + 64 * half;
+        int at = i * xStride + 64 * half;
         a.vmovups(t, Mem.of(XP, at));
         a.vpermilps(t, t, p0);
         a.vmovups(u, Mem.of(XP, at + 32));
@@ -295,21 +270,6 @@ public final class SparseMatmulCode {
         a.vfmadd231ps(sums[i][half], v, t);
       }
     }
-  }
-
-  /** A block of 32 values. */
-  private void quantizedStep() {
-    a.movzx16(TEMP, Mem.of(W));
-    a.vmovd(d.xmm(), TEMP);
-    a.vcvtph2ps(d.xmm(), d.xmm());
-    a.vbroadcastss(d, d.xmm());
-    boolean four = type == TensorType.Q4_0;
-    if (four) {
-      a.vmulps(d8, d, a.repeated(Float.floatToRawIntBits(8f), 32));
-    }
-    twoOfFourStep(0, 2);
-    twoOfFourStep(1, four ? 2 : 18);
-    a.add(W, type.blockBytes());
   }
 
   /** Adds the partial sums by halving and stores the result. */
