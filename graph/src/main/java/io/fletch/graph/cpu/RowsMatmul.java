@@ -4,8 +4,8 @@ import java.lang.foreign.MemorySegment;
 
 /**
  * Base of products with matrices that are no plain rows of one type: they take float32 activations
- * unless they say otherwise, pack nothing, and allow any range of outputs. What they read besides their values they hold
- * themselves, so one object serves one matrix.
+ * unless they say otherwise, pack nothing, and allow any range of outputs. What they read besides
+ * their values they hold themselves, so one object serves one matrix.
  */
 abstract class RowsMatmul implements Kernels.Matmul {
   @Override

@@ -17,10 +17,10 @@ import java.util.Locale;
  * value to partial sum {@code k mod 16} with its bits 1 and 2 exchanged. Values count as float32,
  * exactly as {@link Dequantizer} has them.
  *
- * <p>2:4 with Q8_0 or Q4_0 values takes 8-bit activations: with {@code s} the integer sum
- * over values {@code 4 l .. 4 l + 3} of block {@code b} of 32 values, partial sum {@code i = l + 8
- * (b mod 2)} takes the blocks in ascending order with {@code acc_i = fma(dW * dX, (float) s,
- * acc_i)}, where {@code dX} is the scale of the 32 columns that these values are of.
+ * <p>2:4 with Q8_0 or Q4_0 values takes 8-bit activations: with {@code s} the integer sum over
+ * values {@code 4 l .. 4 l + 3} of block {@code b} of 32 values, partial sum {@code i = l + 8 (b
+ * mod 2)} takes the blocks in ascending order with {@code acc_i = fma(dW * dX, (float) s, acc_i)},
+ * where {@code dX} is the scale of the 32 columns that these values are of.
  */
 final class ScalarSparse {
   private ScalarSparse() {}

@@ -19,9 +19,8 @@ import java.util.concurrent.atomic.AtomicReferenceArray;
 
 /**
  * Products with bitmap and 2:4 matrices in machine code ({@link SparseMatmulCode}, {@link
- * SparseCodesCode}). What the code
- * cannot do is left to the scalar kernel, which gives the same bits: rows at the very end of the
- * values of a bitmap, behind which the code would read.
+ * SparseCodesCode}). What the code cannot do is left to the scalar kernel, which gives the same
+ * bits: rows at the very end of the values of a bitmap, behind which the code would read.
  */
 final class X86Sparse extends RowsMatmul {
   /** Weights that stay in the level-2 cache while several tiles of activations pass over them. */

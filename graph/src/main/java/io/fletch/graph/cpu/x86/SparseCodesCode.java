@@ -13,8 +13,8 @@ import io.fletch.ffm.x86.Zmm;
 import io.fletch.quant.TensorType;
 
 /**
- * Generates products of 2:4 matrices with Q8_0 or Q4_0 values and 8-bit activations, in the order of
- * operations of the scalar kernel.
+ * Generates products of 2:4 matrices with Q8_0 or Q4_0 values and 8-bit activations, in the order
+ * of operations of the scalar kernel.
  *
  * <p>The index of a group of four is two numbers of two bits, and those of 64 columns are a stream
  * of 32 such numbers: one load, two byte shuffles and a few bit operations make a shuffle of them
