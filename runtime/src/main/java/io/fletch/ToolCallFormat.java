@@ -1,8 +1,10 @@
 package io.fletch;
 
 import com.fasterxml.jackson.jr.ob.JSON;
+import io.fletch.sampling.Grammar;
 import java.io.IOException;
 import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
@@ -62,6 +64,93 @@ public enum ToolCallFormat {
       case LLAMA3 -> llama3(text);
       case MISTRAL -> mistral(text);
     };
+  }
+
+  /**
+   * Answers that are a call of one of some tools and nothing else.
+   *
+   * @param tools the JSON schemas of the arguments, as parsed JSON, by the names of the tools; one
+   *     or more
+   * @throws io.fletch.sampling.SamplingException for keywords of a schema that cannot be
+   *     guaranteed, see {@link Grammar#ofJsonSchema}
+   */
+  public Grammar grammar(Map<String, ?> tools) {
+    if (tools.isEmpty()) {
+      throw new IllegalArgumentException("tools: expected=one or more actual=none");
+    }
+    String key = this == LLAMA3 ? "parameters" : "arguments";
+    StringBuilder calls = new StringBuilder();
+    StringBuilder rules = new StringBuilder();
+    int index = 0;
+    for (Map.Entry<String, ?> tool : tools.entrySet()) {
+      // The schema stays a whole of its own: its references point to its root.
+      String prefix = "t" + index++;
+      String name = Grammar.ofJsonSchema(Map.of("const", tool.getKey())).part(prefix + "-name");
+      if (!(tool.getValue() instanceof Map<?, ?> schema)) {
+        throw new IllegalArgumentException(
+            "tool " + tool.getKey() + ": expected=a JSON object actual=" + tool.getValue());
+      }
+      Map<String, Object> copy = new LinkedHashMap<>();
+      schema.forEach((k, v) -> copy.put(String.valueOf(k), v));
+      calls
+          .append(index == 1 ? "" : " | ")
+          .append("\"{\\\"name\\\": \" ")
+          .append(prefix)
+          .append("-name-root \", \\\"")
+          .append(key)
+          .append("\\\": \" ")
+          .append(prefix)
+          .append("-root \"}\"");
+      rules.append(name).append('\n').append(Grammar.ofJsonSchema(copy).part(prefix)).append('\n');
+    }
+    String root =
+        switch (this) {
+          case HERMES -> "\"<tool_call>\\n\" call \"\\n</tool_call>\"";
+          case LLAMA3 -> "call";
+          case MISTRAL -> "\"[TOOL_CALLS] [\" call \"]\"";
+        };
+    return Grammar.parse("root ::= " + root + "\ncall ::= " + calls + "\n" + rules);
+  }
+
+  /**
+   * How much of the beginning of an unfinished answer is text whatever comes: what may become a
+   * call is left out. For streams; {@link #parse} has the last word at the end.
+   *
+   * @param text the answer so far
+   * @return a number of characters, which never falls as the text grows
+   */
+  public int plainLength(String text) {
+    return switch (this) {
+      case HERMES -> before("<tool_call>", text);
+      case MISTRAL -> before("[TOOL_CALLS]", text);
+      case LLAMA3 -> {
+        int start = skipBlanks(text, 0);
+        boolean isOpen =
+            start == text.length()
+                || text.charAt(start) == '{'
+                || text.startsWith(PYTHON_TAG, start)
+                || PYTHON_TAG.startsWith(text.substring(start));
+        yield isOpen ? 0 : text.length();
+      }
+    };
+  }
+
+  /** The length without the first marker, or without an end that may become one. */
+  private static int before(String marker, String text) {
+    int found = text.indexOf(marker);
+    int end = found;
+    if (found < 0) {
+      int n = Math.min(marker.length() - 1, text.length());
+      while (!text.endsWith(marker.substring(0, n))) {
+        n--;
+      }
+      end = text.length() - n;
+    }
+    // Blanks before a call are no content.
+    while (end > 0 && Character.isWhitespace(text.charAt(end - 1))) {
+      end--;
+    }
+    return end;
   }
 
   private static Parsed hermes(String text) {

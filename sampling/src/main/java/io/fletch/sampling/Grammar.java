@@ -50,6 +50,55 @@ public final class Grammar {
     return ofJsonSchema(Map.of("type", "object"));
   }
 
+  /** The texts of this grammar and those of another. */
+  public Grammar or(Grammar other) {
+    return new Grammar(
+        "root ::= a-root | b-root\n" + renamed("a-", text) + "\n" + renamed("b-", other.text));
+  }
+
+  /**
+   * The grammar as a rule to be put into a larger GBNF text: {@code prefix-root} and all rules that
+   * it needs, renamed in the same way.
+   *
+   * @param prefix a letter and then letters, digits or hyphens
+   */
+  public String part(String prefix) {
+    if (!prefix.matches("[a-zA-Z][a-zA-Z0-9-]*")) {
+      throw new IllegalArgumentException(
+          "prefix: expected=a letter, then letters, digits or hyphens actual=" + prefix);
+    }
+    return renamed(prefix + "-", text);
+  }
+
+  /** Puts a prefix before every name, which is what stands outside of texts and classes. */
+  private static String renamed(String prefix, String gbnf) {
+    StringBuilder out = new StringBuilder(gbnf.length() * 2);
+    for (int i = 0; i < gbnf.length(); ) {
+      char c = gbnf.charAt(i);
+      int end = i + 1;
+      if (c == '"' || c == '[') {
+        char close = c == '"' ? '"' : ']';
+        while (gbnf.charAt(end) != close) {
+          end += gbnf.charAt(end) == '\\' ? 2 : 1;
+        }
+        end++;
+      } else if (c == '{') {
+        end = gbnf.indexOf('}', i) + 1;
+      } else if (c == '#') {
+        int line = gbnf.indexOf('\n', i);
+        end = line < 0 ? gbnf.length() : line;
+      } else if (GrammarParser.isName(c)) {
+        out.append(prefix);
+        while (end < gbnf.length() && GrammarParser.isName(gbnf.charAt(end))) {
+          end++;
+        }
+      }
+      out.append(gbnf, i, end);
+      i = end;
+    }
+    return out.toString();
+  }
+
   /** The grammar as GBNF. */
   public String text() {
     return text;

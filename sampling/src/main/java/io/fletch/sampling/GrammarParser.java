@@ -48,12 +48,13 @@ final class GrammarParser {
       at = text.length();
       throw error("a rule named root", "none");
     }
-    firstUse.forEach((rule, position) -> {
-      if (!rules.isDefined(rule)) {
-        at = position;
-        throw error("a rule that is defined", name());
-      }
-    });
+    firstUse.forEach(
+        (rule, position) -> {
+          if (!rules.isDefined(rule)) {
+            at = position;
+            throw error("a rule that is defined", name());
+          }
+        });
     return rules.build(root);
   }
 
@@ -319,7 +320,7 @@ final class GrammarParser {
     return (int) value;
   }
 
-  private static boolean isName(char c) {
+  static boolean isName(char c) {
     return c >= 'a' && c <= 'z'
         || c >= 'A' && c <= 'Z'
         || c >= '0' && c <= '9'

@@ -374,4 +374,21 @@ class GrammarTest {
       assertThrows(SamplingException.class, () -> Grammar.ofJsonSchema(schema), schema.toString());
     }
   }
+
+  @Test
+  void eitherOfTwoGrammars() {
+    String names = "root ::= \"root [\" x \"]\" # x\nx ::= [x\\]]{1,2} | \"\\\"root\"";
+    Grammar both =
+        Grammar.parse(names).or(Grammar.ofJsonSchema(map("type", "integer", "minimum", 0)));
+    for (String good : List.of("root [x]", "root []x]", "root [\"root]", "7", "120")) {
+      assertEquals(1, status(new GrammarTokens(both, octets(), new int[] {END}), good), good);
+    }
+    for (String bad : List.of("root [xxx]", "-1", "7root", "a-root")) {
+      assertEquals(-1, status(new GrammarTokens(both, octets(), new int[] {END}), bad), bad);
+    }
+    assertEquals(
+        Grammar.parse("root ::= p-root\n" + Grammar.parse("root ::= \"a\"").part("p")).text(),
+        "root ::= p-root\np-root ::= \"a\"");
+    assertThrows(IllegalArgumentException.class, () -> both.part("1 x"));
+  }
 }

@@ -1,10 +1,13 @@
 package io.fletch.runtime.engine;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.ToolCallFormat;
 import io.fletch.ToolCallFormat.Call;
 import java.util.List;
+import java.util.Map;
 import java.util.Optional;
 import org.junit.jupiter.api.Test;
 
@@ -81,5 +84,43 @@ class ToolCallFormatTest {
         Optional.of(ToolCallFormat.LLAMA3),
         ToolCallFormat.of("<|start_header_id|> {% if tools %}"));
     assertEquals(Optional.empty(), ToolCallFormat.of("{{ messages }}"));
+  }
+
+  @Test
+  void plainTextIsWhatCannotBecomeACall() {
+    for (ToolCallFormat f : List.of(ToolCallFormat.HERMES, ToolCallFormat.MISTRAL)) {
+      String marker = f == ToolCallFormat.HERMES ? "<tool_call>" : "[TOOL_CALLS]";
+      assertEquals(0, f.plainLength(""));
+      assertEquals(2, f.plainLength("Ok  "));
+      assertEquals(5, f.plainLength("a " + marker.charAt(0) + " b"));
+      for (int n = 1; n <= marker.length(); n++) {
+        assertEquals(2, f.plainLength("Ok\n" + marker.substring(0, n)), marker.substring(0, n));
+      }
+      assertEquals(2, f.plainLength("Ok\n" + marker + " and more"));
+    }
+    assertEquals(0, ToolCallFormat.LLAMA3.plainLength(" {\"name"));
+    assertEquals(0, ToolCallFormat.LLAMA3.plainLength("<|pyth"));
+    assertEquals(0, ToolCallFormat.LLAMA3.plainLength("<|python_tag|>x"));
+    assertEquals(7, ToolCallFormat.LLAMA3.plainLength("Hello {"));
+  }
+
+  @Test
+  void grammarsOfCallsParse() {
+    Map<String, Object> tree =
+        Map.of(
+            "$defs",
+            Map.of("n", Map.of("type", "array", "items", Map.of("$ref", "#/$defs/n"))),
+            "type",
+            "object",
+            "properties",
+            Map.of("t", Map.of("$ref", "#/$defs/n")),
+            "required",
+            List.of("t"));
+    for (ToolCallFormat f : ToolCallFormat.values()) {
+      String text = f.grammar(Map.of("a.b", tree, "q", Map.of("type", "object"))).text();
+      assertTrue(text.contains("a.b"), text);
+      assertThrows(IllegalArgumentException.class, () -> f.grammar(Map.of()));
+      assertThrows(IllegalArgumentException.class, () -> f.grammar(Map.of("a", 7)));
+    }
   }
 }

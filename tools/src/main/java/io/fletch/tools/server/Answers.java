@@ -4,6 +4,7 @@ import io.fletch.Generation;
 import io.fletch.Generation.TokenLogprob;
 import io.fletch.Tokenizer;
 import io.fletch.ToolCallFormat;
+import io.fletch.ToolCallReader;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
@@ -21,12 +22,14 @@ final class Answers {
   private final Tokenizer tokenizer;
   private final String id;
   private final long created = System.currentTimeMillis() / 1000;
+  private final ToolCallReader reader;
   private int textOffset;
 
   Answers(Request request, String model, Tokenizer tokenizer) {
     this.request = request;
     this.model = model;
     this.tokenizer = tokenizer;
+    reader = request.tools().map(format -> new ToolCallReader(format, tokenizer)).orElse(null);
     id = (request.chat() ? "chatcmpl-" : "cmpl-") + UUID.randomUUID().toString().replace("-", "");
   }
 
@@ -83,15 +86,9 @@ final class Answers {
   }
 
   private ToolCallFormat.Parsed parsed(Generation.Result result) {
-    return request
-        .tools()
-        .map(format -> {
-          String text =
-              tokenizer.decode(result.ids().stream().mapToInt(Integer::intValue).toArray(), true);
-          ToolCallFormat.Parsed out = format.parse(text);
-          return out.calls().isEmpty() ? new ToolCallFormat.Parsed(result.text(), List.of()) : out;
-        })
-        .orElseGet(() -> new ToolCallFormat.Parsed(result.text(), List.of()));
+    return reader == null
+        ? new ToolCallFormat.Parsed(result.text(), List.of())
+        : reader.parse(result);
   }
 
   private static List<Object> calls(ToolCallFormat.Parsed parsed, boolean indexed) {
@@ -148,8 +145,16 @@ final class Answers {
     return chunk(delta, null, null);
   }
 
-  /** A piece of text. */
-  Map<String, Object> piece(String text, List<TokenLogprob> logprobs) {
+  /**
+   * A piece of the answer; null if it has nothing to say. With tools, text that may be a call
+   * waits.
+   */
+  Map<String, Object> piece(Generation.Chunk chunk) {
+    String text = reader == null ? chunk.text() : reader.accept(chunk);
+    return text.isEmpty() && chunk.logprobs().isEmpty() ? null : piece(text, chunk.logprobs());
+  }
+
+  private Map<String, Object> piece(String text, List<TokenLogprob> logprobs) {
     return chunk(request.chat() ? Map.of("content", text) : text, logprobs(logprobs), null);
   }
 
@@ -160,8 +165,9 @@ final class Answers {
     if (request.tools().isPresent()) {
       ToolCallFormat.Parsed parsed = parsed(result);
       calls = !parsed.calls().isEmpty();
-      if (!parsed.content().isEmpty()) {
-        out.add(piece(parsed.content(), List.of()));
+      String rest = reader.rest(parsed);
+      if (!rest.isEmpty()) {
+        out.add(piece(rest, List.of()));
       }
       if (calls) {
         out.add(chunk(Map.of("tool_calls", calls(parsed, true)), null, null));

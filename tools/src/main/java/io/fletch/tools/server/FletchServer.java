@@ -10,6 +10,7 @@ import io.fletch.GenerationOptions;
 import io.fletch.Model;
 import io.fletch.Routing;
 import io.fletch.Session;
+import io.fletch.SessionPool;
 import io.fletch.sampling.DecodeCounters;
 import io.fletch.sampling.SamplingOptions;
 import java.io.IOException;
@@ -256,9 +257,12 @@ public final class FletchServer implements AutoCloseable {
       try {
         Route found =
             route(exchange.getRequestURI().getPath())
-                .orElseThrow(() ->
-                    ApiException.of(
-                        404, "not_found", "no such path: " + exchange.getRequestURI().getPath()));
+                .orElseThrow(
+                    () ->
+                        ApiException.of(
+                            404,
+                            "not_found",
+                            "no such path: " + exchange.getRequestURI().getPath()));
         route = found.name();
         guard(exchange, found);
         String method = exchange.getRequestMethod();
@@ -296,10 +300,11 @@ public final class FletchServer implements AutoCloseable {
     Headers in = exchange.getRequestHeaders();
     options
         .corsOrigin()
-        .ifPresent(origin -> {
-          exchange.getResponseHeaders().set("Access-Control-Allow-Origin", origin);
-          exchange.getResponseHeaders().set("Vary", "Origin");
-        });
+        .ifPresent(
+            origin -> {
+              exchange.getResponseHeaders().set("Access-Control-Allow-Origin", origin);
+              exchange.getResponseHeaders().set("Vary", "Origin");
+            });
     exchange.getResponseHeaders().set("X-Content-Type-Options", "nosniff");
     // A page of another site that points its name at this machine must not get in.
     if (options.address().getAddress().isLoopbackAddress() && !isLocal(in.getFirst("Host"))) {
@@ -456,7 +461,7 @@ public final class FletchServer implements AutoCloseable {
     acquire(deadline);
     try {
       metrics.active.incrementAndGet();
-      Session session = sessions.take(request.prompt());
+      Session session = take(request.prompt());
       boolean isSound = false;
       try {
         generate(exchange, request, session, deadline);
@@ -475,6 +480,17 @@ public final class FletchServer implements AutoCloseable {
     } finally {
       metrics.active.decrementAndGet();
       slots.release();
+    }
+  }
+
+  private Session take(int[] prompt) {
+    try {
+      return sessions.take(prompt);
+    } catch (IllegalStateException e) {
+      if (draining) {
+        throw ApiException.of(503, "shutting_down", "the server is shutting down");
+      }
+      throw e;
     }
   }
 
@@ -584,16 +600,14 @@ public final class FletchServer implements AutoCloseable {
       event(out, begin);
     }
     try {
-      // With tools the text is known only at the end: it may be a call.
-      boolean isHeld = request.tools().isPresent();
       while (hasNext(generation, deadline)) {
-        Generation.Chunk chunk = generation.next();
-        if (isHeld) {
+        Map<String, Object> piece = answers.piece(generation.next());
+        if (piece != null) {
+          event(out, piece);
+        } else {
           // Nothing to say yet; a comment finds out whether the client is still there.
           out.write(": \n\n".getBytes(StandardCharsets.UTF_8));
           out.flush();
-        } else if (!chunk.text().isEmpty() || !chunk.logprobs().isEmpty()) {
-          event(out, answers.piece(chunk.text(), chunk.logprobs()));
         }
       }
       for (Map<String, Object> last : answers.end(generation.result())) {

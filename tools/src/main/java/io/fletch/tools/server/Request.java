@@ -100,6 +100,9 @@ record Request(
           throw ApiException.invalid("tool_choice", "tool_choice excludes response_format");
         }
         grammar = tools.grammar();
+      } else if (grammar.isPresent() && tools.format().isPresent()) {
+        // The answer is a call or has the form that is asked for.
+        grammar = Optional.of(grammar.get().or(tools.format().get().grammar(tools.schemas())));
       }
       if (grammar.isPresent()) {
         options = options.withGrammar(grammar.get());
@@ -301,7 +304,10 @@ record Request(
 
   /** The tools of a request: what the template sees, and the grammar of a call that is demanded. */
   private record Tools(
-      List<Object> tools, Optional<ToolCallFormat> format, Optional<Grammar> grammar) {
+      List<Object> tools,
+      Map<String, Object> schemas,
+      Optional<ToolCallFormat> format,
+      Optional<Grammar> grammar) {
     static Tools of(Wire body, Model model) {
       List<Object> tools = new ArrayList<>();
       Map<String, Object> schemas = new LinkedHashMap<>();
@@ -341,48 +347,27 @@ record Request(
         if (tools.isEmpty() && choice.equals("required")) {
           throw ApiException.invalid("tool_choice", "tool_choice: there are no tools");
         }
-        return new Tools(List.of(), Optional.empty(), Optional.empty());
+        return new Tools(List.of(), Map.of(), Optional.empty(), Optional.empty());
       }
       ToolCallFormat format =
           model
               .toolCallFormat()
-              .orElseThrow(() ->
-                  ApiException.invalid(
-                      "tools", "the chat template of model " + model.name() + " knows no tools"));
+              .orElseThrow(
+                  () ->
+                      ApiException.invalid(
+                          "tools",
+                          "the chat template of model " + model.name() + " knows no tools"));
       if (!choice.equals("required")) {
-        return new Tools(tools, Optional.of(format), Optional.empty());
+        return new Tools(tools, schemas, Optional.of(format), Optional.empty());
       }
-      String arguments = format == ToolCallFormat.LLAMA3 ? "parameters" : "arguments";
-      List<Object> branches = new ArrayList<>();
-      for (Map.Entry<String, Object> e : schemas.entrySet()) {
-        if (named == null || named.equals(e.getKey())) {
-          Map<String, Object> properties = new LinkedHashMap<>();
-          properties.put("name", Map.of("const", e.getKey()));
-          properties.put(arguments, e.getValue());
-          branches.add(
-              Map.of(
-                  "type",
-                  "object",
-                  "properties",
-                  properties,
-                  "required",
-                  List.of("name", arguments)));
-        }
+      if (named != null) {
+        schemas.keySet().retainAll(Set.of(named));
       }
-      String call;
       try {
-        call = Grammar.ofJsonSchema(Map.of("anyOf", branches)).text();
+        return new Tools(tools, schemas, Optional.of(format), Optional.of(format.grammar(schemas)));
       } catch (SamplingException e) {
         throw ApiException.invalid("tools", "tool_choice required: " + e.getMessage());
       }
-      String root =
-          switch (format) {
-            case HERMES -> "\"<tool_call>\\n\" call \"\\n</tool_call>\"";
-            case LLAMA3 -> "call";
-            case MISTRAL -> "\"[TOOL_CALLS] [\" call \"]\"";
-          };
-      String text = "root ::= " + root + "\n" + call.replaceFirst("root ::=", "call ::=");
-      return new Tools(tools, Optional.of(format), Optional.of(Grammar.parse(text)));
     }
   }
 }

@@ -627,11 +627,23 @@ class FletchServerTest {
           Map<String, Object> a = ok("/v1/chat/completions", "{" + body);
           assertEquals(ANSWER, at(a, "choices", 0, "message", "content"));
           StringBuilder text = new StringBuilder();
+          int pieces = 0;
           for (Map<String, Object> c : stream("/v1/chat/completions", "{\"stream\":true," + body)) {
             Object piece = at(c, "choices", 0, "delta", "content");
             text.append(piece == null ? "" : piece);
+            pieces++;
           }
           assertEquals(ANSWER, text.toString());
+          assertTrue(pieces > 10, "text that is no call is not held back: " + pieces);
+          // Both may come of it: a call, or JSON.
+          Map<String, Object> either =
+              ok(
+                  "/v1/chat/completions",
+                  "{\"max_tokens\":30,\"response_format\":{\"type\":\"json_object\"}," + body);
+          Object content = at(either, "choices", 0, "message", "content");
+          assertTrue(
+              content == null || content.toString().matches("(?s)(\\{|<tool_call>).*"),
+              either.toString());
         }
         ok(
             "/v1/chat/completions",

@@ -1,0 +1,63 @@
+package io.fletch;
+
+import java.util.Objects;
+
+/**
+ * Reads an answer that may call tools while it is generated: text that can no longer become a call
+ * is given out at once, calls come at the end, when they are whole. One per answer; used by the
+ * thread that reads the answer.
+ */
+public final class ToolCallReader {
+  private final ToolCallFormat format;
+  private final Tokenizer tokenizer;
+  private final StringBuilder text = new StringBuilder();
+  private int given;
+
+  /** After a control token, which a call may begin with: the text is not decided before the end. */
+  private boolean isHeld;
+
+  /** Makes a reader of one answer. */
+  public ToolCallReader(ToolCallFormat format, Tokenizer tokenizer) {
+    this.format = Objects.requireNonNull(format, "format");
+    this.tokenizer = Objects.requireNonNull(tokenizer, "tokenizer");
+  }
+
+  /**
+   * Takes the next chunk.
+   *
+   * @return more of the answer's text, often empty
+   */
+  public String accept(Generation.Chunk chunk) {
+    isHeld |= chunk.ids().stream().anyMatch(tokenizer::isSpecial);
+    text.append(chunk.text());
+    if (isHeld) {
+      return "";
+    }
+    int end = format.plainLength(text.toString());
+    String out = text.substring(given, end);
+    given = end;
+    return out;
+  }
+
+  /**
+   * Takes the whole answer, after its last chunk or instead of chunks.
+   *
+   * @return its text besides the calls, and the calls
+   */
+  public ToolCallFormat.Parsed parse(Generation.Result result) {
+    int[] ids = result.ids().stream().mapToInt(Integer::intValue).toArray();
+    ToolCallFormat.Parsed out = format.parse(tokenizer.decode(ids, true));
+    // Without a call the answer is what it would be without tools.
+    return out.calls().isEmpty() ? new ToolCallFormat.Parsed(result.text(), out.calls()) : out;
+  }
+
+  /** The text of a parsed answer that {@link #accept} has not given. */
+  public String rest(ToolCallFormat.Parsed parsed) {
+    String before = text.substring(0, given);
+    if (!parsed.calls().isEmpty()) {
+      // Content next to calls has no blanks around it.
+      before = before.strip();
+    }
+    return parsed.content().startsWith(before) ? parsed.content().substring(before.length()) : "";
+  }
+}
