@@ -145,12 +145,15 @@ final class CudaBatch extends AbstractBatch {
   @Override
   protected void release() {
     owner.forget(this);
-    if (ownLogits != null) {
-      owner.release(ownLogits);
+    try {
+      if (ownLogits != null) {
+        owner.release(ownLogits);
+      }
+    } finally {
+      if (ownHidden != null) {
+        owner.release(ownHidden);
+      }
       ownLogits = null;
-    }
-    if (ownHidden != null) {
-      owner.release(ownHidden);
       ownHidden = null;
     }
   }

@@ -85,7 +85,7 @@ final class CudaExecutable implements Executable {
     Deque<Runnable> owned = new ArrayDeque<>();
     try {
       CudaContext context = CudaContext.open(device);
-      owned.push(context::close);
+      owned.push(() -> close(context));
       return new CudaExecutable(graph, stored, maxRows, context, weights, progress, owned);
     } catch (CudaException e) {
       free(owned);
@@ -279,7 +279,12 @@ final class CudaExecutable implements Executable {
     }
     long slotBytes = slot;
     DeviceMemory memory = allocate(Math.max(1, Math.multiplyExact(slotBytes, capacity)));
-    locked(s -> s.fill(memory, 0, memory.bytes(), (byte) 0));
+    try {
+      locked(s -> s.fill(memory, 0, memory.bytes(), (byte) 0));
+    } catch (RuntimeException e) {
+      memory.close();
+      throw e;
+    }
     return new CudaKvCache(this, capacity, type, memory, slotBytes);
   }
 
@@ -449,10 +454,15 @@ final class CudaExecutable implements Executable {
     turn.lock();
     try {
       if (!closed) {
-        stream.synchronize();
-        busy = false;
-        memory.close();
+        try {
+          stream.synchronize();
+          busy = false;
+        } finally {
+          memory.close();
+        }
       }
+    } catch (CudaException e) {
+      throw new GraphException("freeing memory of " + graph.name() + ": " + e.getMessage(), e);
     } finally {
       turn.unlock();
     }
@@ -505,6 +515,16 @@ final class CudaExecutable implements Executable {
     }
   }
 
+  /** Tries twice: a context that stays retained keeps its memory for the life of the process. */
+  private static void close(CudaContext context) {
+    try {
+      context.close();
+    } catch (CudaException e) {
+      context.close();
+      throw e;
+    }
+  }
+
   private static void free(Deque<Runnable> owned) {
     RuntimeException first = null;
     while (!owned.isEmpty()) {
@@ -535,6 +555,8 @@ final class CudaExecutable implements Executable {
           free(owned);
         }
       }
+    } catch (CudaException e) {
+      throw new GraphException("closing " + graph.name() + ": " + e.getMessage(), e);
     } finally {
       turn.unlock();
     }

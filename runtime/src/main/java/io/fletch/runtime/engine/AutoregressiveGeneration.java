@@ -4,6 +4,7 @@ import io.fletch.Generation;
 import io.fletch.GenerationOptions;
 import io.fletch.Routing;
 import io.fletch.Tokenizer;
+import io.fletch.graph.GraphException;
 import io.fletch.sampling.AutoregressiveDecoder;
 import io.fletch.sampling.AutoregressiveOptions;
 import io.fletch.sampling.CausalForward.Logits;
@@ -141,6 +142,14 @@ final class AutoregressiveGeneration implements Generation {
   }
 
   private Optional<Chunk> compute() {
+    try {
+      return advance();
+    } catch (GraphException e) {
+      throw session.model().failure(e);
+    }
+  }
+
+  private Optional<Chunk> advance() {
     while (reason == null) {
       if (cancelled || !started && !prefill()) {
         end(FinishReason.CANCELLED);
@@ -369,6 +378,8 @@ final class AutoregressiveGeneration implements Generation {
       if (!flushed) {
         append(rest());
       }
+    } catch (GraphException e) {
+      throw session.model().failure(e);
     } finally {
       session.guard().exit();
     }

@@ -5,6 +5,7 @@ import io.fletch.Generation;
 import io.fletch.GenerationOptions;
 import io.fletch.Routing;
 import io.fletch.Session;
+import io.fletch.graph.GraphException;
 import io.fletch.sampling.CausalForward.Logits;
 import io.fletch.sampling.RowStatistics;
 import io.fletch.sampling.UnitUse;
@@ -41,6 +42,8 @@ final class AutoregressiveSession extends BaseSession {
         out.add(forward.token(i));
       }
       return Collections.unmodifiableList(out);
+    } catch (GraphException e) {
+      throw model().failure(e);
     } finally {
       guard().exit();
     }
@@ -146,6 +149,8 @@ final class AutoregressiveSession extends BaseSession {
             f.rawLogits(row, out[position]);
           });
       return out;
+    } catch (GraphException e) {
+      throw model().failure(e);
     } finally {
       guard().exit();
     }
@@ -170,6 +175,8 @@ final class AutoregressiveSession extends BaseSession {
             }
           });
       return out;
+    } catch (GraphException e) {
+      throw model().failure(e);
     } finally {
       guard().exit();
     }
@@ -201,6 +208,8 @@ final class AutoregressiveSession extends BaseSession {
                 f.rawLogits(row, logits[position]);
               });
       return new UnitScores.Run(logits, scores, units);
+    } catch (GraphException e) {
+      throw model().failure(e);
     } finally {
       guard().exit();
     }
@@ -238,6 +247,8 @@ final class AutoregressiveSession extends BaseSession {
     try {
       checkIdle();
       forward.truncate(length);
+    } catch (GraphException e) {
+      throw model().failure(e);
     } finally {
       guard().exit();
     }
@@ -256,6 +267,8 @@ final class AutoregressiveSession extends BaseSession {
         throw e;
       }
       return out;
+    } catch (GraphException e) {
+      throw model().failure(e);
     } finally {
       guard().exit();
     }
@@ -267,6 +280,8 @@ final class AutoregressiveSession extends BaseSession {
     try {
       checkIdle();
       SessionFile.save(file, model().identity(), forward);
+    } catch (GraphException e) {
+      throw model().failure(e);
     } finally {
       guard().exit();
     }
@@ -278,6 +293,8 @@ final class AutoregressiveSession extends BaseSession {
     try {
       checkIdle();
       SessionFile.restore(file, model().identity(), forward, model().info().vocabularySize());
+    } catch (GraphException e) {
+      throw model().failure(e);
     } finally {
       guard().exit();
     }
@@ -285,7 +302,10 @@ final class AutoregressiveSession extends BaseSession {
 
   @Override
   void release() {
-    releaseSmall();
-    forward.close();
+    try {
+      releaseSmall();
+    } finally {
+      forward.close();
+    }
   }
 }

@@ -5,6 +5,7 @@ import io.fletch.Generation;
 import io.fletch.GenerationOptions;
 import io.fletch.Message;
 import io.fletch.Session;
+import io.fletch.graph.GraphException;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeSet;
@@ -71,6 +72,8 @@ abstract class BaseSession implements Session {
       checkIds(ids);
       open = start(ids, options);
       return open;
+    } catch (GraphException e) {
+      throw model.failure(e);
     } finally {
       guard.exit();
     }
@@ -131,12 +134,20 @@ abstract class BaseSession implements Session {
       if (closed) {
         return;
       }
-      if (open != null) {
-        open.close();
+      try {
+        if (open != null) {
+          open.close();
+        }
+      } finally {
+        closed = true;
+        try {
+          release();
+        } finally {
+          model.sessionClosed();
+        }
       }
-      closed = true;
-      release();
-      model.sessionClosed();
+    } catch (GraphException e) {
+      throw model.failure(e);
     } finally {
       guard.exit();
     }

@@ -3,6 +3,7 @@ package io.fletch.runtime.engine;
 import io.fletch.Generation;
 import io.fletch.GenerationOptions;
 import io.fletch.Tokenizer;
+import io.fletch.graph.GraphException;
 import io.fletch.sampling.DecodeCounters;
 import io.fletch.sampling.DecodeTrace;
 import io.fletch.sampling.DiffusionDecoder;
@@ -104,6 +105,14 @@ final class DiffusionGeneration implements Generation {
   }
 
   private void compute() {
+    try {
+      advance();
+    } catch (GraphException e) {
+      throw session.model().failure(e);
+    }
+  }
+
+  private void advance() {
     if (cancelled) {
       flush(FinishReason.CANCELLED);
       return;
@@ -249,6 +258,8 @@ final class DiffusionGeneration implements Generation {
         flush(FinishReason.CANCELLED);
       }
       ready.clear();
+    } catch (GraphException e) {
+      throw session.model().failure(e);
     } finally {
       session.guard().exit();
     }

@@ -6,6 +6,7 @@ import io.fletch.GenerationOptions;
 import io.fletch.Model;
 import io.fletch.Session;
 import io.fletch.graph.Batch;
+import io.fletch.graph.GraphException;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.Span;
 import io.fletch.sampling.Caching;
@@ -50,6 +51,8 @@ final class DiffusionSession extends BaseSession {
     try {
       checkOpen();
       return List.of();
+    } catch (GraphException e) {
+      throw model().failure(e);
     } finally {
       guard().exit();
     }
@@ -212,6 +215,8 @@ final class DiffusionSession extends BaseSession {
       checkOpen();
       checkFits(ids);
       return run(ids);
+    } catch (GraphException e) {
+      throw model().failure(e);
     } finally {
       guard().exit();
     }
@@ -251,6 +256,8 @@ final class DiffusionSession extends BaseSession {
       throw new FletchException(
           "a diffusion model has no likelihood of a text token by token: "
               + model().info().architecture());
+    } catch (GraphException e) {
+      throw model().failure(e);
     } finally {
       guard().exit();
     }
@@ -264,6 +271,8 @@ final class DiffusionSession extends BaseSession {
       if (length != 0) {
         throw new IndexOutOfBoundsException("length: expected=[0, 0] actual=" + length);
       }
+    } catch (GraphException e) {
+      throw model().failure(e);
     } finally {
       guard().exit();
     }

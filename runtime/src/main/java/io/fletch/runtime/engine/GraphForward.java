@@ -506,8 +506,11 @@ final class GraphForward implements CausalForward, AutoCloseable {
   @Override
   public void close() {
     leave();
-    batch.close();
-    kv.close();
-    open.decrementAndGet();
+    try {
+      batch.close();
+    } finally {
+      open.decrementAndGet();
+      kv.close();
+    }
   }
 }

@@ -286,10 +286,18 @@ final class LoadedModel implements Model {
     sessionOpened();
     try {
       return hp.diffusion() ? new DiffusionSession(this) : new AutoregressiveSession(this);
+    } catch (GraphException e) {
+      sessionClosed();
+      throw failure(e);
     } catch (RuntimeException | Error e) {
       sessionClosed();
       throw e;
     }
+  }
+
+  /** What users of the model hear of a failure below the graph. */
+  FletchException failure(GraphException e) {
+    return new FletchException(name + ": " + e.getMessage(), e);
   }
 
   /** Counts a user of the model, which may not be closed until {@link #sessionClosed}. */
@@ -448,7 +456,7 @@ final class LoadedModel implements Model {
           .map(t -> new KernelTime(t.kernel(), t.launches(), t.micros(), t.weightBytes()))
           .toList();
     } catch (GraphException e) {
-      throw new FletchException(name + ": " + e.getMessage(), e);
+      throw failure(e);
     } finally {
       sessionClosed();
     }
@@ -471,15 +479,29 @@ final class LoadedModel implements Model {
       }
       closed = true;
     }
-    try {
-      closeOwned();
-      scheduler.close();
-      prefixes.close();
-      executable.close();
-    } finally {
-      units.close();
-      derived.close();
-      file.close();
+    List<Runnable> parts =
+        List.of(
+            this::closeOwned,
+            scheduler::close,
+            prefixes::close,
+            executable::close,
+            units::close,
+            derived::close,
+            file::close);
+    RuntimeException failure = null;
+    for (Runnable part : parts) {
+      try {
+        part.run();
+      } catch (RuntimeException e) {
+        if (failure == null) {
+          failure = e;
+        } else {
+          failure.addSuppressed(e);
+        }
+      }
+    }
+    if (failure != null) {
+      throw failure instanceof GraphException e ? failure(e) : failure;
     }
   }
 

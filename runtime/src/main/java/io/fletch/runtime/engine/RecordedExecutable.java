@@ -3,6 +3,7 @@ package io.fletch.runtime.engine;
 import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
+import io.fletch.graph.KernelTime;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.Plan;
 import java.util.List;
@@ -72,6 +73,11 @@ record RecordedExecutable(Executable executable) implements Executable {
       event.logitRows = batch.logitRows();
       event.commit();
     }
+  }
+
+  @Override
+  public List<KernelTime> kernelTimes(int context, KvCache.Type type) {
+    return executable.kernelTimes(context, type);
   }
 
   @Override

@@ -95,6 +95,7 @@ public final class SoftGpu {
   private long failAt = -1;
   private int failCode;
   private String failedCall = "";
+  private List<String> trace;
   private long kernelLaunches;
   private long graphLaunches;
   private long synchronisations;
@@ -238,6 +239,22 @@ public final class SoftGpu {
     failedCall = "";
   }
 
+  /** Remembers the names of the calls from now on. */
+  public synchronized void trace() {
+    softwareOnly();
+    trace = new ArrayList<>();
+  }
+
+  /** The calls since {@link #trace}, in order. */
+  public synchronized List<String> traced() {
+    return List.copyOf(trace);
+  }
+
+  /** How often the primary context is retained. */
+  public synchronized int retained() {
+    return retained;
+  }
+
   /** The call that was made to fail, or empty if it has not come to that. */
   public synchronized String failedCall() {
     return failedCall;
@@ -366,6 +383,9 @@ public final class SoftGpu {
       synchronized (gpu) {
         if (!name.startsWith("cuGetError")) {
           gpu.calls++;
+          if (gpu.trace != null) {
+            gpu.trace.add(name);
+          }
           if (gpu.calls == gpu.failAt) {
             gpu.failedCall = name;
             return gpu.failCode;
