@@ -76,7 +76,9 @@ class GenerationFaultTest {
       // Whole rows of logits come to the host.
       GenerationOptions sampled =
           GenerationOptions.defaults()
-              .withSampling(SamplingOptions.defaults().withSeed(5)).withIgnoreEnd(true).withMaxTokens(1);
+              .withSampling(SamplingOptions.defaults().withSeed(5))
+              .withIgnoreEnd(true)
+              .withMaxTokens(1);
       read(session, new int[] {300, 301, 302, 303, 304, 500}, sampled, tokens);
     }
     return tokens;
