@@ -8,7 +8,8 @@ import java.util.Objects;
  * decides for every token whether the unit runs; where it does not, a small network forecasts what
  * it would have added.
  *
- * @param file forecasters and routers, a Fletch Arrow file of {@code fletch calibrate lff}
+ * @param file forecasters and routers, a Fletch Arrow file of {@code fletch calibrate lff} or a
+ *     safetensors file of the published shapes
  * @param threshold units whose score is below it do not run: 0 is what routers are trained for,
  *     negative infinity runs all, positive infinity none
  * @param approximate whether the forecast is added; without, a unit that does not run adds nothing

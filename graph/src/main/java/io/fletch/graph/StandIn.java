@@ -7,7 +7,8 @@ import java.util.Optional;
 
 /**
  * What stands in for a unit, and what decides when (informed routing with lightweight feature
- * forecasters, specs autoregressive 3). Both read the unit's input {@code h}, after its norm.
+ * forecasters, specs autoregressive 3). The forecaster reads the unit's input {@code h}, after its
+ * norm; the router reads the same, or the residual stream before that norm.
  *
  * <p>The forecast is {@code up act(down h + downBias) + upBias}; the scores are {@code output
  * relu(hidden h + hiddenBias) + outputBias}, or {@code output h + outputBias} without a hidden
@@ -19,6 +20,7 @@ import java.util.Optional;
  * @param down {@code [r, d]}
  * @param activation between the two matrices of the forecast, or empty for none
  * @param up {@code [d, r]}
+ * @param routerInput what the router reads in place of {@code h}
  */
 public record StandIn(
     Gate unit,
@@ -26,7 +28,27 @@ public record StandIn(
     Layer output,
     Layer down,
     Optional<Activation> activation,
-    Layer up) {
+    Layer up,
+    RouterInput routerInput) {
+  /** What a router reads. */
+  public enum RouterInput {
+    /** The unit's input, after its norm. */
+    NORMED,
+    /** The residual stream that the unit is added to. */
+    RESIDUAL
+  }
+
+  /** With a router that reads the unit's input. */
+  public StandIn(
+      Gate unit,
+      Optional<Layer> hidden,
+      Layer output,
+      Layer down,
+      Optional<Activation> activation,
+      Layer up) {
+    this(unit, hidden, output, down, activation, up, RouterInput.NORMED);
+  }
+
   /**
    * A linear layer.
    *
@@ -47,6 +69,7 @@ public record StandIn(
   public StandIn {
     Objects.requireNonNull(unit, "unit");
     Objects.requireNonNull(activation, "activation");
+    Objects.requireNonNull(routerInput, "routerInput");
     long width = output.weight().in();
     check("output layer of the router", 2, output.weight().out());
     check("router", hidden.map(h -> h.weight().out()).orElse(width), width);

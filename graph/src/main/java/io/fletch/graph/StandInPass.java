@@ -10,8 +10,8 @@ import java.util.Set;
 
 /**
  * Pass: gives units of a graph stand-ins and routers (specs autoregressive 3). Before the first op
- * of a unit that a gate can spare, the router reads the unit's input and a {@link Op.RouteUnit}
- * decides; after the unit's residual add, the forecast is added for rows whose gate says {@link
+ * of a unit that a gate can spare, the router reads the unit's input, or the residual stream, and a
+ * {@link Op.RouteUnit} decides; after the unit's residual add, the forecast is added for rows whose gate says {@link
  * Gate#SUBSTITUTE}. Keys and values are of no unit: they are stored whatever is decided.
  */
 public final class StandInPass {
@@ -87,7 +87,8 @@ public final class StandInPass {
         continue;
       }
       if (decided.add(s.unit())) {
-        route(s, input(s.unit()));
+        boolean normed = s.routerInput() == StandIn.RouterInput.NORMED;
+        route(s, normed ? input(s.unit()) : add(graph, s.unit()).residual());
       }
       if (op instanceof Op.Add add) {
         Value sum = value(add.out().name() + ".unit", add.out());

@@ -36,7 +36,8 @@ final class UnitFlags {
                 "lff",
                 "FILE",
                 "forecast units instead of running them where a router thinks it can be made good:"
-                    + " a file of fletch calibrate lff, or demo"),
+                    + " a file of fletch calibrate lff, a safetensors file of the published shapes,"
+                    + " or demo"),
             Command.value(
                 "lff-threshold", "X", "score below which a unit does not run (default: 0)"),
             Command.flag("lff-skip", "add nothing in its place, instead of a forecast"),

@@ -7,12 +7,15 @@ import io.fletch.graph.Activation;
 import io.fletch.graph.Gate;
 import io.fletch.graph.StandIn;
 import io.fletch.quant.ArrowWriter;
+import io.fletch.quant.Dequantizer;
 import io.fletch.quant.LinearOp;
 import io.fletch.quant.Metadata;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
+import io.fletch.quant.TensorType;
 import io.fletch.quant.WeightFile;
 import io.fletch.quant.WeightFileException;
+import java.lang.foreign.ValueLayout;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.HashMap;
@@ -35,6 +38,7 @@ public final class UnitFiles {
   private static final String SKIP = "ffn-skip";
   private static final String FORECASTS = "lff";
   private static final int VERSION = 1;
+  private static final float LARGEST_HALF = 65504;
 
   private UnitFiles() {}
 
@@ -73,23 +77,51 @@ public final class UnitFiles {
     }
   }
 
-  /** Writes stand-ins for a model. */
+  /** Writes stand-ins for a model; forecasters' matrices become F16. */
   public static void saveForecasts(
       List<StandIn> standIns, Path file, Model target, Map<String, Object> facts) {
-    ArrowWriter writer = writer(FORECASTS, target, facts);
+    try (TensorStore halves = TensorStore.create()) {
+      saveForecasts(standIns, writer(FORECASTS, target, facts), halves, file);
+    }
+  }
+
+  private static void saveForecasts(
+      List<StandIn> standIns, ArrowWriter writer, TensorStore halves, Path file) {
     for (StandIn s : standIns) {
       boolean silu = s.activation().equals(Optional.of(Activation.SILU));
-      if (s.activation().isPresent() && !silu) {
-        throw new IllegalArgumentException("activation: expected=SILU or none actual=" + s);
+      if (s.activation().isPresent() && !silu || s.routerInput() != StandIn.RouterInput.NORMED) {
+        throw new IllegalArgumentException(
+            "expected=SILU or nothing, and a router of the unit's input actual=" + s);
       }
       writer.put(PREFIX + "activation", silu ? "silu" : "none");
       String name = name(s.unit());
       s.hidden().ifPresent(h -> put(writer, name + "router_hidden", h));
       put(writer, name + "router_scores", s.output());
-      put(writer, name + "forecast_down", s.down());
-      put(writer, name + "forecast_up", s.up());
+      put(writer, name + "forecast_down", half(halves, s.down()));
+      put(writer, name + "forecast_up", half(halves, s.up()));
     }
     writer.write(file);
+  }
+
+  /** The matrix as F16, unless an element is too large for that; forecasts are not that exact. */
+  private static StandIn.Layer half(TensorStore halves, StandIn.Layer layer) {
+    if (!(layer.weight() instanceof LinearOp.Dense dense)
+        || dense.weight().type() != TensorType.F32) {
+      return layer;
+    }
+    Tensor from = dense.weight();
+    float[] values = Dequantizer.toFloats(from);
+    for (float v : values) {
+      if (!(Math.abs(v) <= LARGEST_HALF)) {
+        return layer;
+      }
+    }
+    Tensor to = halves.allocate(from.name(), TensorType.F16, from.shape());
+    for (int i = 0; i < values.length; i++) {
+      to.segment()
+          .set(ValueLayout.JAVA_SHORT_UNALIGNED, 2L * i, Float.floatToFloat16(values[i]));
+    }
+    return new StandIn.Layer(LinearOp.dense(to), layer.bias());
   }
 
   private static void put(ArrowWriter writer, String name, StandIn.Layer layer) {
@@ -101,11 +133,14 @@ public final class UnitFiles {
   }
 
   /**
-   * The stand-ins of an open file.
+   * The stand-ins of an open file, which may be a safetensors file of {@link PublishedForecasts}.
    *
    * @param identity hash of the model that they are for
    */
   static List<StandIn> forecasts(Path path, WeightFile file, String identity) {
+    if (file.format() == WeightFile.Format.SAFETENSORS) {
+      return PublishedForecasts.read(path, file, identity);
+    }
     Metadata m = file.metadata();
     checkTechnique(path, m, FORECASTS);
     checkModel(path.toString(), m.string(PREFIX + "model").orElse("of none"), identity);

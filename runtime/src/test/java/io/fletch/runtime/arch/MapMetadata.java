@@ -12,7 +12,7 @@ import java.util.Map;
 import java.util.Optional;
 
 /** Metadata made of a map, for tests of what is read from it. */
-final class MapMetadata implements Metadata {
+public final class MapMetadata implements Metadata {
   private final Map<String, Object> entries = new LinkedHashMap<>();
 
   static MapMetadata empty() {
@@ -27,7 +27,7 @@ final class MapMetadata implements Metadata {
   }
 
   /** Nested maps as keys with dots. */
-  static MapMetadata of(Map<String, ?> content) {
+  public static MapMetadata of(Map<String, ?> content) {
     MapMetadata out = new MapMetadata();
     out.flatten("", content);
     return out;

@@ -16,14 +16,15 @@ import java.util.Map;
  *
  * @param hidden whether the logits are hidden states
  */
-record TinyModel(
+public record TinyModel(
     Map<String, Object> config,
     Map<String, float[]> weights,
     Map<String, long[]> shapes,
     int[] ids,
     boolean hidden,
     float[][] logits) {
-  static TinyModel read(String name) throws IOException {
+  /** Reads the model of a resource. */
+  public static TinyModel read(String name) throws IOException {
     Map<String, Object> all;
     try (InputStream in = TinyModel.class.getResourceAsStream("tiny/" + name + ".json")) {
       all = JSON.std.mapFrom(in.readAllBytes());
@@ -65,7 +66,7 @@ record TinyModel(
   }
 
   /** The tensors under their own names, in memory of the store. */
-  Map<String, Tensor> tensors(TensorStore store) {
+  public Map<String, Tensor> tensors(TensorStore store) {
     Map<String, Tensor> out = new LinkedHashMap<>();
     weights.forEach((name, x) -> out.put(name, store.floats(name, x, shapes.get(name))));
     return out;
