@@ -28,7 +28,7 @@ import io.fletch.quant.TensorType;
  * vpsignb}). What unsigned codes add is taken off again with the sums of the activations.
  */
 public final class MatmulCode {
-  /** Bytes that a single row of activations prefetches ahead in each stream of weights. */
+  /** Bytes that are prefetched ahead in each stream of weights. */
   private static final int PREFETCH = 1024;
 
   private static final byte[] IQ4 = Dequantizer.iq4Values();
@@ -173,11 +173,17 @@ public final class MatmulCode {
   }
 
   /**
-   * Groups that a single row of activations takes at once, each a stream of its own: more bytes in
-   * flight, and every broadcast is used as often.
+   * Groups that few rows of activations take at once, as many as there are registers for, each a
+   * stream of its own: more bytes in flight, and every broadcast is used as often.
    */
   private int streams() {
-    return isa.registers() == 32 ? 4 : 2;
+    int perGroup = (p.codes == Codes.BYTES ? 1 : 2) + (signTrick ? 1 : 0);
+    int streams = isa.registers() == 32 ? 4 : 2;
+    while (streams > 1
+        && streams * (tokens * registersPerCell() + perGroup) + 2 > isa.registers()) {
+      streams /= 2;
+    }
+    return streams;
   }
 
   /** Whether sums of a block need a 32-bit accumulator beside the register products go to. */
@@ -196,14 +202,14 @@ public final class MatmulCode {
     a.push(Gpr.RBX);
     a.push(Gpr.R12);
     a.push(Gpr.R13);
-    int stack = superBlocks() ? Math.max(tokens, streams()) * bytes : 0;
+    int streams = streams();
+    int stack = superBlocks() ? tokens * streams * bytes : 0;
     if (stack > 0) {
       a.sub(Gpr.RSP, stack);
     }
     Label done = a.label();
     Label single = a.label();
-    if (tokens == 1) {
-      int streams = streams();
+    if (streams > 1) {
       a.cmp(GROUPS, streams);
       a.jcc(Condition.L, single);
       Label several = a.here();
@@ -684,11 +690,12 @@ public final class MatmulCode {
     a.vpand(d, d, a.repeated(0x03030303, bytes));
   }
 
-  /** Only single tokens stream their weights from memory; tiles reuse them from the cache. */
+  /**
+   * The first tile that takes a group streams it from memory. Out-of-order execution does not look
+   * far past a tile of many rows, so these need it as much as a single one; for the tiles that find
+   * the group in the cache it is one load among dozens of products.
+   */
   private void prefetch(int codes, int meta) {
-    if (tokens > 1) {
-      return;
-    }
     for (int g = 0; g < groups; g++) {
       int base = (int) (g * p.groupBytes) + PREFETCH;
       for (int i = 0; i < codes; i += 64) {
