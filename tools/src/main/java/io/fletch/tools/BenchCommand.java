@@ -8,8 +8,8 @@ import io.fletch.Routing;
 import io.fletch.Session;
 import io.fletch.ffm.Affinity;
 import io.fletch.ffm.device.CudaDevices;
+import io.fletch.sampling.DecodeCounters;
 import io.fletch.sampling.TokenRouter;
-import io.fletch.sampling.WeightUse;
 import java.io.IOException;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -82,7 +82,8 @@ final class BenchCommand implements Command {
     itself. Of a diffusion model whole
     answers are measured, with --technique, and what they cost is counted. With --small
     whole answers are measured too: with token routing, and of each model alone, in turn,
-    and how much faster routing is next to how many fewer bytes it reads. Weights are
+    and how much faster routing is next to how many fewer bytes it reads; with units that
+    rest likewise, next to the model with all units. Weights are
     packed before anything is measured, unless --weights says otherwise.\
     """;
   }
@@ -153,6 +154,10 @@ final class BenchCommand implements Command {
       }
       if (arguments.has("small")) {
         routing(arguments, io, model, ids, genTokens, repetitions);
+        return Cli.OK;
+      }
+      if (!options.units().isEmpty()) {
+        resting(arguments, io, model, options, ids, genTokens, repetitions);
         return Cli.OK;
       }
       GenerationOptions generation =
@@ -241,77 +246,147 @@ final class BenchCommand implements Command {
     }
   }
 
+  /** Who answers in turn with others, how, and what it took. */
+  private record Way(
+      String name,
+      Session session,
+      GenerationOptions options,
+      List<Double> seconds,
+      Counters counters) {
+    Way(String name, Session session, GenerationOptions options) {
+      this(name, session, options, new ArrayList<>(), new Counters());
+    }
+
+    double bytes() {
+      return counters.sum().weights().bytesPerToken();
+    }
+  }
+
   /**
    * Whole answers with token routing, of the model alone and of the small one alone, in turn: how
    * fast, and how much faster by the bytes of weights that they read.
    */
   private static void routing(
       Arguments arguments, Io io, Model model, int[] ids, int genTokens, int repetitions) {
-    if (genTokens == 0 || arguments.has("sessions")) {
-      throw new UsageException("token routing is measured by whole answers: -n and no --sessions");
-    }
+    checkWholeAnswers(arguments, genTokens, "token routing");
     GenerationOptions greedy =
         GenerationOptions.greedy().withMaxTokens(genTokens).withIgnoreEnd(true);
-    List<String> names = List.of("dense", "small", "routed");
-    List<List<Double>> times = List.of(new ArrayList<>(), new ArrayList<>(), new ArrayList<>());
-    List<Counters> counters = List.of(new Counters(), new Counters(), new Counters());
     try (Model small = RoutingFlags.openSmall(arguments, io)) {
       GenerationOptions routed = greedy.withRouting(benched(arguments, model, small));
       try (Session dense = model.newSession();
           Session little = small.newSession();
-          Session both = model.newSession();
-          Progress _ = Progress.show(io, "measuring")) {
-        List<Session> sessions = List.of(dense, little, both);
-        for (int i = -1; i < repetitions; i++) {
-          // Another first token, so that the prompt runs anew in the small model of the pair too.
-          int[] prompt = ids.clone();
-          prompt[0] = ids[(i + 2) % ids.length];
-          for (int way = 0; way < names.size(); way++) {
-            long start = System.nanoTime();
-            Generation.Result result = once(sessions.get(way), prompt, way == 2 ? routed : greedy);
-            double seconds = (System.nanoTime() - start) / 1e9;
-            // The first answers warm up.
-            if (i >= 0) {
-              times.get(way).add(seconds);
-              counters.get(way).add(result.counters());
-            }
+          Session both = model.newSession()) {
+        List<Way> ways =
+            List.of(
+                new Way("dense", dense, greedy),
+                new Way("small", little, greedy),
+                new Way("routed", both, routed));
+        inTurn(io, ways, ids, repetitions);
+        compare(arguments, io, model, ways, ids, genTokens);
+      }
+    }
+  }
+
+  /**
+   * Whole answers with units that rest, and of all units by a model of its own, whose graph decides
+   * nothing, in turn.
+   */
+  private static void resting(
+      Arguments arguments,
+      Io io,
+      Model model,
+      ModelOptions options,
+      int[] ids,
+      int genTokens,
+      int repetitions) {
+    checkWholeAnswers(arguments, genTokens, "what resting units save");
+    GenerationOptions greedy =
+        GenerationOptions.greedy().withMaxTokens(genTokens).withIgnoreEnd(true);
+    try (Model plain = ModelFlags.open(arguments, io, options.withUnits(List.of()));
+        Session dense = plain.newSession();
+        Session rests = model.newSession()) {
+      List<Way> ways = List.of(new Way("dense", dense, greedy), new Way("resting", rests, greedy));
+      inTurn(io, ways, ids, repetitions);
+      compare(arguments, io, model, ways, ids, genTokens);
+    }
+  }
+
+  private static void checkWholeAnswers(Arguments arguments, int genTokens, String what) {
+    if (genTokens == 0 || arguments.has("sessions")) {
+      throw new UsageException(what + " is measured by whole answers: -n and no --sessions");
+    }
+  }
+
+  private static void inTurn(Io io, List<Way> ways, int[] ids, int repetitions) {
+    try (Progress _ = Progress.show(io, "measuring")) {
+      for (int i = -1; i < repetitions; i++) {
+        // Another first token, so that the prompt runs anew in the small model of a pair too.
+        int[] prompt = ids.clone();
+        prompt[0] = ids[(i + 2) % ids.length];
+        for (Way way : ways) {
+          long start = System.nanoTime();
+          Generation.Result result = once(way.session(), prompt, way.options());
+          double seconds = (System.nanoTime() - start) / 1e9;
+          // The first answers warm up.
+          if (i >= 0) {
+            way.seconds().add(seconds);
+            way.counters().add(result.counters());
           }
         }
       }
     }
+  }
+
+  /** Reports the last of the ways next to the first one. */
+  private static void compare(
+      Arguments arguments, Io io, Model model, List<Way> ways, int[] ids, int genTokens) {
+    Way first = ways.getFirst();
+    Way last = ways.getLast();
     List<Double> ratios = new ArrayList<>();
-    for (int i = 0; i < repetitions; i++) {
-      ratios.add(times.get(0).get(i) / times.get(2).get(i));
+    for (int i = 0; i < first.seconds().size(); i++) {
+      ratios.add(first.seconds().get(i) / last.seconds().get(i));
     }
     double faster = Samples.of(ratios).median();
-    WeightUse used = counters.get(2).sum().weights();
-    double fewer = counters.get(0).sum().weights().bytesPerToken() / used.bytesPerToken();
+    double fewer = first.bytes() / last.bytes();
     boolean json = arguments.has("json");
     Map<String, Object> report = new LinkedHashMap<>();
     report.put("model", ModelFlags.name(arguments));
-    report.put("small", arguments.required("small"));
+    arguments.string("small").ifPresent(small -> report.put("small", small));
     report.put("backend", model.backendDescription());
     report.put("prompt_tokens", ids.length);
     report.put("gen_tokens", genTokens);
-    for (int way = 0; way < names.size(); way++) {
-      Samples samples = Samples.of(times.get(way).stream().map(t -> genTokens / t).toList());
-      samples.put(report, names.get(way));
-      WeightUse weights = counters.get(way).sum().weights();
-      report.put(names.get(way) + "_weight_bytes_per_token", Json.rounded(weights.bytesPerToken()));
+    for (Way way : ways) {
+      Samples samples = Samples.of(way.seconds().stream().map(t -> genTokens / t).toList());
+      samples.put(report, way.name());
+      report.put(way.name() + "_weight_bytes_per_token", Json.rounded(way.bytes()));
       if (!json) {
         io.printf(
             "%-7s %s, %s of weights per token",
-            names.get(way), samples.line(), Texts.bytes(Math.round(weights.bytesPerToken())));
+            way.name(), samples.line(), Texts.bytes(Math.round(way.bytes())));
       }
     }
-    Counters.putRouting(counters.get(2).sum(), report);
+    DecodeCounters sum = last.counters().sum();
+    boolean units = sum.units().units() > 0;
+    if (units) {
+      report.put("units", sum.units().units());
+      report.put("units_skipped", sum.units().skipped());
+      report.put("units_approximated", sum.units().approximated());
+    } else {
+      Counters.putRouting(sum, report);
+    }
     report.put("fewer_bytes", Json.rounded(fewer));
     report.put("speed_up", Json.rounded(faster));
     if (json) {
       io.println(Json.line(report));
       return;
     }
-    io.println(Counters.routing(counters.get(2).sum()));
+    io.println(
+        units
+            ? Texts.format(
+                "%.1f %% of all units skipped, %.1f %% approximated",
+                100.0 * sum.units().skipped() / sum.units().units(),
+                100.0 * sum.units().approximated() / sum.units().units())
+            : Counters.routing(sum));
     io.printf(
         "%.2f times fewer bytes than the model alone, %.2f times faster (answers of %d tokens after"
             + " a prompt of %d)",

@@ -193,6 +193,30 @@ class CommandsTest {
   }
 
   @Test
+  void benchSetsRestingUnitsBesideAllOfThem() {
+    String[] bench = {
+      "bench", "--model", "demo", "--drop-ffn", "3,5", "-p", "4", "-n", "9", "-r", "2"
+    };
+    String[] json = java.util.Arrays.copyOf(bench, bench.length + 1);
+    json[bench.length] = "--json";
+    Map<String, Object> all = Fletch.ok(json).json();
+    // The prompt gives the first token; two of 16 units rest for the eight others.
+    assertEquals(2 * 8 * 16, number(all, "units"));
+    assertEquals(2 * 8 * 2, number(all, "units_skipped"));
+    assertEquals(0, number(all, "units_approximated"));
+    double dense = number(all, "dense_weight_bytes_per_token");
+    double resting = number(all, "resting_weight_bytes_per_token");
+    // Three Q8_0 matrices of 256 x 512 each, in eight of nine passes.
+    assertEquals(8.0 / 9 * 2 * 3 * 256 * 512 * 34 / 32, dense - resting, 1);
+    assertEquals(dense / resting, number(all, "fewer_bytes"), 1e-3);
+    assertTrue(number(all, "speed_up") > 0);
+    String text = Fletch.ok(bench).out();
+    assertTrue(text.contains("12.5 % of all units skipped, 0.0 % approximated"), text);
+    assertEquals(
+        Cli.USAGE, Fletch.run("bench", "--drop-ffn", "3", "-n", "0", "-p", "4").status());
+  }
+
+  @Test
   void benchReportsRatesAndBandwidth() {
     Map<String, Object> json =
         Fletch.ok(
