@@ -11,8 +11,9 @@ import java.util.Set;
 /**
  * Pass: gives units of a graph stand-ins and routers (specs autoregressive 3). Before the first op
  * of a unit that a gate can spare, the router reads the unit's input, or the residual stream, and a
- * {@link Op.RouteUnit} decides; after the unit's residual add, the forecast is added for rows whose gate says {@link
- * Gate#SUBSTITUTE}. Keys and values are of no unit: they are stored whatever is decided.
+ * {@link Op.RouteUnit} decides; after the unit's residual add, the forecast is added for rows whose
+ * gate says {@link Gate#SUBSTITUTE}. Keys and values are of no unit: they are stored whatever is
+ * decided.
  */
 public final class StandInPass {
   private final Graph graph;
@@ -24,10 +25,11 @@ public final class StandInPass {
     this.graph = graph;
     for (Op op : graph.ops()) {
       op.output()
-          .ifPresent(v -> {
-            producers.put(v, op);
-            next = Math.max(next, v.id() + 1);
-          });
+          .ifPresent(
+              v -> {
+                producers.put(v, op);
+                next = Math.max(next, v.id() + 1);
+              });
     }
   }
 

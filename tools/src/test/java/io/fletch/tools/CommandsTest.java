@@ -212,8 +212,7 @@ class CommandsTest {
     assertTrue(number(all, "speed_up") > 0);
     String text = Fletch.ok(bench).out();
     assertTrue(text.contains("12.5 % of all units skipped, 0.0 % approximated"), text);
-    assertEquals(
-        Cli.USAGE, Fletch.run("bench", "--drop-ffn", "3", "-n", "0", "-p", "4").status());
+    assertEquals(Cli.USAGE, Fletch.run("bench", "--drop-ffn", "3", "-n", "0", "-p", "4").status());
   }
 
   @Test

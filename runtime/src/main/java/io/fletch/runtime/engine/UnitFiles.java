@@ -118,8 +118,7 @@ public final class UnitFiles {
     }
     Tensor to = halves.allocate(from.name(), TensorType.F16, from.shape());
     for (int i = 0; i < values.length; i++) {
-      to.segment()
-          .set(ValueLayout.JAVA_SHORT_UNALIGNED, 2L * i, Float.floatToFloat16(values[i]));
+      to.segment().set(ValueLayout.JAVA_SHORT_UNALIGNED, 2L * i, Float.floatToFloat16(values[i]));
     }
     return new StandIn.Layer(LinearOp.dense(to), layer.bias());
   }

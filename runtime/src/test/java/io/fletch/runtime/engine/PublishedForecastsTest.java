@@ -121,14 +121,10 @@ class PublishedForecastsTest {
       try (TensorStore store = TensorStore.create();
           WeightFile file = WeightFile.open(path)) {
         HyperParameters declared =
-            HyperParameters.read(
-                WeightFile.Format.SAFETENSORS, MapMetadata.of(tiny.config()));
+            HyperParameters.read(WeightFile.Format.SAFETENSORS, MapMetadata.of(tiny.config()));
         WeightTensors weights =
             WeightTensors.of(
-                WeightFile.Format.SAFETENSORS,
-                tiny.tensors(store),
-                declared.architecture(),
-                store);
+                WeightFile.Format.SAFETENSORS, tiny.tensors(store), declared.architecture(), store);
         Graph plain = ModelGraph.build(weights.fit(declared), weights, 64, "tiny");
         List<StandIn> standIns = read(path, file);
         assertEquals(UNITS, standIns.size());
@@ -217,8 +213,7 @@ class PublishedForecastsTest {
     Path path = write("demo-small", TensorType.F32, Map.of(), parts);
     UnitForecasts policy = UnitForecasts.of(path);
     float inf = Float.POSITIVE_INFINITY;
-    for (UnitForecasts p :
-        List.of(policy, policy.withThreshold(-inf), policy.withThreshold(inf))) {
+    for (UnitForecasts p : List.of(policy, policy.withThreshold(-inf), policy.withThreshold(inf))) {
       try (Model model = TestModels.open("demo-small", plain.withUnits(List.of(p)));
           Session session = model.newSession()) {
         UnitScores.Run run = UnitScores.of(session, ids, 0);
@@ -251,8 +246,7 @@ class PublishedForecastsTest {
             TinyWeights.values(name + ".weight", new long[] {out, in}, 0.1, 0)));
     parts.put(
         name + ".bias",
-        new Part(
-            new long[] {out}, TinyWeights.values(name + ".bias", new long[] {out}, 0.1, 0)));
+        new Part(new long[] {out}, TinyWeights.values(name + ".bias", new long[] {out}, 0.1, 0)));
   }
 
   @Test
@@ -260,7 +254,8 @@ class PublishedForecastsTest {
     Map<String, Part> parts = parts();
     String at = "model.layers.1.";
     refused(without(parts, at + "lw_mlp.linear2.bias"), Map.of(), "linear2");
-    refused(without(parts, at + "router_mlp.weight_predictor.weight"), Map.of(), "weight_predictor");
+    refused(
+        without(parts, at + "router_mlp.weight_predictor.weight"), Map.of(), "weight_predictor");
     refused(without(parts, at + "router_mlp.hidden_layer.bias"), Map.of(), "hidden_layer");
     // A hidden layer that is left out altogether leaves a predictor of another width.
     Map<String, Part> flat = without(parts, at + "router_mlp.hidden_layer.bias");
@@ -296,8 +291,7 @@ class PublishedForecastsTest {
     return more;
   }
 
-  private static void refused(
-      Map<String, Part> parts, Map<String, String> metadata, String named) {
+  private static void refused(Map<String, Part> parts, Map<String, String> metadata, String named) {
     Path path = write("bad", TensorType.F32, metadata, parts);
     try (WeightFile file = WeightFile.open(path)) {
       FletchException e = assertThrows(FletchException.class, () -> read(path, file));
