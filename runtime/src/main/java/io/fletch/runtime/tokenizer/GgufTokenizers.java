@@ -12,12 +12,13 @@ import java.util.OptionalInt;
 import java.util.function.Predicate;
 
 /**
- * Reads {@code tokenizer.ggml.*}. Models: {@code gpt2} (byte-level BPE, pre-tokenizer by name) and
- * {@code llama} (SentencePiece BPE). Everything is checked before it is used; messages name the
+ * Reads {@code tokenizer.ggml.*}. Models: {@code gpt2} (byte-level BPE, pre-tokenizer by name),
+ * {@code llama} (SentencePiece BPE) and {@code bert} (WordPiece). Everything is checked before it is used; messages name the
  * key.
  */
 final class GgufTokenizers {
   private static final String PREFIX = "tokenizer.ggml.";
+  private static final String WORD_MARK = Character.toString(Normalizer.SPACE_MARK);
 
   private final Metadata metadata;
 
@@ -36,9 +37,10 @@ final class GgufTokenizers {
     return switch (model) {
       case "gpt2" -> bytePair();
       case "llama" -> sentencePiece();
+      case "bert" -> wordPiece();
       default ->
           throw new FletchException(
-              PREFIX + "model: tokenizer not supported, expected=gpt2 or llama actual=" + model);
+              PREFIX + "model: tokenizer not supported, expected=gpt2, llama or bert actual=" + model);
     };
   }
 
@@ -130,6 +132,7 @@ final class GgufTokenizers {
         preTokenizer,
         new CachedEncoder(encoder),
         PreTokenizers.addsBos(pre),
+        false,
         false,
         OptionalInt.empty(),
         OptionalInt.empty());
@@ -223,9 +226,69 @@ final class GgufTokenizers {
         words,
         pieces.crossesWords() ? encoder : new CachedEncoder(encoder),
         true,
+        false,
         spacePrefix,
         or(special("bos"), 1),
         or(special("eos"), 2));
+  }
+
+  /**
+   * BERT's, as llama.cpp's converter writes it: words begin with U+2581, what goes on with a word
+   * lacks its {@code ##}. How a text is normalised the file does not say: lower case and without
+   * accents unless a token has a capital letter.
+   */
+  private Tokenizer wordPiece() {
+    byte[][] tokens = tokens();
+    Vocabulary.Kind[] kinds = kinds();
+    String[] spellings = new String[count];
+    boolean isMarked = false;
+    boolean isCased = false;
+    for (int id = 0; id < count; id++) {
+      spellings[id] = new String(tokens[id], StandardCharsets.UTF_8);
+      // Files without token types, and what the vocabulary keeps free.
+      boolean isBracketed = spellings[id].startsWith("[") && spellings[id].endsWith("]");
+      if (kinds[id] == Vocabulary.Kind.NORMAL && !isBracketed) {
+        isMarked |= spellings[id].startsWith(WORD_MARK);
+        isCased |= spellings[id].chars().anyMatch(c -> c >= 'A' && c <= 'Z');
+      }
+    }
+    for (String name : List.of("[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]")) {
+      int id = Arrays.asList(spellings).indexOf(name);
+      if (id >= 0 && kinds[id] == Vocabulary.Kind.NORMAL) {
+        kinds[id] = Vocabulary.Kind.CONTROL;
+      }
+    }
+    String begins = isMarked ? WORD_MARK : "";
+    String goesOn = isMarked ? "" : "##";
+    Vocabulary vocabulary =
+        new Vocabulary(spellings(tokens), WordPieces.bytes(spellings, kinds, begins, goesOn), kinds);
+    OptionalInt unknown = first(special("unknown"), vocabulary.id("[UNK]"));
+    if (unknown.isEmpty()) {
+      throw new FletchException(PREFIX + "unknown_token_id: missing, and there is no [UNK]");
+    }
+    WordPieceEncoder encoder =
+        new WordPieceEncoder(
+            vocabulary.bySpelling(),
+            vocabulary::isOrdinary,
+            begins,
+            goesOn,
+            WordPieces.LONGEST_WORD,
+            unknown.getAsInt());
+    return tokenizer(
+        vocabulary,
+        BertText.normalizer(true, true, !isCased, !isCased),
+        BertText.WORDS,
+        new CachedEncoder(encoder),
+        true,
+        true,
+        true,
+        first(special("cls"), vocabulary.id("[CLS]")),
+        // Converters of all years have misspelled it.
+        first(first(special("seperator"), special("separator")), vocabulary.id("[SEP]")));
+  }
+
+  private static OptionalInt first(OptionalInt id, OptionalInt other) {
+    return id.isPresent() ? id : other;
   }
 
   private OptionalInt or(OptionalInt id, int other) {
@@ -238,6 +301,7 @@ final class GgufTokenizers {
       PreTokenizer preTokenizer,
       PieceEncoder encoder,
       boolean addsBos,
+      boolean addsEos,
       boolean stripSpace,
       OptionalInt defaultBos,
       OptionalInt defaultEos) {
@@ -264,7 +328,7 @@ final class GgufTokenizers {
       special(name).ifPresent(ends::add);
     }
     boolean addBos = metadata.bool(PREFIX + "add_bos_token").orElse(addsBos);
-    boolean addEos = metadata.bool(PREFIX + "add_eos_token").orElse(false);
+    boolean addEos = metadata.bool(PREFIX + "add_eos_token").orElse(addsEos);
     if (addEos && eos.isEmpty()) {
       throw new FletchException(PREFIX + "add_eos_token: true, but there is no eos_token_id");
     }
@@ -284,7 +348,7 @@ final class GgufTokenizers {
             stripSpace,
             bos,
             eos,
-            special("mask"),
+            special("mask").isPresent() ? special("mask") : vocabulary.id("[MASK]"),
             EndTokens.of(vocabulary, ends)));
   }
 

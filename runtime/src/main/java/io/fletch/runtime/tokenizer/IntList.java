@@ -22,6 +22,11 @@ final class IntList {
     size += more.length;
   }
 
+  /** Drops the elements from {@code length} on. */
+  void truncate(int length) {
+    size = length;
+  }
+
   int size() {
     return size;
   }

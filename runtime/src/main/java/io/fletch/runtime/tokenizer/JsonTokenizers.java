@@ -24,6 +24,7 @@ import java.util.OptionalInt;
  */
 final class JsonTokenizers {
   private static final int MAX_TOKENS = 1 << 24;
+  private static final String WORD_PIECE = "WordPiece";
 
   private final Path folder;
   private final Map<String, Object> parts = new LinkedHashMap<>();
@@ -66,15 +67,17 @@ final class JsonTokenizers {
     }
     boolean byteLevel = symbols != BytePairEncoder.Symbols.CHARACTERS;
     Decoding decoding = decoding(parts.get("decoder"), byteLevel);
-    byte[][] bytes = decoding.bytes(utf8, kinds);
+    byte[][] bytes = isWordPiece() ? new byte[0][] : decoding.bytes(utf8, kinds);
     TokenTable bySpelling =
         TokenTable.build(
             utf8,
             (first, second) -> {
               throw error("model.vocab: ids " + first + " and " + second + " are the same token");
             });
-    Vocabulary vocabulary = new Vocabulary(bySpelling, TokenBytes.of(bytes), kinds);
-    PieceEncoder encoder = encoder(vocabulary, bytes, utf8, kinds);
+    TokenBytes texts = isWordPiece() ? wordPieces(kinds) : TokenBytes.of(bytes);
+    Vocabulary vocabulary = new Vocabulary(bySpelling, texts, kinds);
+    PieceEncoder encoder =
+        isWordPiece() ? wordPiece(vocabulary) : encoder(vocabulary, bytes, utf8, kinds);
 
     List<AddedTokens.Added> all = new ArrayList<>();
     List<AddedTokens.Added> text = new ArrayList<>();
@@ -155,8 +158,8 @@ final class JsonTokenizers {
       }
     }
     Object type = model.getOrDefault("type", "BPE");
-    if (!type.equals("BPE")) {
-      throw error("model.type: not supported, expected=BPE actual=" + type);
+    if (!type.equals("BPE") && !type.equals(WORD_PIECE)) {
+      throw error("model.type: not supported, expected=BPE or WordPiece actual=" + type);
     }
     if (spellings.isEmpty()) {
       throw error("model.vocab: missing or empty");
@@ -293,6 +296,48 @@ final class JsonTokenizers {
     return kinds;
   }
 
+  private boolean isWordPiece() {
+    return WORD_PIECE.equals(model.get("type"));
+  }
+
+  /** Written before tokens that go on with a word. */
+  private String continuing() {
+    String prefix =
+        model.get("continuing_subword_prefix") == null
+            ? "##"
+            : string(model, "continuing_subword_prefix", "model");
+    if (prefix.isEmpty()) {
+      throw error("model.continuing_subword_prefix: expected=a text that is not empty");
+    }
+    return prefix;
+  }
+
+  private TokenBytes wordPieces(Vocabulary.Kind[] kinds) {
+    String[] all = new String[spellings.size()];
+    for (int i = 0; i < all.length; i++) {
+      all[i] = spellings.get(i) == null ? "" : spellings.get(i);
+    }
+    return WordPieces.bytes(all, kinds, "", continuing());
+  }
+
+  private PieceEncoder wordPiece(Vocabulary vocabulary) {
+    Object most = model.getOrDefault("max_input_chars_per_word", (long) WordPieces.LONGEST_WORD);
+    if (!(most instanceof Long longest) || longest < 1 || longest > 1 << 16) {
+      throw error("model.max_input_chars_per_word: expected=1 to 65536 actual=" + most);
+    }
+    String unknown = string(model, "unk_token", "model");
+    return new CachedEncoder(
+        new WordPieceEncoder(
+            vocabulary.bySpelling(),
+            vocabulary::isOrdinary,
+            "",
+            continuing(),
+            (int) (long) longest,
+            vocabulary
+                .id(unknown)
+                .orElseThrow(() -> error("model.unk_token: not in model.vocab: " + unknown))));
+  }
+
   private PieceEncoder encoder(
       Vocabulary vocabulary, byte[][] bytes, byte[][] utf8, Vocabulary.Kind[] kinds) {
     for (String unsupported :
@@ -391,6 +436,9 @@ final class JsonTokenizers {
     for (Map<String, Object> processor : processors) {
       switch (string(processor, "type", "post_processor")) {
         case "ByteLevel" -> {}
+        case "BertProcessing" -> {
+          return new Affixes(pair(processor, "cls"), pair(processor, "sep"));
+        }
         case "TemplateProcessing" -> {
           return template(processor, vocabulary);
         }
@@ -403,6 +451,18 @@ final class JsonTokenizers {
     return new Affixes(
         addBos ? new int[] {bos.getAsInt()} : new int[0],
         addEos ? new int[] {eos.getAsInt()} : new int[0]);
+  }
+
+  /** The id of {@code [token, id]}. */
+  private int[] pair(Map<String, Object> processor, String name) {
+    if (!(processor.get(name) instanceof List<?> pair) || pair.size() != 2) {
+      throw error("post_processor." + name + ": expected=[token, id]");
+    }
+    int id = id(pair.get(1), "post_processor." + name);
+    if (id >= spellings.size()) {
+      throw error("post_processor." + name + ": no such token: " + id);
+    }
+    return new int[] {id};
   }
 
   private Affixes template(Map<String, Object> processor, Vocabulary vocabulary) {
@@ -454,6 +514,14 @@ final class JsonTokenizers {
         }
         SplitPattern regex = SplitPattern.compile(string(pattern, "Regex", "normalizer.pattern"));
         yield (text, first) -> replace(text, regex, content);
+      }
+      case "BertNormalizer" -> {
+        boolean lowercase = bool(spec, "lowercase", true);
+        yield BertText.normalizer(
+            bool(spec, "clean_text", true),
+            bool(spec, "handle_chinese_chars", true),
+            bool(spec, "strip_accents", lowercase),
+            lowercase);
       }
       case "NFC" -> form(java.text.Normalizer.Form.NFC);
       case "NFD" -> form(java.text.Normalizer.Form.NFD);
@@ -553,6 +621,7 @@ final class JsonTokenizers {
           steps.add(PreTokenizer.split("\\w+|[^\\w\\s]+", PreTokenizer.Behavior.REMOVED, true));
       case "WhitespaceSplit" ->
           steps.add(PreTokenizer.splitCharacters(CharSet::isSpace, PreTokenizer.Behavior.REMOVED));
+      case "BertPreTokenizer" -> steps.add(BertText.WORDS);
       case "Metaspace" -> metaspace(steps, spec);
       default -> throw error("pre_tokenizer.type: not supported, actual=" + type);
     }
@@ -631,7 +700,7 @@ final class JsonTokenizers {
   }
 
   private Decoding decoding(Object value, boolean byteLevel) {
-    boolean strip = false;
+    boolean strip = isWordPiece();
     boolean bytes = byteLevel;
     if (value != null) {
       Map<String, Object> spec = object(value, "decoder");
@@ -644,6 +713,7 @@ final class JsonTokenizers {
         switch (type) {
           case "ByteLevel" -> bytes = true;
           case "ByteFallback", "Fuse" -> {}
+          case "WordPiece" -> strip = true;
           case "Metaspace" -> strip = !prependScheme(step).equals("never");
           case "Replace" -> {
             Map<String, Object> pattern = object(step.get("pattern"), "decoder.pattern");
