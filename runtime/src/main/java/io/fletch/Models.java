@@ -1,5 +1,6 @@
 package io.fletch;
 
+import io.fletch.runtime.engine.EmbedderLoader;
 import io.fletch.runtime.engine.ModelLoader;
 import java.nio.file.Path;
 
@@ -17,6 +18,14 @@ final class Models {
 
   static Path demoFile(String name) {
     return ModelLoader.demoFile(name);
+  }
+
+  static Embedder openEmbedder(Path path, EmbedderOptions options) {
+    return EmbedderLoader.open(path, options);
+  }
+
+  static boolean isEmbeddingModel(Path path) {
+    return EmbedderLoader.isEmbeddingModel(path);
   }
 
   static Tokenizer tokenizer(Path path) {

@@ -55,7 +55,7 @@ public final class ModelLoader {
   private static final int CANVAS_ROWS = 2048;
 
   /** Context of sessions unless asked otherwise. */
-  private static final int DEFAULT_CONTEXT = 4096;
+  static final int DEFAULT_CONTEXT = 4096;
 
   private ModelLoader() {}
 
@@ -125,7 +125,7 @@ public final class ModelLoader {
    * A warning where a flag is missing that would make the model faster: the description names it.
    * Slower kernels that were asked for are no surprise.
    */
-  private static Level level(ModelOptions options) {
+  static Level level(ModelOptions options) {
     boolean wantsMachineCode =
         options.backend() == ModelOptions.Backend.CPU
             && options.kernels() == ModelOptions.Kernels.AUTO;
@@ -206,20 +206,7 @@ public final class ModelLoader {
         options.adapters().stream().map(a -> Adapter.open(a.path(), a.scale(), derived)).toList(),
         file.format());
     HyperParameters hp = weights.fit(declared);
-    int context =
-        Math.min(
-            hp.contextLength(),
-            options.contextLength() == 0 ? DEFAULT_CONTEXT : options.contextLength());
-    if (context < options.contextLength()) {
-      LOG.log(
-          Level.WARNING,
-          () ->
-              name
-                  + ": the context is that of the model: asked for="
-                  + options.contextLength()
-                  + " tokens="
-                  + context);
-    }
+    int context = context(hp, options, name);
     Graph plain = ModelGraph.build(hp, weights, context, name);
     if (hp.diffusion() && !options.units().isEmpty()) {
       throw new FletchException("a diffusion model runs all units: " + options.units());
@@ -259,13 +246,7 @@ public final class ModelLoader {
     Executable executable = compile(graph, rows, options, file);
     try {
       Tokenizer tokenizer = result(tokenizerTask);
-      if (tokenizer.vocabularySize() > hp.vocabulary()) {
-        throw new FletchException(
-            "the tokenizer has more tokens than the embedding has rows: tokens="
-                + tokenizer.vocabularySize()
-                + " rows="
-                + hp.vocabulary());
-      }
+      checkRows(tokenizer, hp);
       // What was packed is read from its packed copy from now on.
       file.dropPages();
       Model.Info info =
@@ -297,7 +278,35 @@ public final class ModelLoader {
     }
   }
 
-  private static Tokenizer tokenizer(WeightFile file, Path path) {
+  /** Tokens of a session: what was asked for, but no more than the model was made for. */
+  static int context(HyperParameters hp, ModelOptions options, String name) {
+    int wanted = options.contextLength() == 0 ? DEFAULT_CONTEXT : options.contextLength();
+    int context = Math.min(hp.contextLength(), wanted);
+    if (context < options.contextLength()) {
+      LOG.log(
+          Level.WARNING,
+          () ->
+              name
+                  + ": the context is that of the model: asked for="
+                  + options.contextLength()
+                  + " tokens="
+                  + context);
+    }
+    return context;
+  }
+
+  /** A tokenizer must not give ids that the embedding has no rows for. */
+  static void checkRows(Tokenizer tokenizer, HyperParameters hp) {
+    if (tokenizer.vocabularySize() > hp.vocabulary()) {
+      throw new FletchException(
+          "the tokenizer has more tokens than the embedding has rows: tokens="
+              + tokenizer.vocabularySize()
+              + " rows="
+              + hp.vocabulary());
+    }
+  }
+
+  static Tokenizer tokenizer(WeightFile file, Path path) {
     return switch (file.format()) {
       case GGUF, ARROW -> Tokenizers.fromGguf(file.metadata());
       case SAFETENSORS -> Tokenizers.fromFolder(folder(path));
@@ -373,7 +382,7 @@ public final class ModelLoader {
     };
   }
 
-  private static Path folder(Path path) {
+  static Path folder(Path path) {
     return Files.isDirectory(path)
         ? path
         : Objects.requireNonNullElse(path.toAbsolutePath().getParent(), path);
