@@ -39,8 +39,7 @@ public final class EmbedderLoader {
       try {
         LoadedEmbedder embedder = load(file, derived, path, name, options);
         LOG.log(
-            ModelLoader.level(options.model()),
-            () -> name + ": " + embedder.backendDescription());
+            ModelLoader.level(options.model()), () -> name + ": " + embedder.backendDescription());
         return embedder;
       } catch (RuntimeException | Error e) {
         derived.close();
@@ -120,8 +119,7 @@ public final class EmbedderLoader {
               weights.elements(),
               weights.bytes(),
               weights.mainType().name());
-      return new LoadedEmbedder(
-          name, info, file, derived, executable, rows, tokenizer, options);
+      return new LoadedEmbedder(name, info, file, derived, executable, rows, tokenizer, options);
     } catch (RuntimeException | Error e) {
       executable.close();
       throw e;

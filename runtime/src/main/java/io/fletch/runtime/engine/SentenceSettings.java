@@ -56,7 +56,8 @@ record SentenceSettings(Optional<Pooling> pooling, int maxTokens) {
   private static Path inside(Path folder, String name) {
     Path path = folder.resolve(name).normalize();
     if (!path.startsWith(folder.normalize())) {
-      throw new FletchException(folder.resolve("modules.json") + ": path outside the model: " + name);
+      throw new FletchException(
+          folder.resolve("modules.json") + ": path outside the model: " + name);
     }
     return path;
   }
@@ -67,11 +68,12 @@ record SentenceSettings(Optional<Pooling> pooling, int maxTokens) {
     if (config.get("pooling_mode") instanceof String mode) {
       modes.add(mode);
     }
-    config.forEach((key, value) -> {
-      if (key.startsWith(MODES) && Boolean.TRUE.equals(value)) {
-        modes.add(key.substring(MODES.length()).replaceFirst("_tokens?$", ""));
-      }
-    });
+    config.forEach(
+        (key, value) -> {
+          if (key.startsWith(MODES) && Boolean.TRUE.equals(value)) {
+            modes.add(key.substring(MODES.length()).replaceFirst("_tokens?$", ""));
+          }
+        });
     if (Boolean.FALSE.equals(config.get("include_prompt"))) {
       throw new FletchException(file + ": include_prompt: not supported: false");
     }

@@ -13,8 +13,8 @@ import java.util.function.Predicate;
 
 /**
  * Reads {@code tokenizer.ggml.*}. Models: {@code gpt2} (byte-level BPE, pre-tokenizer by name),
- * {@code llama} (SentencePiece BPE) and {@code bert} (WordPiece). Everything is checked before it is used; messages name the
- * key.
+ * {@code llama} (SentencePiece BPE) and {@code bert} (WordPiece). Everything is checked before it
+ * is used; messages name the key.
  */
 final class GgufTokenizers {
   private static final String PREFIX = "tokenizer.ggml.";
@@ -40,7 +40,9 @@ final class GgufTokenizers {
       case "bert" -> wordPiece();
       default ->
           throw new FletchException(
-              PREFIX + "model: tokenizer not supported, expected=gpt2, llama or bert actual=" + model);
+              PREFIX
+                  + "model: tokenizer not supported, expected=gpt2, llama or bert actual="
+                  + model);
     };
   }
 
@@ -261,7 +263,8 @@ final class GgufTokenizers {
     String begins = isMarked ? WORD_MARK : "";
     String goesOn = isMarked ? "" : "##";
     Vocabulary vocabulary =
-        new Vocabulary(spellings(tokens), WordPieces.bytes(spellings, kinds, begins, goesOn), kinds);
+        new Vocabulary(
+            spellings(tokens), WordPieces.bytes(spellings, kinds, begins, goesOn), kinds);
     OptionalInt unknown = first(special("unknown"), vocabulary.id("[UNK]"));
     if (unknown.isEmpty()) {
       throw new FletchException(PREFIX + "unknown_token_id: missing, and there is no [UNK]");
@@ -366,12 +369,13 @@ final class GgufTokenizers {
     String key = PREFIX + name + "_token_id";
     return metadata
         .integer(key)
-        .map(id -> {
-          if (id < 0 || id >= count) {
-            throw new FletchException(key + ": expected=0 to " + (count - 1) + " actual=" + id);
-          }
-          return OptionalInt.of((int) (long) id);
-        })
+        .map(
+            id -> {
+              if (id < 0 || id >= count) {
+                throw new FletchException(key + ": expected=0 to " + (count - 1) + " actual=" + id);
+              }
+              return OptionalInt.of((int) (long) id);
+            })
         .orElse(OptionalInt.empty());
   }
 }

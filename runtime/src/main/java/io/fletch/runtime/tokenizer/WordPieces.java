@@ -23,8 +23,7 @@ final class WordPieces {
         bytes[id] = TextTokenizer.utf8(text);
         continue;
       }
-      boolean isBeginning =
-          goesOn.isEmpty() ? text.startsWith(begins) : !text.startsWith(goesOn);
+      boolean isBeginning = goesOn.isEmpty() ? text.startsWith(begins) : !text.startsWith(goesOn);
       String mark = isBeginning ? begins : goesOn;
       String word = text.startsWith(mark) ? text.substring(mark.length()) : text;
       bytes[id] = TextTokenizer.utf8(isBeginning ? " " + word : word);

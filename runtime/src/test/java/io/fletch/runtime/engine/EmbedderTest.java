@@ -151,14 +151,16 @@ class EmbedderTest {
 
   static Stream<Arguments> models() {
     return Stream.of("bert", "nomic-bert", "qwen3")
-        .flatMap(name ->
-            Stream.of(true, false)
-                .flatMap(gguf ->
-                    Stream.of(
-                        Arguments.of(name, gguf, "reference"),
-                        Arguments.of(name, gguf, "scalar"),
-                        Arguments.of(name, gguf, "vector"),
-                        Arguments.of(name, gguf, "native"))));
+        .flatMap(
+            name ->
+                Stream.of(true, false)
+                    .flatMap(
+                        gguf ->
+                            Stream.of(
+                                Arguments.of(name, gguf, "reference"),
+                                Arguments.of(name, gguf, "scalar"),
+                                Arguments.of(name, gguf, "vector"),
+                                Arguments.of(name, gguf, "native"))));
   }
 
   @ParameterizedTest
@@ -172,7 +174,8 @@ class EmbedderTest {
                 .withModel(
                     cpu()
                         .model()
-                        .withKernels(ModelOptions.Kernels.valueOf(how.toUpperCase(java.util.Locale.ROOT))));
+                        .withKernels(
+                            ModelOptions.Kernels.valueOf(how.toUpperCase(java.util.Locale.ROOT))));
     try (Embedder e = Embedder.open(fromGguf ? gguf(name) : folder(name), options)) {
       assertEquals(name, e.info().architecture());
       assertEquals(32, e.info().dimensions());
@@ -256,18 +259,19 @@ class EmbedderTest {
         List<Callable<Boolean>> tasks = new ArrayList<>();
         for (int t = 0; t < 24; t++) {
           int seed = t;
-          tasks.add(() -> {
-            Random own = new Random(seed);
-            for (int round = 0; round < 5; round++) {
-              int from = own.nextInt(texts.size());
-              int to = Math.min(texts.size(), from + 1 + own.nextInt(9));
-              List<float[]> some = e.embed(texts.subList(from, to));
-              for (int i = from; i < to; i++) {
-                assertArrayEquals(alone.get(i), some.get(i - from), texts.get(i));
-              }
-            }
-            return true;
-          });
+          tasks.add(
+              () -> {
+                Random own = new Random(seed);
+                for (int round = 0; round < 5; round++) {
+                  int from = own.nextInt(texts.size());
+                  int to = Math.min(texts.size(), from + 1 + own.nextInt(9));
+                  List<float[]> some = e.embed(texts.subList(from, to));
+                  for (int i = from; i < to; i++) {
+                    assertArrayEquals(alone.get(i), some.get(i - from), texts.get(i));
+                  }
+                }
+                return true;
+              });
         }
         for (Future<Boolean> f : threads.invokeAll(tasks)) {
           assertTrue(f.get());
@@ -293,7 +297,8 @@ class EmbedderTest {
       assertEquals(3, ids[8]);
       assertArrayEquals(e.embed(text), e.embedTokens(List.of(ids)).getFirst());
       assertThrows(
-          FletchException.class, () -> e.embedTokens(List.of(new int[] {2, 5, 5, 5, 5, 5, 5, 5, 5, 3})));
+          FletchException.class,
+          () -> e.embedTokens(List.of(new int[] {2, 5, 5, 5, 5, 5, 5, 5, 5, 3})));
     }
     // No more than the positions that the model has, whatever is asked for.
     try (Embedder e = Embedder.open(gguf("bert"), cpu().withMaxTokens(1000))) {
@@ -301,8 +306,7 @@ class EmbedderTest {
       assertEquals(64, e.tokens(text + text).length);
       e.embed(text + text);
     }
-    assertThrows(
-        FletchException.class, () -> Embedder.open(gguf("bert"), cpu().withMaxTokens(2)));
+    assertThrows(FletchException.class, () -> Embedder.open(gguf("bert"), cpu().withMaxTokens(2)));
   }
 
   @Test
@@ -333,8 +337,7 @@ class EmbedderTest {
       mean[i] = (float) (sum / states.length);
     }
     Map<Pooling, float[]> expected =
-        Map.of(
-            Pooling.MEAN, mean, Pooling.CLS, states[0], Pooling.LAST, states[states.length - 1]);
+        Map.of(Pooling.MEAN, mean, Pooling.CLS, states[0], Pooling.LAST, states[states.length - 1]);
     for (Map.Entry<Pooling, float[]> p : expected.entrySet()) {
       try (Embedder e = Embedder.open(gguf("bert"), raw.withPooling(p.getKey()))) {
         assertArrayEquals(p.getValue(), e.embed("the fox"), p.getKey().name());
@@ -430,10 +433,8 @@ class EmbedderTest {
     for (String change :
         List.of("\"prenorm\": true", "\"use_rms_norm\": true", "\"causal\": true")) {
       String key = change.substring(0, change.indexOf(':'));
-      Files.writeString(
-          folder.resolve("config.json"), config.replace(key + ": false", change));
-      FletchException x =
-          assertThrows(FletchException.class, () -> Embedder.open(folder, cpu()));
+      Files.writeString(folder.resolve("config.json"), config.replace(key + ": false", change));
+      FletchException x = assertThrows(FletchException.class, () -> Embedder.open(folder, cpu()));
       assertTrue(x.getMessage().contains(key.replace("\"", "")), x.getMessage());
     }
   }
@@ -481,16 +482,17 @@ class EmbedderTest {
     for (int t = 0; t < 8; t++) {
       threads.add(
           Thread.ofVirtual()
-              .start(() -> {
-                try {
-                  while (true) {
-                    e.embed(List.of("a b c", "the quick brown fox", "x"));
-                    done.incrementAndGet();
-                  }
-                } catch (IllegalStateException closed) {
-                  refused.incrementAndGet();
-                }
-              }));
+              .start(
+                  () -> {
+                    try {
+                      while (true) {
+                        e.embed(List.of("a b c", "the quick brown fox", "x"));
+                        done.incrementAndGet();
+                      }
+                    } catch (IllegalStateException closed) {
+                      refused.incrementAndGet();
+                    }
+                  }));
     }
     while (done.get() < 50) {
       Thread.onSpinWait();

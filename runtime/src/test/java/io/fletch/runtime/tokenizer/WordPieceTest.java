@@ -58,13 +58,14 @@ class WordPieceTest {
       String[] tokens = new String[vocabulary.size()];
       long[] types = new long[tokens.length];
       Arrays.fill(types, 1);
-      vocabulary.forEach((spelling, id) -> {
-        String s = (String) spelling;
-        int i = ((Number) id).intValue();
-        boolean bracketed = s.startsWith("[") && s.endsWith("]");
-        tokens[i] = bracketed ? s : s.startsWith("##") ? s.substring(2) : "\u2581" + s;
-        types[i] = bracketed ? 3 : 1;
-      });
+      vocabulary.forEach(
+          (spelling, id) -> {
+            String s = (String) spelling;
+            int i = ((Number) id).intValue();
+            boolean bracketed = s.startsWith("[") && s.endsWith("]");
+            tokens[i] = bracketed ? s : s.startsWith("##") ? s.substring(2) : "\u2581" + s;
+            types[i] = bracketed ? 3 : 1;
+          });
       return new MapMetadata()
           .with(PREFIX + "model", "bert")
           .with(PREFIX + "tokens", tokens)
@@ -178,8 +179,7 @@ class WordPieceTest {
   @Test
   void longTextsTakeLinearTime() {
     String letters = "unaffableembeddings".repeat(4) + " ";
-    assertTimeoutPreemptively(
-        Duration.ofSeconds(20), () -> UNCASED.encode(letters.repeat(20_000)));
+    assertTimeoutPreemptively(Duration.ofSeconds(20), () -> UNCASED.encode(letters.repeat(20_000)));
     assertEquals(3, UNCASED.encode("e".repeat(1 << 20)).length);
   }
 
@@ -222,7 +222,8 @@ class WordPieceTest {
         temp,
         json.replace("\"max_input_chars_per_word\":100", "\"max_input_chars_per_word\":-1"),
         "max_input_chars_per_word");
-    refused(temp, json.replace("\"type\":\"WordPiece\",\"unk", "\"type\":\"Unigram\",\"unk"), "Uni");
+    refused(
+        temp, json.replace("\"type\":\"WordPiece\",\"unk", "\"type\":\"Unigram\",\"unk"), "Uni");
     FletchException e =
         assertThrows(
             FletchException.class,
