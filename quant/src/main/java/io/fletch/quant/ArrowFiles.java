@@ -2,25 +2,37 @@ package io.fletch.quant;
 
 import java.lang.foreign.MemorySegment;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
 import java.nio.file.Path;
+import java.security.MessageDigest;
 import java.util.ArrayList;
+import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
 
 /**
- * Opens Fletch Arrow files: Arrow IPC files with one record batch of one row, in which every tensor
+ * Opens Fletch Arrow files, and shards of them: Arrow IPC files with one record batch of one row, in which every tensor
  * is a column, mapped without copying. {@link ArrowWriter} says what they look like. Other Arrow
  * files are refused, by the key that they lack.
  *
  * <p>Everything is checked before it is relied on: magics, the place and size of footer, message
  * and body, the order of buffers, and that each column has the bytes that its shape and type need.
+ * Shards belong together by the hashes of their footers. The bytes of the tensors are hashed by
+ * {@link WeightFile#verify} alone.
  */
 final class ArrowFiles {
   static final byte[] MAGIC = "ARROW1".getBytes(StandardCharsets.US_ASCII);
   static final String VERSION_KEY = "fletch.version";
   static final String VERSION = "1";
   static final String METADATA_KEY = "fletch.metadata";
+  static final String SHA256_KEY = "fletch.sha256";
+  static final String SPLIT_NO = "fletch.split.no";
+  static final String SPLIT_COUNT = "fletch.split.count";
+  static final String SPLIT_TENSORS = "fletch.split.tensors";
+  static final String SPLIT_FOOTERS = "fletch.split.footers";
   static final String TYPE_KEY = "fletch.type";
   static final String SHAPE_KEY = "fletch.shape";
 
@@ -32,6 +44,8 @@ final class ArrowFiles {
   static final int TYPE_LARGE_LIST = 21;
 
   private static final int MAX_TENSORS = 1_000_000;
+  private static final int MAX_SHARDS = 65_535;
+  private static final Pattern SHARD_NAME = Pattern.compile("(.+)-(\\d{5})-of-(\\d{5})\\.arrow");
 
   private ArrowFiles() {}
 
@@ -41,40 +55,115 @@ final class ArrowFiles {
         && start.asSlice(0, MAGIC.length).mismatch(MemorySegment.ofArray(MAGIC)) < 0;
   }
 
-  /** Opens a file. */
+  /** The name of shard {@code number}, counted from 0. */
+  static String shardName(String prefix, int number, int count) {
+    return String.format("%s-%05d-of-%05d.arrow", prefix, number + 1, count);
+  }
+
+  /** Opens a file, or the first of several shards. */
   static WeightFile open(Path path) {
     try (MappedWeights.Builder builder = new MappedWeights.Builder()) {
-      MappedWeights.Shard shard = builder.map(path);
-      MemorySegment file = shard.segment();
-      long size = file.byteSize();
-      if (size < 32 || !isArrow(file) || !isArrow(file.asSlice(size - MAGIC.length))) {
-        throw Json.fail(path, "magic", "ARROW1 at both ends", size < 32 ? size + " bytes" : "none");
+      Map<String, String> keys = addShard(builder, path, null);
+      if (keys.containsKey(SPLIT_COUNT)) {
+        addSiblings(builder, path, keys);
       }
-      long footerBytes = file.get(ByteCursor.INT, size - 10);
-      if (footerBytes < 8 || footerBytes > size - 18) {
-        throw Json.fail(path, "footer length", "8.." + (size - 18), footerBytes);
-      }
-      FlatTable footer = FlatTable.root(path, file.asSlice(size - 10 - footerBytes, footerBytes));
-      FlatTable schema = footer.table(1);
-      Map<String, String> keys = pairs(path, schema, 2);
-      if (!VERSION.equals(keys.get(VERSION_KEY))) {
-        throw Json.fail(path, "schema metadata " + VERSION_KEY, VERSION, keys.get(VERSION_KEY));
-      }
-      String json = keys.get(METADATA_KEY);
-      if (json == null) {
-        throw Json.fail(path, "schema metadata " + METADATA_KEY, "present", "absent");
-      }
-      if (schema.number(0, 2) != 0) {
-        throw Json.fail(path, "endianness", "0 (little)", schema.number(0, 2));
-      }
-      int batches = footer.length(3, 24);
-      if (batches != 1) {
-        throw Json.fail(path, "record batches", 1, batches);
-      }
-      readBatch(builder, shard, schema, footer, size - 10 - footerBytes);
-      Map<String, Object> entries = Json.flatten(path, json.getBytes(StandardCharsets.UTF_8));
+      byte[] json = keys.get(METADATA_KEY).getBytes(StandardCharsets.UTF_8);
+      Map<String, Object> entries = Json.flatten(path, json);
       return builder.build(WeightFile.Format.ARROW, path, new JsonMetadata(path, entries));
     }
+  }
+
+  private static void addSiblings(
+      MappedWeights.Builder builder, Path first, Map<String, String> keys) {
+    int count = number(first, keys, SPLIT_COUNT, 2, MAX_SHARDS);
+    int no = number(first, keys, SPLIT_NO, 0, count - 1);
+    int tensors = number(first, keys, SPLIT_TENSORS, 0, MAX_TENSORS);
+    Matcher name = SHARD_NAME.matcher(first.getFileName().toString());
+    String wanted = name.matches() ? shardName(name.group(1), 0, count) : null;
+    if (wanted == null) {
+      throw Json.fail(
+          first,
+          "name of a shard",
+          "PREFIX-00001-of-" + String.format("%05d", count) + ".arrow",
+          first.getFileName());
+    }
+    if (no != 0 || !first.getFileName().toString().equals(wanted)) {
+      throw Json.fail(first, SPLIT_NO, "0; open the first shard instead: " + wanted, no);
+    }
+    String[] footers = keys.getOrDefault(SPLIT_FOOTERS, "").split(" ");
+    if (footers.length != count - 1) {
+      throw Json.fail(first, SPLIT_FOOTERS, count - 1 + " hashes", footers.length);
+    }
+    for (int i = 1; i < count; i++) {
+      Path file = first.resolveSibling(shardName(name.group(1), i, count));
+      if (!Files.exists(file)) {
+        throw new WeightFileException(file + ": shard " + (i + 1) + " of " + count + " is missing");
+      }
+      Map<String, String> shard = addShard(builder, file, footers[i - 1]);
+      if (number(file, shard, SPLIT_NO, 0, MAX_SHARDS) != i) {
+        throw Json.fail(file, SPLIT_NO, i, shard.get(SPLIT_NO));
+      }
+    }
+    if (builder.size() != tensors) {
+      throw Json.fail(first, SPLIT_TENSORS, tensors, builder.size());
+    }
+  }
+
+  private static int number(
+      Path path, Map<String, String> keys, String key, int least, int most) {
+    String text = keys.get(key);
+    int n = text != null && text.matches("\\d{1,9}") ? Integer.parseInt(text) : -1;
+    if (n < least || n > most) {
+      throw Json.fail(path, key, least + ".." + most, text);
+    }
+    return n;
+  }
+
+  /**
+   * Adds the tensors of a file.
+   *
+   * @param footerHash what the first shard says of this one's footer; null for the first
+   */
+  private static Map<String, String> addShard(MappedWeights.Builder builder, Path path, String footerHash) {
+    MappedWeights.Shard shard = builder.map(path);
+    MemorySegment file = shard.segment();
+    long size = file.byteSize();
+    if (size < 32 || !isArrow(file) || !isArrow(file.asSlice(size - MAGIC.length))) {
+      throw Json.fail(path, "magic", "ARROW1 at both ends", size < 32 ? size + " bytes" : "none");
+    }
+    long footerBytes = file.get(ByteCursor.INT, size - 10);
+    if (footerBytes < 8 || footerBytes > size - 18) {
+      throw Json.fail(path, "footer length", "8.." + (size - 18), footerBytes);
+    }
+    MemorySegment end = file.asSlice(size - 10 - footerBytes, footerBytes);
+    if (footerHash != null) {
+      MessageDigest hash = ArrowWriter.sha256();
+      ArrowWriter.add(hash, end);
+      String actual = HexFormat.of().formatHex(hash.digest());
+      if (!actual.equals(footerHash)) {
+        throw Json.fail(path, "SHA-256 of the footer (a shard of this model?)", footerHash, actual);
+      }
+    }
+    FlatTable footer = FlatTable.root(path, end);
+    FlatTable schema = footer.table(1);
+    Map<String, String> keys = pairs(path, schema, 2);
+    if (!VERSION.equals(keys.get(VERSION_KEY))) {
+      throw Json.fail(path, "schema metadata " + VERSION_KEY, VERSION, keys.get(VERSION_KEY));
+    }
+    if (keys.get(METADATA_KEY) == null) {
+      throw Json.fail(path, "schema metadata " + METADATA_KEY, "present", "absent");
+    }
+    if (schema.number(0, 2) != 0) {
+      throw Json.fail(path, "endianness", "0 (little)", schema.number(0, 2));
+    }
+    int batches = footer.length(3, 24);
+    if (batches != 1) {
+      throw Json.fail(path, "record batches", 1, batches);
+    }
+    int before = builder.size();
+    readBatch(builder, shard, schema, footer, size - 10 - footerBytes);
+    builder.hash(path, before, pairs(path, footer, 4).get(SHA256_KEY));
+    return keys;
   }
 
   private static void readBatch(

@@ -5,10 +5,14 @@ import com.fasterxml.jackson.core.JsonGenerator;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.io.UncheckedIOException;
+import java.lang.foreign.MemorySegment;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -21,12 +25,21 @@ import java.util.Map;
  * {@code fletch.shape} (outermost axis first). Buffers are aligned to 64 bytes in the file, from 64
  * KiB on to pages of 4096.
  *
- * <p>The file appears under its name when it is complete, and not before. Used by one thread.
+ * <p>The footer has {@code fletch.sha256}, of the bytes of the tensors in the order of the columns.
+ * A model of several files is {@code PREFIX-00001-of-0000N.arrow} and so on, each with {@code
+ * fletch.split.no} (from 0), {@code fletch.split.count} and {@code fletch.split.tensors} (of all);
+ * the metadata are in the first, and {@code fletch.split.footers} there has the hashes of the
+ * others' footers.
+ *
+ * <p>A file appears under its name when it is complete, and not before. Used by one thread.
  */
 public final class ArrowWriter {
   private static final long ALIGNMENT = 64;
   private static final long PAGE = 4096;
   private static final long LARGE = 64 << 10;
+
+  /** An NIO buffer cannot be larger than 2 GiB. */
+  private static final long PIECE = 64L << 20;
 
   /** Metadata version V5. */
   private static final int V5 = 4;
@@ -101,20 +114,94 @@ public final class ArrowWriter {
    * @throws IllegalStateException if a source writes too much or too little
    */
   public void write(Path target) {
-    try (AtomicFile file = new AtomicFile(target)) {
-      file.write(new byte[8]);
-      writeTo(file);
-      file.complete(Arrays.copyOf(ArrowFiles.MAGIC, 8));
-      file.commit();
+    writeShards(List.of(target), List.of(List.copyOf(tensors.values())));
+  }
+
+  /**
+   * Writes shards {@code PREFIX-00001-of-0000N.arrow} beside each other, or one file if one is
+   * enough.
+   *
+   * @param target {@code PREFIX.arrow}
+   * @param maxShardBytes a shard takes tensors until the next one would make its data larger
+   * @return the files, of which the first is the one to open
+   * @throws UncheckedIOException if writing fails; the first shard does not appear then
+   */
+  public List<Path> writeSplit(Path target, long maxShardBytes) {
+    String name = target.getFileName().toString();
+    if (!name.endsWith(".arrow") || maxShardBytes < 1) {
+      throw new IllegalArgumentException(
+          "target: expected=PREFIX.arrow, at least 1 byte actual=" + name + ", " + maxShardBytes);
+    }
+    List<List<Item>> shards = new ArrayList<>(List.of(new ArrayList<>()));
+    long size = 0;
+    for (Item item : tensors.values()) {
+      if (size > 0 && item.bytes() > maxShardBytes - size) {
+        shards.add(new ArrayList<>());
+        size = 0;
+      }
+      shards.getLast().add(item);
+      size += item.bytes();
+    }
+    if (shards.size() == 1) {
+      write(target);
+      return List.of(target);
+    }
+    String prefix = name.substring(0, name.length() - ".arrow".length());
+    List<Path> files = new ArrayList<>();
+    for (int i = 0; i < shards.size(); i++) {
+      files.add(target.resolveSibling(ArrowFiles.shardName(prefix, i, shards.size())));
+    }
+    writeShards(files, shards);
+    return files;
+  }
+
+  private void writeShards(List<Path> targets, List<List<Item>> shards) {
+    List<AtomicFile> written = new ArrayList<>();
+    try {
+      try {
+        // The first shard has hashes of the others, so it comes last.
+        List<String> footers = new ArrayList<>();
+        for (int i = shards.size() - 1; i >= 0; i--) {
+          AtomicFile file = new AtomicFile(targets.get(i));
+          written.add(file);
+          file.write(new byte[8]);
+          footers.addFirst(writeTo(file, shards.get(i), keys(i, shards.size(), footers)));
+          file.complete(Arrays.copyOf(ArrowFiles.MAGIC, 8));
+        }
+        for (AtomicFile file : written) {
+          file.commit();
+        }
+      } finally {
+        for (AtomicFile file : written) {
+          file.close();
+        }
+      }
     } catch (IOException e) {
       throw new UncheckedIOException(e);
     }
   }
 
-  private void writeTo(AtomicFile file) throws IOException {
+  private Map<String, String> keys(int number, int count, List<String> footers) {
+    Map<String, String> keys = new LinkedHashMap<>();
+    keys.put(ArrowFiles.VERSION_KEY, ArrowFiles.VERSION);
+    keys.put(ArrowFiles.METADATA_KEY, number == 0 ? json() : "{}");
+    if (count > 1) {
+      keys.put(ArrowFiles.SPLIT_NO, Integer.toString(number));
+      keys.put(ArrowFiles.SPLIT_COUNT, Integer.toString(count));
+      keys.put(ArrowFiles.SPLIT_TENSORS, Integer.toString(tensors.size()));
+      if (number == 0) {
+        keys.put(ArrowFiles.SPLIT_FOOTERS, String.join(" ", footers));
+      }
+    }
+    return keys;
+  }
+
+  /** Writes all but the magic at the start. Returns the hash of the footer. */
+  private static String writeTo(AtomicFile file, List<Item> items, Map<String, String> keys)
+      throws IOException {
     FlatBytes message = new FlatBytes();
-    writeMessage(file, message(message, 1, schema(message), 0), 8);
-    List<Item> items = List.copyOf(tensors.values());
+    writeMessage(file, message(message, 1, schema(message, items, keys), 0), 8);
+    MessageDigest hash = sha256();
     // Where each buffer lies in the body: validity (none), offsets, [validity,] data.
     List<Long> buffers = new ArrayList<>();
     List<Long> nodes = new ArrayList<>();
@@ -153,15 +240,18 @@ public final class ArrowWriter {
       if (file.position() != bodyStart + dataAt[i]) {
         throw new AssertionError("position of " + item.name());
       }
-      data(file, item);
+      data(file, item, hash);
       file.pad(ALIGNMENT);
     }
     file.write(new LittleEndianBytes().u32(-1).u32(0).toBytes());
     FlatBytes footer = new FlatBytes();
     int blocks = footer.structs(new long[] {start, bodyStart - start, body}, 3);
     int none = footer.structs(new long[0], 3);
-    int schema = schema(footer);
-    footer.start(4);
+    int schema = schema(footer, items, keys);
+    String sum = HexFormat.of().formatHex(hash.digest());
+    int sums = footer.vector(new int[] {pair(footer, ArrowFiles.SHA256_KEY, sum)});
+    footer.start(5);
+    footer.reference(4, sums);
     footer.number(0, V5, 2);
     footer.reference(1, schema);
     footer.reference(2, none);
@@ -169,6 +259,15 @@ public final class ArrowWriter {
     byte[] end = footer.finish(footer.end());
     file.write(end);
     file.write(new LittleEndianBytes().u32(end.length).bytes(ArrowFiles.MAGIC).toBytes());
+    return HexFormat.of().formatHex(sha256().digest(end));
+  }
+
+  static MessageDigest sha256() {
+    try {
+      return MessageDigest.getInstance("SHA-256");
+    } catch (NoSuchAlgorithmException e) {
+      throw new AssertionError(e);
+    }
   }
 
   private static long[] longs(List<Long> list) {
@@ -197,22 +296,15 @@ public final class ArrowWriter {
     return f.finish(f.end());
   }
 
-  private int schema(FlatBytes f) {
-    int[] columns = new int[tensors.size()];
-    int i = 0;
-    for (Item item : tensors.values()) {
-      columns[i++] = column(f, item);
-    }
+  private static int schema(FlatBytes f, List<Item> items, Map<String, String> keys) {
+    int[] columns = items.stream().mapToInt(item -> column(f, item)).toArray();
     int fields = f.vector(columns);
-    int keys =
+    int pairs =
         f.vector(
-            new int[] {
-              pair(f, ArrowFiles.VERSION_KEY, ArrowFiles.VERSION),
-              pair(f, ArrowFiles.METADATA_KEY, json())
-            });
+            keys.entrySet().stream().mapToInt(e -> pair(f, e.getKey(), e.getValue())).toArray());
     f.start(3);
     f.reference(1, fields);
-    f.reference(2, keys);
+    f.reference(2, pairs);
     f.number(0, 0, 2);
     return f.end();
   }
@@ -299,7 +391,7 @@ public final class ArrowWriter {
     }
   }
 
-  private static void data(AtomicFile file, Item item) throws IOException {
+  private static void data(AtomicFile file, Item item, MessageDigest hash) throws IOException {
     long[] left = {item.bytes()};
     item.source()
         .writeTo(bytes -> {
@@ -309,6 +401,7 @@ public final class ArrowWriter {
                 "tensor " + item.name() + ": bytes: expected=" + item.bytes() + " actual=more");
           }
           file.write(bytes);
+          add(hash, bytes);
         });
     if (left[0] != 0) {
       throw new IllegalStateException(
@@ -318,6 +411,13 @@ public final class ArrowWriter {
               + item.bytes()
               + " actual="
               + (item.bytes() - left[0]));
+    }
+  }
+
+  /** Adds bytes to a hash. */
+  static void add(MessageDigest hash, MemorySegment bytes) {
+    for (long at = 0; at < bytes.byteSize(); at += PIECE) {
+      hash.update(bytes.asSlice(at, Math.min(PIECE, bytes.byteSize() - at)).asByteBuffer());
     }
   }
 }

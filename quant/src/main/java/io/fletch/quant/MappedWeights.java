@@ -3,9 +3,11 @@ package io.fletch.quant;
 import io.fletch.ffm.MappedFile;
 import java.lang.foreign.MemorySegment;
 import java.nio.file.Path;
+import java.security.MessageDigest;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.HashMap;
+import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -25,6 +27,7 @@ final class MappedWeights implements WeightFile {
   private final Map<String, Tensor> tensors;
   private final Map<String, UnsupportedTensor> unsupported;
   private final Map<String, Tensor> raws;
+  private final List<Sum> sums;
 
   private MappedWeights(Builder builder, Format format, Path path, Metadata metadata) {
     this.format = format;
@@ -35,6 +38,7 @@ final class MappedWeights implements WeightFile {
     this.tensors = Collections.unmodifiableMap(builder.tensors);
     this.unsupported = Collections.unmodifiableMap(builder.unsupported);
     this.raws = Map.copyOf(builder.raws);
+    this.sums = List.copyOf(builder.sums);
   }
 
   @Override
@@ -79,9 +83,31 @@ final class MappedWeights implements WeightFile {
   }
 
   @Override
+  public long verify() {
+    List<Tensor> all = List.copyOf(tensors.values());
+    long bytes = 0;
+    for (Sum sum : sums) {
+      MessageDigest hash = ArrowWriter.sha256();
+      for (Tensor t : all.subList(sum.from(), sum.to())) {
+        ArrowWriter.add(hash, t.segment());
+        bytes += t.bytes();
+      }
+      String actual = HexFormat.of().formatHex(hash.digest());
+      if (!actual.equals(sum.sha256())) {
+        throw new WeightFileException(
+            sum.path() + ": SHA-256 of the tensors: expected=" + sum.sha256() + " actual=" + actual);
+      }
+    }
+    return bytes;
+  }
+
+  @Override
   public void close() {
     memory.close();
   }
+
+  /** Hash of the tensors of a shard, which are those numbers of all. */
+  private record Sum(Path path, int from, int to, String sha256) {}
 
   /** A mapped file and the buffer over it. */
   record Shard(Path path, MemorySegment segment, ArrowBuf buffer) {}
@@ -93,6 +119,7 @@ final class MappedWeights implements WeightFile {
     private final Map<String, Tensor> tensors = new LinkedHashMap<>();
     private final Map<String, UnsupportedTensor> unsupported = new LinkedHashMap<>();
     private final Map<String, Tensor> raws = new HashMap<>();
+    private final List<Sum> sums = new ArrayList<>();
     private boolean built;
 
     /**
@@ -149,6 +176,17 @@ final class MappedWeights implements WeightFile {
         ArrowBuf buffer = bytes == 0 ? memory.empty() : shard.buffer().slice(start, bytes);
         tensors.put(
             name, new Tensor(name, type, shape, buffer, shard.segment().asSlice(start, bytes)));
+      }
+    }
+
+    /**
+     * Notes the hash of the tensors that were added since there were {@code before}.
+     *
+     * @param sha256 hexadecimal; null for none
+     */
+    void hash(Path path, int before, String sha256) {
+      if (sha256 != null) {
+        sums.add(new Sum(path, before, tensors.size(), sha256));
       }
     }
 

@@ -63,6 +63,16 @@ public interface WeightFile extends AutoCloseable {
   List<Path> shards();
 
   /**
+   * Reads all tensors and compares them with the hashes that the files keep of them.
+   *
+   * @return bytes that were compared; 0 if the container has no hashes
+   * @throws WeightFileException if a hash differs
+   */
+  default long verify() {
+    return 0;
+  }
+
+  /**
    * Takes the pages of the files that were read so far out of the memory of this process, for use
    * after a large part was read once and will not be soon again. Nothing changes for readers.
    */
@@ -72,8 +82,7 @@ public interface WeightFile extends AutoCloseable {
   void close();
 
   /**
-   * Opens a GGUF file (the first shard of a split one), a Fletch Arrow file ({@link ArrowWriter}),
-   * a {@code .safetensors} file or {@code .safetensors.index.json}, or a folder with {@code
+   * Opens a GGUF or Fletch Arrow file ({@link ArrowWriter}; the first shard of a split one), a {@code .safetensors} file or {@code .safetensors.index.json}, or a folder with {@code
    * model.safetensors[.index.json]} and {@code config.json}.
    *
    * @throws WeightFileException if the content is damaged or unsupported

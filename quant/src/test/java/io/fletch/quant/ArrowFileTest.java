@@ -163,4 +163,85 @@ class ArrowFileTest {
       assertThrows(WeightFileException.class, () -> WeightFile.open(path).close(), "" + length);
     }
   }
+
+  private List<Path> split() {
+    try (TensorStore store = TensorStore.create()) {
+      ArrowWriter writer = new ArrowWriter().put("general.architecture", "llama");
+      for (int i = 0; i < 7; i++) {
+        float[] values = new float[100];
+        Arrays.fill(values, i);
+        writer.tensor(store.floats("t" + i, values, 10, 10));
+      }
+      return writer.writeSplit(folder.resolve("m.arrow"), 1000);
+    }
+  }
+
+  @Test
+  void shardsAreOneModelAndVerified() {
+    List<Path> files = split();
+    assertEquals(4, files.size());
+    assertEquals("m-00001-of-00004.arrow", files.getFirst().getFileName().toString());
+    try (WeightFile file = WeightFile.open(files.getFirst())) {
+      assertEquals(files, file.shards());
+      assertEquals("llama", file.metadata().string("general.architecture").orElseThrow());
+      assertEquals(7, file.tensors().size());
+      for (int i = 0; i < 7; i++) {
+        assertEquals(i, Dequantizer.element(file.tensor("t" + i).orElseThrow(), 99));
+      }
+      assertEquals(7 * 400, file.verify());
+    }
+  }
+
+  private static String failure(Path path) {
+    return assertThrows(WeightFileException.class, () -> WeightFile.open(path).close())
+        .getMessage();
+  }
+
+  @Test
+  void shardsThatDoNotBelongTogetherAreRefused() throws IOException {
+    List<Path> files = split();
+    assertTrue(failure(files.get(1)).contains("open the first shard instead: m-00001-of-00004"));
+    // A bit of a weight shows when it is asked for, one of the structure at once.
+    byte[] good = Files.readAllBytes(files.get(2));
+    byte[] bad = good.clone();
+    int at = 0;
+    while (bad[at] != 0 || bad[at + 1] != 0 || bad[at + 2] != (byte) 0x80 || bad[at + 3] != 0x40) {
+      at++;
+    }
+    bad[at] ^= 1;
+    Files.write(files.get(2), bad);
+    try (WeightFile file = WeightFile.open(files.getFirst())) {
+      String message = assertThrows(WeightFileException.class, file::verify).getMessage();
+      assertTrue(message.contains("m-00003-of-00004.arrow: SHA-256 of the tensors"), message);
+    }
+    Files.write(files.get(2), Files.readAllBytes(files.get(1)));
+    assertTrue(failure(files.getFirst()).contains("SHA-256 of the footer"));
+    Files.delete(files.get(2));
+    assertTrue(failure(files.getFirst()).contains("shard 3 of 4 is missing"));
+    Files.write(files.get(2), good);
+    Path renamed = folder.resolve("other.arrow");
+    Files.move(files.getFirst(), renamed);
+    assertTrue(failure(renamed).contains("PREFIX-00001-of-00004.arrow"));
+  }
+
+  @Test
+  void aFailingShardLeavesNoFirstOne() {
+    ArrowWriter writer = new ArrowWriter();
+    for (int i = 0; i < 3; i++) {
+      int n = i;
+      writer.tensor(
+          "t" + i,
+          TensorType.F32,
+          new long[] {4},
+          sink -> {
+            if (n == 0) {
+              throw new IOException("full");
+            }
+            sink.write(java.lang.foreign.MemorySegment.ofArray(new byte[16]));
+          });
+    }
+    assertThrows(
+        UncheckedIOException.class, () -> writer.writeSplit(folder.resolve("f.arrow"), 16));
+    assertEquals(0, folder.toFile().list().length);
+  }
 }

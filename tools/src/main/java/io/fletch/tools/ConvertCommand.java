@@ -44,6 +44,11 @@ final class ConvertCommand implements Command {
             List.of(
                 ModelOutput.option(),
                 Command.value("type", "T", "f32, f16 or bf16 for matrices (default: as they are)"),
+                Command.value(
+                    "shard-size",
+                    "MB",
+                    "cut NAME.gguf or NAME.arrow into NAME-00001-of-0000N with at most so many"
+                        + " megabytes of tensors each"),
                 Command.flag("json", "print one JSON object")));
     what.addAll(SparseRequest.options());
     return List.of(new Section("What to write", what), ModelFlags.fileSection());
@@ -67,6 +72,10 @@ final class ConvertCommand implements Command {
             : Optional.empty();
     WeightFile.Format to = ModelOutput.format(output);
     Optional<SparseRequest> sparse = SparseRequest.of(arguments, output);
+    long shard = arguments.whole("shard-size", 0, 1, 1 << 24);
+    if (shard > 0 && to == WeightFile.Format.SAFETENSORS) {
+      throw new UsageException("--shard-size: expected=NAME.gguf or NAME.arrow actual=" + output);
+    }
     Map<String, Integer> kinds;
     long bytes;
     int count;
@@ -76,6 +85,9 @@ final class ConvertCommand implements Command {
       view.notes().forEach(note -> io.note("fletch: " + note));
       ModelOutput out =
           new ModelOutput(output, file, "convert " + to + " " + wanted + " " + sparse);
+      if (shard > 0) {
+        out.shards(shard * 1_000_000);
+      }
       List<TensorCopy> tensors = view.tensors();
       count = tensors.size();
       try (Progress _ =

@@ -40,6 +40,8 @@ final class InspectCommand implements Command {
             List.of(
                 Command.flag("plan", "open the model and print the plan of its graph"),
                 Command.flag("full", "arrays and texts of the metadata in full"),
+                Command.flag(
+                    "verify", "read all tensors and compare them with the hashes of a Fletch Arrow file"),
                 Command.flag("json", "print one JSON object"))),
         ModelFlags.section());
   }
@@ -70,6 +72,14 @@ final class InspectCommand implements Command {
       return Cli.OK;
     }
     try (WeightFile file = WeightFile.open(ModelFlags.path(arguments))) {
+      if (arguments.has("verify")) {
+        long bytes = file.verify();
+        io.note(
+            "fletch: "
+                + (bytes == 0
+                    ? "nothing to verify: the file keeps no hashes of its tensors"
+                    : Texts.bytes(bytes) + " of tensors have the hashes that the file keeps"));
+      }
       if (arguments.has("json")) {
         io.println(Json.line(json(file, arguments.has("full"))));
       } else {

@@ -42,6 +42,7 @@ final class ModelOutput {
   private final Map<String, Item> items = new LinkedHashMap<>();
   private final Map<String, Integer> kinds = new TreeMap<>();
   private final AtomicInteger done = new AtomicInteger();
+  private long shardBytes = Long.MAX_VALUE;
 
   /**
    * Opens or resumes the making of an output.
@@ -160,7 +161,11 @@ final class ModelOutput {
   /** Writes a GGUF file and ends the workspace. */
   void writeGguf(GgufWriter writer) {
     items.values().forEach(i -> writer.add(i.name(), i.type(), i.shape(), source(i)));
-    writer.write(path);
+    if (shardBytes == Long.MAX_VALUE) {
+      writer.write(path);
+    } else {
+      writer.writeSplit(path, shardBytes);
+    }
     workspace.delete();
   }
 
@@ -168,8 +173,13 @@ final class ModelOutput {
   void writeArrow(GgufWriter metadata) {
     ArrowWriter writer = new ArrowWriter().putAll(metadata.metadata());
     items.values().forEach(i -> writer.tensor(i.name(), i.type(), i.shape(), source(i)));
-    writer.write(path);
+    writer.writeSplit(path, shardBytes);
     workspace.delete();
+  }
+
+  /** Cuts GGUF and Fletch Arrow files into shards of at most that many bytes of tensors. */
+  void shards(long bytes) {
+    shardBytes = bytes;
   }
 
   /** Writes a folder and ends the workspace. {@code config.json}, which makes it one, is last. */

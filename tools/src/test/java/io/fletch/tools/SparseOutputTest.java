@@ -194,6 +194,22 @@ class SparseOutputTest {
     assertEquals(-1, Files.mismatch(Path.of(at("a.gguf")), Path.of(at("b.gguf"))));
   }
 
+  @Test
+  void shardsAreWrittenAndVerified() {
+    Fletch.ok("convert", "-m", "demo-small", "-o", at("m.arrow"), "--shard-size", "1");
+    Fletch.ok("convert", "-m", "demo", "-o", at("g.gguf"), "--shard-size", "2");
+    String first = at("g-00001-of-00003.gguf");
+    assertTrue(Files.exists(Path.of(first)), () -> String.join(" ", folder.toFile().list()));
+    // One shard is enough for the small model.
+    Fletch.Outcome seen = Fletch.ok("inspect", "-m", at("m.arrow"), "--verify");
+    assertTrue(seen.err().contains("have the hashes that the file keeps"), seen.err());
+    assertTrue(
+        Fletch.ok("inspect", "-m", first, "--verify").err().contains("nothing to verify"));
+    assertEquals(
+        Fletch.ok("run", "--temp", "0", "-m", "demo", "2 + 2?").out(),
+        Fletch.ok("run", "--temp", "0", "-m", first, "2 + 2?").out());
+  }
+
   private static Fletch.Outcome fails(int status, String... args) {
     Fletch.Outcome outcome = Fletch.run(args);
     assertEquals(status, outcome.status(), outcome.err());
