@@ -14,9 +14,9 @@ import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 
 /**
- * Opens Fletch Arrow files, and shards of them: Arrow IPC files with one record batch of one row, in which every tensor
- * is a column, mapped without copying. {@link ArrowWriter} says what they look like. Other Arrow
- * files are refused, by the key that they lack.
+ * Opens Fletch Arrow files, and shards of them: Arrow IPC files with one record batch of one row,
+ * in which every tensor is a column, mapped without copying. {@link ArrowWriter} says what they
+ * look like. Other Arrow files are refused, by the key that they lack.
  *
  * <p>Everything is checked before it is relied on: magics, the place and size of footer, message
  * and body, the order of buffers, and that each column has the bytes that its shape and type need.
@@ -109,8 +109,7 @@ final class ArrowFiles {
     }
   }
 
-  private static int number(
-      Path path, Map<String, String> keys, String key, int least, int most) {
+  private static int number(Path path, Map<String, String> keys, String key, int least, int most) {
     String text = keys.get(key);
     int n = text != null && text.matches("\\d{1,9}") ? Integer.parseInt(text) : -1;
     if (n < least || n > most) {
@@ -124,7 +123,8 @@ final class ArrowFiles {
    *
    * @param footerHash what the first shard says of this one's footer; null for the first
    */
-  private static Map<String, String> addShard(MappedWeights.Builder builder, Path path, String footerHash) {
+  private static Map<String, String> addShard(
+      MappedWeights.Builder builder, Path path, String footerHash) {
     MappedWeights.Shard shard = builder.map(path);
     MemorySegment file = shard.segment();
     long size = file.byteSize();

@@ -95,7 +95,11 @@ final class MappedWeights implements WeightFile {
       String actual = HexFormat.of().formatHex(hash.digest());
       if (!actual.equals(sum.sha256())) {
         throw new WeightFileException(
-            sum.path() + ": SHA-256 of the tensors: expected=" + sum.sha256() + " actual=" + actual);
+            sum.path()
+                + ": SHA-256 of the tensors: expected="
+                + sum.sha256()
+                + " actual="
+                + actual);
       }
     }
     return bytes;

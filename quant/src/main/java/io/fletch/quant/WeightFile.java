@@ -82,7 +82,8 @@ public interface WeightFile extends AutoCloseable {
   void close();
 
   /**
-   * Opens a GGUF or Fletch Arrow file ({@link ArrowWriter}; the first shard of a split one), a {@code .safetensors} file or {@code .safetensors.index.json}, or a folder with {@code
+   * Opens a GGUF or Fletch Arrow file ({@link ArrowWriter}; the first shard of a split one), a
+   * {@code .safetensors} file or {@code .safetensors.index.json}, or a folder with {@code
    * model.safetensors[.index.json]} and {@code config.json}.
    *
    * @throws WeightFileException if the content is damaged or unsupported

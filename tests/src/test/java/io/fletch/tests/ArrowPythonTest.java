@@ -19,8 +19,9 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
 /**
- * The Python of docs/formats.md reads a Fletch Arrow file, one file or shards, with {@code pyarrow}.
- * The interpreter is {@code $FLETCH_PYTHON} or {@code python3}; skipped where it has no pyarrow.
+ * The Python of docs/formats.md reads a Fletch Arrow file, one file or shards, with {@code
+ * pyarrow}. The interpreter is {@code $FLETCH_PYTHON} or {@code python3}; skipped where it has no
+ * pyarrow.
  */
 class ArrowPythonTest {
   @TempDir Path folder;

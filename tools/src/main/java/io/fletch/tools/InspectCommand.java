@@ -41,7 +41,8 @@ final class InspectCommand implements Command {
                 Command.flag("plan", "open the model and print the plan of its graph"),
                 Command.flag("full", "arrays and texts of the metadata in full"),
                 Command.flag(
-                    "verify", "read all tensors and compare them with the hashes of a Fletch Arrow file"),
+                    "verify",
+                    "read all tensors and compare them with the hashes of a Fletch Arrow file"),
                 Command.flag("json", "print one JSON object"))),
         ModelFlags.section());
   }

@@ -203,8 +203,7 @@ class SparseOutputTest {
     // One shard is enough for the small model.
     Fletch.Outcome seen = Fletch.ok("inspect", "-m", at("m.arrow"), "--verify");
     assertTrue(seen.err().contains("have the hashes that the file keeps"), seen.err());
-    assertTrue(
-        Fletch.ok("inspect", "-m", first, "--verify").err().contains("nothing to verify"));
+    assertTrue(Fletch.ok("inspect", "-m", first, "--verify").err().contains("nothing to verify"));
     assertEquals(
         Fletch.ok("run", "--temp", "0", "-m", "demo", "2 + 2?").out(),
         Fletch.ok("run", "--temp", "0", "-m", first, "2 + 2?").out());
