@@ -88,12 +88,12 @@ public record ModelOptions(
   }
 
   /**
-   * The file of packed weights that a later start maps instead of packing anew. It may be deleted
-   * at any time.
+   * The file of packed weights that a later start maps instead of packing anew, and on a GPU the
+   * files of compiled kernels. They may be deleted at any time.
    *
    * @param enabled whether such files are read and written; models below 64 MB never need one
    * @param folder the folder for them; empty for that of the model, else (where that cannot be
-   *     written) {@code $XDG_CACHE_HOME/fletch} or {@code ~/.cache/fletch}
+   *     written) {@code $XDG_CACHE_HOME/fletch} or {@code ~/.cache/fletch}, where compiled kernels always go
    * @param verify whether every byte of a file is verified before use rather than its header and
    *     samples of its matrices; takes the time of reading the file once
    */

@@ -18,11 +18,22 @@ public final class CudaBackend implements Backend {
 
   private final CudaDevice device;
   private final Progress progress;
+  private final ModuleCache modules;
 
   /** A backend for a device. */
   public CudaBackend(CudaDevice device, Progress progress) {
+    this(device, progress, ModuleCache.off());
+  }
+
+  private CudaBackend(CudaDevice device, Progress progress, ModuleCache modules) {
     this.device = Objects.requireNonNull(device, "device");
     this.progress = Objects.requireNonNull(progress, "progress");
+    this.modules = Objects.requireNonNull(modules, "modules");
+  }
+
+  /** The same with compiled kernels that are kept on disk. */
+  public CudaBackend withModules(ModuleCache cache) {
+    return new CudaBackend(device, progress, cache);
   }
 
   @Override
@@ -38,6 +49,6 @@ public final class CudaBackend implements Backend {
    */
   @Override
   public Executable compile(Graph graph, int maxRows) {
-    return CudaExecutable.compile(graph, maxRows, device, progress);
+    return CudaExecutable.compile(graph, maxRows, device, progress, modules);
   }
 }

@@ -45,6 +45,7 @@ final class CudaExecutable implements Executable {
   private final Graph graph;
   private final int maxRows;
   private final CudaContext context;
+  private final ModuleCache modules;
   private final CudaStream stream;
   private final CudaLowering lowering;
   private final List<Integer> windows;
@@ -76,7 +77,11 @@ final class CudaExecutable implements Executable {
   private boolean closed;
 
   static CudaExecutable compile(
-      Graph graph, int maxRows, CudaDevice device, CudaBackend.Progress progress) {
+      Graph graph,
+      int maxRows,
+      CudaDevice device,
+      CudaBackend.Progress progress,
+      ModuleCache modules) {
     if (maxRows < 1 || maxRows > 65_535) {
       throw new IllegalArgumentException("maxRows: expected in [1, 65535] actual=" + maxRows);
     }
@@ -86,7 +91,7 @@ final class CudaExecutable implements Executable {
     try {
       CudaContext context = CudaContext.open(device);
       owned.push(() -> close(context));
-      return new CudaExecutable(graph, stored, maxRows, context, weights, progress, owned);
+      return new CudaExecutable(graph, stored, maxRows, context, weights, progress, modules, owned);
     } catch (CudaException e) {
       free(owned);
       throw new GraphException("preparing " + graph.name() + ": " + e.getMessage(), e);
@@ -103,10 +108,12 @@ final class CudaExecutable implements Executable {
       CudaContext context,
       DeviceWeights weights,
       CudaBackend.Progress progress,
+      ModuleCache modules,
       Deque<Runnable> owned) {
     this.graph = graph;
     this.maxRows = maxRows;
     this.context = context;
+    this.modules = modules;
     this.owned = owned;
     windows = graph.kvLayers().stream().map(AttentionSpec::window).distinct().toList();
     gates =
@@ -386,7 +393,7 @@ final class CudaExecutable implements Executable {
     }
     Control c = control(key.rows());
     CudaLowering.Program program = lowering.lower(c, key.type());
-    CudaModule module = context.loadPtx(graph.name() + "." + key.rows(), program.ptx());
+    CudaModule module = modules.load(context, graph.name() + "." + key.rows(), program.ptx());
     owned.push(module::close);
     List<CudaLaunch> launches = new ArrayList<>();
     for (CudaLowering.Launch l : program.launches()) {

@@ -323,7 +323,7 @@ public final class ModelLoader {
       return backend(options, file).compile(graph, rows);
     }
     try {
-      return gpu(options).compile(graph, rows);
+      return gpu(options, file).compile(graph, rows);
     } catch (GraphException | NativeException e) {
       LOG.log(Level.WARNING, () -> "runs on the CPU: " + e.getMessage());
       return backend(options.withBackend(ModelOptions.Backend.CPU), file).compile(graph, rows);
@@ -331,8 +331,10 @@ public final class ModelLoader {
   }
 
   /** The first GPU; a {@link NativeException} says why there is none. */
-  private static Backend gpu(ModelOptions options) {
-    return new CudaBackend(CudaDevices.find().first(), options.progress()::prepared);
+  private static Backend gpu(ModelOptions options, WeightFile file) {
+    CudaDevices found = CudaDevices.find();
+    return new CudaBackend(found.first(), options.progress()::prepared)
+        .withModules(PackCaches.modules(options, file, found.driverVersion()));
   }
 
   private static Backend backend(ModelOptions options, WeightFile file) {
@@ -340,7 +342,7 @@ public final class ModelLoader {
       case REFERENCE -> new ReferenceBackend();
       case GPU, AUTO -> {
         try {
-          yield gpu(options);
+          yield gpu(options, file);
         } catch (NativeException e) {
           throw new FletchException(e.getMessage(), e);
         }

@@ -2,6 +2,7 @@ package io.fletch.runtime.engine;
 
 import io.fletch.ModelOptions;
 import io.fletch.graph.cpu.PackCache;
+import io.fletch.graph.cuda.ModuleCache;
 import io.fletch.quant.WeightFile;
 import java.io.IOException;
 import java.io.UncheckedIOException;
@@ -29,6 +30,28 @@ final class PackCaches {
       folders.addAll(DemoModels.cacheFolders(System::getenv, System::getProperty));
     }
     return new PackCache(folders, source(file), MIN_BYTES, options.packCache().verify());
+  }
+
+  /**
+   * Where compiled kernels of a GPU are kept: in the user's folder, as they belong to the machine
+   * and not to the model. For small models the driver's own cache does.
+   */
+  static ModuleCache modules(ModelOptions options, WeightFile file, int driverVersion) {
+    if (!options.packCache().enabled()) {
+      return ModuleCache.off();
+    }
+    if (options.packCache().folder().isPresent()) {
+      return ModuleCache.in(List.of(options.packCache().folder().get()), driverVersion);
+    }
+    long bytes =
+        file.tensors().values().stream().mapToLong(t -> t.segment().byteSize()).sum();
+    return bytes < MIN_BYTES
+        ? ModuleCache.off()
+        : ModuleCache.in(
+            DemoModels.cacheFolders(System::getenv, System::getProperty).stream()
+                .map(f -> f.resolve("kernels"))
+                .toList(),
+            driverVersion);
   }
 
   /**
