@@ -93,7 +93,8 @@ public record ModelOptions(
    *
    * @param enabled whether such files are read and written; models below 64 MB never need one
    * @param folder the folder for them; empty for that of the model, else (where that cannot be
-   *     written) {@code $XDG_CACHE_HOME/fletch} or {@code ~/.cache/fletch}, where compiled kernels always go
+   *     written) {@code $XDG_CACHE_HOME/fletch} or {@code ~/.cache/fletch}, where compiled kernels
+   *     always go
    * @param verify whether every byte of a file is verified before use rather than its header and
    *     samples of its matrices; takes the time of reading the file once
    */

@@ -43,8 +43,7 @@ final class PackCaches {
     if (options.packCache().folder().isPresent()) {
       return ModuleCache.in(List.of(options.packCache().folder().get()), driverVersion);
     }
-    long bytes =
-        file.tensors().values().stream().mapToLong(t -> t.segment().byteSize()).sum();
+    long bytes = file.tensors().values().stream().mapToLong(t -> t.segment().byteSize()).sum();
     return bytes < MIN_BYTES
         ? ModuleCache.off()
         : ModuleCache.in(

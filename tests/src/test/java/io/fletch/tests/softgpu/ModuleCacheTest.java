@@ -131,8 +131,7 @@ class ModuleCacheTest {
       long before = count("cuLinkComplete");
       assertEquals(expected, answer(), "damage " + i);
       assertEquals(1, count("cuLinkComplete") - before, "damage " + i);
-      assertArrayEquals(
-          whole, Files.readAllBytes(made.getFirst()), "damage " + i);
+      assertArrayEquals(whole, Files.readAllBytes(made.getFirst()), "damage " + i);
     }
     assertEquals(made, files());
   }
