@@ -168,7 +168,7 @@ class EmbeddingTest {
     return Jvm.run(folder, command);
   }
 
-  private static boolean isLibrary(String entry) {
+  static boolean isLibrary(String entry) {
     Path path = Path.of(entry);
     if (!Files.exists(path)) {
       return false;
