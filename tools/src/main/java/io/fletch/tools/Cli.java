@@ -32,6 +32,7 @@ final class Cli {
     commands.put("chat", new Entry("talk with a model", ChatCommand::new));
     commands.put("run", new Entry("answer one prompt", RunCommand::new));
     commands.put("serve", new Entry("serve a model over HTTP", ServeCommand::new));
+    commands.put("embed", new Entry("vectors of texts", EmbedCommand::new));
     commands.put("tokenize", new Entry("text to token ids and back", TokenizeCommand::new));
     commands.put(
         "inspect", new Entry("what a model file holds, and its plan", InspectCommand::new));

@@ -6,6 +6,7 @@ import java.nio.file.Path;
 import java.util.List;
 import java.util.Set;
 import java.util.concurrent.atomic.AtomicInteger;
+import java.util.function.Function;
 
 /** The options that say which model is opened, and how. */
 final class ModelFlags {
@@ -140,8 +141,24 @@ final class ModelFlags {
   /** Opens the model of the command line with options that the command has changed. */
   static Model open(Arguments arguments, Io io, ModelOptions options) {
     String name = name(arguments);
+    return load(
+        arguments,
+        io,
+        options,
+        heard -> isDemo(name) ? Model.demo(name, heard) : Model.open(Path.of(name), heard),
+        Model::name);
+  }
+
+  /** Opens what the command line names, with a progress line. */
+  static <T> T load(
+      Arguments arguments,
+      Io io,
+      ModelOptions options,
+      Function<ModelOptions, T> open,
+      Function<T, String> nameOf) {
+    String name = name(arguments);
     long start = System.nanoTime();
-    Model model;
+    T model;
     AtomicInteger percent = new AtomicInteger();
     ModelOptions heard =
         options.withProgress((done, total) -> percent.set((int) (100 * done / Math.max(1, total))));
@@ -150,12 +167,13 @@ final class ModelFlags {
             ? Progress.silent()
             : Progress.show(io, () -> loading(name, percent.get()))) {
       VectorModule.load(options);
-      model = isDemo(name) ? Model.demo(name, heard) : Model.open(Path.of(name), heard);
+      model = open.apply(heard);
     }
     if (arguments.has("verbose")) {
       io.note(
           Texts.format(
-              "fletch: %s loaded in %.0f ms", model.name(), (System.nanoTime() - start) / 1e6));
+              "fletch: %s loaded in %.0f ms",
+              nameOf.apply(model), (System.nanoTime() - start) / 1e6));
     }
     return model;
   }

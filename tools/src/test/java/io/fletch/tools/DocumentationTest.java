@@ -31,6 +31,7 @@ class DocumentationTest {
           new ChatCommand(),
           new RunCommand(),
           new ServeCommand(),
+          new EmbedCommand(),
           new TokenizeCommand(),
           new InspectCommand(),
           new LogitsCommand(),
@@ -95,10 +96,11 @@ class DocumentationTest {
       for (Command.Section section : command.sections()) {
         section
             .options()
-            .forEach(option ->
-                assertTrue(
-                    text.contains("`--" + option.getLongOpt()),
-                    command.getClass().getSimpleName() + " --" + option.getLongOpt()));
+            .forEach(
+                option ->
+                    assertTrue(
+                        text.contains("`--" + option.getLongOpt()),
+                        command.getClass().getSimpleName() + " --" + option.getLongOpt()));
       }
     }
   }
