@@ -48,6 +48,17 @@ public interface Batch extends AutoCloseable {
    */
   void input(int row, float[] values);
 
+  /**
+   * Gives a row its adapters: what they add to products is added for this row alone. A row that was
+   * given none has none, and neither has one whose scales are all 0.
+   *
+   * @param terms adapters of this batch's executable, added up in this order; rows of a sequence
+   *     best share one list
+   * @throws IllegalArgumentException if an adapter was made by another executable
+   * @throws IllegalStateException if an adapter is closed
+   */
+  void adapt(int row, List<LowRankAdapter.Term> terms);
+
   /** Sets the gate byte of (gate, row) with which a forward begins. */
   void gate(int layer, Gate.Unit unit, int row, byte value);
 

@@ -1,6 +1,7 @@
 package io.fletch.graph;
 
 import java.util.List;
+import java.util.Map;
 
 /**
  * A graph compiled for a backend. Safe for use by several threads: forwards of different batches
@@ -22,6 +23,19 @@ public interface Executable extends AutoCloseable {
 
   /** Makes a reusable batch. */
   Batch newBatch(int maxRows, int maxLogitRows);
+
+  /**
+   * Prepares low-rank terms that rows of batches may ask for, each with a scale of its own. Rows
+   * with different adapters, and without, share forwards; the graph's matrices are read once for
+   * all of them. May be called at any time; the first adapter for a product makes the executable
+   * plan anew.
+   *
+   * @param name for messages
+   * @param deltas what is added, by the value that a product of {@link #graph()} defines; the
+   *     tensors are borrowed during the call
+   * @throws IllegalArgumentException if a value is not defined by a product, or shapes do not fit
+   */
+  LowRankAdapter newAdapter(String name, Map<Value, LowRankDelta> deltas);
 
   /**
    * Runs all rows of the batch and fills in the logits asked for. Does not change the length of any

@@ -216,7 +216,7 @@ public final class LayerRunner {
             // Layers are run as if nothing was ever decided.
             case Op.SkipSimilar o -> values.get(o.after());
             case Op.RouteUnit o -> values.get(o.scores());
-            case Op.SelectRows _, Op.KvStore _, Op.Input _ ->
+            case Op.SelectRows _, Op.KvStore _, Op.Input _, Op.Adapt _ ->
                 throw new GraphException("not part of a layer: " + op);
           };
       op.output().ifPresent(v -> values.put(v, out));

@@ -17,6 +17,11 @@ final class ReferenceBatch extends AbstractBatch {
     return owner == executable;
   }
 
+  @Override
+  protected Executable owner() {
+    return owner;
+  }
+
   void results(float[] logitValues, float[] hiddenValues) {
     logits = logitValues;
     hidden = hiddenValues;

@@ -1,11 +1,13 @@
 package io.fletch.graph;
 
 import io.fletch.graph.support.AbstractBatch;
+import io.fletch.graph.support.PreparedAdapter;
 import io.fletch.graph.support.Router;
 import io.fletch.graph.support.Visibility;
 import io.fletch.quant.Dequantizer;
 import io.fletch.quant.LinearOp;
 import io.fletch.quant.Tensor;
+import io.fletch.quant.TensorStore;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -97,6 +99,46 @@ final class ReferenceExecutable implements Executable {
   }
 
   @Override
+  public LowRankAdapter newAdapter(String name, Map<Value, LowRankDelta> deltas) {
+    return new ReferenceAdapter(this, name, deltas);
+  }
+
+  /** Keeps copies of the deltas as they are. */
+  private static final class ReferenceAdapter extends PreparedAdapter {
+    private final TensorStore store = TensorStore.create();
+    private final Map<Value, LowRankDelta> deltas = new HashMap<>();
+
+    private final Executable executable;
+
+    ReferenceAdapter(Executable owner, String name, Map<Value, LowRankDelta> given) {
+      super(owner, name, given);
+      executable = owner;
+      given.forEach(
+          (v, d) -> deltas.put(v, new LowRankDelta(copy(d.a()), copy(d.b()), d.factor())));
+    }
+
+    private Tensor copy(Tensor t) {
+      Tensor own = store.allocate(t.name(), t.type(), t.shape());
+      MemorySegment.copy(t.segment(), 0, own.segment(), 0, t.bytes());
+      return own;
+    }
+
+    @Override
+    public long bytes() {
+      return deltas.values().stream().mapToLong(d -> d.a().bytes() + d.b().bytes()).sum();
+    }
+
+    @Override
+    public void close() {
+      synchronized (executable) {
+        if (end()) {
+          store.close();
+        }
+      }
+    }
+  }
+
+  @Override
   public synchronized void forward(Batch batch) {
     if (closed) {
       throw new IllegalStateException("the executable is closed");
@@ -113,6 +155,7 @@ final class ReferenceExecutable implements Executable {
             case Op.Input o -> input(o, b);
             case Op.RmsNorm o -> rmsNorm(o, values.get(o.in()));
             case Op.Linear o -> linear(o, values.get(o.in()), b);
+            case Op.Adapt o -> throw new IllegalStateException("terms are part of products: " + o);
             case Op.Rope o -> rope(o, values.get(o.in()), b);
             case Op.KvStore o -> kvStore(o, values.get(o.key()), values.get(o.value()), b);
             case Op.Attention o -> attention(o, values.get(o.query()), b);
@@ -227,6 +270,10 @@ final class ReferenceExecutable implements Executable {
     float[] y = new float[rows * out];
     product(o.weight(), x, rows, y);
     float[] bias = o.bias().map(Dequantizer::toFloats).orElse(new float[out]);
+    for (int r = 0; b.adapted() && r < rows; r++) {
+      int row = o.in().rows() == Value.Rows.LOGITS ? b.logitSource(r) : r;
+      adapt(o, b.terms(row), Arrays.copyOfRange(x, r * in, (r + 1) * in), y, r * out);
+    }
     for (int r = 0; r < rows; r++) {
       boolean skip = skipped(o.gate(), o.in().rows(), r, b);
       for (int i = 0; i < out; i++) {
@@ -234,6 +281,24 @@ final class ReferenceExecutable implements Executable {
       }
     }
     return y;
+  }
+
+  /** Adds the low-rank terms of a row that are for this product. */
+  private static void adapt(
+      Op.Linear o, List<LowRankAdapter.Term> terms, float[] x, float[] y, int at) {
+    for (LowRankAdapter.Term t : terms) {
+      LowRankDelta d = ((ReferenceAdapter) t.adapter()).deltas.get(o.out());
+      if (d == null || t.scale() == 0) {
+        continue;
+      }
+      float[] h = new float[d.rank()];
+      product(LinearOp.dense(d.a()), x, 1, h);
+      float[] z = new float[o.out().width()];
+      product(LinearOp.dense(d.b()), h, 1, z);
+      for (int i = 0; i < z.length; i++) {
+        y[at + i] = (float) (y[at + i] + (double) t.scale() * d.factor() * z[i]);
+      }
+    }
   }
 
   /** {@code y = W x} for each of {@code rows} rows, straight from the definition of each kind. */

@@ -1,6 +1,7 @@
 package io.fletch.graph.cpu;
 
 import io.fletch.ffm.NativeMemory;
+import io.fletch.graph.Executable;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.support.AbstractBatch;
 import java.lang.foreign.MemorySegment;
@@ -29,6 +30,11 @@ final class CpuBatch extends AbstractBatch {
 
   boolean isOf(CpuExecutable executable) {
     return owner == executable;
+  }
+
+  @Override
+  protected Executable owner() {
+    return owner;
   }
 
   MemorySegment logitSegment() {

@@ -7,10 +7,17 @@ import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
 import io.fletch.graph.KvCache;
+import io.fletch.graph.LowRankAdapter;
+import io.fletch.graph.LowRankDelta;
 import io.fletch.graph.Plan;
+import io.fletch.graph.Value;
+import io.fletch.graph.support.AdapterPass;
 import io.fletch.graph.support.Decomposition;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.Set;
 import java.util.concurrent.locks.ReentrantLock;
 
 /**
@@ -28,9 +35,14 @@ final class CpuExecutable implements Executable {
   private final WorkerPool pool;
   private final Weights weights;
   private final AttentionMemory attentionMemory;
-  private final NativeMemory scratch;
-  private final Frame frame;
-  private final List<Lowering.Program> programs;
+  private final Variant plain;
+
+  /** The products that rows may have low-rank terms for; the index of one never changes. */
+  private final List<Value> targets = new ArrayList<>();
+
+  /** Runs batches with low-rank terms; made with the first adapter. */
+  private Optional<Variant> adapted = Optional.empty();
+
   private final ReentrantLock turn = new ReentrantLock(true);
   private boolean closed;
 
@@ -84,7 +96,28 @@ final class CpuExecutable implements Executable {
       floats = Math.max(floats, AttentionStage.scratchFloats(kernels, spec));
     }
     attentionMemory = new AttentionMemory(pool.threads(), floats);
-    frame = new Frame(kernels, maxRows);
+    plain = variant(stored, targets);
+  }
+
+  /** Stages for all buckets, and the memory that they work in. */
+  private record Variant(Frame frame, List<Lowering.Program> programs, NativeMemory scratch) {
+    WorkerPool.Stage<Frame>[] stages(int rows) {
+      for (Lowering.Program program : programs) {
+        if (rows <= program.plan().maxRows()) {
+          return program.stages();
+        }
+      }
+      throw new IllegalStateException("no plan for rows=" + rows);
+    }
+
+    void close() {
+      frame.close();
+      scratch.close();
+    }
+  }
+
+  private Variant variant(Graph stored, List<Value> adaptable) {
+    Frame frame = new Frame(kernels, maxRows);
     Lowering lowering =
         new Lowering(
             stored,
@@ -93,15 +126,17 @@ final class CpuExecutable implements Executable {
             weights::matrix,
             weights::expert,
             weights::floats,
-            attentionMemory);
+            attentionMemory,
+            adaptable);
     List<Lowering.Program> all = new ArrayList<>();
     for (int rows : buckets(maxRows)) {
       all.add(lowering.lower(rows));
     }
-    programs = List.copyOf(all);
     frame.allocate();
-    scratch = NativeMemory.allocate(Math.max(1, programs.getLast().plan().scratchBytes()));
+    NativeMemory scratch =
+        NativeMemory.allocate(Math.max(1, all.getLast().plan().scratchBytes()));
     frame.scratch = scratch.segment();
+    return new Variant(frame, List.copyOf(all), scratch);
   }
 
   private static List<Integer> buckets(int maxRows) {
@@ -122,7 +157,7 @@ final class CpuExecutable implements Executable {
 
   @Override
   public List<Plan> plans() {
-    return programs.stream().map(Lowering.Program::plan).toList();
+    return plain.programs().stream().map(Lowering.Program::plan).toList();
   }
 
   @Override
@@ -162,9 +197,11 @@ final class CpuExecutable implements Executable {
         throw new IllegalStateException("the executable is closed");
       }
       b.checkRunnable();
+      Variant variant = b.adapted() ? adapted.orElseThrow() : plain;
+      Frame frame = variant.frame();
       frame.begin(b);
       try {
-        pool.run(stages(b.rows()), frame);
+        pool.run(variant.stages(b.rows()), frame);
       } finally {
         frame.end();
       }
@@ -174,14 +211,43 @@ final class CpuExecutable implements Executable {
     }
   }
 
-  private WorkerPool.Stage<Frame>[] stages(int rows) {
-    for (int i = 0; i < programs.size(); i++) {
-      Lowering.Program program = programs.get(i);
-      if (rows <= program.plan().maxRows()) {
-        return program.stages();
+  @Override
+  public LowRankAdapter newAdapter(String name, Map<Value, LowRankDelta> deltas) {
+    turn.lock();
+    try {
+      if (closed) {
+        throw new IllegalStateException("the executable is closed");
       }
+      List<Value> fresh = deltas.keySet().stream().filter(v -> !targets.contains(v)).toList();
+      List<Value> all = new ArrayList<>(targets);
+      all.addAll(fresh);
+      CpuAdapter adapter = new CpuAdapter(this, name, deltas, all, kernels);
+      try {
+        if (!fresh.isEmpty()) {
+          Graph withTerms = AdapterPass.of(graph, Set.copyOf(all));
+          Variant next = variant(Decomposition.of(withTerms), all);
+          adapted.ifPresent(Variant::close);
+          adapted = Optional.of(next);
+          targets.addAll(fresh);
+        }
+      } catch (RuntimeException | Error e) {
+        adapter.close();
+        throw e;
+      }
+      return adapter;
+    } finally {
+      turn.unlock();
     }
-    throw new IllegalStateException("no plan for rows=" + rows);
+  }
+
+  /** Runs something while no forward runs. */
+  void afterForward(Runnable action) {
+    turn.lock();
+    try {
+      action.run();
+    } finally {
+      turn.unlock();
+    }
   }
 
   @Override
@@ -193,7 +259,8 @@ final class CpuExecutable implements Executable {
         pool.close();
         weights.close();
         attentionMemory.close();
-        scratch.close();
+        plain.close();
+        adapted.ifPresent(Variant::close);
       }
     } finally {
       turn.unlock();

@@ -1,8 +1,11 @@
 package io.fletch.graph.cpu;
 
 import io.fletch.graph.Activation;
+import io.fletch.graph.LowRankAdapter;
+import io.fletch.graph.Value;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.util.List;
 
 /**
  * An element-wise op on a range of a row: a step of a row stage, or done right after a product on
@@ -132,6 +135,78 @@ abstract sealed class ElementOp {
     @Override
     public String toString() {
       return "add";
+    }
+  }
+
+  /** The second factors of a row's low-rank terms; the first ones were applied by a stage before. */
+  static final class Adapt extends ElementOp {
+    private final Value.Rows kind;
+    private final int target;
+    private final int product;
+    private final Place base;
+
+    /**
+     * The op.
+     *
+     * @param target the product's index among those that the executable adapts
+     * @param product its index in the stage of the first factors
+     */
+    Adapt(
+        Value.Rows kind,
+        int target,
+        int product,
+        Place base,
+        Place out,
+        int gate,
+        boolean readWhenSkipped) {
+      super(gate, readWhenSkipped, out);
+      this.kind = kind;
+      this.target = target;
+      this.product = product;
+      this.base = base;
+    }
+
+    @Override
+    void run(Frame f, int row, long from, int n) {
+      MemorySegment y = out.segment(f);
+      long to = out.at(row) + from;
+      if (!base.equals(out)) {
+        MemorySegment.copy(
+            base.segment(f),
+            (base.at(row) + from) * Float.BYTES,
+            y,
+            to * Float.BYTES,
+            (long) n * Float.BYTES);
+      }
+      List<LowRankAdapter.Term> terms = f.batch.terms(f.batchRow(kind, row));
+      if (terms.isEmpty()) {
+        return;
+      }
+      long h = f.innerAt(kind, row, product);
+      for (int i = 0; i < terms.size(); i++) {
+        LowRankAdapter.Term t = terms.get(i);
+        CpuAdapter a = (CpuAdapter) t.adapter();
+        CpuAdapter.Part part = a.part(target);
+        if (part != null && t.scale() != 0) {
+          f.kernels.accumulate(
+              part.type(),
+              part.b(),
+              part.type().bytes(from),
+              part.stride(),
+              f.inner,
+              h,
+              part.rank(),
+              n,
+              y,
+              to);
+        }
+        h += a.width();
+      }
+    }
+
+    @Override
+    public String toString() {
+      return "adapt";
     }
   }
 

@@ -1,5 +1,6 @@
 package io.fletch.graph.cpu;
 
+import io.fletch.ffm.NativeMemory;
 import io.fletch.graph.Gate;
 import io.fletch.graph.Value;
 import io.fletch.graph.support.AbstractBatch;
@@ -25,6 +26,9 @@ final class Frame {
   final int maxRows;
   MemorySegment scratch = MemorySegment.NULL;
   MemorySegment logits = MemorySegment.NULL;
+  /** What the first factors of low-rank terms give; only the products of the next stage read it. */
+  MemorySegment inner = MemorySegment.NULL;
+
   CpuBatch batch;
   int rows;
   int logitRows;
@@ -43,6 +47,13 @@ final class Frame {
   private int[][] ranges = new int[0][];
   private byte[][] rangeCounts = new byte[0][];
 
+  private final Adaptation ofRows = new Adaptation(Value.Rows.BATCH);
+  private final Adaptation ofLogits = new Adaptation(Value.Rows.LOGITS);
+  private NativeMemory innerMemory;
+
+  /** Most products of one stage that rows may have low-rank terms for. */
+  private int adaptedProducts;
+
   Frame(Kernels kernels, int maxRows) {
     this.kernels = kernels;
     this.maxRows = maxRows;
@@ -56,6 +67,26 @@ final class Frame {
   /** At compile time: the index under which {@link #rangeCount} knows a window. */
   int windowOf(int window) {
     return intern(windows, window);
+  }
+
+  /** At compile time: a stage has that many products that rows may have low-rank terms for. */
+  void adapts(int products) {
+    adaptedProducts = Math.max(adaptedProducts, products);
+  }
+
+  /** The low-rank terms of rows of a kind. */
+  Adaptation adaptation(Value.Rows kind) {
+    return kind == Value.Rows.BATCH ? ofRows : ofLogits;
+  }
+
+  /** Floats of {@link #inner} from row to row. */
+  long innerStride(Value.Rows kind) {
+    return (long) adaptation(kind).width() * adaptedProducts;
+  }
+
+  /** Where the numbers of a row for a product of a stage begin in {@link #inner}, in floats. */
+  long innerAt(Value.Rows kind, int row, int product) {
+    return row * innerStride(kind) + (long) product * adaptation(kind).width();
   }
 
   private static <T> int intern(List<T> list, T item) {
@@ -88,6 +119,31 @@ final class Frame {
     for (int k = 0; k < runs.length; k++) {
       fillRuns(k);
     }
+    if (adaptedProducts > 0) {
+      ofRows.begin(this);
+      ofLogits.begin(this);
+      long floats =
+          Math.max(
+              rows * innerStride(Value.Rows.BATCH), logitRows * innerStride(Value.Rows.LOGITS));
+      if (floats * Float.BYTES > inner.byteSize()) {
+        closeInner();
+        innerMemory = NativeMemory.allocate(floats * Float.BYTES);
+        inner = innerMemory.segment();
+      }
+    }
+  }
+
+  private void closeInner() {
+    if (innerMemory != null) {
+      innerMemory.close();
+      innerMemory = null;
+      inner = MemorySegment.NULL;
+    }
+  }
+
+  /** Releases what forwards have taken; none runs any more. */
+  void close() {
+    closeInner();
   }
 
   /** Derives the runs of some gates again, after something was decided; in no parallel stage. */
@@ -126,6 +182,10 @@ final class Frame {
   void end() {
     batch = null;
     logits = MemorySegment.NULL;
+    if (adaptedProducts > 0) {
+      ofRows.end();
+      ofLogits.end();
+    }
   }
 
   /** Rows of a kind. */

@@ -230,6 +230,7 @@ final class Fusion {
 
   private static boolean isElementWise(Op op) {
     return op instanceof Op.Activate
+        || op instanceof Op.Adapt
         || op instanceof Op.Add
         || op instanceof Op.Scale
         || op instanceof Op.SoftCap;

@@ -203,6 +203,26 @@ public interface Kernels {
       MemorySegment dst,
       long dstOffset);
 
+  /**
+   * {@code y[i] = fma(h[k], b[k, i], y[i])} for {@code k} in {@code [0, rank)}, in this order, and
+   * {@code i} in {@code [0, n)}: the second factor of a low-rank term.
+   *
+   * @param type F32, F16 or BF16
+   * @param b row {@code k} begins at byte {@code bOffset + k * bStride}, where {@code n} elements
+   *     rounded up to 16 can be read
+   */
+  void accumulate(
+      TensorType type,
+      MemorySegment b,
+      long bOffset,
+      long bStride,
+      MemorySegment h,
+      long hOffset,
+      int rank,
+      int n,
+      MemorySegment y,
+      long yOffset);
+
   /** {@code dst = factor * x}. */
   void scale(MemorySegment x, long offset, float factor, int n, MemorySegment dst, long dstOffset);
 

@@ -40,6 +40,9 @@ final class Lowering {
   private final EffectiveGates gates;
   private final Placement placement;
 
+  /** The products that rows may have low-rank terms for. */
+  private final List<Value> targets;
+
   // Of the bucket at hand.
   private Map<Placement.Storage, Long> offsets = Map.of();
 
@@ -47,6 +50,7 @@ final class Lowering {
    * Runs the passes.
    *
    * @param floats gives small tensors (norm weights, biases) as float32
+   * @param targets what {@link Op.Adapt} ops of the graph define, as adapters count them
    */
   Lowering(
       Graph graph,
@@ -55,8 +59,10 @@ final class Lowering {
       Function<Op.Linear, PreparedWeight> weights,
       Function<Tensor, PreparedWeight> experts,
       Function<Tensor, MemorySegment> floats,
-      AttentionMemory attentionMemory) {
+      AttentionMemory attentionMemory,
+      List<Value> targets) {
     this.graph = graph;
+    this.targets = List.copyOf(targets);
     this.frame = frame;
     this.threads = threads;
     this.weights = weights;
@@ -112,7 +118,13 @@ final class Lowering {
             stages.add(new RefreshStage(decided));
           }
         }
-        case Fusion.Projection p -> stages.add(projection(p, steps));
+        case Fusion.Projection p -> {
+          List<Op.Adapt> adapted = adapted(p);
+          if (!adapted.isEmpty()) {
+            stages.add(adapters(adapted));
+          }
+          stages.add(projection(p, steps));
+        }
         case Fusion.Attend a -> stages.add(attention(a.op(), steps));
         case Fusion.Experts e -> stages.add(experts(e, rows, steps));
       }
@@ -332,6 +344,7 @@ final class Lowering {
           new RowStage.RouteUnit(
               graph.decisions().indexOf(op), place(o.scores()), Frame.gateIndex(o.target()));
       case Op.Linear o -> throw new IllegalStateException("not row-wise: " + o);
+      case Op.Adapt o -> throw new IllegalStateException("not behind its product: " + o);
       case Op.ExpertLinear o -> throw new IllegalStateException("not row-wise: " + o);
       case Op.Attention o -> throw new IllegalStateException("not row-wise: " + o);
     };
@@ -361,6 +374,7 @@ final class Lowering {
 
   private ProjectionStage projection(Fusion.Projection section, List<Plan.Step> plan) {
     List<ProjectionStage.Cluster> clusters = new ArrayList<>();
+    List<Op.Adapt> adapted = adapted(section);
     List<String> names = new ArrayList<>();
     List<String> kernelNames = new ArrayList<>();
     List<Long> outputs = new ArrayList<>();
@@ -378,7 +392,10 @@ final class Lowering {
         bytes += w.bytes();
         flops += 2 * op.weight().in() * op.weight().out();
       }
-      List<ElementOp> epilogue = c.epilogue().stream().map(this::element).toList();
+      List<ElementOp> epilogue =
+          c.epilogue().stream()
+              .map(op -> op instanceof Op.Adapt o ? adapt(o, adapted) : element(op))
+              .toList();
       for (int i = 0; i < epilogue.size(); i++) {
         kernelNames.add(epilogue.get(i).toString());
         outputs.add(c.epilogue().get(i).output().map(this::offset).orElseThrow());
@@ -407,6 +424,39 @@ final class Lowering {
             bytes,
             flops));
     return new ProjectionStage(name, section.in().rows(), clusters, threads);
+  }
+
+  /** The ops of a section that add low-rank terms, in the order of their products' numbers. */
+  private static List<Op.Adapt> adapted(Fusion.Projection section) {
+    return section.clusters().stream()
+        .flatMap(c -> c.epilogue().stream())
+        .filter(Op.Adapt.class::isInstance)
+        .map(Op.Adapt.class::cast)
+        .toList();
+  }
+
+  private AdapterStage adapters(List<Op.Adapt> ops) {
+    frame.adapts(ops.size());
+    Op.Adapt first = ops.getFirst();
+    return new AdapterStage(
+        first.in().rows(),
+        ops.stream()
+            .map(o ->
+                new AdapterStage.Product(
+                    targets.indexOf(o.out()), place(o.in()), o.in().width()))
+            .toList(),
+        first.out().name());
+  }
+
+  private ElementOp adapt(Op.Adapt op, List<Op.Adapt> all) {
+    return new ElementOp.Adapt(
+        op.in().rows(),
+        targets.indexOf(op.out()),
+        all.indexOf(op),
+        place(op.base()),
+        place(op.out()),
+        gate(op),
+        gates.readWhenSkipped(op));
   }
 
   private ProjectionStage.Product product(Op.Linear op, PreparedWeight w) {

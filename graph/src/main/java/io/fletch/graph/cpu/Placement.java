@@ -269,6 +269,7 @@ final class Placement {
   private static List<Value> overwritable(Op op) {
     return switch (op) {
       case Op.Add o -> List.of(o.residual());
+      case Op.Adapt o -> List.of(o.base());
       case Op.Scale o -> List.of(o.in());
       case Op.SoftCap o -> List.of(o.in());
       case Op.Activate o -> List.of(o.up());

@@ -258,6 +258,36 @@ final class ScalarKernels implements Kernels {
   }
 
   @Override
+  public void accumulate(
+      TensorType type,
+      MemorySegment b,
+      long bOffset,
+      long bStride,
+      MemorySegment h,
+      long hOffset,
+      int rank,
+      int n,
+      MemorySegment y,
+      long yOffset) {
+    for (int i = 0; i < n; i++) {
+      float sum = Segments.f32(y, yOffset + i);
+      for (int k = 0; k < rank; k++) {
+        sum = Math.fma(Segments.f32(h, hOffset + k), element(type, b, bOffset + k * bStride, i), sum);
+      }
+      Segments.f32(y, yOffset + i, sum);
+    }
+  }
+
+  private static float element(TensorType type, MemorySegment s, long offset, int i) {
+    return switch (type) {
+      case F32 -> s.get(Segments.FLOAT, offset + 4L * i);
+      case F16 -> Segments.f16(s, offset + 2L * i);
+      case BF16 -> Segments.bf16(s, offset + 2L * i);
+      default -> throw new IllegalArgumentException("type: expected=F32, F16 or BF16 actual=" + type);
+    };
+  }
+
+  @Override
   public void scale(
       MemorySegment x, long offset, float factor, int n, MemorySegment dst, long dstOffset) {
     for (int i = 0; i < n; i++) {

@@ -373,6 +373,45 @@ final class VectorKernels implements Kernels {
   }
 
   @Override
+  public void accumulate(
+      TensorType type,
+      MemorySegment b,
+      long bOffset,
+      long bStride,
+      MemorySegment h,
+      long hOffset,
+      int rank,
+      int n,
+      MemorySegment y,
+      long yOffset) {
+    int whole = n - n % L;
+    VectorScratch s = VectorScratch.get();
+    float[] sums = s.x(whole);
+    float[] row = s.w(whole);
+    MemorySegment.copy(y, Segments.FLOAT, yOffset << 2, sums, 0, whole);
+    for (int k = 0; k < rank; k++) {
+      VectorMatmul.floats(type, b, bOffset + k * bStride, row, 0, whole, s);
+      FloatVector factor = FloatVector.broadcast(F, Segments.f32(h, hOffset + k));
+      for (int i = 0; i < whole; i += L) {
+        FloatVector sum = FloatVector.fromArray(F, sums, i);
+        factor.fma(FloatVector.fromArray(F, row, i), sum).intoArray(sums, i);
+      }
+    }
+    MemorySegment.copy(sums, 0, y, Segments.FLOAT, yOffset << 2, whole);
+    SCALAR.accumulate(
+        type,
+        b,
+        bOffset + type.bytes(whole),
+        bStride,
+        h,
+        hOffset,
+        rank,
+        n - whole,
+        y,
+        yOffset + whole);
+  }
+
+  @Override
   public void scale(
       MemorySegment x, long offset, float factor, int n, MemorySegment dst, long dstOffset) {
     int whole = n - n % L;

@@ -318,20 +318,26 @@ final class VectorMatmul implements Kernels.Matmul {
       int at,
       int padded,
       VectorScratch s) {
+    floats(from, m, offset, to, at, in, s);
+    Arrays.fill(to, at + in, at + padded, 0f);
+  }
+
+  /** {@code n} elements of a float type as float32. */
+  static void floats(
+      TensorType from, MemorySegment m, long offset, float[] to, int at, int n, VectorScratch s) {
     switch (from) {
-      case F32 -> MemorySegment.copy(m, Segments.FLOAT, offset, to, at, in);
+      case F32 -> MemorySegment.copy(m, Segments.FLOAT, offset, to, at, n);
       case F16 -> {
-        short[] halves = s.shorts(in);
-        MemorySegment.copy(m, Segments.SHORT, offset, halves, 0, in);
-        VectorMath.halvesToFloats(halves, 0, to, at, in);
+        short[] halves = s.shorts(n);
+        MemorySegment.copy(m, Segments.SHORT, offset, halves, 0, n);
+        VectorMath.halvesToFloats(halves, 0, to, at, n);
       }
       default -> {
-        short[] halves = s.shorts(in);
-        MemorySegment.copy(m, Segments.SHORT, offset, halves, 0, in);
-        VectorMath.bfloatsToFloats(halves, to, at, in);
+        short[] halves = s.shorts(n);
+        MemorySegment.copy(m, Segments.SHORT, offset, halves, 0, n);
+        VectorMath.bfloatsToFloats(halves, to, at, n);
       }
     }
-    Arrays.fill(to, at + in, at + padded, 0f);
   }
 
   /** Four dot products of {@code n} (a multiple of sixteen) elements with one vector. */

@@ -4,10 +4,12 @@ import io.fletch.graph.Activation;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.RopeSpec;
 import io.fletch.graph.cpu.Kernels.ActivationFormat;
+import io.fletch.graph.cpu.x86.AccumulateCode;
 import io.fletch.graph.cpu.x86.ElementCode;
 import io.fletch.graph.cpu.x86.Isa;
 import io.fletch.graph.cpu.x86.QuantizeCode;
 import io.fletch.graph.cpu.x86.RopeCode;
+import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
 import java.util.EnumMap;
 import java.util.Map;
@@ -46,6 +48,7 @@ final class X86Elements {
   private final Map<Activation, Lazy> gated;
   private final Map<Activation, Lazy> plain;
   private final Map<RopeSpec.Style, Lazy> rope;
+  private final Map<TensorType, Lazy> accumulate = new EnumMap<>(TensorType.class);
   private final Lazy add;
   private final Lazy scale;
   private final Lazy softCap;
@@ -62,6 +65,9 @@ final class X86Elements {
         each(Activation.class, x -> new Lazy(x + " gated" + set, () -> ElementCode.gated(x, isa)));
     plain = each(Activation.class, x -> new Lazy(x + set, () -> ElementCode.plain(x, isa)));
     rope = each(RopeSpec.Style.class, x -> new Lazy("rope " + x, () -> RopeCode.emit(x)));
+    for (TensorType t : new TensorType[] {TensorType.F32, TensorType.F16, TensorType.BF16}) {
+      accumulate.put(t, new Lazy("accumulate " + t + set, () -> AccumulateCode.emit(t, isa)));
+    }
     add = new Lazy("add" + set, () -> ElementCode.add(isa));
     scale = new Lazy("scale" + set, () -> ElementCode.scale(isa));
     softCap = new Lazy("soft cap" + set, () -> ElementCode.softCap(isa));
@@ -189,6 +195,36 @@ final class X86Elements {
       long dstOffset) {
     add.call(
         floats(a, aOffset, n), floats(b, bOffset, n), n, bits(factor), floats(dst, dstOffset, n));
+  }
+
+  void accumulate(
+      TensorType type,
+      MemorySegment b,
+      long bOffset,
+      long bStride,
+      MemorySegment h,
+      long hOffset,
+      int rank,
+      int n,
+      MemorySegment y,
+      long yOffset) {
+    Lazy code = accumulate.get(type);
+    if (code == null || rank < 1 || bStride < 0 || bStride > Integer.MAX_VALUE) {
+      throw new IllegalArgumentException(
+          "low-rank term: expected=F32, F16 or BF16, rank>=1, a stride of 31 bits actual="
+              + type
+              + " rank="
+              + rank
+              + " stride="
+              + bStride);
+    }
+    long bytes = (rank - 1) * bStride + type.bytes((n + 15L) & -16);
+    code.call(
+        floats(y, yOffset, n),
+        address(b, bOffset, bytes),
+        n,
+        floats(h, hOffset, rank),
+        rank | bStride << 32);
   }
 
   void scale(MemorySegment x, long offset, float factor, int n, MemorySegment dst, long dstOffset) {

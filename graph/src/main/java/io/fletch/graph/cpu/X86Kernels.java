@@ -161,6 +161,21 @@ final class X86Kernels implements Kernels {
   }
 
   @Override
+  public void accumulate(
+      TensorType type,
+      MemorySegment b,
+      long bOffset,
+      long bStride,
+      MemorySegment h,
+      long hOffset,
+      int rank,
+      int n,
+      MemorySegment y,
+      long yOffset) {
+    elements.accumulate(type, b, bOffset, bStride, h, hOffset, rank, n, y, yOffset);
+  }
+
+  @Override
   public void scale(
       MemorySegment x, long offset, float factor, int n, MemorySegment dst, long dstOffset) {
     elements.scale(x, offset, factor, n, dst, dstOffset);

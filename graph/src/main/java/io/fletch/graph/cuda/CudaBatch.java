@@ -2,6 +2,7 @@ package io.fletch.graph.cuda;
 
 import io.fletch.ffm.device.CudaStream;
 import io.fletch.ffm.device.DeviceMemory;
+import io.fletch.graph.Executable;
 import io.fletch.graph.Gate;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.support.AbstractBatch;
@@ -33,6 +34,11 @@ final class CudaBatch extends AbstractBatch {
 
   boolean isOf(CudaExecutable executable) {
     return owner == executable;
+  }
+
+  @Override
+  protected Executable owner() {
+    return owner;
   }
 
   /** A forward was queued, with its rows' data laid out like this. */

@@ -19,7 +19,10 @@ import io.fletch.graph.Graph;
 import io.fletch.graph.GraphException;
 import io.fletch.graph.KernelTime;
 import io.fletch.graph.KvCache;
+import io.fletch.graph.LowRankAdapter;
+import io.fletch.graph.LowRankDelta;
 import io.fletch.graph.Plan;
+import io.fletch.graph.Value;
 import io.fletch.graph.support.AbstractBatch;
 import io.fletch.graph.support.Decomposition;
 import java.lang.foreign.Arena;
@@ -425,6 +428,11 @@ final class CudaExecutable implements Executable {
       profiles.put(key, new KernelProfile(program, launches));
       return made;
     }
+  }
+
+  @Override
+  public LowRankAdapter newAdapter(String name, Map<Value, LowRankDelta> deltas) {
+    throw new GraphException("adapters are attached to rows on the CPU only so far: " + name);
   }
 
   /** Runs device work in turn; a driver's failure becomes that of the forward. */

@@ -286,6 +286,7 @@ final class CudaLowering {
         unstored(run, o, "block_diagonal_" + t, k, w.blocks());
       }
       case Op.Linear o -> linear(run, o);
+      case Op.Adapt o -> throw new IllegalStateException("no adapters: " + o);
       case Op.Rope o ->
           run.launch(
               op,

@@ -1,9 +1,11 @@
 package io.fletch.graph.support;
 
 import io.fletch.graph.Batch;
+import io.fletch.graph.Executable;
 import io.fletch.graph.Gate;
 import io.fletch.graph.Graph;
 import io.fletch.graph.KvCache;
+import io.fletch.graph.LowRankAdapter.Term;
 import io.fletch.graph.Op;
 import io.fletch.graph.Span;
 import io.fletch.graph.Span.Own;
@@ -68,6 +70,10 @@ public abstract class AbstractBatch implements Batch {
   private final int inputWidth;
   private final float[] inputs;
 
+  // Low-rank terms, one immutable list each; rows of a sequence share one.
+  private final List<Term>[] terms;
+  private boolean adapted;
+
   private final float[] chunk;
   private final LogitReduction reduction = new LogitReduction();
   private int spans;
@@ -121,7 +127,15 @@ public abstract class AbstractBatch implements Batch {
     routeOtherwise = new byte[deciding];
     inputWidth = graph.inputWidth();
     inputs = new float[Math.multiplyExact(inputWidth, maxRows)];
+    terms = lists(maxRows);
     chunk = new float[Math.min(CHUNK, graph.logits().width())];
+  }
+
+  @SuppressWarnings({"unchecked", "rawtypes"})
+  private static List<Term>[] lists(int n) {
+    List<Term>[] all = new List[n];
+    Arrays.fill(all, List.of());
+    return all;
   }
 
   private static boolean[] gatesOf(Graph graph) {
@@ -153,6 +167,9 @@ public abstract class AbstractBatch implements Batch {
    */
   protected abstract void checkCache(KvCache cache);
 
+  /** The executable that runs it, and no other. */
+  protected abstract Executable owner();
+
   /** Copies {@code count} logits from id {@code from} on of a logit row that was computed. */
   protected abstract void copyLogits(int logitRow, int from, int count, float[] dst, int dstOffset);
 
@@ -179,6 +196,10 @@ public abstract class AbstractBatch implements Batch {
     if (anyGate) {
       Arrays.fill(gates, Gate.RUN);
       anyGate = false;
+    }
+    if (adapted) {
+      Arrays.fill(terms, List.of());
+      adapted = false;
     }
     spans = 0;
     rows = 0;
@@ -322,6 +343,19 @@ public abstract class AbstractBatch implements Batch {
           "numbers of a row: expected=" + inputWidth + " actual=" + values.length);
     }
     System.arraycopy(values, 0, inputs, row * inputWidth, inputWidth);
+    ran = false;
+  }
+
+  @Override
+  public final void adapt(int row, List<Term> list) {
+    checkOpen();
+    Objects.checkIndex(row, rows);
+    List<Term> own = List.copyOf(list);
+    for (int i = 0; i < own.size(); i++) {
+      PreparedAdapter.check(own.get(i).adapter(), owner());
+      adapted |= own.get(i).scale() != 0;
+    }
+    terms[row] = own;
     ran = false;
   }
 
@@ -520,6 +554,16 @@ public abstract class AbstractBatch implements Batch {
     return inputs;
   }
 
+  /** The low-rank terms of a row, those with a scale of 0 too. */
+  public final List<Term> terms(int row) {
+    return terms[row];
+  }
+
+  /** Whether some row has a low-rank term that adds something. */
+  public final boolean adapted() {
+    return adapted;
+  }
+
   /** The position of a row. */
   public final int position(int row) {
     int s = spanOf[row];
@@ -574,6 +618,13 @@ public abstract class AbstractBatch implements Batch {
     ran = false;
     for (int s = 0; s < spans; s++) {
       checkCache(kv[s]);
+    }
+    for (int r = 0; adapted && r < rows; r++) {
+      if (r == 0 || terms[r] != terms[r - 1]) {
+        for (int i = 0; i < terms[r].size(); i++) {
+          PreparedAdapter.check(terms[r].get(i).adapter(), owner());
+        }
+      }
     }
     if (!decisions.isEmpty()) {
       System.arraycopy(gates, 0, decided, 0, gates.length);

@@ -383,6 +383,48 @@ abstract class KernelsContract {
   }
 
   @Property(tries = 200, seed = SEED)
+  void accumulateIsAChainOfFusedSums(
+      @ForAll @IntRange(min = 0, max = 170) int n,
+      @ForAll @IntRange(min = 1, max = 40) int rank,
+      @ForAll long seed) {
+    Random random = new Random(seed);
+    TensorType type =
+        new TensorType[] {TensorType.F32, TensorType.F16, TensorType.BF16}[random.nextInt(3)];
+    int row = (n + 15 & -16) + 16 * random.nextInt(3);
+    int from = 16 * random.nextInt(2);
+    try (Arena arena = Arena.ofConfined()) {
+      byte[] w = WeightOracle.random(type, rank * row + from, random);
+      MemorySegment b = arena.allocate(w.length);
+      MemorySegment.copy(w, 0, b, ValueLayout.JAVA_BYTE, 0, w.length);
+      float[] h = activations(rank, random);
+      float[] y = activations(n, random);
+      Output sum = new Output(arena, n);
+      sum.fill(y);
+      kernels()
+          .accumulate(
+              type,
+              b,
+              type.bytes(from),
+              type.bytes(row),
+              floats(arena, h),
+              0,
+              rank,
+              n,
+              sum.segment,
+              sum.offset);
+      sum.checkCanaries();
+      for (int i = 0; i < n; i++) {
+        float expected = y[i];
+        for (int k = 0; k < rank; k++) {
+          float v = (float) WeightOracle.value(type, w, from + k * row + i);
+          expected = Math.fma(h[k], v, expected);
+        }
+        assertEquals(expected, sum.get(i), type + " n=" + n + " element " + i);
+      }
+    }
+  }
+
+  @Property(tries = 200, seed = SEED)
   void argmaxIsTheFirstLargest(@ForAll @IntRange(min = 0, max = 300) int n, @ForAll long seed) {
     Random random = new Random(seed);
     float[] x = new float[n];
