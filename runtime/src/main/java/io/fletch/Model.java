@@ -70,6 +70,19 @@ public interface Model extends AutoCloseable {
   /** How the model calls tools, as its chat template says; empty if that knows no tools. */
   Optional<ToolCallFormat> toolCallFormat();
 
+  /**
+   * Registers a low-rank adapter, over whatever the weights are stored as; sessions may list it
+   * from then on. A PEFT folder or a GGUF file with {@code adapter.type = "lora"}, for a model of
+   * any format. May be called at any time, while sessions generate too.
+   *
+   * @throws FletchException if it is of a kind that is not supported, or not for this model
+   * @throws java.io.UncheckedIOException if reading fails
+   */
+  Adapter adapter(Path path);
+
+  /** The adapters that are registered and open, in the order of their ids. */
+  List<Adapter> adapters();
+
   /** Makes a session with the model's context length. */
   Session newSession();
 

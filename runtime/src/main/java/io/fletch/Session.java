@@ -24,6 +24,23 @@ public interface Session extends AutoCloseable {
   /** The model. */
   Model model();
 
+  /** The adapters of the session, as they were given. */
+  List<Adapter.Scaled> adapters();
+
+  /**
+   * Sets the adapters that are added to the model's matrices for this session, in this order; none
+   * at first. A list that computes something else than the one before (other adapters, scales or
+   * order; a scale of 0 counts as absent) empties the cache, whose keys and values were computed
+   * with the old one. Sessions share prefixes only with sessions of the same list, and a saved
+   * session is restored only into one of the same list.
+   *
+   * @throws IllegalArgumentException if an adapter is of another model, or listed twice
+   * @throws IllegalStateException if a generation is open, or an adapter is closed
+   * @throws FletchException if the model was opened with policies that let units rest: these were
+   *     fitted without adapters, or with those of {@link ModelOptions#adapters}
+   */
+  void adapters(List<Adapter.Scaled> adapters);
+
   /** Tokens in the cache. */
   List<Integer> tokens();
 
@@ -52,7 +69,7 @@ public interface Session extends AutoCloseable {
   void truncate(int length);
 
   /**
-   * A new session of the same model with the same tokens, whose cache is a copy (its bytes are
+   * A new session of the same model with the same adapters and tokens, whose cache is a copy (its bytes are
    * copied, nothing is computed). The two are independent afterwards.
    *
    * @throws IllegalStateException if a generation is open
@@ -72,8 +89,8 @@ public interface Session extends AutoCloseable {
 
   /**
    * Replaces the tokens by those of a file that {@link #save} has written. The file is checked
-   * before anything changes: it must be of the same weights, the same {@link ModelOptions.KvType}
-   * and backend, fit into the context, and have the right checksum. Files are not executed or
+   * before anything changes: it must be of the same weights and adapters, the same {@link
+   * ModelOptions.KvType} and backend, fit into the context, and have the right checksum. Files are not executed or
    * trusted in any other way; a forged one can only make the model see another past.
    *
    * @throws IllegalStateException if a generation is open

@@ -102,7 +102,8 @@ final class CpuExecutable implements Executable {
   /** Stages for all buckets, and the memory that they work in. */
   private record Variant(Frame frame, List<Lowering.Program> programs, NativeMemory scratch) {
     WorkerPool.Stage<Frame>[] stages(int rows) {
-      for (Lowering.Program program : programs) {
+      for (int i = 0; i < programs.size(); i++) {
+        Lowering.Program program = programs.get(i);
         if (rows <= program.plan().maxRows()) {
           return program.stages();
         }

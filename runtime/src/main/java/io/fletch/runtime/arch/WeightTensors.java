@@ -54,7 +54,7 @@ public final class WeightTensors {
   /** Layers share one embedding, so that its table is computed once. */
   private final Map<RopeParameters, RopeParameters> fittedRopes = new HashMap<>();
 
-  private final List<Adapter> adapters = new ArrayList<>();
+  private final List<AdapterFile> adapters = new ArrayList<>();
 
   /** Width of the residual stream, from the hyper-parameters that are fitted. */
   private long width;
@@ -85,13 +85,8 @@ public final class WeightTensors {
         derived);
   }
 
-  /**
-   * Adds adapters to the matrices of the layers; call before the graph is built.
-   *
-   * @param format the model's
-   */
-  public void adapt(List<Adapter> added, WeightFile.Format format) {
-    added.forEach(a -> a.checkBase(format));
+  /** Adds adapters to the matrices of the layers; call before the graph is built. */
+  public void adapt(List<AdapterFile> added) {
     adapters.addAll(added);
   }
 
@@ -151,10 +146,7 @@ public final class WeightTensors {
 
   private LinearOp adapted(String name, LinearOp op) {
     List<LinearOp.Term> terms = new ArrayList<>(List.of(new LinearOp.Term(1, op)));
-    names
-        .fileName(name + ".weight")
-        .map(n -> n.substring(0, n.length() - ".weight".length()))
-        .ifPresent(layer -> adapters.forEach(a -> a.delta(layer).ifPresent(terms::add)));
+    adapters.forEach(a -> a.term(name).ifPresent(terms::add));
     try {
       return terms.size() == 1 ? op : new LinearOp.Sum(terms);
     } catch (IllegalArgumentException e) {
@@ -413,7 +405,7 @@ public final class WeightTensors {
 
   /** Refuses tensors that nobody asked for. */
   void checkAllUsed() {
-    adapters.forEach(Adapter::checkAllUsed);
+    adapters.forEach(AdapterFile::checkAllUsed);
     List<String> left =
         tensors.keySet().stream()
             .filter(n -> !asked.contains(n) && !IGNORABLE.matcher(n).matches())

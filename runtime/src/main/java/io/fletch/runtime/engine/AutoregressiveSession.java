@@ -6,6 +6,7 @@ import io.fletch.GenerationOptions;
 import io.fletch.Routing;
 import io.fletch.Session;
 import io.fletch.graph.GraphException;
+import io.fletch.graph.LowRankAdapter;
 import io.fletch.sampling.CausalForward.Logits;
 import io.fletch.sampling.RowStatistics;
 import io.fletch.sampling.UnitUse;
@@ -30,6 +31,11 @@ final class AutoregressiveSession extends BaseSession {
   AutoregressiveSession(LoadedModel model) {
     super(model);
     this.forward = model.newSharingForward();
+  }
+
+  @Override
+  void adapt(List<LowRankAdapter.Term> next) {
+    forward.adapt(next);
   }
 
   @Override
@@ -230,6 +236,7 @@ final class AutoregressiveSession extends BaseSession {
     rows = Math.min(rows, ids.length);
     try (GraphForward own = model().newForward(ids.length, rows)) {
       own.rule(rule);
+      own.adapt(terms());
       for (int done = 0; done < ids.length; done += rows) {
         int n = Math.min(rows, ids.length - done);
         own.append(ids, done, n, Logits.ALL);
@@ -261,6 +268,7 @@ final class AutoregressiveSession extends BaseSession {
       checkIdle();
       AutoregressiveSession out = (AutoregressiveSession) model().newSession();
       try {
+        out.adapters(listed());
         out.forward.copyFrom(forward);
       } catch (RuntimeException | Error e) {
         out.close();
@@ -279,7 +287,7 @@ final class AutoregressiveSession extends BaseSession {
     guard().enter();
     try {
       checkIdle();
-      SessionFile.save(file, model().identity(), forward);
+      SessionFile.save(file, identity(), forward);
     } catch (GraphException e) {
       throw model().failure(e);
     } finally {
@@ -292,7 +300,7 @@ final class AutoregressiveSession extends BaseSession {
     guard().enter();
     try {
       checkIdle();
-      SessionFile.restore(file, model().identity(), forward, model().info().vocabularySize());
+      SessionFile.restore(file, identity(), forward, model().info().vocabularySize());
     } catch (GraphException e) {
       throw model().failure(e);
     } finally {

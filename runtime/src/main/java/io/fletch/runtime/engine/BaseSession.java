@@ -1,13 +1,20 @@
 package io.fletch.runtime.engine;
 
+import io.fletch.Adapter;
 import io.fletch.FletchException;
 import io.fletch.Generation;
 import io.fletch.GenerationOptions;
 import io.fletch.Message;
 import io.fletch.Session;
 import io.fletch.graph.GraphException;
+import io.fletch.graph.LowRankAdapter;
+import java.nio.ByteBuffer;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
+import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.TreeSet;
 
 /**
@@ -17,6 +24,11 @@ import java.util.TreeSet;
 abstract class BaseSession implements Session {
   private final LoadedModel model;
   private final ThreadGuard guard = new ThreadGuard("session");
+  private List<Adapter.Scaled> adapters = List.of();
+
+  /** Those with a scale other than 0, as batches take them. */
+  private List<LowRankAdapter.Term> terms = List.of();
+
   private Generation open;
   private boolean closed;
 
@@ -27,6 +39,114 @@ abstract class BaseSession implements Session {
   @Override
   public LoadedModel model() {
     return model;
+  }
+
+  @Override
+  public final List<Adapter.Scaled> adapters() {
+    guard.enter();
+    try {
+      checkOpen();
+      return adapters;
+    } finally {
+      guard.exit();
+    }
+  }
+
+  @Override
+  public final void adapters(List<Adapter.Scaled> list) {
+    guard.enter();
+    try {
+      checkIdle();
+      set(List.copyOf(list));
+    } finally {
+      guard.exit();
+    }
+  }
+
+  private void set(List<Adapter.Scaled> list) {
+    Set<Adapter> seen = new HashSet<>();
+    for (Adapter.Scaled s : list) {
+      if (s.adapter().model() != model || !seen.add(s.adapter())) {
+        throw new IllegalArgumentException(
+            "adapter "
+                + s.adapter().name()
+                + ": expected=one of model "
+                + model.name()
+                + ", once actual="
+                + (s.adapter().model() != model
+                    ? "one of model " + s.adapter().model().name()
+                    : "listed twice"));
+      }
+    }
+    if (!list.isEmpty() && !model.units().policies().isEmpty()) {
+      throw new FletchException(
+          "model "
+              + model.name()
+              + ": units that rest go with adapters that are attached when the model is opened"
+              + " (ModelOptions.withAdapters) only");
+    }
+    int held = 0;
+    try {
+      for (; held < list.size(); held++) {
+        loaded(list.get(held)).retain();
+      }
+    } finally {
+      if (held < list.size()) {
+        list.subList(0, held).forEach(s -> loaded(s).release());
+      }
+    }
+    adapters.forEach(s -> loaded(s).release());
+    adapters = list;
+    // A copy, which batches take as it is.
+    List<LowRankAdapter.Term> next =
+        List.copyOf(
+            list.stream()
+                .filter(s -> s.scale() != 0)
+                .map(s -> new LowRankAdapter.Term(loaded(s).weights(), s.scale()))
+                .toList());
+    if (!next.equals(terms)) {
+      terms = next;
+      adapt(next);
+    }
+  }
+
+  /** As {@link #adapters()}, for who uses the session already. */
+  final List<Adapter.Scaled> listed() {
+    return adapters;
+  }
+
+  private static LoadedAdapter loaded(Adapter.Scaled scaled) {
+    // Of this model, which makes no others.
+    return (LoadedAdapter) scaled.adapter();
+  }
+
+  /** What is added to products for rows of this session. */
+  final List<LowRankAdapter.Term> terms() {
+    return terms;
+  }
+
+  /** Takes other adapters: what was computed with the old ones is dropped. */
+  abstract void adapt(List<LowRankAdapter.Term> next);
+
+  /** What tells the model with this session's adapters from others. */
+  final byte[] identity() {
+    byte[] own = model.identity();
+    if (terms.isEmpty()) {
+      return own;
+    }
+    try {
+      MessageDigest digest = MessageDigest.getInstance("SHA-256");
+      digest.update(own);
+      for (Adapter.Scaled s : adapters) {
+        if (s.scale() != 0) {
+          digest.update(loaded(s).digest());
+          digest.update(ByteBuffer.allocate(Float.BYTES).putFloat(s.scale()).flip());
+        }
+      }
+      return digest.digest();
+    } catch (NoSuchAlgorithmException e) {
+      throw new IllegalStateException(e);
+    }
   }
 
   ThreadGuard guard() {
@@ -143,6 +263,8 @@ abstract class BaseSession implements Session {
         try {
           release();
         } finally {
+          adapters.forEach(a -> loaded(a).release());
+          adapters = List.of();
           model.sessionClosed();
         }
       }

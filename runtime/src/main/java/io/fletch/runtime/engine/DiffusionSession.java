@@ -8,6 +8,7 @@ import io.fletch.Session;
 import io.fletch.graph.Batch;
 import io.fletch.graph.GraphException;
 import io.fletch.graph.KvCache;
+import io.fletch.graph.LowRankAdapter;
 import io.fletch.graph.Span;
 import io.fletch.sampling.Caching;
 import io.fletch.sampling.DiffusionDecoder;
@@ -43,6 +44,11 @@ final class DiffusionSession extends BaseSession {
   DiffusionSession(LoadedModel model) {
     super(model);
     canvas = new GraphCanvas(model);
+  }
+
+  @Override
+  void adapt(List<LowRankAdapter.Term> next) {
+    canvas.adapt(next);
   }
 
   @Override
@@ -236,6 +242,9 @@ final class DiffusionSession extends BaseSession {
         int n = Math.min(heads, ids.length - done);
         batch.clear();
         int first = batch.add(span, ids, 0);
+        for (int i = 0; !terms().isEmpty() && i < ids.length; i++) {
+          batch.adapt(first + i, terms());
+        }
         for (int i = 0; i < n; i++) {
           batch.wantLogits(first + done + i);
         }

@@ -3,6 +3,7 @@ package io.fletch.runtime.engine;
 import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
 import io.fletch.graph.KvCache;
+import io.fletch.graph.LowRankAdapter;
 import io.fletch.graph.Span;
 import io.fletch.sampling.CanvasForward;
 import io.fletch.sampling.CanvasWindow;
@@ -32,6 +33,7 @@ final class GraphCanvas implements CanvasForward, AutoCloseable {
   private Batch batch;
   private long bytesRead;
   private LogitEdits edits = LogitEdits.none();
+  private List<LowRankAdapter.Term> terms = List.of();
 
   GraphCanvas(LoadedModel model) {
     executable = model.executable();
@@ -41,6 +43,11 @@ final class GraphCanvas implements CanvasForward, AutoCloseable {
     slotBytes = model.kvBytesPerSlot();
     this.vocabulary = executable.graph().vocabulary();
     this.mostRows = executable.plans().getLast().maxRows();
+  }
+
+  /** What is added to products from now on; nothing is kept from request to request. */
+  void adapt(List<LowRankAdapter.Term> next) {
+    terms = next;
   }
 
   @Override
@@ -86,6 +93,9 @@ final class GraphCanvas implements CanvasForward, AutoCloseable {
     for (int i = 0; i < windows.size(); i++) {
       CanvasWindow w = windows.get(i);
       int first = batch.add(span(w), w.tokens(), 0);
+      for (int r = 0; !terms.isEmpty() && r < w.rows(); r++) {
+        batch.adapt(first + r, terms);
+      }
       bytesRead += (w.prefix() + w.suffixTo() - w.suffixFrom() + w.rows()) * slotBytes;
       firstHead[i] = batch.logitRows();
       for (int head : w.heads()) {

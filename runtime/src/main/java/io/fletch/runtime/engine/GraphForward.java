@@ -5,6 +5,7 @@ import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
 import io.fletch.graph.Gate;
 import io.fletch.graph.KvCache;
+import io.fletch.graph.LowRankAdapter;
 import io.fletch.graph.Value;
 import io.fletch.sampling.CausalForward;
 import io.fletch.sampling.DecodeCounters;
@@ -53,6 +54,10 @@ final class GraphForward implements CausalForward, AutoCloseable {
   private UnitRule rule = UnitRule.DENSE;
 
   private List<UnitPolicy> decidedBy = List.of();
+
+  /** What is added to products for its rows. */
+  private List<LowRankAdapter.Term> terms = List.of();
+
   private int dense;
   private int firstRow;
 
@@ -210,6 +215,9 @@ final class GraphForward implements CausalForward, AutoCloseable {
     for (int i = 0; rule != UnitRule.DENSE && i < n; i++) {
       rule.ask(into, first + i, kv.length() + i, source[at + i]);
     }
+    for (int i = 0; !terms.isEmpty() && i < n; i++) {
+      into.adapt(first + i, terms);
+    }
     firstLogitRow = into.logitRows();
     if (wanted == Logits.ALL) {
       for (int i = 0; i < n; i++) {
@@ -276,6 +284,17 @@ final class GraphForward implements CausalForward, AutoCloseable {
   /** Sets what the rows from now on ask of the gates. */
   void rule(UnitRule value) {
     rule = value.policies().isEmpty() ? UnitRule.DENSE : value;
+  }
+
+  /** Other low-rank terms for rows from now on; the cache is empty then. */
+  void adapt(List<LowRankAdapter.Term> next) {
+    truncate(0);
+    terms = next;
+  }
+
+  /** The low-rank terms of its rows. */
+  List<LowRankAdapter.Term> terms() {
+    return terms;
   }
 
   /** Leading slots that may stay for a text with this rule. */

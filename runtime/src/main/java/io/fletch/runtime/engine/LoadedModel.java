@@ -1,5 +1,6 @@
 package io.fletch.runtime.engine;
 
+import io.fletch.Adapter;
 import io.fletch.FletchException;
 import io.fletch.Message;
 import io.fletch.Model;
@@ -12,10 +13,13 @@ import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
 import io.fletch.graph.GraphException;
 import io.fletch.graph.KvCache;
+import io.fletch.graph.LowRankAdapter;
 import io.fletch.graph.Plan;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.WeightFile;
+import io.fletch.quant.WeightFileException;
+import io.fletch.runtime.arch.AdapterFile;
 import io.fletch.runtime.arch.HyperParameters;
 import io.fletch.runtime.template.ChatTemplate;
 import io.fletch.sampling.DiffusionModel;
@@ -23,11 +27,9 @@ import io.fletch.sampling.Grammar;
 import io.fletch.sampling.GrammarTokens;
 import io.fletch.sampling.SamplerExtras;
 import io.fletch.sampling.SamplingOptions;
-import java.io.IOException;
-import java.io.UncheckedIOException;
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.Files;
+import java.nio.file.Path;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
@@ -38,6 +40,7 @@ import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.TreeMap;
 import java.util.Optional;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.IntPredicate;
@@ -86,6 +89,10 @@ final class LoadedModel implements Model {
   /** Guarded by this. */
   private final List<AutoCloseable> owned = new ArrayList<>();
 
+  /** Registered adapters by id; guarded by itself. */
+  private final Map<Integer, LoadedAdapter> adapters = new TreeMap<>();
+
+  private int nextAdapter;
   private int sessions;
   private boolean closed;
 
@@ -282,6 +289,59 @@ final class LoadedModel implements Model {
   }
 
   @Override
+  public Adapter adapter(Path path) {
+    // Nobody may close the model meanwhile.
+    sessionOpened();
+    try (TensorStore factors = TensorStore.create()) {
+      AdapterFile read = AdapterFile.open(path, 1, factors, file.format(), hp);
+      byte[] digest = AdapterFile.digest(path);
+      synchronized (adapters) {
+        String unique = unique(path);
+        LowRankAdapter weights = executable.newAdapter(unique, read.deltas(executable.graph()));
+        LoadedAdapter made =
+            new LoadedAdapter(
+                this, nextAdapter++, unique, path, read.rank(), read.targets(), digest, weights);
+        adapters.put(made.id(), made);
+        return made;
+      }
+    } catch (WeightFileException | GraphException | IllegalArgumentException e) {
+      throw ModelLoader.failure(path, e);
+    } finally {
+      sessionClosed();
+    }
+  }
+
+  /** A name that no open adapter has; called with the lock on them. */
+  private String unique(Path path) {
+    Path last = path.toAbsolutePath().normalize().getFileName();
+    String stem = (last == null ? "adapter" : last.toString()).replaceFirst("\\.gguf$", "");
+    String candidate = stem;
+    for (int n = 2; isTaken(candidate); n++) {
+      candidate = stem + "-" + n;
+    }
+    return candidate;
+  }
+
+  private boolean isTaken(String adapterName) {
+    return adapters.values().stream().anyMatch(a -> a.name().equals(adapterName));
+  }
+
+  @Override
+  public List<Adapter> adapters() {
+    synchronized (adapters) {
+      return List.copyOf(adapters.values());
+    }
+  }
+
+  /** An adapter is about to be closed. */
+  void forget(LoadedAdapter adapter) {
+    synchronized (adapters) {
+      adapters.remove(adapter.id());
+    }
+    prefixes.forget(adapter.weights());
+  }
+
+  @Override
   public Session newSession() {
     sessionOpened();
     try {
@@ -367,15 +427,7 @@ final class LoadedModel implements Model {
   /** Scale and content of an adapter. */
   private static void digest(ModelOptions.Adapter adapter, MessageDigest into) {
     into.update(ByteBuffer.allocate(Float.BYTES).putFloat(adapter.scale()).flip());
-    boolean peft = Files.isDirectory(adapter.path());
-    String[] names = {"adapter_config.json", "adapter_model.safetensors"};
-    try {
-      for (String part : peft ? names : new String[] {""}) {
-        into.update(Files.readAllBytes(peft ? adapter.path().resolve(part) : adapter.path()));
-      }
-    } catch (IOException e) {
-      throw new UncheckedIOException(e);
-    }
+    AdapterFile.digest(adapter.path(), into);
   }
 
   /**
@@ -482,6 +534,7 @@ final class LoadedModel implements Model {
     List<Runnable> parts =
         List.of(
             this::closeOwned,
+            () -> adapters().forEach(Adapter::close),
             scheduler::close,
             prefixes::close,
             executable::close,

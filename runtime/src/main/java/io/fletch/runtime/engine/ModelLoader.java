@@ -22,7 +22,7 @@ import io.fletch.quant.QuantizedCheckpoint;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.WeightFile;
 import io.fletch.quant.WeightFileException;
-import io.fletch.runtime.arch.Adapter;
+import io.fletch.runtime.arch.AdapterFile;
 import io.fletch.runtime.arch.HyperParameters;
 import io.fletch.runtime.arch.ModelGraph;
 import io.fletch.runtime.arch.WeightTensors;
@@ -203,8 +203,9 @@ public final class ModelLoader {
             declared.architecture(),
             derived);
     weights.adapt(
-        options.adapters().stream().map(a -> Adapter.open(a.path(), a.scale(), derived)).toList(),
-        file.format());
+        options.adapters().stream()
+            .map(a -> AdapterFile.open(a.path(), a.scale(), derived, file.format(), declared))
+            .toList());
     HyperParameters hp = weights.fit(declared);
     int context = context(hp, options, name);
     Graph plain = ModelGraph.build(hp, weights, context, name);

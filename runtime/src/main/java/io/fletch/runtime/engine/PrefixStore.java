@@ -2,13 +2,14 @@ package io.fletch.runtime.engine;
 
 import io.fletch.graph.Executable;
 import io.fletch.graph.KvCache;
+import io.fletch.graph.LowRankAdapter;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.locks.ReentrantReadWriteLock;
 
 /**
  * Keys and values of prompts that sessions of a model have run, for other sessions with the same
- * beginning: immutable copies, from which a session copies the slots of the longest common
+ * beginning and adapters: immutable copies, from which a session copies the slots of the longest common
  * beginning instead of running the tokens. Least recently used copies go when the bytes are used
  * up.
  *
@@ -21,8 +22,12 @@ final class PrefixStore implements AutoCloseable {
   /** Fewer tokens are not worth a copy. */
   static final int LEAST_TOKENS = 16;
 
-  private record Entry(int[] tokens, KvCache kv) {
-    int common(int[] ids) {
+  private record Entry(int[] tokens, List<LowRankAdapter.Term> terms, KvCache kv) {
+    int common(int[] ids, GraphForward of) {
+      // What other adapters have computed is something else.
+      if (!terms.equals(of.terms())) {
+        return 0;
+      }
       int most = Math.min(ids.length, tokens.length);
       int n = 0;
       while (n < most && ids[n] == tokens[n]) {
@@ -63,7 +68,7 @@ final class PrefixStore implements AutoCloseable {
     try {
       int best = forward.length() + LEAST_TOKENS - 1;
       for (Entry e : entries) {
-        int n = Math.min(e.common(ids), most);
+        int n = Math.min(e.common(ids, forward), most);
         if (n > best) {
           best = n;
           used = e;
@@ -100,7 +105,7 @@ final class PrefixStore implements AutoCloseable {
     try {
       Entry shorter = null;
       for (Entry e : entries) {
-        int n = e.common(ids);
+        int n = e.common(ids, forward);
         if (n > ids.length - LEAST_TOKENS) {
           return;
         }
@@ -127,8 +132,20 @@ final class PrefixStore implements AutoCloseable {
       while (bytes + copy.bytes() > mostBytes) {
         drop(entries.getFirst());
       }
-      entries.add(new Entry(ids.clone(), copy));
+      entries.add(new Entry(ids.clone(), forward.terms(), copy));
       bytes += copy.bytes();
+    } finally {
+      lock.writeLock().unlock();
+    }
+  }
+
+  /** Drops what was computed with an adapter that is about to be closed. */
+  void forget(LowRankAdapter adapter) {
+    lock.writeLock().lock();
+    try {
+      List.copyOf(entries).stream()
+          .filter(e -> e.terms().stream().anyMatch(t -> t.adapter() == adapter))
+          .forEach(this::drop);
     } finally {
       lock.writeLock().unlock();
     }

@@ -24,7 +24,7 @@ import java.util.zip.CRC32C;
  *
  * <pre>
  *    0  u8[8]   "FLTSESS2"
- *    8  u8[32]  identity of the model (LoadedModel.identity)
+ *    8  u8[32]  identity of the model with the adapters of the session
  *   40  u32     bytes of the layout's name, 1 to 64
  *   44  u32     tokens n
  *   48  u64     bytes of keys and values per token
@@ -136,7 +136,7 @@ final class SessionFile {
           new String(magic, StandardCharsets.ISO_8859_1).replaceAll("[^ -~]", "?"));
       byte[] model = new byte[identity.length];
       head.get(model);
-      check(source, "model", hex(identity), Arrays.equals(model, identity), hex(model));
+      check(source, "model and adapters", hex(identity), Arrays.equals(model, identity), hex(model));
       int nameBytes = head.getInt();
       int n = head.getInt();
       long slotBytes = head.getLong();

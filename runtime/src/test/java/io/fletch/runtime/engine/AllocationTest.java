@@ -8,13 +8,18 @@ import com.sun.management.ThreadMXBean;
 import io.fletch.Model;
 import io.fletch.ModelOptions;
 import io.fletch.ffm.ExecutableMemory;
+import io.fletch.graph.LowRankAdapter;
+import io.fletch.quant.TensorType;
 import io.fletch.sampling.AutoregressiveDecoder;
 import io.fletch.sampling.AutoregressiveOptions;
 import io.fletch.sampling.Sampler;
 import io.fletch.sampling.SamplingOptions;
 import java.lang.management.ManagementFactory;
+import java.nio.file.Path;
+import java.util.List;
+import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
-import org.junit.jupiter.params.provider.ValueSource;
+import org.junit.jupiter.params.provider.CsvSource;
 
 /**
  * After warm-up a decode step, forward pass and choice of the token, allocates nothing on the
@@ -30,15 +35,23 @@ class AllocationTest {
     return machineCode ? ModelOptions.Kernels.AUTO : ModelOptions.Kernels.SCALAR;
   }
 
+  @TempDir static Path folder;
+
   @ParameterizedTest
-  @ValueSource(booleans = {true, false})
-  void decodeStepsAllocateNothing(boolean greedy) {
+  @CsvSource({"true, false", "false, false", "true, true"})
+  void decodeStepsAllocateNothing(boolean greedy, boolean adapted) {
     SamplingOptions sampling = greedy ? SamplingOptions.greedy() : SamplingOptions.defaults();
     try (Model model =
         TestModels.open(
             "demo-small", TestModels.options(ModelOptions.Backend.CPU).withKernels(kernels()))) {
       LoadedModel loaded = assertInstanceOf(LoadedModel.class, model);
       try (GraphForward forward = loaded.newForward(256, 1)) {
+        if (adapted) {
+          Path file = folder.resolve("a.gguf");
+          AdapterFiles.gguf(TestModels.demo("demo-small"), file, 8, TensorType.F16, 1, 1);
+          LoadedAdapter a = assertInstanceOf(LoadedAdapter.class, model.adapter(file));
+          forward.adapt(List.of(new LowRankAdapter.Term(a.weights(), 1)));
+        }
         AutoregressiveDecoder decoder =
             AutoregressiveDecoder.of(
                 forward,

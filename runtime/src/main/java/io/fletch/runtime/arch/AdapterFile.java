@@ -1,0 +1,572 @@
+package io.fletch.runtime.arch;
+
+import com.fasterxml.jackson.jr.ob.JSON;
+import io.fletch.FletchException;
+import io.fletch.graph.Graph;
+import io.fletch.graph.LowRankDelta;
+import io.fletch.graph.Op;
+import io.fletch.graph.RopeSpec;
+import io.fletch.graph.Value;
+import io.fletch.quant.Dequantizer;
+import io.fletch.quant.LinearOp;
+import io.fletch.quant.Metadata;
+import io.fletch.quant.Tensor;
+import io.fletch.quant.TensorStore;
+import io.fletch.quant.TensorType;
+import io.fletch.quant.WeightFile;
+import java.io.IOException;
+import java.io.InputStream;
+import java.io.UncheckedIOException;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HashMap;
+import java.util.HashSet;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Locale;
+import java.util.Map;
+import java.util.Optional;
+import java.util.Set;
+import java.util.TreeMap;
+import java.util.TreeSet;
+
+/**
+ * The low-rank terms of an adapter (LoRA, rsLoRA, NLoRA, exported Uni-LoRA) for the matrices of one
+ * model, which are added when those are used, never to the stored weights: {@code y = W x + scale *
+ * s * B (N) A x} (specs weights 4.7). From a PEFT folder ({@code adapter_config.json}, {@code
+ * adapter_model.safetensors}) or a GGUF file with {@code adapter.type = "lora"}, whatever format
+ * the model is in: names are translated, and rows of queries and keys are put into the model's
+ * order.
+ *
+ * <p>Used by one thread; its tensors belong to the store.
+ */
+public final class AdapterFile {
+  private static final String PEFT_PREFIX = "base_model.model.";
+
+  /** Layers that an adapter may be for, by the names of the graph. */
+  private static final List<String> LAYERS =
+      List.of(
+          "attn_q",
+          "attn_k",
+          "attn_v",
+          "attn_qkv",
+          "attn_output",
+          "ffn_gate",
+          "ffn_up",
+          "ffn_down",
+          "ffn_gate_inp",
+          "ffn_gate_shexp",
+          "ffn_up_shexp",
+          "ffn_down_shexp");
+
+  /** How training changed the base's own weights, so that the adapter is not for the original. */
+  private static final Set<String> CHANGED_BASES = Set.of("pissa", "olora", "corda", "loftq");
+
+  private static final int BUFFER = 1 << 16;
+
+  /** Tensors of one matrix. */
+  private static final class Parts {
+    private Tensor a;
+    private Tensor b;
+    private Tensor middle;
+    private Tensor magnitude;
+    private Tensor theta;
+    private Tensor indicesA;
+    private Tensor indicesB;
+    private Tensor scalesA;
+    private Tensor scalesB;
+  }
+
+  /**
+   * What is added to one matrix.
+   *
+   * @param stem its name in the adapter, for messages
+   * @param own the adapter's own scale times the one given
+   */
+  private record Delta(
+      String stem, Tensor a, Optional<Tensor> middle, Tensor b, float own) {}
+
+  private final Path path;
+  private final TensorStore store;
+  private final WeightFile.Format base;
+  private final HyperParameters hp;
+  private final float factor;
+
+  /** By the graph's name of the layer. */
+  private final Map<String, Delta> deltas = new TreeMap<>();
+
+  private final Set<String> used = new TreeSet<>();
+
+  private AdapterFile(
+      Path path, float factor, TensorStore store, WeightFile.Format base, HyperParameters hp) {
+    this.path = path;
+    this.factor = factor;
+    this.store = store;
+    this.base = base;
+    this.hp = hp;
+  }
+
+  /**
+   * Reads an adapter for a model.
+   *
+   * @param path a PEFT folder or a GGUF file
+   * @param scale multiplies the adapter's own scale
+   * @param store takes its tensors
+   * @param base the model's format
+   * @param hp the model's hyper-parameters
+   * @throws FletchException if it is of a kind that is not supported; the message names the key
+   */
+  public static AdapterFile open(
+      Path path, float scale, TensorStore store, WeightFile.Format base, HyperParameters hp) {
+    AdapterFile adapter = new AdapterFile(path, scale, store, base, hp);
+    if (Files.isDirectory(path)) {
+      adapter.peft();
+    } else {
+      adapter.gguf();
+    }
+    if (adapter.deltas.isEmpty()) {
+      throw adapter.fail("matrices", ">=1", 0);
+    }
+    return adapter;
+  }
+
+  /** SHA-256 of an adapter's files. */
+  public static byte[] digest(Path path) {
+    try {
+      MessageDigest digest = MessageDigest.getInstance("SHA-256");
+      digest(path, digest);
+      return digest.digest();
+    } catch (NoSuchAlgorithmException e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  /** Feeds an adapter's files to a digest. */
+  public static void digest(Path path, MessageDigest into) {
+    List<Path> files =
+        Files.isDirectory(path)
+            ? List.of(
+                path.resolve("adapter_config.json"), path.resolve("adapter_model.safetensors"))
+            : List.of(path);
+    byte[] buffer = new byte[BUFFER];
+    for (Path file : files) {
+      try (InputStream in = Files.newInputStream(file)) {
+        for (int n; (n = in.read(buffer)) > 0; ) {
+          into.update(buffer, 0, n);
+        }
+      } catch (IOException e) {
+        throw new UncheckedIOException(e);
+      }
+    }
+  }
+
+  private FletchException fail(String what, Object expected, Object actual) {
+    return new FletchException(path + ": " + what + ": expected=" + expected + " actual=" + actual);
+  }
+
+  // ---- PEFT
+
+  private void peft() {
+    Map<String, Object> config;
+    try {
+      config = JSON.std.mapFrom(Files.readAllBytes(path.resolve("adapter_config.json")));
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
+    }
+    check(config);
+    boolean uni = !"LORA".equals(config.get("peft_type"));
+    Map<String, Parts> parts = new TreeMap<>();
+    Tensor theta = null;
+    try (WeightFile file = WeightFile.open(path.resolve("adapter_model.safetensors"))) {
+      for (Tensor t : file.tensors().values()) {
+        String name = t.name();
+        if (!name.startsWith(PEFT_PREFIX)) {
+          throw fail("tensor", PEFT_PREFIX + "*", name);
+        }
+        String stem =
+            name.substring(PEFT_PREFIX.length()).replaceFirst("(\\.default)?(\\.weight)?$", "");
+        int dot = stem.lastIndexOf('.');
+        String kind = stem.substring(dot + 1);
+        String layer = dot < 0 ? "" : stem.substring(0, dot);
+        if (uni && kind.equals("unilora_theta_d")) {
+          Tensor own = copy(t);
+          theta = own;
+          parts.computeIfAbsent(layer, s -> new Parts()).theta = own;
+          continue;
+        }
+        Parts p = parts.computeIfAbsent(layer, s -> new Parts());
+        switch (uni ? "uni " + kind : kind) {
+          case "lora_A" -> p.a = copy(t);
+          case "lora_B" -> p.b = copy(t);
+          case "lora_N" -> p.middle = copy(t);
+          case "lora_magnitude_vector" -> p.magnitude = copy(t);
+          case "uni unilora_indices_A" -> p.indicesA = copy(t);
+          case "uni unilora_indices_B" -> p.indicesB = copy(t);
+          case "uni unilora_scales_A" -> p.scalesA = copy(t);
+          case "uni unilora_scales_B" -> p.scalesB = copy(t);
+          default ->
+              throw fail(
+                  "tensor",
+                  uni ? "*.unilora_theta_d|indices_A|B|scales_A|B" : "*.lora_A|B|N.weight",
+                  name);
+        }
+      }
+    }
+    Map<String, String> names = hfNames();
+    for (Map.Entry<String, Parts> e : parts.entrySet()) {
+      String stem = e.getKey();
+      Parts p = e.getValue();
+      if (uni) {
+        if (p.indicesA == null && p.indicesB == null) {
+          continue;
+        }
+        expand(stem, p, p.theta == null ? theta : p.theta);
+      }
+      double own = uni ? 1 : scale(config, stem, p);
+      put(names.getOrDefault(stem, stem), stem, p, own, false);
+    }
+    if (uni && deltas.isEmpty()) {
+      throw fail("unilora_indices_A and _B (save_indices)", "present", "absent");
+    }
+  }
+
+  private void check(Map<String, Object> config) {
+    Object type = config.get("peft_type");
+    if (!"LORA".equals(type) && !"UNILORA".equals(type)) {
+      throw fail("peft_type", "LORA or UNILORA", type);
+    }
+    for (String key :
+        new String[] {"use_dora", "fan_in_fan_out", "lora_bias", "use_qalora", "is_prompt_learning"
+        }) {
+      if (Boolean.TRUE.equals(config.get(key))) {
+        throw fail(key, false, true);
+      }
+    }
+    for (String key :
+        new String[] {"modules_to_save", "layer_replication", "trainable_token_indices"}) {
+      Object value = config.get(key);
+      boolean empty =
+          value == null
+              || value instanceof List<?> l && l.isEmpty()
+              || value instanceof Map<?, ?> m && m.isEmpty();
+      if (!empty) {
+        throw fail(
+            key, "none (what an adapter stores whole belongs into a merged model)", value);
+      }
+    }
+    Object bias = config.get("bias");
+    if (bias != null && !"none".equals(bias)) {
+      throw fail("bias", "none", bias);
+    }
+    if (config.get("init_lora_weights") instanceof String init) {
+      String kind = init.toLowerCase(Locale.ROOT);
+      if (CHANGED_BASES.stream().anyMatch(kind::startsWith)) {
+        throw fail("init_lora_weights", "one that leaves the base as it is", init);
+      }
+    }
+  }
+
+  /** {@code alpha / r}, or by the root of r; alpha of the first pattern that a module ends with. */
+  private double scale(Map<String, Object> config, String stem, Parts p) {
+    Object alpha = config.get("lora_alpha");
+    if (config.get("alpha_pattern") instanceof Map<?, ?> patterns) {
+      for (Map.Entry<?, ?> e : patterns.entrySet()) {
+        String key = String.valueOf(e.getKey());
+        if (!key.matches("[\\w.]+")) {
+          throw fail("alpha_pattern", "names of modules", key);
+        }
+        if (stem.equals(key) || stem.endsWith("." + key)) {
+          alpha = e.getValue();
+          break;
+        }
+      }
+    }
+    if (!(alpha instanceof Number number)) {
+      throw fail("lora_alpha", "a number", alpha);
+    }
+    double rank = p.a == null ? 1 : p.a.rows();
+    boolean root = Boolean.TRUE.equals(config.get("use_rslora"));
+    return number.doubleValue() / (root ? Math.sqrt(rank) : rank);
+  }
+
+  /** Uni-LoRA: both factors from one vector, {@code theta[index] * scale}. */
+  private void expand(String stem, Parts p, Tensor theta) {
+    if (theta == null || p.indicesA == null || p.indicesB == null) {
+      throw fail(stem, "unilora_theta_d, unilora_indices_A and _B", "some of them");
+    }
+    p.a = expand(stem + ".A", theta, p.indicesA, Optional.ofNullable(p.scalesA));
+    p.b = expand(stem + ".B", theta, p.indicesB, Optional.ofNullable(p.scalesB));
+  }
+
+  private Tensor expand(String name, Tensor theta, Tensor indices, Optional<Tensor> scales) {
+    if (indices.rank() != 2
+        || theta.rank() != 1
+        || indices.type() != TensorType.I64 && indices.type() != TensorType.I32) {
+      throw fail(name, "a vector theta and a matrix of I32 or I64", theta + " and " + indices);
+    }
+    if (scales.isPresent() && scales.get().elements() != indices.elements()) {
+      throw fail(name, "scales=" + indices.elements(), scales.get().elements());
+    }
+    float[] values = Dequantizer.toFloats(theta);
+    float[] factors = scales.map(Dequantizer::toFloats).orElse(null);
+    long[] index = new long[Math.toIntExact(indices.elements())];
+    int[] times = new int[values.length];
+    for (int i = 0; i < index.length; i++) {
+      index[i] =
+          indices.type() == TensorType.I64
+              ? indices.segment().get(ValueLayout.JAVA_LONG_UNALIGNED, 8L * i)
+              : indices.segment().get(ValueLayout.JAVA_INT_UNALIGNED, 4L * i);
+      if (index[i] < 0 || index[i] >= values.length) {
+        throw fail(name + "[" + i + "]", "[0, " + values.length + ")", index[i]);
+      }
+      times[(int) index[i]]++;
+    }
+    float[] out = new float[index.length];
+    for (int i = 0; i < out.length; i++) {
+      int at = (int) index[i];
+      // Without saved scales an entry counts by how often it is used.
+      out[i] = values[at] * (factors == null ? (float) (1 / Math.sqrt(times[at])) : factors[i]);
+    }
+    return store.floats(name, out, indices.shape());
+  }
+
+  /** Names of layers in Hugging Face checkpoints of the model's family, to those of the graph. */
+  private Map<String, String> hfNames() {
+    Map<String, String> names = new HashMap<>();
+    List<String> all = new ArrayList<>(List.of("output"));
+    for (int i = 0; i < hp.blocks().size(); i++) {
+      for (String layer : LAYERS) {
+        all.add("blk." + i + "." + layer);
+      }
+    }
+    TensorNames hf = hp.architecture().hfNames();
+    for (String name : all) {
+      hf.fileName(name + ".weight")
+          .ifPresent(n -> names.put(n.substring(0, n.length() - ".weight".length()), name));
+    }
+    return names;
+  }
+
+  // ---- GGUF
+
+  private void gguf() {
+    try (WeightFile file = WeightFile.open(path)) {
+      Metadata m = file.metadata();
+      String type = m.string("adapter.type").orElse("");
+      if (file.format() != WeightFile.Format.GGUF || !type.equals("lora")) {
+        throw fail("adapter.type", "lora", type);
+      }
+      m.string("general.architecture")
+          .filter(a -> !a.equals(hp.architecture().id()))
+          .ifPresent(a -> {
+            throw fail("general.architecture", hp.architecture().id(), a);
+          });
+      double alpha =
+          m.number("adapter.lora.alpha")
+              .orElseThrow(() -> fail("adapter.lora.alpha", "present", "absent"));
+      Map<String, Parts> parts = new TreeMap<>();
+      for (Tensor t : file.tensors().values()) {
+        boolean isA = t.name().endsWith(".weight.lora_a");
+        if (!isA && !t.name().endsWith(".weight.lora_b")) {
+          throw fail("tensor", "*.weight.lora_a|b", t.name());
+        }
+        String stem = t.name().substring(0, t.name().length() - ".weight.lora_a".length());
+        Parts p = parts.computeIfAbsent(stem, s -> new Parts());
+        if (isA) {
+          p.a = copy(t);
+        } else {
+          p.b = copy(t);
+        }
+      }
+      parts.forEach((stem, p) -> {
+        // Without an alpha of its own, as other tools read it, the scale is 1.
+        double own = p.a == null || alpha == 0 ? 1 : alpha / p.a.rows();
+        put(stem, stem, p, own, true);
+      });
+    }
+  }
+
+  // ---- both
+
+  private Tensor copy(Tensor t) {
+    Tensor own = store.allocate(t.name(), t.type(), t.shape());
+    MemorySegment.copy(t.segment(), 0, own.segment(), 0, t.bytes());
+    return own;
+  }
+
+  /** A factor of a type that products read; any other becomes float32. */
+  private Tensor factor(String stem, Tensor t) {
+    if (t.rank() != 2) {
+      throw fail(stem + ": " + t.name(), "a matrix", t);
+    }
+    return switch (t.type()) {
+      case F32, F16, BF16 -> t;
+      case I8, I16, I32, I64, F64 -> throw fail(stem + ": type", "a type of weights", t.type());
+      default -> store.floats(t.name(), Dequantizer.toFloats(t), t.shape());
+    };
+  }
+
+  private void put(String layer, String stem, Parts p, double own, boolean pairs) {
+    if (p.a == null || p.b == null) {
+      throw fail(stem, "lora_A and lora_B", "one of them");
+    }
+    if (p.magnitude != null) {
+      throw fail(stem + ".lora_magnitude_vector", "absent (DoRA)", "present");
+    }
+    Tensor a = factor(stem, p.a);
+    Tensor b = factor(stem, p.b);
+    Optional<Tensor> middle = Optional.ofNullable(p.middle).map(t -> factor(stem, t));
+    if (b.cols() != a.rows()
+        || middle.isPresent()
+            && (middle.get().rows() != a.rows() || middle.get().cols() != a.rows())) {
+      throw fail(
+          stem + ": rank",
+          a.rows(),
+          b.cols() + middle.map(t -> " and " + t.rows() + " x " + t.cols()).orElse(""));
+    }
+    float scale = (float) (own * factor);
+    if (!Float.isFinite(scale)) {
+      throw fail(stem + ": scale", "finite", scale);
+    }
+    deltas.put(layer, new Delta(stem, a, middle, ordered(layer, b, pairs), scale));
+  }
+
+  /**
+   * Rows of queries and keys lie in pairs in GGUF files of some families, in halves in Hugging Face
+   * checkpoints (specs weights 1.7).
+   *
+   * @param pairs whether the adapter's are as in GGUF files
+   */
+  private Tensor ordered(String layer, Tensor b, boolean pairs) {
+    boolean wanted = base != WeightFile.Format.SAFETENSORS;
+    if (pairs == wanted
+        || hp.architecture().ggufRope() != RopeSpec.Style.NORM
+        || !layer.matches("blk\\.\\d+\\.attn_[qk]")) {
+      return b;
+    }
+    int block = Integer.parseInt(layer.substring(4, layer.indexOf('.', 4)));
+    int dim =
+        block < hp.blocks().size()
+            ? hp.blocks().get(block).attention().map(BlockSpec.Attention::keyDim).orElse(1)
+            : 1;
+    if (b.rows() % dim != 0) {
+      throw fail(layer + ": rows", "a multiple of " + dim, b.rows());
+    }
+    int half = dim / 2;
+    long rowBytes = b.rowBytes();
+    Tensor turned = store.allocate(b.name(), b.type(), b.shape());
+    for (long row = 0; row < b.rows(); row++) {
+      int i = (int) (row % dim);
+      long from = row - i + (wanted ? i % 2 * half + i / 2 : i % half * 2 + i / half);
+      MemorySegment.copy(
+          b.segment(), from * rowBytes, turned.segment(), row * rowBytes, rowBytes);
+    }
+    return turned;
+  }
+
+  /** What is added to a matrix, by the graph's name of the layer. */
+  Optional<LinearOp.Term> term(String layer) {
+    Delta d = deltas.get(layer);
+    if (d == null) {
+      return Optional.empty();
+    }
+    used.add(layer);
+    LinearOp a = LinearOp.dense(d.a());
+    LinearOp v =
+        d.middle().<LinearOp>map(n -> new LinearOp.Chain(List.of(a, LinearOp.dense(n)))).orElse(a);
+    return Optional.of(
+        new LinearOp.Term(
+            d.own(), new LinearOp.LowRank(LinearOp.dense(d.b()), v, LinearOp.Inner.IDENTITY)));
+  }
+
+  /** Refuses matrices that the model does not have. */
+  void checkAllUsed() {
+    deltas.forEach((layer, d) -> {
+      if (!used.contains(layer)) {
+        throw unknown(d);
+      }
+    });
+  }
+
+  private FletchException unknown(Delta d) {
+    return fail("matrix " + d.stem(), "one that the model adapts", "none");
+  }
+
+  /** The largest rank. */
+  public int rank() {
+    return deltas.values().stream().mapToInt(d -> (int) d.a().rows()).max().orElse(0);
+  }
+
+  /** Names of its matrices as the graph has them, ascending. */
+  public List<String> targets() {
+    return List.copyOf(deltas.keySet());
+  }
+
+  /**
+   * What is added to the products of a graph.
+   *
+   * @throws FletchException if the graph has no such product, or its shape differs
+   */
+  public Map<Value, LowRankDelta> deltas(Graph graph) {
+    Map<String, Op.Linear> products = new HashMap<>();
+    Set<Tensor> tables = new HashSet<>();
+    for (Op op : graph.ops()) {
+      if (op instanceof Op.Embedding e) {
+        tables.add(e.table());
+      } else if (op instanceof Op.Linear l) {
+        boolean isOutput = l.out().name().equals("logits");
+        // An output matrix that is the embedding too cannot change alone.
+        if (!isOutput || l.weight().tensors().stream().noneMatch(tables::contains)) {
+          products.put(isOutput ? "output" : l.out().name(), l);
+        }
+      }
+    }
+    Map<Value, LowRankDelta> out = new LinkedHashMap<>();
+    deltas.forEach((layer, d) -> {
+      Op.Linear l = products.get(layer);
+      if (l == null) {
+        throw unknown(d);
+      }
+      if (d.a().cols() != l.in().width() || d.b().rows() != l.out().width()) {
+        throw fail(
+            d.stem() + ": shape",
+            "[" + l.out().width() + ", " + l.in().width() + "]",
+            "[" + d.b().rows() + ", " + d.a().cols() + "]");
+      }
+      out.put(l.out(), new LowRankDelta(first(d), d.b(), d.own()));
+    });
+    return out;
+  }
+
+  /** The first factor, with the middle one in it. */
+  private Tensor first(Delta d) {
+    if (d.middle().isEmpty()) {
+      return d.a();
+    }
+    float[] n = Dequantizer.toFloats(d.middle().get());
+    float[] a = Dequantizer.toFloats(d.a());
+    int rank = (int) d.a().rows();
+    int in = (int) d.a().cols();
+    float[] out = new float[a.length];
+    double[] row = new double[in];
+    for (int r = 0; r < rank; r++) {
+      Arrays.fill(row, 0);
+      for (int k = 0; k < rank; k++) {
+        double f = n[r * rank + k];
+        for (int i = 0; i < in; i++) {
+          row[i] += f * a[k * in + i];
+        }
+      }
+      for (int i = 0; i < in; i++) {
+        out[r * in + i] = (float) row[i];
+      }
+    }
+    return store.floats(d.a().name(), out, rank, in);
+  }
+}

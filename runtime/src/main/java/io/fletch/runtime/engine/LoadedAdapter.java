@@ -1,0 +1,126 @@
+package io.fletch.runtime.engine;
+
+import io.fletch.Adapter;
+import io.fletch.graph.LowRankAdapter;
+import java.nio.file.Path;
+import java.util.HexFormat;
+import java.util.List;
+
+/** A registered adapter: its matrices as the executable has them. Owned by its model. */
+final class LoadedAdapter implements Adapter {
+  private final LoadedModel model;
+  private final int id;
+  private final String name;
+  private final Path path;
+  private final int rank;
+  private final List<String> targets;
+  private final byte[] digest;
+  private final LowRankAdapter weights;
+
+  /** Sessions that list it; guarded by this. */
+  private int users;
+
+  private boolean closed;
+
+  LoadedAdapter(
+      LoadedModel model,
+      int id,
+      String name,
+      Path path,
+      int rank,
+      List<String> targets,
+      byte[] digest,
+      LowRankAdapter weights) {
+    this.model = model;
+    this.id = id;
+    this.name = name;
+    this.path = path;
+    this.rank = rank;
+    this.targets = targets;
+    this.digest = digest.clone();
+    this.weights = weights;
+  }
+
+  @Override
+  public LoadedModel model() {
+    return model;
+  }
+
+  @Override
+  public int id() {
+    return id;
+  }
+
+  @Override
+  public String name() {
+    return name;
+  }
+
+  @Override
+  public Path path() {
+    return path;
+  }
+
+  @Override
+  public int rank() {
+    return rank;
+  }
+
+  @Override
+  public List<String> targets() {
+    return targets;
+  }
+
+  @Override
+  public String hash() {
+    return HexFormat.of().formatHex(digest);
+  }
+
+  byte[] digest() {
+    return digest.clone();
+  }
+
+  @Override
+  public long bytes() {
+    return weights.bytes();
+  }
+
+  LowRankAdapter weights() {
+    return weights;
+  }
+
+  /** A session lists it from now on. */
+  synchronized void retain() {
+    if (closed) {
+      throw new IllegalStateException("the adapter is closed: " + name);
+    }
+    users++;
+  }
+
+  /** A session lists it no more. */
+  synchronized void release() {
+    users--;
+  }
+
+  @Override
+  public void close() {
+    synchronized (this) {
+      if (closed) {
+        return;
+      }
+      if (users > 0) {
+        throw new IllegalStateException(
+            "sessions list adapter " + name + ", close them or change their lists first: sessions="
+                + users);
+      }
+      closed = true;
+    }
+    model.forget(this);
+    weights.close();
+  }
+
+  @Override
+  public String toString() {
+    return name;
+  }
+}
