@@ -69,8 +69,8 @@ public interface Session extends AutoCloseable {
   void truncate(int length);
 
   /**
-   * A new session of the same model with the same adapters and tokens, whose cache is a copy (its bytes are
-   * copied, nothing is computed). The two are independent afterwards.
+   * A new session of the same model with the same adapters and tokens, whose cache is a copy (its
+   * bytes are copied, nothing is computed). The two are independent afterwards.
    *
    * @throws IllegalStateException if a generation is open
    * @throws FletchException for a diffusion model
@@ -90,8 +90,9 @@ public interface Session extends AutoCloseable {
   /**
    * Replaces the tokens by those of a file that {@link #save} has written. The file is checked
    * before anything changes: it must be of the same weights and adapters, the same {@link
-   * ModelOptions.KvType} and backend, fit into the context, and have the right checksum. Files are not executed or
-   * trusted in any other way; a forged one can only make the model see another past.
+   * ModelOptions.KvType} and backend, fit into the context, and have the right checksum. Files are
+   * not executed or trusted in any other way; a forged one can only make the model see another
+   * past.
    *
    * @throws IllegalStateException if a generation is open
    * @throws FletchException if the file is damaged or of another model

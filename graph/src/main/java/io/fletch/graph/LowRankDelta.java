@@ -20,8 +20,7 @@ public record LowRankDelta(Tensor a, Tensor b, float factor) {
           b.name() + ": rank expected=" + a.rows() + " (of " + a.name() + ") actual=" + b.cols());
     }
     if (!Float.isFinite(factor)) {
-      throw new IllegalArgumentException(
-          a.name() + ": factor: expected=finite actual=" + factor);
+      throw new IllegalArgumentException(a.name() + ": factor: expected=finite actual=" + factor);
     }
   }
 

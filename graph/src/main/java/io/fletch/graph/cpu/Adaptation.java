@@ -34,9 +34,7 @@ final class Adaptation {
     for (int r = 0; r < rows; ) {
       List<Term> terms = f.batch.terms(f.batchRow(kind, r));
       int end = r + 1;
-      while (end < rows
-          && end - r < PIECE
-          && f.batch.terms(f.batchRow(kind, end)) == terms) {
+      while (end < rows && end - r < PIECE && f.batch.terms(f.batchRow(kind, end)) == terms) {
         end++;
       }
       add(r, end - r, terms);

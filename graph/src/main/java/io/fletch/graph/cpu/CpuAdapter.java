@@ -1,14 +1,12 @@
 package io.fletch.graph.cpu;
 
 import io.fletch.ffm.NativeMemory;
-import io.fletch.graph.Executable;
 import io.fletch.graph.LowRankDelta;
 import io.fletch.graph.Value;
 import io.fletch.graph.support.PreparedAdapter;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
-import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 
@@ -125,10 +123,11 @@ final class CpuAdapter extends PreparedAdapter {
 
   @Override
   public void close() {
-    executable.afterForward(() -> {
-      if (end()) {
-        memory.close();
-      }
-    });
+    executable.afterForward(
+        () -> {
+          if (end()) {
+            memory.close();
+          }
+        });
   }
 }

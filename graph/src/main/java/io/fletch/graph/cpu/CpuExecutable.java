@@ -134,8 +134,7 @@ final class CpuExecutable implements Executable {
       all.add(lowering.lower(rows));
     }
     frame.allocate();
-    NativeMemory scratch =
-        NativeMemory.allocate(Math.max(1, all.getLast().plan().scratchBytes()));
+    NativeMemory scratch = NativeMemory.allocate(Math.max(1, all.getLast().plan().scratchBytes()));
     frame.scratch = scratch.segment();
     return new Variant(frame, List.copyOf(all), scratch);
   }

@@ -138,7 +138,9 @@ abstract sealed class ElementOp {
     }
   }
 
-  /** The second factors of a row's low-rank terms; the first ones were applied by a stage before. */
+  /**
+   * The second factors of a row's low-rank terms; the first ones were applied by a stage before.
+   */
   static final class Adapt extends ElementOp {
     private final Value.Rows kind;
     private final int target;

@@ -26,6 +26,7 @@ final class Frame {
   final int maxRows;
   MemorySegment scratch = MemorySegment.NULL;
   MemorySegment logits = MemorySegment.NULL;
+
   /** What the first factors of low-rank terms give; only the products of the next stage read it. */
   MemorySegment inner = MemorySegment.NULL;
 

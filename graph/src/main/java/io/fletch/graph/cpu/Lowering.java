@@ -441,9 +441,10 @@ final class Lowering {
     return new AdapterStage(
         first.in().rows(),
         ops.stream()
-            .map(o ->
-                new AdapterStage.Product(
-                    targets.indexOf(o.out()), place(o.in()), o.in().width()))
+            .map(
+                o ->
+                    new AdapterStage.Product(
+                        targets.indexOf(o.out()), place(o.in()), o.in().width()))
             .toList(),
         first.out().name());
   }

@@ -272,7 +272,8 @@ final class ScalarKernels implements Kernels {
     for (int i = 0; i < n; i++) {
       float sum = Segments.f32(y, yOffset + i);
       for (int k = 0; k < rank; k++) {
-        sum = Math.fma(Segments.f32(h, hOffset + k), element(type, b, bOffset + k * bStride, i), sum);
+        sum =
+            Math.fma(Segments.f32(h, hOffset + k), element(type, b, bOffset + k * bStride, i), sum);
       }
       Segments.f32(y, yOffset + i, sum);
     }
@@ -283,7 +284,8 @@ final class ScalarKernels implements Kernels {
       case F32 -> s.get(Segments.FLOAT, offset + 4L * i);
       case F16 -> Segments.f16(s, offset + 2L * i);
       case BF16 -> Segments.bf16(s, offset + 2L * i);
-      default -> throw new IllegalArgumentException("type: expected=F32, F16 or BF16 actual=" + type);
+      default ->
+          throw new IllegalArgumentException("type: expected=F32, F16 or BF16 actual=" + type);
     };
   }
 

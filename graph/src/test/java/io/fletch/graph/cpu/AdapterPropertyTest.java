@@ -1,7 +1,6 @@
 package io.fletch.graph.cpu;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
-import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -132,15 +131,16 @@ class AdapterPropertyTest {
   private static Graph withMatrices(Graph graph, Map<Tensor, Tensor> replaced) {
     List<Op> ops =
         graph.ops().stream()
-            .map(op ->
-                op instanceof Op.Linear l && l.weight() instanceof LinearOp.Dense d
-                    ? new Op.Linear(
-                        l.in(),
-                        LinearOp.dense(replaced.getOrDefault(d.weight(), d.weight())),
-                        l.bias(),
-                        l.gate(),
-                        l.out())
-                    : op)
+            .map(
+                op ->
+                    op instanceof Op.Linear l && l.weight() instanceof LinearOp.Dense d
+                        ? new Op.Linear(
+                            l.in(),
+                            LinearOp.dense(replaced.getOrDefault(d.weight(), d.weight())),
+                            l.bias(),
+                            l.gate(),
+                            l.out())
+                        : op)
             .toList();
     return new Graph(
         graph.name(), ops, graph.logits(), graph.hidden(), graph.vocabulary(), graph.kvLayers());
@@ -156,21 +156,21 @@ class AdapterPropertyTest {
       float scale = 0.75f;
       Map<Tensor, Tensor> merged = new HashMap<>();
       PreparedAdapter.products(graph)
-          .forEach((v, l) -> {
-            LowRankDelta d = deltas.get(v);
-            if (d != null) {
-              Tensor w = l.weight().tensors().getFirst();
-              merged.put(w, merge(graphs, w, d, scale));
-            }
-          });
+          .forEach(
+              (v, l) -> {
+                LowRankDelta d = deltas.get(v);
+                if (d != null) {
+                  Tensor w = l.weight().tensors().getFirst();
+                  merged.put(w, merge(graphs, w, d, scale));
+                }
+              });
       Graph explicit = withMatrices(graph, merged);
       try (Executable e = CpuBackendTest.compile(graph, 25, 2, kernels);
           Executable m = CpuBackendTest.compile(explicit, 25, 2, kernels);
           LowRankAdapter a = e.newAdapter("a", deltas)) {
         List<Term> one = List.of(new Term(a, scale));
         List<Term> halves = List.of(new Term(a, scale / 2), new Term(a, scale / 2));
-        float[][][] got =
-            AdapterScenario.run(e, ids, List.of(one, one, one, one, one), true, 5);
+        float[][][] got = AdapterScenario.run(e, ids, List.of(one, one, one, one, one), true, 5);
         float[][][] split =
             AdapterScenario.run(e, ids, List.of(halves, halves, halves, halves, halves), true, 5);
         List<Term> none = List.of();
@@ -210,8 +210,7 @@ class AdapterPropertyTest {
       int[] ids = graphs.tokens(6, graph.vocabulary());
       Map<Value, LowRankDelta> deltas = AdapterScenario.deltas(graphs, graph);
       float[][] expected = gated(new ReferenceBackend().compile(graph, 6), ids, deltas, seed);
-      float[][] actual =
-          gated(CpuBackendTest.compile(graph, 6, 2, kernels), ids, deltas, seed);
+      float[][] actual = gated(CpuBackendTest.compile(graph, 6, 2, kernels), ids, deltas, seed);
       for (int r = 0; r < ids.length; r++) {
         close(expected[r], actual[r], 2e-3, "row " + r);
       }
@@ -299,8 +298,7 @@ class AdapterPropertyTest {
         mine.close();
         mine.close();
         assertThrows(IllegalStateException.class, () -> e.forward(batch));
-        assertThrows(
-            IllegalStateException.class, () -> batch.adapt(0, List.of(new Term(mine, 1))));
+        assertThrows(IllegalStateException.class, () -> batch.adapt(0, List.of(new Term(mine, 1))));
         batch.clear();
         batch.append(kv, new int[] {1, 2}, 0, 2);
         e.forward(batch);

@@ -89,8 +89,7 @@ public final class AdapterFile {
    * @param stem its name in the adapter, for messages
    * @param own the adapter's own scale times the one given
    */
-  private record Delta(
-      String stem, Tensor a, Optional<Tensor> middle, Tensor b, float own) {}
+  private record Delta(String stem, Tensor a, Optional<Tensor> middle, Tensor b, float own) {}
 
   private final Path path;
   private final TensorStore store;
@@ -242,7 +241,8 @@ public final class AdapterFile {
       throw fail("peft_type", "LORA or UNILORA", type);
     }
     for (String key :
-        new String[] {"use_dora", "fan_in_fan_out", "lora_bias", "use_qalora", "is_prompt_learning"
+        new String[] {
+          "use_dora", "fan_in_fan_out", "lora_bias", "use_qalora", "is_prompt_learning"
         }) {
       if (Boolean.TRUE.equals(config.get(key))) {
         throw fail(key, false, true);
@@ -256,8 +256,7 @@ public final class AdapterFile {
               || value instanceof List<?> l && l.isEmpty()
               || value instanceof Map<?, ?> m && m.isEmpty();
       if (!empty) {
-        throw fail(
-            key, "none (what an adapter stores whole belongs into a merged model)", value);
+        throw fail(key, "none (what an adapter stores whole belongs into a merged model)", value);
       }
     }
     Object bias = config.get("bias");
@@ -364,9 +363,10 @@ public final class AdapterFile {
       }
       m.string("general.architecture")
           .filter(a -> !a.equals(hp.architecture().id()))
-          .ifPresent(a -> {
-            throw fail("general.architecture", hp.architecture().id(), a);
-          });
+          .ifPresent(
+              a -> {
+                throw fail("general.architecture", hp.architecture().id(), a);
+              });
       double alpha =
           m.number("adapter.lora.alpha")
               .orElseThrow(() -> fail("adapter.lora.alpha", "present", "absent"));
@@ -384,11 +384,12 @@ public final class AdapterFile {
           p.b = copy(t);
         }
       }
-      parts.forEach((stem, p) -> {
-        // Without an alpha of its own, as other tools read it, the scale is 1.
-        double own = p.a == null || alpha == 0 ? 1 : alpha / p.a.rows();
-        put(stem, stem, p, own, true);
-      });
+      parts.forEach(
+          (stem, p) -> {
+            // Without an alpha of its own, as other tools read it, the scale is 1.
+            double own = p.a == null || alpha == 0 ? 1 : alpha / p.a.rows();
+            put(stem, stem, p, own, true);
+          });
     }
   }
 
@@ -464,8 +465,7 @@ public final class AdapterFile {
     for (long row = 0; row < b.rows(); row++) {
       int i = (int) (row % dim);
       long from = row - i + (wanted ? i % 2 * half + i / 2 : i % half * 2 + i / half);
-      MemorySegment.copy(
-          b.segment(), from * rowBytes, turned.segment(), row * rowBytes, rowBytes);
+      MemorySegment.copy(b.segment(), from * rowBytes, turned.segment(), row * rowBytes, rowBytes);
     }
     return turned;
   }
@@ -487,11 +487,12 @@ public final class AdapterFile {
 
   /** Refuses matrices that the model does not have. */
   void checkAllUsed() {
-    deltas.forEach((layer, d) -> {
-      if (!used.contains(layer)) {
-        throw unknown(d);
-      }
-    });
+    deltas.forEach(
+        (layer, d) -> {
+          if (!used.contains(layer)) {
+            throw unknown(d);
+          }
+        });
   }
 
   private FletchException unknown(Delta d) {
@@ -528,19 +529,20 @@ public final class AdapterFile {
       }
     }
     Map<Value, LowRankDelta> out = new LinkedHashMap<>();
-    deltas.forEach((layer, d) -> {
-      Op.Linear l = products.get(layer);
-      if (l == null) {
-        throw unknown(d);
-      }
-      if (d.a().cols() != l.in().width() || d.b().rows() != l.out().width()) {
-        throw fail(
-            d.stem() + ": shape",
-            "[" + l.out().width() + ", " + l.in().width() + "]",
-            "[" + d.b().rows() + ", " + d.a().cols() + "]");
-      }
-      out.put(l.out(), new LowRankDelta(first(d), d.b(), d.own()));
-    });
+    deltas.forEach(
+        (layer, d) -> {
+          Op.Linear l = products.get(layer);
+          if (l == null) {
+            throw unknown(d);
+          }
+          if (d.a().cols() != l.in().width() || d.b().rows() != l.out().width()) {
+            throw fail(
+                d.stem() + ": shape",
+                "[" + l.out().width() + ", " + l.in().width() + "]",
+                "[" + d.b().rows() + ", " + d.a().cols() + "]");
+          }
+          out.put(l.out(), new LowRankDelta(first(d), d.b(), d.own()));
+        });
     return out;
   }
 

@@ -110,7 +110,9 @@ final class LoadedAdapter implements Adapter {
       }
       if (users > 0) {
         throw new IllegalStateException(
-            "sessions list adapter " + name + ", close them or change their lists first: sessions="
+            "sessions list adapter "
+                + name
+                + ", close them or change their lists first: sessions="
                 + users);
       }
       closed = true;

@@ -9,9 +9,9 @@ import java.util.concurrent.locks.ReentrantReadWriteLock;
 
 /**
  * Keys and values of prompts that sessions of a model have run, for other sessions with the same
- * beginning and adapters: immutable copies, from which a session copies the slots of the longest common
- * beginning instead of running the tokens. Least recently used copies go when the bytes are used
- * up.
+ * beginning and adapters: immutable copies, from which a session copies the slots of the longest
+ * common beginning instead of running the tokens. Least recently used copies go when the bytes are
+ * used up.
  *
  * <p>A copy costs its bytes of memory once per different prompt and their transfer per use; a 1B
  * model (32 KiB per token in F16) copies 1000 tokens in about the time of one decode step.

@@ -136,7 +136,8 @@ final class SessionFile {
           new String(magic, StandardCharsets.ISO_8859_1).replaceAll("[^ -~]", "?"));
       byte[] model = new byte[identity.length];
       head.get(model);
-      check(source, "model and adapters", hex(identity), Arrays.equals(model, identity), hex(model));
+      check(
+          source, "model and adapters", hex(identity), Arrays.equals(model, identity), hex(model));
       int nameBytes = head.getInt();
       int n = head.getInt();
       long slotBytes = head.getLong();

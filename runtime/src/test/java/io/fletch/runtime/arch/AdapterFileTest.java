@@ -103,8 +103,7 @@ class AdapterFileTest {
     expected.put("\"LORA\",\"lora_alpha\":8", 8.0 / RANK);
     expected.put("\"LORA\",\"lora_alpha\":8,\"use_rslora\":true", 8 / Math.sqrt(RANK));
     expected.put(
-        "\"LORA\",\"lora_alpha\":8,\"alpha_pattern\":{\"v_proj\":1,\"mlp.up_proj\":3}",
-        3.0 / RANK);
+        "\"LORA\",\"lora_alpha\":8,\"alpha_pattern\":{\"v_proj\":1,\"mlp.up_proj\":3}", 3.0 / RANK);
     expected.put(
         "\"LORA\",\"lora_alpha\":8,\"r\":64,\"rank_pattern\":{\"up_proj\":4},\"bias\":\"none\","
             + "\"modules_to_save\":[],\"init_lora_weights\":\"gaussian\"",
@@ -195,7 +194,8 @@ class AdapterFileTest {
                 store.floats("base_model.model.unilora_theta_d", floats(2), 2),
                 indices(at + "indices_A", RANK, WIDTH, n),
                 ib)));
-    refused("scales=128", peft("\"UNILORA\"", List.of(theta, ia, ib, matrix(at + "scales_A", 2, 2))));
+    refused(
+        "scales=128", peft("\"UNILORA\"", List.of(theta, ia, ib, matrix(at + "scales_A", 2, 2))));
   }
 
   private Tensor indices(String name, int rows, int cols, int n) {

@@ -43,8 +43,7 @@ class SessionAdaptersTest {
   @BeforeAll
   static void write() {
     Path model = TestModels.demo("demo-small");
-    strong =
-        AdapterFiles.gguf(model, folder.resolve("strong.gguf"), 8, TensorType.F16, 2, 1);
+    strong = AdapterFiles.gguf(model, folder.resolve("strong.gguf"), 8, TensorType.F16, 2, 1);
     weak = AdapterFiles.gguf(model, folder.resolve("weak.gguf"), 3, TensorType.BF16, 0.7, 2);
   }
 
@@ -128,8 +127,7 @@ class SessionAdaptersTest {
               List.of(a.scaled(0.5f), b.scaled(2)),
               List.of(a.scaled(-1)),
               List.of());
-      GenerationOptions long32 =
-          GenerationOptions.defaults().withMaxTokens(32).withIgnoreEnd(true);
+      GenerationOptions long32 = GenerationOptions.defaults().withMaxTokens(32).withIgnoreEnd(true);
       List<List<Integer>> alone = new ArrayList<>();
       for (List<Adapter.Scaled> list : lists) {
         try (Session s = model.newSession()) {
@@ -170,8 +168,7 @@ class SessionAdaptersTest {
   @Test
   void prefixesAreSharedBetweenEqualListsOnly() {
     String prompt = "one two three four five six seven eight nine ten eleven twelve thirteen";
-    try (Model model =
-            TestModels.open("demo-small", options().withPrefixCache(16 << 20));
+    try (Model model = TestModels.open("demo-small", options().withPrefixCache(16 << 20));
         Session first = model.newSession();
         Session second = model.newSession();
         Session third = model.newSession()) {
@@ -240,8 +237,7 @@ class SessionAdaptersTest {
     assertTrue(a.bytes() > 0);
     assertEquals(List.of(a, twin), model.adapters());
     assertThrows(
-        IllegalArgumentException.class,
-        () -> session.adapters(List.of(a.scaled(1), a.scaled(2))));
+        IllegalArgumentException.class, () -> session.adapters(List.of(a.scaled(1), a.scaled(2))));
     assertThrows(IllegalArgumentException.class, () -> a.scaled(Float.NaN));
     session.adapters(List.of(a.scaled(1)));
     assertThrows(IllegalStateException.class, a::close);
@@ -257,14 +253,12 @@ class SessionAdaptersTest {
     assertThrows(FletchException.class, () -> model.adapter(TestModels.demo("demo")));
     try (Model larger = TestModels.open("demo", options());
         Session theirs = larger.newSession()) {
-      FletchException shape =
-          assertThrows(FletchException.class, () -> larger.adapter(strong));
+      FletchException shape = assertThrows(FletchException.class, () -> larger.adapter(strong));
       assertTrue(
           shape.getMessage().contains("expected=[") && shape.getMessage().contains("actual=["),
           shape.getMessage());
       IllegalArgumentException wrong =
-          assertThrows(
-              IllegalArgumentException.class, () -> theirs.adapters(List.of(a.scaled(1))));
+          assertThrows(IllegalArgumentException.class, () -> theirs.adapters(List.of(a.scaled(1))));
       assertTrue(wrong.getMessage().contains("actual=one of model"), wrong.getMessage());
     }
     session.close();

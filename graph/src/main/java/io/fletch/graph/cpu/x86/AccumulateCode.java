@@ -46,8 +46,8 @@ public final class AccumulateCode {
   }
 
   /**
-   * Code of {@code void (long y, long b, long n, long h, long rankAndStride)}: the rank in the lower
-   * half, the bytes from row to row of {@code b} in the upper.
+   * Code of {@code void (long y, long b, long n, long h, long rankAndStride)}: the rank in the
+   * lower half, the bytes from row to row of {@code b} in the upper.
    *
    * @param type F32, F16 or BF16
    */
@@ -124,7 +124,8 @@ public final class AccumulateCode {
         a.vpmovzxwd(d, m);
         a.vpslld(d, d, 16);
       }
-      default -> throw new IllegalArgumentException("type: expected=F32, F16 or BF16 actual=" + type);
+      default ->
+          throw new IllegalArgumentException("type: expected=F32, F16 or BF16 actual=" + type);
     }
   }
 }
