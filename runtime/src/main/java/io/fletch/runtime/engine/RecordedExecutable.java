@@ -5,8 +5,12 @@ import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
 import io.fletch.graph.KernelTime;
 import io.fletch.graph.KvCache;
+import io.fletch.graph.LowRankAdapter;
+import io.fletch.graph.LowRankDelta;
 import io.fletch.graph.Plan;
+import io.fletch.graph.Value;
 import java.util.List;
+import java.util.Map;
 import jdk.jfr.FlightRecorder;
 
 /** An executable whose forwards and caches show in recordings of the flight recorder. */
@@ -56,6 +60,11 @@ record RecordedExecutable(Executable executable) implements Executable {
   @Override
   public Batch newBatch(int maxRows, int maxLogitRows) {
     return executable.newBatch(maxRows, maxLogitRows);
+  }
+
+  @Override
+  public LowRankAdapter newAdapter(String name, Map<Value, LowRankDelta> deltas) {
+    return executable.newAdapter(name, deltas);
   }
 
   @Override
