@@ -159,9 +159,6 @@ class SessionAdaptersTest {
       }
       long[] after = loaded.scheduler().counts();
       assertTrue(after[1] > before[1], "passes are shared");
-      assertTrue(
-          after[0] - before[0] < 32L * lists.size() / 2,
-          "fewer passes than one after the other: " + (after[0] - before[0]));
     }
   }
 
