@@ -13,7 +13,7 @@ import io.fletch.quant.QuantizedCheckpoint;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.WeightFile;
 import io.fletch.quant.WeightFileException;
-import io.fletch.runtime.arch.Adapter;
+import io.fletch.runtime.arch.AdapterFile;
 import io.fletch.runtime.arch.HyperParameters;
 import io.fletch.runtime.arch.ModelGraph;
 import io.fletch.runtime.arch.WeightTensors;
@@ -87,8 +87,9 @@ public final class EmbedderLoader {
             declared.architecture(),
             derived);
     weights.adapt(
-        model.adapters().stream().map(a -> Adapter.open(a.path(), a.scale(), derived)).toList(),
-        file.format());
+        model.adapters().stream()
+            .map(a -> AdapterFile.open(a.path(), a.scale(), derived, file.format(), declared))
+            .toList());
     HyperParameters hp = weights.fit(declared);
     int width = hp.embeddingLength();
     if (options.dimensions() > width) {
