@@ -25,6 +25,7 @@ public final class PtxKernel {
   private final StringBuilder body = new StringBuilder();
   private final int threads;
   private int labels;
+  private int resident;
 
   /**
    * Starts a kernel.
@@ -37,6 +38,12 @@ public final class PtxKernel {
           "threads: expected=a multiple of 32 up to 1024 actual=" + threads);
     }
     this.threads = threads;
+  }
+
+  /** Registers are given out so that as many blocks run at the same time on a multiprocessor. */
+  public PtxKernel resident(int blocks) {
+    resident = blocks;
+    return this;
   }
 
   /** Threads of a block. */
@@ -131,6 +138,11 @@ public final class PtxKernel {
   /** Quotient, rounded to nearest. */
   public PtxRegister div(PtxRegister a, Object b) {
     return binary(a.type().isFloat() ? "div.rn" : "div", a, b);
+  }
+
+  /** Quotient of floats to 2 units of the last place, without a slow path. */
+  public PtxRegister quotient(PtxRegister a, Object b) {
+    return binary("div.full", a, b);
   }
 
   /** Remainder of integers. */
@@ -313,6 +325,13 @@ public final class PtxKernel {
     for (int mask = 16; mask > 0; mask >>= 1) {
       r = add(r, shuffleXor(r, mask));
     }
+    return r;
+  }
+
+  /** The largest unsigned word of the lanes of a warp, in every lane. */
+  public PtxRegister warpMax(PtxRegister value) {
+    PtxRegister r = register(PtxType.U32);
+    line("redux.sync.max.u32 " + r + ", " + value + ", " + ALL);
     return r;
   }
 
@@ -640,6 +659,11 @@ public final class PtxKernel {
     line("bar.sync 0");
   }
 
+  /** Waits for all lanes of the warp; their accesses do not move past it. */
+  public void warpBarrier() {
+    line("bar.warp.sync " + ALL);
+  }
+
   /** Ends the thread. */
   public void exit() {
     line("ret");
@@ -690,11 +714,16 @@ public final class PtxKernel {
       out.append("  .param .").append(parameters.get(i).text()).append(" p").append(i);
       out.append(i + 1 < parameters.size() ? ",\n" : "\n");
     }
-    out.append(")\n.maxntid ").append(threads).append(", 1, 1\n{\n");
-    used.forEach((type, n) -> {
-      String declared = "  .reg ." + type.register() + " %" + type.text() + "_<" + n + ">;\n";
-      out.append(declared);
-    });
+    out.append(")\n.maxntid ").append(threads).append(", 1, 1\n");
+    if (resident > 0) {
+      out.append(".minnctapersm ").append(resident).append('\n');
+    }
+    out.append("{\n");
+    used.forEach(
+        (type, n) -> {
+          String declared = "  .reg ." + type.register() + " %" + type.text() + "_<" + n + ">;\n";
+          out.append(declared);
+        });
     shared.forEach(s -> out.append("  ").append(s).append('\n'));
     return out.append(body).append("  ret;\n}\n").toString();
   }

@@ -130,7 +130,8 @@ final class CudaExecutable implements Executable {
     slotRow = 4L * graph.logits().width();
     hiddenRow = graph.hidden().map(h -> 4L * h.width()).orElse(0L);
     Control largest = control(maxRows);
-    CudaLowering.Memory scratch = CudaLowering.plan(stored, maxRows);
+    List<Fusion.Node> nodes = Fusion.of(stored);
+    CudaLowering.Memory scratch = CudaLowering.plan(stored, nodes, maxRows);
     long results = Math.multiplyExact(slotRow + hiddenRow, maxRows);
     long wanted =
         weights.bytes()
@@ -181,6 +182,8 @@ final class CudaExecutable implements Executable {
     lowering =
         new CudaLowering(
             stored,
+            nodes,
+            context.device().multiprocessors(),
             weights,
             scratch,
             windows,

@@ -13,7 +13,9 @@ import io.fletch.quant.LinearOp;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorType;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
+import java.util.Iterator;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -22,11 +24,10 @@ import java.util.Optional;
 /** Turns the ops of a graph into kernel launches for a row bucket and a type of cache. */
 final class CudaLowering {
   /**
-   * Offsets of the values in the scratch memory, of the parts of the activations that are
-   * multiplied, and of the lists of experts' rows; logits and hidden states have blocks of their
-   * own.
+   * Offsets in the scratch memory: of the values, of the parts of activations that are multiplied,
+   * and of the lists of experts' rows; logits and hidden states have blocks of their own.
    */
-  record Memory(Map<Value, Long> offsets, long parts, long lists, long bytes) {}
+  record Memory(Map<Value, Long> offsets, Map<Fusion.Source, Long> parts, long lists, long bytes) {}
 
   /** A launch; all parameters are addresses. */
   record Launch(String kernel, int threads, int gridX, int gridY, List<Long> parameters) {}
@@ -35,6 +36,8 @@ final class CudaLowering {
   record Program(String ptx, List<Launch> launches, Plan plan) {}
 
   private final Graph graph;
+  private final List<Fusion.Node> nodes;
+  private final int processors;
   private final DeviceWeights weights;
   private final Memory memory;
   private final List<Integer> windows;
@@ -46,6 +49,8 @@ final class CudaLowering {
 
   CudaLowering(
       Graph graph,
+      List<Fusion.Node> nodes,
+      int processors,
       DeviceWeights weights,
       Memory memory,
       List<Integer> windows,
@@ -55,6 +60,8 @@ final class CudaLowering {
       long hidden,
       long statistics) {
     this.graph = graph;
+    this.nodes = nodes;
+    this.processors = processors;
     this.weights = weights;
     this.memory = memory;
     this.windows = windows;
@@ -65,41 +72,40 @@ final class CudaLowering {
     this.statistics = statistics;
   }
 
-  /** Packs the values by their lifetimes. */
-  static Memory plan(Graph graph, int maxRows) {
+  /** Packs values and parts by their lifetimes. */
+  static Memory plan(Graph graph, List<Fusion.Node> nodes, int maxRows) {
     Map<Value, int[]> lives = new LinkedHashMap<>();
-    for (int i = 0; i < graph.ops().size(); i++) {
-      Op op = graph.ops().get(i);
+    Map<Fusion.Source, int[]> sources = new LinkedHashMap<>();
+    for (int i = 0; i < nodes.size(); i++) {
       int at = i;
-      op.output().filter(v -> !isResult(graph, v)).ifPresent(v -> lives.put(v, new int[] {at, at}));
-      op.inputs().stream().filter(lives::containsKey).forEach(v -> lives.get(v)[1] = at);
+      Fusion.touched(nodes.get(i)).stream()
+          .filter(v -> !isResult(graph, v))
+          .forEach(v -> lives.computeIfAbsent(v, x -> new int[] {at, at})[1] = at);
+      Fusion.parts(nodes.get(i))
+          .forEach(s -> sources.computeIfAbsent(s, x -> new int[] {at, at})[1] = at);
     }
     List<MemoryPlanner.Buffer> buffers = new ArrayList<>();
     lives.forEach(
         (v, l) -> buffers.add(new MemoryPlanner.Buffer(4L * v.width() * maxRows, l[0], l[1])));
+    // Blocks of products with many rows read all their rows.
+    long rows = (long) blocks(maxRows, Products.WIDE) * Products.WIDE;
+    sources.forEach(
+        (s, l) -> buffers.add(new MemoryPlanner.Buffer(rows * s.parts().bytes(), l[0], l[1])));
     MemoryPlanner.Layout layout = MemoryPlanner.plan(buffers);
+    Iterator<Long> offset = layout.offsets().iterator();
     Map<Value, Long> offsets = new HashMap<>();
-    int n = 0;
-    for (Value v : lives.keySet()) {
-      offsets.put(v, layout.offsets().get(n++));
-    }
-    int parts = 0;
+    lives.keySet().forEach(v -> offsets.put(v, offset.next()));
+    Map<Fusion.Source, Long> parts = new HashMap<>();
+    sources.keySet().forEach(s -> parts.put(s, offset.next()));
     long lists = 0;
     for (Op op : graph.ops()) {
-      if (op instanceof Op.Linear l && l.weight() instanceof LinearOp.Dense d) {
-        if (DeviceWeights.packed(d.weight()).isPresent()) {
-          parts = Math.max(parts, Products.splitBytes(l.in().width()));
-        }
-      }
       if (op instanceof Op.ExpertLinear o) {
         long list = ExpertKernels.listBytes(maxRows, o.used());
         lists = Math.max(lists, list * o.experts().size());
       }
     }
-    long partsAt = (layout.bytes() + 15) / 16 * 16;
-    long rows = (long) blocks(maxRows, Products.WIDE) * Products.WIDE;
-    long listsAt = (partsAt + rows * parts + 15) / 16 * 16;
-    return new Memory(offsets, partsAt, listsAt, listsAt + lists);
+    long listsAt = (layout.bytes() + 15) / 16 * 16;
+    return new Memory(offsets, parts, listsAt, listsAt + lists);
   }
 
   /** Whether a value outlives the forward, in a block of its own. */
@@ -114,6 +120,33 @@ final class CudaLowering {
     return scratch + memory.offsets().get(v);
   }
 
+  private long at(Fusion.Source s) {
+    return scratch + memory.parts().get(s);
+  }
+
+  private final FewRows.Addresses places =
+      new FewRows.Addresses() {
+        @Override
+        public long of(Value value) {
+          return at(value);
+        }
+
+        @Override
+        public long weights(Object source) {
+          return weights.address(source);
+        }
+
+        @Override
+        public long parts(Fusion.Source source) {
+          return at(source);
+        }
+
+        @Override
+        public int keysBefore(KvCache.Type type, int layer) {
+          return kvBefore(type, layer);
+        }
+      };
+
   /** One lowering; collects launches and distinct kernels. */
   private final class Run {
     final Control c;
@@ -127,9 +160,6 @@ final class CudaLowering {
     final StringBuilder ptx = new StringBuilder(PtxKernel.header());
     long weightBytes;
 
-    /** What the parts of activations in memory are of. */
-    String split = "";
-
     /** The routing that the lists in memory are of. */
     Optional<Value> listed = Optional.empty();
 
@@ -141,6 +171,46 @@ final class CudaLowering {
     }
 
     void launch(Op op, String kind, PtxKernel kernel, int gridX, int gridY, long... addresses) {
+      List<Long> parameters = Arrays.stream(addresses).boxed().toList();
+      long bytes = 0;
+      long flops = 0;
+      if (op instanceof Op.ExpertLinear x && x.output().isPresent() && !kind.equals("list")) {
+        Tensor w = x.experts().getFirst();
+        TensorType stored = DeviceWeights.plainType(w);
+        // At most: rows may share experts.
+        long read = Math.min(x.experts().size(), (long) c.rows() * x.used());
+        bytes = read * (w.elements() / stored.blockSize() * stored.blockBytes());
+        flops = 2 * w.elements() * x.used() * c.rows();
+      } else if (op instanceof Op.Linear l) {
+        bytes = bytes(l);
+        flops = flops(l);
+      }
+      String name = op.output().map(Value::name).orElse(kind);
+      launch(
+          name,
+          op.inputs(),
+          op.output().stream().toList(),
+          bytes,
+          flops,
+          kind,
+          kernel,
+          gridX,
+          gridY,
+          parameters);
+    }
+
+    /** Adds a launch, and its kernel if there is none of the same text. */
+    void launch(
+        String label,
+        List<Value> inputs,
+        List<Value> outputs,
+        long bytes,
+        long flops,
+        String kind,
+        PtxKernel kernel,
+        int gridX,
+        int gridY,
+        List<Long> addresses) {
       String name =
           names.computeIfAbsent(
               kind + " " + kernel.text("k"),
@@ -151,52 +221,41 @@ final class CudaLowering {
               });
       List<Long> parameters = new ArrayList<>();
       parameters.add(control);
-      for (long a : addresses) {
-        parameters.add(a);
-      }
+      parameters.addAll(addresses);
       if (parameters.size() != kernel.parameters()) {
         throw new IllegalStateException(
             kind + ": expected parameters=" + kernel.parameters() + " actual=" + parameters.size());
       }
       launches.add(new Launch(name, kernel.threads(), gridX, gridY, parameters));
-      long bytes = 0;
-      long flops = 0;
-      if (op instanceof Op.Linear l && !(l.weight() instanceof LinearOp.Dense)) {
-        bytes = l.weight().bytes();
-        flops = 2 * LinearOp.storedElements(l.weight());
-      } else if (op instanceof Op.ExpertLinear x
-          && x.output().isPresent()
-          && !kind.equals("list")) {
-        Tensor w = x.experts().getFirst();
-        TensorType stored = DeviceWeights.plainType(w);
-        // At most: rows may share experts.
-        long read = Math.min(x.experts().size(), (long) c.rows() * x.used());
-        bytes = read * (w.elements() / stored.blockSize() * stored.blockBytes());
-        flops = 2 * w.elements() * x.used() * c.rows();
-      } else if (op instanceof Op.Linear l) {
-        Tensor w = DeviceWeights.dense(l);
-        bytes = DeviceWeights.packed(w).map(PackedMatrix::bytes).orElse(4 * w.elements());
-        flops = 2 * w.elements();
-      }
       weightBytes += bytes;
-      steps.add(
-          new Plan.Step(
-              op.output().map(Value::name).orElse(kind),
-              name,
-              1,
-              op.inputs().stream()
-                  .filter(memory.offsets()::containsKey)
-                  .map(memory.offsets()::get)
-                  .toList(),
-              op.output().filter(memory.offsets()::containsKey).map(memory.offsets()::get).stream()
-                  .toList(),
-              bytes,
-              flops));
+      steps.add(new Plan.Step(label, name, 1, places(inputs), places(outputs), bytes, flops));
+    }
+
+    private List<Long> places(List<Value> values) {
+      return values.stream()
+          .filter(memory.offsets()::containsKey)
+          .map(memory.offsets()::get)
+          .toList();
     }
 
     void element(Op op, String kind, PtxKernel kernel, int width, long... addresses) {
       launch(op, kind, kernel, blocks(width, Emitter.THREADS), c.rows(), addresses);
     }
+  }
+
+  private static long bytes(Op.Linear l) {
+    if (!(l.weight() instanceof LinearOp.Dense)) {
+      return l.weight().bytes();
+    }
+    Tensor w = DeviceWeights.dense(l);
+    return DeviceWeights.packed(w).map(PackedMatrix::bytes).orElse(4 * w.elements());
+  }
+
+  private static long flops(Op.Linear l) {
+    return 2
+        * (l.weight() instanceof LinearOp.Dense
+            ? DeviceWeights.dense(l).elements()
+            : LinearOp.storedElements(l.weight()));
   }
 
   private static int blocks(int n, int per) {
@@ -215,9 +274,7 @@ final class CudaLowering {
   /** Lowers all ops. */
   Program lower(Control c, KvCache.Type type) {
     Run run = new Run(c, type);
-    for (Op op : graph.ops()) {
-      lower(run, op);
-    }
+    nodes.forEach(node -> lower(run, node));
     Value out = graph.logits();
     long linearBytes = run.weightBytes;
     run.launch(
@@ -230,6 +287,141 @@ final class CudaLowering {
         statistics);
     Plan plan = new Plan(graph.name(), "cuda", c.rows(), memory.bytes(), linearBytes, run.steps);
     return new Program(run.ptx.toString(), List.copyOf(run.launches), plan);
+  }
+
+  private void lower(Run run, Fusion.Node node) {
+    switch (node) {
+      case Fusion.Plain p -> lower(run, p.op());
+      case Fusion.StoreHalf s -> store(run, s.op(), s.keys());
+      case Fusion.Prepare p -> prepare(run, p.source());
+      case Fusion.Attend a -> attention(run, a.op(), Optional.of(a.next()));
+      case Fusion.Product p -> {
+        if (run.c.rows() <= Products.FEW) {
+          few(run, p);
+        } else {
+          p.branches().forEach(b -> wide(run, p.source(), b));
+        }
+      }
+    }
+  }
+
+  private void prepare(Run run, Fusion.Source s) {
+    Value from = s.from();
+    PtxKernel k = s.parts().prepare(run.c, s.factor(), from.rows());
+    List<Long> addresses = new ArrayList<>(List.of(at(from), at(s)));
+    s.norm().ifPresent(n -> addresses.add(weights.address(n.weight())));
+    List<Value> in = List.of(from);
+    run.launch(s.value().name(), in, List.of(), 0, 0, "prepare", k, 1, run.c.rows(), addresses);
+  }
+
+  /** Products of one input and what happens to their results, in one launch. */
+  private void few(Run run, Fusion.Product p) {
+    FewRows.Built built = new FewRows(run.c, run.emit, places, run.type).product(p);
+    List<String> names = new ArrayList<>();
+    List<Value> outputs = new ArrayList<>();
+    long bytes = 0;
+    long flops = 0;
+    for (Fusion.Branch b : p.branches()) {
+      names.add(b.linear().out().name());
+      List<Op> ops = new ArrayList<>(List.of(b.linear()));
+      ops.addAll(b.tail().ops());
+      for (Op op : ops) {
+        op.output().ifPresent(outputs::add);
+        if (op instanceof Op.Linear l) {
+          bytes += bytes(l);
+          flops += flops(l);
+        }
+      }
+    }
+    String kind = "skinny_" + Fusion.matrix(p.branches().getFirst().linear()).type();
+    // As many blocks as run at the same time, each with as many units.
+    int rounds = blocks(built.units(), built.resident() * processors);
+    int across = blocks(built.units(), rounds);
+    int down = blocks(run.c.rows(), Products.SKINNY);
+    run.launch(
+        String.join("+", names),
+        List.of(p.source().from()),
+        outputs,
+        bytes,
+        flops,
+        kind,
+        built.kernel(),
+        across,
+        down,
+        built.addresses());
+  }
+
+  /** A product of many rows, then what happens to its result. */
+  private void wide(Run run, Fusion.Source source, Fusion.Branch b) {
+    switch (b.tail()) {
+      case Fusion.Store t -> wide(run, source, b.linear(), Optional.empty());
+      case Fusion.Rotate t -> {
+        wide(run, source, b.linear(), Optional.empty());
+        lower(run, t.rope());
+      }
+      case Fusion.Cache t -> {
+        wide(run, source, b.linear(), Optional.empty());
+        t.rope().ifPresent(r -> lower(run, r));
+        store(run, t.store(), t.keys());
+      }
+      case Fusion.Activated t -> {
+        wide(run, source, b.linear(), Optional.empty());
+        t.up().ifPresent(up -> wide(run, source, up, Optional.empty()));
+        lower(run, t.op());
+        t.next().ifPresent(next -> prepare(run, next));
+      }
+      case Fusion.Residual t -> {
+        wide(run, source, b.linear(), Optional.of(t.add()));
+        t.next().ifPresent(next -> prepare(run, next));
+      }
+    }
+  }
+
+  private void wide(Run run, Fusion.Source source, Op.Linear o, Optional<Op.Add> add) {
+    PackedMatrix m = Fusion.packed(o).orElseThrow();
+    int rows = run.c.rows();
+    Value out = add.map(Op.Add::out).orElse(o.out());
+    List<Long> addresses =
+        new ArrayList<>(List.of(weights.address(Fusion.matrix(o)), at(source), at(out)));
+    o.bias().ifPresent(b -> addresses.add(weights.address(b)));
+    add.ifPresent(a -> addresses.add(at(a.residual())));
+    run.launch(
+        out.name(),
+        List.of(source.from()),
+        List.of(out),
+        bytes(o),
+        flops(o),
+        "wide_" + m.type(),
+        run.products.wide(o, source.norm().isPresent(), add),
+        blocks(m.tiles(), Products.wideTiles(rows)),
+        blocks(rows, Products.WIDE),
+        addresses);
+  }
+
+  private void store(Run run, Op.KvStore o, boolean keys) {
+    int before = kvBefore(run.type, o.spec().layer());
+    int k = o.key().width();
+    Value v = keys ? o.key() : o.value();
+    int at = keys ? before : before + Emitter.kvBytes(run.type, k);
+    run.element(o, "kv_store", run.emit.kvStore(run.type, v.width(), at), v.width(), at(v));
+  }
+
+  private void attention(Run run, Op.Attention o, Optional<Fusion.Source> next) {
+    run.launch(
+        o,
+        "attention_" + run.type,
+        run.emit.attention(
+            o.spec(),
+            run.type,
+            windows.indexOf(o.spec().window()),
+            kvBefore(run.type, o.spec().layer()),
+            o.gate(),
+            o.query().rows(),
+            next.map(Fusion.Source::parts)),
+        o.spec().heads(),
+        run.c.rows(),
+        at(o.query()),
+        next.map(this::at).orElseGet(() -> at(o.out())));
   }
 
   private void lower(Run run, Op op) {
@@ -298,32 +490,10 @@ final class CudaLowering {
               weights.address(o.spec()),
               at(o.out()));
       case Op.KvStore o -> {
-        int before = kvBefore(run.type, o.spec().layer());
-        int k = o.key().width();
-        int v = o.value().width();
-        run.element(op, "kv_store", e.kvStore(run.type, k, before), k, at(o.key()));
-        run.element(
-            op,
-            "kv_store",
-            e.kvStore(run.type, v, before + Emitter.kvBytes(run.type, k)),
-            v,
-            at(o.value()));
+        store(run, o, true);
+        store(run, o, false);
       }
-      case Op.Attention o ->
-          run.launch(
-              op,
-              "attention_" + run.type,
-              e.attention(
-                  o.spec(),
-                  run.type,
-                  windows.indexOf(o.spec().window()),
-                  kvBefore(run.type, o.spec().layer()),
-                  o.gate(),
-                  o.query().rows()),
-              o.spec().heads(),
-              rows,
-              at(o.query()),
-              at(o.out()));
+      case Op.Attention o -> attention(run, o, Optional.empty());
       case Op.Activate o -> {
         int n = o.up().width();
         PtxKernel k =
@@ -462,45 +632,22 @@ final class CudaLowering {
     run.launch(o, kind, k, across, down, p);
   }
 
+  /** A product with a matrix that is not packed. */
   private void linear(Run run, Op.Linear o) {
     Tensor w = DeviceWeights.dense(o);
-    Optional<PackedMatrix> packed = DeviceWeights.packed(w);
     int rows = run.c.rows();
     boolean bias = o.bias().isPresent();
-    Value.Rows kind = o.in().rows();
     int in = o.in().width();
     int out = o.out().width();
-    if (packed.isEmpty()) {
-      PtxKernel k = run.emit.linear(TensorType.F32, in, out, bias, o.gate(), kind);
-      int across = blocks(out, Emitter.WARPS);
-      int down = blocks(rows, Math.min(Emitter.TILE, rows));
-      run.launch(o, "linear_F32", k, across, down, parameters(o, w, at(o.in())));
-      return;
-    }
-    PackedMatrix m = packed.get();
-    long parts = scratch + memory.parts();
-    String halves = Products.parts(m.type());
-    String split = o.in().id() + " " + halves;
-    if (!run.split.equals(split)) {
-      PtxKernel k = run.products.split(in, halves, kind);
-      run.launch(new Op.Scale(o.in(), 1, o.in()), "split", k, 1, rows, at(o.in()), parts);
-      run.split = split;
-    }
-    long[] addresses = parameters(o, w, parts);
-    if (rows <= Products.FEW) {
-      PtxKernel k = run.products.skinny(m, bias, o.gate(), kind);
-      int down = blocks(rows, Products.SKINNY);
-      run.launch(o, "skinny_" + m.type(), k, m.tiles(), down, addresses);
-    } else {
-      PtxKernel k = run.products.wide(m, bias, o.gate(), kind);
-      int across = blocks(m.tiles(), Products.wideTiles(rows));
-      run.launch(o, "wide_" + m.type(), k, across, blocks(rows, Products.WIDE), addresses);
-    }
-  }
-
-  private long[] parameters(Op.Linear o, Tensor w, long in) {
-    return o.bias().isPresent()
-        ? new long[] {weights.address(w), in, at(o.out()), weights.address(o.bias().get())}
-        : new long[] {weights.address(w), in, at(o.out())};
+    PtxKernel k = run.emit.linear(TensorType.F32, in, out, bias, o.gate(), o.in().rows());
+    int across = blocks(out, Emitter.WARPS);
+    int down = blocks(rows, Math.min(Emitter.TILE, rows));
+    long[] p =
+        bias
+            ? new long[] {
+              weights.address(w), at(o.in()), at(o.out()), weights.address(o.bias().get())
+            }
+            : new long[] {weights.address(w), at(o.in()), at(o.out())};
+    run.launch(o, "linear_F32", k, across, down, p);
   }
 }

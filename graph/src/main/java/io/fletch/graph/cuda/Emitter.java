@@ -117,7 +117,7 @@ final class Emitter {
   /** 1 - 2 / (exp(2 x) + 1). */
   private static PtxRegister tanh(PtxKernel k, PtxRegister x) {
     PtxRegister e = k.add(exp(k, k.add(x, x)), 1f);
-    return k.sub(k.constant(F32, 1f), k.div(k.constant(F32, 2f), e));
+    return k.sub(k.constant(F32, 1f), k.quotient(k.constant(F32, 2f), e));
   }
 
   /** Element {@code lane} of the 32 from {@code base} on of a stored row. */
@@ -468,23 +468,9 @@ final class Emitter {
         pairs,
         THREADS,
         () -> {
-          PtxRegister angle = k.mul(position, wide(k, b.get(frequencies, i)));
-          PtxRegister turns = k.convert(".rni", F64, "f64", k.mul(angle, 2 / Math.PI), "f64");
-          PtxRegister r = k.fma(turns, -1.5707963267948966, angle);
-          r = k.fma(turns, -6.123233995736766e-17, r);
-          PtxRegister quarter = k.convert(".rzi", S32, "s32", turns, "f64");
-          PtxRegister square = k.mul(r, r);
-          PtxRegister s = k.mul(polynomial(k, square, 1, 3, 5, 7, 9, 11, 13, 15), r);
-          PtxRegister c = polynomial(k, square, 0, 2, 4, 6, 8, 10, 12, 14, 16);
-          PtxRegister odd = k.compare("ne", k.and(quarter, 1), 0);
-          PtxRegister sin = k.select(odd, c, s);
-          PtxRegister cos = k.select(odd, s, c);
-          PtxRegister negateSin = k.compare("ne", k.and(quarter, 2), 0);
-          PtxRegister negateCos = k.compare("ne", k.and(k.add(quarter, 1), 2), 0);
-          sin = k.select(negateSin, k.unary("neg", sin), sin);
-          cos = k.select(negateCos, k.unary("neg", cos), cos);
-          PtxRegister sine = k.mul(sin, (double) spec.magnitude());
-          PtxRegister cosine = k.mul(cos, (double) spec.magnitude());
+          PtxRegister[] turn = turn(k, position, b.get(frequencies, i), spec.magnitude());
+          PtxRegister sine = turn[0];
+          PtxRegister cosine = turn[1];
           PtxRegister p = k.register(U32);
           k.assign(p, normal ? k.shl(i, 1) : i);
           int second = normal ? 1 : pairs;
@@ -514,6 +500,32 @@ final class Emitter {
     return k;
   }
 
+  /**
+   * Sine and cosine of a position times a frequency, both times a magnitude.
+   *
+   * @param position a double
+   * @param frequency a float
+   */
+  static PtxRegister[] turn(
+      PtxKernel k, PtxRegister position, PtxRegister frequency, float magnitude) {
+    PtxRegister angle = k.mul(position, wide(k, frequency));
+    PtxRegister turns = k.convert(".rni", F64, "f64", k.mul(angle, 2 / Math.PI), "f64");
+    PtxRegister r = k.fma(turns, -1.5707963267948966, angle);
+    r = k.fma(turns, -6.123233995736766e-17, r);
+    PtxRegister quarter = k.convert(".rzi", S32, "s32", turns, "f64");
+    PtxRegister square = k.mul(r, r);
+    PtxRegister s = k.mul(polynomial(k, square, 1, 3, 5, 7, 9, 11, 13, 15), r);
+    PtxRegister c = polynomial(k, square, 0, 2, 4, 6, 8, 10, 12, 14, 16);
+    PtxRegister odd = k.compare("ne", k.and(quarter, 1), 0);
+    PtxRegister sin = k.select(odd, c, s);
+    PtxRegister cos = k.select(odd, s, c);
+    PtxRegister negateSin = k.compare("ne", k.and(quarter, 2), 0);
+    PtxRegister negateCos = k.compare("ne", k.and(k.add(quarter, 1), 2), 0);
+    sin = k.select(negateSin, k.unary("neg", sin), sin);
+    cos = k.select(negateCos, k.unary("neg", cos), cos);
+    return new PtxRegister[] {k.mul(sin, (double) magnitude), k.mul(cos, (double) magnitude)};
+  }
+
   /** Taylor terms of those powers, of alternating sign, the argument being squared. */
   private static PtxRegister polynomial(PtxKernel k, PtxRegister square, int... powers) {
     PtxRegister sum = k.constant(F64, 0.0);
@@ -535,27 +547,24 @@ final class Emitter {
     };
   }
 
-  /** The start of a layer's keys or values in the row's cache. */
-  private PtxRegister kvLayer(Row b, int bytesBefore) {
-    PtxRegister cache = b.k.load(U64, b.k.address(b.block, b.row, 8), control.cache());
-    return b.k.address(cache, b.word(b.row, control.capacity()), bytesBefore);
+  /**
+   * Where a row's slot lies in its cache.
+   *
+   * @param before bytes per slot of what lies before these keys or values in a cache
+   */
+  PtxRegister slot(
+      PtxKernel k, PtxRegister block, PtxRegister row, int before, KvCache.Type type, int width) {
+    PtxRegister cache = k.load(U64, k.address(block, row, 8), control.cache());
+    PtxRegister words = k.address(block, row, 4);
+    PtxRegister layer = k.address(cache, k.load(U32, words, control.capacity()), before);
+    return k.address(layer, k.load(U32, words, control.slot()), kvBytes(type, width));
   }
 
-  /**
-   * Parameters: control, keys or values.
-   *
-   * @param bytesBefore bytes per slot of what lies before these in a cache
-   */
-  PtxKernel kvStore(KvCache.Type type, int width, int bytesBefore) {
-    Row b = new Row(Value.Rows.BATCH);
-    PtxKernel k = b.k;
-    PtxRegister in = b.floats(k.parameter(U64), b.row, width);
-    PtxRegister slot = b.word(b.row, control.slot());
-    PtxRegister to = k.address(kvLayer(b, bytesBefore), slot, kvBytes(type, width));
-    PtxRegister i = b.element(width);
-    PtxRegister x = b.get(in, i);
+  /** Writes an element of a slot; of a Q8_0 cache all lanes of a warp write a block. */
+  static void intoCache(
+      PtxKernel k, KvCache.Type type, PtxRegister to, PtxRegister i, PtxRegister x) {
     switch (type) {
-      case F32 -> b.put(to, i, x);
+      case F32 -> k.store(F32, k.address(to, i, 4), 0, x);
       case F16 -> k.store(B16, k.address(to, i, 2), 0, k.convert(".rn", B16, "f16", x, "f32"));
       case Q8_0 -> {
         PtxRegister largest = k.unary("abs", x);
@@ -574,6 +583,20 @@ final class Emitter {
         k.when(k.compare("eq", lane, 0), () -> k.store(B16, at, 0, scale));
       }
     }
+  }
+
+  /**
+   * Parameters: control, keys or values.
+   *
+   * @param bytesBefore bytes per slot of what lies before these in a cache
+   */
+  PtxKernel kvStore(KvCache.Type type, int width, int bytesBefore) {
+    Row b = new Row(Value.Rows.BATCH);
+    PtxKernel k = b.k;
+    PtxRegister in = b.floats(k.parameter(U64), b.row, width);
+    PtxRegister to = slot(k, b.block, b.row, bytesBefore, type, width);
+    PtxRegister i = b.element(width);
+    intoCache(k, type, to, i, b.get(in, i));
     return k;
   }
 
@@ -583,6 +606,7 @@ final class Emitter {
    * of the warps. Parameters: control, queries, out.
    *
    * @param keysBefore bytes per slot of what lies before the layer's keys in a cache
+   * @param parts what the result is written as instead of floats
    */
   PtxKernel attention(
       AttentionSpec spec,
@@ -590,7 +614,8 @@ final class Emitter {
       int window,
       int keysBefore,
       Optional<Gate> gate,
-      Value.Rows rows) {
+      Value.Rows rows,
+      Optional<Parts> parts) {
     Row b = new Row(rows);
     PtxKernel k = b.k;
     PtxRegister head = k.special("ctaid.x");
@@ -602,15 +627,14 @@ final class Emitter {
             b.floats(k.parameter(U64), b.row, spec.heads() * spec.keyDim()),
             head,
             4 * spec.keyDim());
-    PtxRegister y =
-        k.address(b.floats(k.parameter(U64), b.row, spec.heads() * valueDim), head, 4 * valueDim);
+    Result y = result(b, k.parameter(U64), head, spec, parts);
     PtxRegister i = k.register(U32);
     if (gate.isPresent()) {
       k.when(
           b.skipped(gate.get()),
           () -> {
             k.assign(i, b.thread);
-            k.loop(i, valueDim, THREADS, () -> b.put(y, i, k.constant(F32, 0)));
+            k.loop(i, valueDim, THREADS, () -> y.put(i, k.constant(F32, 0)));
             k.exit();
           });
     }
@@ -708,7 +732,7 @@ final class Emitter {
       PtxRegister most,
       PtxRegister total,
       PtxRegister[] sums,
-      PtxRegister y) {
+      Result y) {
     PtxKernel k = b.k;
     int stride = 4 * (valueDim + 2);
     PtxRegister shared = k.shared(stride * WARPS);
@@ -753,8 +777,29 @@ final class Emitter {
             PtxRegister v = k.load("shared", F32, at, (long) w * stride + 8);
             sum = k.fma(v, factors[w], sum);
           }
-          b.put(y, i, k.div(sum, all));
+          y.put(i, k.div(sum, all));
         });
+  }
+
+  /** Takes the elements of a head; of parts all lanes of a warp give a group. */
+  private interface Result {
+    void put(PtxRegister i, PtxRegister value);
+  }
+
+  private static Result result(
+      Row b, PtxRegister out, PtxRegister head, AttentionSpec spec, Optional<Parts> parts) {
+    PtxKernel k = b.k;
+    int n = spec.valueDim();
+    if (parts.isEmpty()) {
+      PtxRegister y = k.address(b.floats(out, b.row, spec.heads() * n), head, 4 * n);
+      return (i, value) -> b.put(y, i, value);
+    }
+    Parts p = parts.get();
+    PtxRegister y = k.address(out, b.row, p.bytes());
+    return (i, value) -> {
+      PtxRegister column = k.fma(head, n, i);
+      p.write(k, y, k.shr(column, 5), k.and(b.thread, 31), value);
+    };
   }
 
   /** Runs a block in the lanes that have an element of a part of 32. */
@@ -797,23 +842,26 @@ final class Emitter {
                   k.exit();
                 }));
     PtxRegister x = b.get(other, i);
-    PtxRegister a =
-        switch (kind) {
-          case SILU -> k.div(x, k.add(exp(k, k.unary("neg", x)), 1f));
-          case GELU_TANH -> {
-            PtxRegister cube = k.mul(k.mul(x, x), x);
-            PtxRegister inner = k.mul(k.fma(cube, 0.044715f, x), (float) Math.sqrt(2 / Math.PI));
-            yield k.mul(k.mul(x, 0.5f), k.add(tanh(k, inner), 1f));
-          }
-          case GELU_ERF -> geluErf(k, x);
-          case RELU -> positive(k, x);
-          case RELU_SQUARED -> {
-            PtxRegister p = positive(k, x);
-            yield k.mul(p, p);
-          }
-        };
+    PtxRegister a = activation(k, kind, x);
     b.put(y, i, gated ? k.mul(a, b.get(up, i)) : a);
     return k;
+  }
+
+  static PtxRegister activation(PtxKernel k, Activation kind, PtxRegister x) {
+    return switch (kind) {
+      case SILU -> k.quotient(x, k.add(exp(k, k.unary("neg", x)), 1f));
+      case GELU_TANH -> {
+        PtxRegister cube = k.mul(k.mul(x, x), x);
+        PtxRegister inner = k.mul(k.fma(cube, 0.044715f, x), (float) Math.sqrt(2 / Math.PI));
+        yield k.mul(k.mul(x, 0.5f), k.add(tanh(k, inner), 1f));
+      }
+      case GELU_ERF -> geluErf(k, x);
+      case RELU -> positive(k, x);
+      case RELU_SQUARED -> {
+        PtxRegister p = positive(k, x);
+        yield k.mul(p, p);
+      }
+    };
   }
 
   /** As {@link io.fletch.graph.cpu} does it: x sigmoid(u), u an odd polynomial. */
@@ -824,7 +872,7 @@ final class Emitter {
     for (int i = 1; i < GELU.length; i++) {
       p = k.fma(p, z, GELU[i]);
     }
-    return k.div(x, k.add(exp(k, k.unary("neg", k.mul(x, p))), 1f));
+    return k.quotient(x, k.add(exp(k, k.unary("neg", k.mul(x, p))), 1f));
   }
 
   /** max(x, 0) that keeps a NaN. */

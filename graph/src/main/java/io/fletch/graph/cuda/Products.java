@@ -2,7 +2,6 @@ package io.fletch.graph.cuda;
 
 import static io.fletch.ffm.ptx.PtxType.B16;
 import static io.fletch.ffm.ptx.PtxType.F32;
-import static io.fletch.ffm.ptx.PtxType.S32;
 import static io.fletch.ffm.ptx.PtxType.S8;
 import static io.fletch.ffm.ptx.PtxType.U32;
 import static io.fletch.ffm.ptx.PtxType.U64;
@@ -16,22 +15,17 @@ import io.fletch.graph.Value;
 import io.fletch.graph.support.AbstractBatch;
 import io.fletch.quant.TensorType;
 import java.util.Optional;
-import java.util.stream.Stream;
 
 /**
- * Writes the products with packed matrices, on tensor cores for any number of rows: {@link #skinny}
- * for few rows, which only streams the matrix, {@link #wide} for many, which shares what it loads.
- * Both do the same operations in the same order for an element, so that a row has the same bits
- * whatever the number of rows.
+ * Writes the products with packed matrices, on tensor cores for any number of rows: {@link FewRows}
+ * only streams the matrices, {@link #wide} shares what it loads. Both do the same operations in the
+ * same order for an element, so that a row has the same bits whatever the number of rows.
  *
  * <p>Order of a sum: the chunks of 128 columns are cut into {@link #STRANDS} runs; within a run the
  * groups of 32 columns follow each other, each two products of 16 columns with the upper parts of
- * the activations and two with the lower ones; what a group gives is multiplied by its scale and
- * added. The runs are added from the first on, then come the row's scale and the bias.
- *
- * <p>Activations are two numbers of 16 bits each ({@link #split}): halves of the row times a power
- * of two for F16 and quantized matrices, whose codes are exact as halves (together 22 bits of the
- * element, and 2^-40 of the row's largest); bfloat16 for BF16 matrices (17 bits).
+ * the activations and two with the lower ones; what a group gives is multiplied by its scale and by
+ * what its activations are multiples of ({@link Parts}), and added. The runs are added from the
+ * first on, then come the row's factor and the bias.
  */
 final class Products {
   /** Runs of columns that are summed by themselves. */
@@ -52,8 +46,7 @@ final class Products {
   private static final int STAGE_ROW = 320;
 
   private static final int STAGE = WIDE * STAGE_ROW;
-  private static final float LARGEST_BFLOAT = Float.intBitsToFloat(0x7f7f0000);
-  private static final String GLOBAL = "global.nc";
+  static final String GLOBAL = "global.nc";
 
   private final Control control;
 
@@ -61,425 +54,11 @@ final class Products {
     this.control = control;
   }
 
-  /** Bytes of the parts of a row: fragments of each group, sums of groups, the row's scale. */
-  static int splitBytes(int cols) {
-    int groups = (cols + PackedMatrix.CHUNK - 1) / PackedMatrix.CHUNK * 4;
-    return groups * 132 + 16;
-  }
-
-  private static int sumsAt(int cols) {
-    return (cols + PackedMatrix.CHUNK - 1) / PackedMatrix.CHUNK * 4 * 128;
-  }
-
-  private static int scaleAt(int cols) {
-    return splitBytes(cols) - 16;
-  }
-
-  /** The type of the parts of activations for a matrix. */
-  static String parts(TensorType type) {
-    return type == TensorType.BF16 ? "bf16" : "f16";
-  }
-
-  private static PtxRegister exitPast(
-      PtxKernel k, PtxRegister block, PtxRegister row, Value.Rows rows) {
+  static PtxRegister exitPast(PtxKernel k, PtxRegister block, PtxRegister row, Value.Rows rows) {
     int at = rows == Value.Rows.LOGITS ? Control.LOGIT_ROWS : Control.ROWS;
     PtxRegister count = k.load(U32, block, at);
     k.when(k.compare("ge", row, count), k::exit);
     return count;
-  }
-
-  /**
-   * Cuts rows into upper and lower parts, in the order of fragments: of a group of 32 columns, for
-   * {@code t} and then {@code p} columns {@code 8p + 2t} and the next; 64 bytes of upper parts, 64
-   * of lower ones. One block per row. Parameters: control, in, parts.
-   *
-   * @param parts {@code f16} or {@code bf16}
-   */
-  PtxKernel split(int cols, String parts, Value.Rows rows) {
-    boolean scaled = parts.equals("f16");
-    PtxKernel k = new PtxKernel(THREADS);
-    PtxRegister block = k.parameter(U64);
-    PtxRegister in = k.parameter(U64);
-    PtxRegister out = k.parameter(U64);
-    PtxRegister row = k.special("ctaid.y");
-    exitPast(k, block, row, rows);
-    PtxRegister thread = k.special("tid.x");
-    PtxRegister x = k.address(in, row, 4 * cols);
-    PtxRegister to = k.address(out, row, splitBytes(cols));
-    PtxRegister factor = scaled ? rowScale(k, x, thread, cols, to) : k.constant(F32, 1);
-    if (!scaled) {
-      k.when(k.compare("eq", thread, 0), () -> k.store(F32, to, scaleAt(cols), k.constant(F32, 1)));
-    }
-    PtxRegister lane = k.and(thread, 31);
-    PtxRegister group = k.register(U32);
-    k.assign(group, k.shr(thread, 5));
-    // Lane 8p + 2t + e writes half e of word p of t.
-    PtxRegister t = k.shl(k.and(k.shr(lane, 1), 3), 4);
-    PtxRegister p = k.shl(k.shr(lane, 3), 2);
-    PtxRegister place = k.add(k.add(t, p), k.shl(k.and(lane, 1), 1));
-    PtxRegister mine = k.address(to, place, 1);
-    k.loop(
-        group,
-        (cols + PackedMatrix.CHUNK - 1) / PackedMatrix.CHUNK * 4,
-        THREADS / 32,
-        () -> {
-          PtxRegister column = k.fma(group, 32, lane);
-          PtxRegister v = k.constant(F32, 0);
-          k.when(
-              k.compare("lt", column, cols),
-              () -> k.assign(v, k.mul(k.load(F32, k.address(x, column, 4), 0), factor)));
-          PtxRegister at = k.address(mine, group, 128);
-          PtxRegister finite = finite(k, v);
-          PtxRegister upper;
-          PtxRegister rest;
-          if (scaled) {
-            upper = k.convert(".rn", B16, "f16", v, "f32");
-            rest = k.sub(v, k.convert("", F32, "f32", upper, "f16"));
-          } else {
-            // The largest floats would round to infinity.
-            PtxRegister within = k.min(k.max(v, -LARGEST_BFLOAT), LARGEST_BFLOAT);
-            upper = k.convert(".rn", B16, "bf16", k.select(finite, within, v), "f32");
-            rest = k.sub(v, k.bfloat(upper));
-          }
-          PtxRegister lower = k.select(finite, rest, k.constant(F32, 0));
-          k.store(B16, at, 0, upper);
-          k.store(B16, at, 64, k.convert(".rn", B16, parts, lower, "f32"));
-          PtxRegister sum = k.warpSum(v);
-          k.when(
-              k.compare("eq", lane, 0),
-              () -> k.store(F32, k.address(to, group, 4), sumsAt(cols), sum));
-        });
-    return k;
-  }
-
-  private static PtxRegister finite(PtxKernel k, PtxRegister x) {
-    return k.compare("lt", k.unary("abs", x), Float.POSITIVE_INFINITY);
-  }
-
-  /** The power of two that brings the row's largest finite element to 2^14 and more. */
-  private static PtxRegister rowScale(
-      PtxKernel k, PtxRegister x, PtxRegister thread, int cols, PtxRegister to) {
-    PtxRegister largest = k.constant(F32, 0);
-    PtxRegister i = k.register(U32);
-    k.assign(i, thread);
-    k.loop(
-        i,
-        cols,
-        THREADS,
-        () -> {
-          PtxRegister v = k.load(F32, k.address(x, i, 4), 0);
-          PtxRegister size = k.unary("abs", v);
-          PtxRegister counts = k.select(finite(k, v), size, k.constant(F32, 0));
-          k.assign(largest, k.max(largest, counts));
-        });
-    PtxRegister shared = k.shared(4 * THREADS / 32);
-    PtxRegister all = largest;
-    for (int mask = 16; mask > 0; mask >>= 1) {
-      all = k.max(all, k.shuffleXor(all, mask));
-    }
-    PtxRegister warp = all;
-    k.when(
-        k.compare("eq", k.and(thread, 31), 0),
-        () -> k.store("shared", F32, k.fma(k.shr(thread, 5), 4, shared), 0, warp));
-    k.barrier();
-    all = k.load("shared", F32, shared, 0);
-    for (int w = 1; w < THREADS / 32; w++) {
-      all = k.max(all, k.load("shared", F32, shared, 4L * w));
-    }
-    // Exponent e + 127 becomes 14 - e + 127, where that is a number whose inverse is one.
-    PtxRegister exponent = k.shr(k.bits(U32, all), 23);
-    PtxRegister biased = k.min(k.sub(k.constant(U32, 268), exponent), 253);
-    PtxRegister inverse = k.sub(k.constant(U32, 254), biased);
-    k.when(k.compare("eq", thread, 0), () -> k.store(U32, to, scaleAt(cols), k.shl(inverse, 23)));
-    return k.bits(F32, k.shl(biased, 23));
-  }
-
-  /** The lanes' view of one tile: loads its chunks, turns codes into fragments. */
-  private static final class Tile {
-    final PtxKernel k;
-    final PackedMatrix m;
-    final PtxRegister data;
-    final PtxRegister high;
-    final PtxRegister scales;
-    final PtxRegister supers;
-    final Optional<PtxRegister> table;
-    final Optional<PtxRegister> policy;
-    final PtxRegister nothing;
-    final PtxRegister magic;
-    final PtxRegister minus;
-    final PtxRegister sixteenth;
-    final PtxRegister minusShifted;
-
-    /** Registers with a chunk's words: [row half][word]. */
-    record Words(
-        PtxRegister[][] low, PtxRegister[][] high, PtxRegister[][] scales, PtxRegister[] supers) {
-      PtxRegister[] all() {
-        return Stream.of(
-                Stream.of(low).flatMap(Stream::of),
-                Stream.of(high).flatMap(Stream::of),
-                Stream.of(scales).flatMap(Stream::of),
-                Stream.of(supers))
-            .flatMap(s -> s)
-            .toArray(PtxRegister[]::new);
-      }
-    }
-
-    Tile(
-        PtxKernel k,
-        PackedMatrix m,
-        PtxRegister tile,
-        PtxRegister lane,
-        Optional<PtxRegister> table,
-        Optional<PtxRegister> policy) {
-      this.k = k;
-      this.m = m;
-      this.table = table;
-      this.policy = policy;
-      data = k.address(tile, lane, 16);
-      high = k.address(tile, lane, 4 * Math.max(1, m.bits() - 4));
-      PtxRegister g = k.shr(lane, 2);
-      scales = k.address(tile, g, m.scales().rowBytes);
-      supers = k.address(tile, g, 4);
-      nothing = k.constant(F32, 0);
-      magic = k.constant(U32, 0x64646464);
-      minus = half2(-1024 - m.zero());
-      sixteenth = half2(1 / 16f);
-      minusShifted = half2(-64 - m.zero());
-    }
-
-    private PtxRegister[] vector(int n, PtxRegister at, long offset) {
-      if (policy.isPresent()) {
-        return k.loadVector(n, at, offset, policy.get());
-      }
-      return k.loadVector(GLOBAL, U32, n, at, offset);
-    }
-
-    /** Loads the codes of {@code n} groups (2 or 4) from {@code from} on, and all scales. */
-    Words load(PtxRegister chunk, int from, int n) {
-      PtxRegister at = k.address(data, chunk, m.lowBytes());
-      PtxRegister[][] low = new PtxRegister[2][];
-      PtxRegister[][] highs = {{}, {}};
-      PtxRegister[][] s = {{}, {}};
-      PtxRegister[] sup = {};
-      for (int h = 0; h < 2; h++) {
-        low[h] =
-            switch (m.lowBits()) {
-              case 4 -> vector(n, at, 512L * h + 4L * from);
-              case 8 -> join(n / 2, h * 2 + from / 2, at);
-              default -> join(n, h * 4 + from, at);
-            };
-      }
-      if (m.bits() == 5 || m.bits() == 6) {
-        PtxRegister a = k.address(high, chunk, m.highBytes());
-        for (int h = 0; h < 2; h++) {
-          highs[h] =
-              m.bits() == 5
-                  ? new PtxRegister[] {k.load(GLOBAL, U32, a, m.highAt() + 128L * h)}
-                  : k.loadVector(GLOBAL, U32, 2, a, m.highAt() + 256L * h);
-        }
-      }
-      if (m.scales() != PackedMatrix.Scales.NONE) {
-        PtxRegister a = k.address(scales, chunk, m.scaleBytes());
-        int bytes = m.scales().rowBytes;
-        for (int h = 0; h < 2; h++) {
-          long offset = m.scalesAt() + 8L * h * bytes;
-          s[h] =
-              bytes == 4
-                  ? new PtxRegister[] {k.load(GLOBAL, U32, a, offset)}
-                  : k.loadVector(GLOBAL, U32, bytes / 4, a, offset);
-        }
-        if (m.scales().superBlocks) {
-          PtxRegister b = k.address(supers, k.shr(chunk, 1), 64);
-          sup =
-              new PtxRegister[] {
-                k.load(GLOBAL, U32, b, m.supersAt()), k.load(GLOBAL, U32, b, m.supersAt() + 32L)
-              };
-        }
-      }
-      return new Words(low, highs, s, sup);
-    }
-
-    private PtxRegister[] join(int n, int firstUnit, PtxRegister at) {
-      PtxRegister[] all = new PtxRegister[4 * n];
-      for (int u = 0; u < n; u++) {
-        System.arraycopy(vector(4, at, 512L * (firstUnit + u)), 0, all, 4 * u, 4);
-      }
-      return all;
-    }
-
-    /**
-     * The fragments of a group for its two products.
-     *
-     * @param i the group's number among those loaded
-     * @param j its number in the chunk
-     */
-    PtxRegister[][] fragments(Words w, int i, int j) {
-      PtxRegister[][] a = new PtxRegister[2][4];
-      for (int h = 0; h < 2; h++) {
-        for (int p = 0; p < 4; p++) {
-          a[p / 2][p % 2 * 2 + h] = pair(w, h, i, j, p);
-        }
-      }
-      return a;
-    }
-
-    private PtxRegister half2(float v) {
-      int bits = Float.floatToFloat16(v) & 0xffff;
-      return k.constant(U32, (bits | (long) bits << 16) & 0xffffffffL);
-    }
-
-    private PtxRegister pair(Words w, int h, int i, int j, int p) {
-      if (m.bits() == 16) {
-        return w.low[h][4 * i + p];
-      }
-      if (m.bits() == 8) {
-        // 0x64xx is 1024 + xx as a half.
-        PtxRegister word = w.low[h][2 * i + p / 2];
-        PtxRegister v = k.permute(word, magic, p % 2 == 0 ? 0x4140 : 0x4342);
-        return k.addHalves(v, minus);
-      }
-      PtxRegister word = w.low[h][i];
-      if (m.hasTable()) {
-        PtxRegister index = p == 0 ? k.shl(word, 2) : k.shr(word, 8 * p - 2);
-        PtxRegister at = k.add(table.orElseThrow(), k.and(index, 0x3fc));
-        return k.load("shared", U32, at, 0);
-      }
-      // Pairs 1 and 3 stay 4 bits higher and are 16 times as large.
-      boolean shifted = p % 2 == 1;
-      int up = shifted ? 4 : 0;
-      PtxRegister v = k.maskOr(p < 2 ? word : k.shr(word, 8), 0x000f000f << up, 0x64006400);
-      if (m.bits() > 4) {
-        int place = m.bits() == 5 ? 4 * j + p : j % 2 * 8 + 2 * p;
-        PtxRegister bits = w.high[h][m.bits() == 5 ? 0 : j / 2];
-        int distance = place - 4 - up;
-        if (distance != 0) {
-          bits = distance > 0 ? k.shr(bits, distance) : k.shl(bits, -distance);
-        }
-        long mask = (m.bits() == 5 ? 0x00100010L : 0x00300030L) << up;
-        v = k.logic(bits, mask, v, 0xea);
-      }
-      return shifted ? k.fmaHalves("f16x2", v, sixteenth, minusShifted) : k.addHalves(v, minus);
-    }
-
-    private PtxRegister half(PtxRegister bits) {
-      return k.convert("", F32, "f32", bits, "f16");
-    }
-
-    private PtxRegister signed(PtxRegister word, int index) {
-      PtxRegister top = index == 3 ? word : k.shl(word, 24 - 8 * index);
-      return k.convert(".rn", F32, "f32", k.shr(k.bits(S32, top), 24), "s32");
-    }
-
-    private PtxRegister unsigned(PtxRegister word, int index) {
-      PtxRegister low = index == 0 ? word : k.shr(word, 8 * index);
-      return k.convert(".rn", F32, "f32", k.and(low, 255), "u32");
-    }
-
-    /** Factor of product {@code s} of a group in rows g and g + 8. */
-    PtxRegister factor(Words w, int h, int j, int s) {
-      PtxRegister[] words = w.scales[h];
-      return switch (m.scales()) {
-        case HALF -> half(k.halves(words[j / 2])[j % 2]);
-        case BFLOAT -> k.bfloat(k.halves(words[j / 2])[j % 2]);
-        case HALF_OFFSET -> half(k.halves(words[j])[0]);
-        case BYTE_OFFSET -> k.mul(half(k.halves(w.supers[h])[0]), unsigned(words[0], j));
-        case HALF_GROUPS -> k.mul(k.bits(F32, w.supers[h]), signed(words[j / 2], j % 2 * 2 + s));
-        case BYTES -> k.mul(k.bits(F32, w.supers[h]), signed(words[0], j));
-        case NONE -> throw new IllegalStateException("no scales");
-      };
-    }
-
-    PtxRegister offset(Words w, int h, int j) {
-      PtxRegister[] words = w.scales[h];
-      return m.scales() == PackedMatrix.Scales.HALF_OFFSET
-          ? half(k.halves(words[j])[1])
-          : k.mul(half(k.halves(w.supers[h])[1]), unsigned(words[1], j));
-    }
-
-    /** What a group of a tile has: fragments and, per row half, factors and offset. */
-    record Group(PtxRegister[][] a, PtxRegister[][] factors, PtxRegister[] offsets) {}
-
-    Group group(Words w, int i, int j) {
-      PtxRegister[][] factors = new PtxRegister[2][2];
-      PtxRegister[] offsets = new PtxRegister[2];
-      if (m.scales() != PackedMatrix.Scales.NONE) {
-        for (int h = 0; h < 2; h++) {
-          factors[h][0] = factor(w, h, j, 0);
-          factors[h][1] = halfGroups() ? factor(w, h, j, 1) : factors[h][0];
-          if (m.hasOffsets()) {
-            offsets[h] = offset(w, h, j);
-          }
-        }
-      }
-      return new Group(fragments(w, i, j), factors, offsets);
-    }
-
-    boolean halfGroups() {
-      return m.scales() == PackedMatrix.Scales.HALF_GROUPS;
-    }
-
-    /**
-     * Adds a group's products to the sums of 16 rows by 8 columns.
-     *
-     * @param sums sums of the group's activations in the lane's two columns, for offsets
-     */
-    void multiply(
-        Group g, PtxRegister[] upper, PtxRegister[] lower, PtxRegister[] sums, PtxRegister[] acc) {
-      String type = parts(m.type());
-      if (m.scales() == PackedMatrix.Scales.NONE) {
-        for (int s = 0; s < 2; s++) {
-          k.mma(type, acc, g.a[s], two(upper, s), acc);
-          k.mma(type, acc, g.a[s], two(lower, s), acc);
-        }
-        return;
-      }
-      PtxRegister[] d = null;
-      for (int s = 0; s < 2; s++) {
-        PtxRegister[] c = d;
-        if (c == null) {
-          c = new PtxRegister[] {nothing, nothing, nothing, nothing};
-        }
-        d = k.registers(F32, 4);
-        k.mma(type, d, g.a[s], two(upper, s), c);
-        k.mma(type, d, g.a[s], two(lower, s), d);
-        if (s == 1 || halfGroups()) {
-          for (int i = 0; i < 4; i++) {
-            k.fmaInto(acc[i], d[i], g.factors[i / 2][s], acc[i]);
-          }
-          d = null;
-        }
-      }
-      if (m.hasOffsets()) {
-        for (int i = 0; i < 4; i++) {
-          k.fmaInto(acc[i], sums[i % 2], g.offsets[i / 2], acc[i]);
-        }
-      }
-    }
-
-    private static PtxRegister[] two(PtxRegister[] b, int s) {
-      return new PtxRegister[] {b[2 * s], b[2 * s + 1]};
-    }
-  }
-
-  /** Both values that a byte of two codes stands for, as halves, in shared memory. */
-  private static Optional<PtxRegister> table(PtxKernel k, PackedMatrix m, PtxRegister thread) {
-    if (!m.hasTable()) {
-      return Optional.empty();
-    }
-    PtxRegister shared = k.shared(4 * 256);
-    PtxRegister word = k.constant(U32, 0);
-    byte[] table = m.table();
-    for (int i = 0; i < 16; i++) {
-      int bits = Float.floatToFloat16(table[i]) & 0xffff;
-      PtxRegister low = k.compare("eq", k.and(thread, 15), i);
-      k.assign(word, k.logic(k.select(low, k.constant(U32, bits), 0), word, 0, 0xfc));
-      PtxRegister high = k.compare("eq", k.and(k.shr(thread, 4), 15), i);
-      PtxRegister upper = k.constant(U32, (long) bits << 16);
-      k.assign(word, k.logic(k.select(high, upper, 0), word, 0, 0xfc));
-    }
-    k.store("shared", U32, k.fma(thread, 4, shared), 0, word);
-    k.barrier();
-    return Optional.of(shared);
   }
 
   /** Whether the gate of a row of the output says that the row is not computed. */
@@ -500,141 +79,44 @@ final class Products {
     final PtxRegister block;
     final PtxRegister y;
     final Optional<PtxRegister> biases;
-    final Optional<Gate> gate;
-    final Value.Rows rows;
-    final int out;
+    final Optional<PtxRegister> residual;
+    final Optional<Op.Add> add;
+    final Op.Linear op;
 
-    Epilogue(
-        PtxKernel k,
-        PtxRegister block,
-        PtxRegister y,
-        Optional<PtxRegister> biases,
-        Optional<Gate> gate,
-        Value.Rows rows,
-        int out) {
+    Epilogue(PtxKernel k, PtxRegister block, PtxRegister y, Op.Linear op, Optional<Op.Add> add) {
       this.k = k;
       this.block = block;
       this.y = y;
-      this.biases = biases;
-      this.gate = gate;
-      this.rows = rows;
-      this.out = out;
+      this.op = op;
+      this.add = add;
+      biases = op.bias().map(b -> k.parameter(U64));
+      residual = add.map(a -> k.parameter(U64));
     }
 
-    void put(PtxRegister sum, PtxRegister scale, PtxRegister o, PtxRegister row) {
-      PtxRegister scaled = k.mul(sum, scale);
+    void put(PtxRegister sum, Optional<PtxRegister> factor, PtxRegister o, PtxRegister row) {
+      PtxRegister scaled = factor.map(f -> k.mul(sum, f)).orElse(sum);
       PtxRegister value =
           biases.map(b -> k.add(scaled, k.load(F32, k.address(b, o, 4), 0))).orElse(scaled);
-      if (gate.isPresent()) {
-        PtxRegister skip = skipped(k, block, row, gate.get(), rows);
+      if (op.gate().isPresent()) {
+        PtxRegister skip = skipped(k, block, row, op.gate().get(), op.in().rows());
         value = k.select(skip, k.constant(F32, 0), value);
       }
-      k.store(F32, k.address(k.address(y, row, 4 * out), o, 4), 0, value);
+      int width = 4 * op.out().width();
+      if (add.isPresent()) {
+        PtxRegister at = k.address(k.address(residual.orElseThrow(), row, width), o, 4);
+        PtxRegister x = k.load(F32, at, 0);
+        PtxRegister sums = k.fma(value, add.get().scale(), x);
+        value =
+            add.get()
+                .gate()
+                .map(g -> k.select(skipped(k, block, row, g, op.in().rows()), x, sums))
+                .orElse(sums);
+      }
+      k.store(F32, k.address(k.address(y, row, width), o, 4), 0, value);
     }
   }
 
-  /**
-   * One tile by up to {@link #SKINNY} rows per block; each warp sums one of the runs. The next
-   * chunk is loaded before the last one is used, and leaves the caches first. Parameters: control,
-   * matrix, parts, out, bias if any.
-   */
-  PtxKernel skinny(PackedMatrix m, boolean bias, Optional<Gate> gate, Value.Rows rows) {
-    PtxKernel k = new PtxKernel(THREADS);
-    PtxRegister block = k.parameter(U64);
-    PtxRegister weights = k.parameter(U64);
-    PtxRegister parts = k.parameter(U64);
-    PtxRegister y = k.parameter(U64);
-    Optional<PtxRegister> biases = bias ? Optional.of(k.parameter(U64)) : Optional.empty();
-    PtxRegister first = k.mul(k.special("ctaid.y"), SKINNY);
-    PtxRegister count = exitPast(k, block, first, rows);
-    PtxRegister thread = k.special("tid.x");
-    PtxRegister tileNumber = k.special("ctaid.x");
-    if (gate.isPresent() && control.rows() == 1) {
-      // A block of one row that is skipped reads no weights.
-      k.when(
-          skipped(k, block, first, gate.get(), rows),
-          () -> {
-            PtxRegister o = k.fma(tileNumber, PackedMatrix.TILE, thread);
-            PtxRegister writes =
-                k.both(k.compare("lt", thread, PackedMatrix.TILE), k.compare("lt", o, m.rows()));
-            PtxRegister to = k.address(k.address(y, first, 4 * m.rows()), o, 4);
-            k.when(writes, () -> k.store(F32, to, 0, k.constant(F32, 0)));
-            k.exit();
-          });
-    }
-    PtxRegister lane = k.and(thread, 31);
-    PtxRegister warp = k.shr(thread, 5);
-    Optional<PtxRegister> table = table(k, m, thread);
-    PtxRegister policy = k.cachePolicy("evict_first");
-    PtxRegister base = k.address(weights, tileNumber, m.tileBytes());
-    Tile tile = new Tile(k, m, base, lane, table, Optional.of(policy));
-    PtxRegister last = k.sub(count, 1);
-    PtxRegister g = k.shr(lane, 2);
-    PtxRegister t = k.and(lane, 3);
-    int stride = splitBytes(m.cols());
-    // Columns past the last row repeat it and are not stored.
-    PtxRegister mine = k.address(k.address(parts, k.min(k.add(first, g), last), stride), t, 16);
-    PtxRegister[] rowSums = new PtxRegister[2];
-    for (int e = 0; e < 2 && m.hasOffsets(); e++) {
-      PtxRegister n = k.min(k.add(first, k.fma(t, 2, k.constant(U32, e))), last);
-      rowSums[e] = k.address(parts, n, stride);
-    }
-    PtxRegister[] acc = zeros(k);
-    PtxRegister chunk = k.register(U32);
-    k.assign(chunk, k.shr(k.mul(warp, m.chunks()), 3));
-    PtxRegister end = k.shr(k.mul(k.add(warp, 1), m.chunks()), 3);
-    Tile.Words[] now = new Tile.Words[1];
-    PtxRegister some = k.compare("lt", chunk, end);
-    k.when(
-        some,
-        () -> {
-          now[0] = tile.load(chunk, 0, 4);
-          k.loop(
-              chunk,
-              end,
-              1,
-              () -> {
-                PtxRegister next = k.add(chunk, 1);
-                PtxRegister more = k.compare("lt", next, end);
-                Tile.Words[] ahead = new Tile.Words[1];
-                k.when(more, () -> ahead[0] = tile.load(next, 0, 4));
-                chunk(k, tile, now[0], chunk, mine, rowSums, acc);
-                k.when(
-                    more,
-                    () -> {
-                      PtxRegister[] to = now[0].all();
-                      PtxRegister[] from = ahead[0].all();
-                      for (int i = 0; i < to.length; i++) {
-                        k.assign(to[i], from[i]);
-                      }
-                    });
-              });
-        });
-    // The runs of an element lie 512 bytes apart, those of a row 64.
-    PtxRegister shared = k.shared(512 * STRANDS);
-    PtxRegister to = k.fma(t, 128, k.fma(g, 4, k.fma(warp, 512, shared)));
-    for (int i = 0; i < 4; i++) {
-      k.store("shared", F32, to, 64L * (i % 2) + 32L * (i / 2), acc[i]);
-    }
-    k.barrier();
-    PtxRegister o = k.fma(tileNumber, PackedMatrix.TILE, k.and(thread, 15));
-    PtxRegister row = k.add(first, k.shr(thread, 4));
-    PtxRegister within = k.both(k.compare("lt", thread, 128), k.compare("lt", o, m.rows()));
-    k.when(
-        k.both(within, k.compare("lt", row, count)),
-        () -> {
-          PtxRegister from = k.fma(thread, 4, shared);
-          PtxRegister total = k.constant(F32, 0);
-          for (int s = 0; s < STRANDS; s++) {
-            total = k.add(total, k.load("shared", F32, from, 512L * s));
-          }
-          PtxRegister scale = k.load(GLOBAL, F32, k.address(parts, row, stride), scaleAt(m.cols()));
-          new Epilogue(k, block, y, biases, gate, rows, m.rows()).put(total, scale, o, row);
-        });
-    return k;
-  }
-
-  private static PtxRegister[] zeros(PtxKernel k) {
+  static PtxRegister[] zeros(PtxKernel k) {
     PtxRegister[] r = k.registers(F32, 4);
     for (PtxRegister x : r) {
       k.assign(x, 0);
@@ -642,27 +124,46 @@ final class Products {
     return r;
   }
 
-  private static void chunk(
+  /**
+   * Adds the products of a chunk to the sums.
+   *
+   * @param mine the lane's fragments of the row of its column
+   * @param pairRow the parts of the row of the first of the two columns whose sums the lane has
+   * @param second bytes from there to those of the second one
+   */
+  static void chunk(
       PtxKernel k,
       Tile tile,
       Tile.Words words,
       PtxRegister chunk,
+      Parts parts,
       PtxRegister mine,
-      PtxRegister[] rowSums,
+      PtxRegister pairRow,
+      int second,
       PtxRegister[] acc) {
     PackedMatrix m = tile.m;
     PtxRegister at = k.address(mine, chunk, 512);
-    PtxRegister[][] sums = new PtxRegister[2][];
-    for (int e = 0; e < 2 && m.hasOffsets(); e++) {
-      PtxRegister a = k.address(rowSums[e], chunk, 16);
-      sums[e] = k.loadVector(GLOBAL, F32, 4, a, sumsAt(m.cols()));
-    }
+    PtxRegister[][] sums = new PtxRegister[2][2];
+    PtxRegister[][] sizes = new PtxRegister[2][2];
     for (int j = 0; j < 4; j++) {
-      PtxRegister[] upper = k.loadVector(GLOBAL, U32, 4, at, 128L * j);
-      PtxRegister[] lower = k.loadVector(GLOBAL, U32, 4, at, 128L * j + 64);
-      PtxRegister[] s =
-          m.hasOffsets() ? new PtxRegister[] {sums[0][j], sums[1][j]} : new PtxRegister[2];
-      tile.multiply(tile.group(words, j, j), upper, lower, s, acc);
+      if (j > 0) {
+        // The assembler would load all groups first, into more registers than there are; loads that
+        // may be of written memory do not pass this.
+        k.warpBarrier();
+      }
+      for (int e = 0; e < 2 && j % 2 == 0 && parts.kind() == Parts.Kind.HALF; e++) {
+        PtxRegister a = k.address(pairRow, chunk, 16);
+        long offset = (long) e * second + 4L * j;
+        sizes[e] = k.loadVector("global", F32, 2, a, offset + parts.sizesAt());
+        if (m.hasOffsets()) {
+          sums[e] = k.loadVector("global", F32, 2, a, offset + parts.sumsAt());
+        }
+      }
+      PtxRegister[] upper = k.loadVector("global", U32, 4, at, 128L * j);
+      PtxRegister[] lower = k.loadVector("global", U32, 4, at, 128L * j + 64);
+      PtxRegister[] z = {sizes[0][j % 2], sizes[1][j % 2]};
+      PtxRegister[] s = {sums[0][j % 2], sums[1][j % 2]};
+      tile.multiply(tile.group(words, j, j), upper, lower, z, s, acc);
     }
   }
 
@@ -674,22 +175,28 @@ final class Products {
   /**
    * {@link #wideTiles} tiles by {@link #WIDE} rows per block: four warps down and two across, each
    * 16 or 32 by 32. Activations go through two stages of 64 columns in shared memory, filled in the
-   * background; weights go from memory to registers in the order in which they lie. Parameters as
-   * of {@link #skinny}; the parts have memory for a multiple of {@link #WIDE} rows.
+   * background; weights go from memory to registers in the order in which they lie. Parameters:
+   * control, matrix, parts, out, bias if any, residual if any; the parts have memory for a multiple
+   * of {@link #WIDE} rows.
+   *
+   * @param normed whether the rows have a factor
+   * @param add what happens to the result
    */
-  PtxKernel wide(PackedMatrix m, boolean bias, Optional<Gate> gate, Value.Rows rows) {
-    PtxKernel k = new PtxKernel(THREADS);
+  PtxKernel wide(Op.Linear op, boolean normed, Optional<Op.Add> add) {
+    PackedMatrix m = Fusion.packed(op).orElseThrow();
+    Value.Rows rows = op.in().rows();
+    PtxKernel k = new PtxKernel(THREADS).resident(1);
     PtxRegister block = k.parameter(U64);
     PtxRegister weights = k.parameter(U64);
     PtxRegister parts = k.parameter(U64);
     PtxRegister y = k.parameter(U64);
-    Optional<PtxRegister> biases = bias ? Optional.of(k.parameter(U64)) : Optional.empty();
+    Epilogue epilogue = new Epilogue(k, block, y, op, add);
     PtxRegister first = k.mul(k.special("ctaid.y"), WIDE);
     PtxRegister count = exitPast(k, block, first, rows);
     PtxRegister thread = k.special("tid.x");
     PtxRegister lane = k.and(thread, 31);
     PtxRegister warp = k.shr(thread, 5);
-    Optional<PtxRegister> table = table(k, m, thread);
+    Optional<PtxRegister> table = Tile.table(k, m, thread);
     int down = wideTiles(control.rows()) / 4;
     PtxRegister tile0 = k.fma(k.special("ctaid.x"), 4 * down, k.mul(k.shr(warp, 1), down));
     PtxRegister across = k.mul(k.and(warp, 1), 32);
@@ -703,7 +210,8 @@ final class Products {
     }
     PtxRegister g = k.shr(lane, 2);
     PtxRegister t = k.and(lane, 3);
-    int stride = splitBytes(m.cols());
+    Parts of = new Parts(m.cols(), Parts.Kind.of(m.type()));
+    int stride = of.bytes();
     PtxRegister stages = k.shared(2 * STAGE);
     PtxRegister copyRow = k.shr(thread, 4);
     PtxRegister copyPart = k.and(thread, 15);
@@ -760,7 +268,6 @@ final class Products {
             }
           }
         });
-    Epilogue epilogue = new Epilogue(k, block, y, biases, gate, rows, m.rows());
     k.when(
         active,
         () -> {
@@ -772,14 +279,15 @@ final class Products {
               k.when(
                   k.compare("lt", row, count),
                   () -> {
-                    long at = (8L * column + pair) * stride + scaleAt(m.cols());
-                    PtxRegister scale = k.load(GLOBAL, F32, pairRow, at);
+                    long at = (8L * column + pair) * stride + of.factorAt();
+                    Optional<PtxRegister> factor =
+                        normed ? Optional.of(k.load(GLOBAL, F32, pairRow, at)) : Optional.empty();
                     for (int i = 0; i < 2 * tiles.length; i++) {
                       PtxRegister o =
                           k.add(k.fma(tile0, PackedMatrix.TILE, g), 16 * (i / 2) + 8 * (i % 2));
                       PtxRegister total = totals[i / 2 * 4 + column][i % 2 * 2 + pair];
                       k.when(
-                          k.compare("lt", o, m.rows()), () -> epilogue.put(total, scale, o, row));
+                          k.compare("lt", o, m.rows()), () -> epilogue.put(total, factor, o, row));
                     }
                   });
             }
@@ -802,18 +310,23 @@ final class Products {
       PtxRegister pairRow,
       PtxRegister[][] acc) {
     PackedMatrix m = tiles[0].m;
-    int stride = splitBytes(m.cols());
+    Parts of = new Parts(m.cols(), Parts.Kind.of(m.type()));
+    int stride = of.bytes();
     Tile.Words[] words = new Tile.Words[tiles.length];
     for (int d = 0; d < tiles.length; d++) {
       words[d] = tiles[d].load(chunk, 2 * sub, 2);
     }
-    PtxRegister[][][] sums = new PtxRegister[4][2][];
-    if (m.hasOffsets()) {
+    PtxRegister[][][] sums = new PtxRegister[4][2][2];
+    PtxRegister[][][] sizes = new PtxRegister[4][2][2];
+    if (of.kind() == Parts.Kind.HALF) {
       PtxRegister at = k.address(pairRow, chunk, 16);
       for (int n = 0; n < 4; n++) {
         for (int e = 0; e < 2; e++) {
-          long offset = (8L * n + e) * stride + sumsAt(m.cols()) + 8L * sub;
-          sums[n][e] = k.loadVector(GLOBAL, F32, 2, at, offset);
+          long offset = (8L * n + e) * stride + 8L * sub;
+          sizes[n][e] = k.loadVector(GLOBAL, F32, 2, at, offset + of.sizesAt());
+          if (m.hasOffsets()) {
+            sums[n][e] = k.loadVector(GLOBAL, F32, 2, at, offset + of.sumsAt());
+          }
         }
       }
     }
@@ -826,10 +339,10 @@ final class Products {
         long at = (long) sub * STAGE + 8L * n * STAGE_ROW + 128L * i;
         PtxRegister[] upper = k.loadVector("shared", U32, 4, read, at);
         PtxRegister[] lower = k.loadVector("shared", U32, 4, read, at + 64);
-        PtxRegister[] s =
-            m.hasOffsets() ? new PtxRegister[] {sums[n][0][i], sums[n][1][i]} : new PtxRegister[2];
+        PtxRegister[] z = {sizes[n][0][i], sizes[n][1][i]};
+        PtxRegister[] s = {sums[n][0][i], sums[n][1][i]};
         for (int d = 0; d < tiles.length; d++) {
-          tiles[d].multiply(groups[d], upper, lower, s, acc[4 * d + n]);
+          tiles[d].multiply(groups[d], upper, lower, z, s, acc[4 * d + n]);
         }
       }
     }

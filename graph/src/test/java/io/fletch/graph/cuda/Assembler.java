@@ -6,6 +6,7 @@ import java.io.File;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -57,12 +58,15 @@ final class Assembler {
       int code = e.getValue().waitFor();
       String output = Files.readString(folder.resolve(e.getKey() + ".log"));
       assertEquals(0, code, e.getKey() + ": " + output);
-      List<String> spills =
-          output
-              .lines()
-              .filter(l ->
-                  l.contains("spill") && !l.contains(" 0 bytes spill stores, 0 bytes spill loads"))
-              .toList();
+      List<String> spills = new ArrayList<>();
+      String function = "";
+      for (String line : output.lines().toList()) {
+        function = line.contains("Compiling entry function") ? line : function;
+        if (line.contains("spill")
+            && !line.contains(" 0 bytes spill stores, 0 bytes spill loads")) {
+          spills.add(function + ": " + line);
+        }
+      }
       assertEquals(List.of(), spills, e.getKey());
       outputs.put(e.getKey(), output);
     }

@@ -63,7 +63,10 @@ class EmitterTest {
       for (KvCache.Type t : KvCache.Type.values()) {
         int n = t == KvCache.Type.Q8_0 ? 64 : 40;
         AttentionSpec spec = new AttentionSpec(0, 4, 2, n, n, 0.1f, 50, 7);
-        all.add(e.attention(spec, t, 1, 640, GATE, r));
+        all.add(e.attention(spec, t, 1, 640, GATE, r, Optional.empty()));
+        Parts parts = new Parts(4 * 64, Parts.Kind.HALF);
+        AttentionSpec whole = new AttentionSpec(0, 4, 2, 64, 64, 0.1f, 0, 0);
+        all.add(e.attention(whole, t, 1, 640, GATE, r, Optional.of(parts)));
       }
     }
     for (KvCache.Type t : KvCache.Type.values()) {

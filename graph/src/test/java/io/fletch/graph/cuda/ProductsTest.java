@@ -3,9 +3,18 @@ package io.fletch.graph.cuda;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.ffm.ptx.PtxKernel;
+import io.fletch.graph.Activation;
+import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Gate;
+import io.fletch.graph.Graph;
+import io.fletch.graph.KvCache;
 import io.fletch.graph.Op;
+import io.fletch.graph.RopeSpec;
+import io.fletch.graph.TestGraphs;
+import io.fletch.graph.Value;
 import io.fletch.graph.Value.Rows;
+import io.fletch.quant.LinearOp;
+import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorType;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -29,15 +38,113 @@ class ProductsTest {
     return Arrays.stream(TensorType.values()).filter(PackedMatrix::takes).toList();
   }
 
+  /** Addresses do not matter. */
+  private static final FewRows.Addresses NOWHERE =
+      new FewRows.Addresses() {
+        @Override
+        public long of(Value value) {
+          return 0;
+        }
+
+        @Override
+        public long weights(Object source) {
+          return 0;
+        }
+
+        @Override
+        public long parts(Fusion.Source source) {
+          return 0;
+        }
+
+        @Override
+        public int keysBefore(KvCache.Type type, int layer) {
+          return 640;
+        }
+      };
+
+  /** A layer of a Llama of 4096 elements with every second matrix of another type. */
+  private static Graph layer(TestGraphs graphs, TensorType t, TensorType other) {
+    Graph.Builder g = Graph.builder("layer");
+    int n = 4096;
+    Optional<Tensor> none = Optional.empty();
+    Optional<Gate> gate = Optional.of(new Gate(0, Gate.Unit.ATTENTION));
+    RopeSpec rope =
+        new RopeSpec(
+            t.ordinal() % 2 == 0 ? RopeSpec.Style.NORM : RopeSpec.Style.NEOX, new float[64], 1);
+    Value x = g.embedding("x", empty(graphs, "e", t, 64, n), 1);
+    Value h = g.rmsNorm("n", x, graphs.norm("n", n), 1e-5f, 1, 1);
+    Value q = g.linear("q", h, matrix(graphs, "q", t, n, n), none, gate);
+    Value k = g.linear("k", h, matrix(graphs, "k", t, 1024, n), none, Optional.empty());
+    Value v = g.linear("v", h, matrix(graphs, "v", other, 1024, n), none, Optional.empty());
+    q = g.rope("qr", q, rope, 32, 128);
+    k = g.rope("kr", k, rope, 8, 128);
+    AttentionSpec spec = new AttentionSpec(0, 32, 8, 128, 128, 0.1f, 0, 0);
+    Value a = g.attention("a", spec, q, k, v, gate);
+    Value o = g.linear("o", a, matrix(graphs, "o", other, n, n), none, gate);
+    x = g.add("s", x, o, 1, gate);
+    h = g.rmsNorm("n2", x, graphs.norm("n2", n), 1e-5f, 1, 1);
+    Value u = g.linear("u", h, matrix(graphs, "u", t, 14336, n), none, GATE);
+    Value f = g.linear("f", h, matrix(graphs, "f", t, 14336, n), none, GATE);
+    Value act = g.activate("act", Activation.SILU, Optional.of(f), u, GATE);
+    Value d = g.linear("d", act, matrix(graphs, "d", other, n, 14336), none, GATE);
+    x = g.add("s2", x, d, 1, GATE);
+    h = g.rmsNorm("n3", g.selectRows("l", x), graphs.norm("n3", n), 1e-5f, 1, 1);
+    return g.build(g.linear("logits", h, matrix(graphs, "w", t, 64, n), none, Optional.empty()));
+  }
+
+  private static LinearOp matrix(TestGraphs graphs, String name, TensorType t, int rows, int cols) {
+    return LinearOp.dense(empty(graphs, name, t, rows, cols));
+  }
+
+  private static Tensor empty(TestGraphs graphs, String name, TensorType t, int rows, int cols) {
+    return graphs.store().allocate(name, t, rows, cols);
+  }
+
+  private static PtxKernel few(Fusion.Product p, int rows, KvCache.Type kv) {
+    Control c = new Control(rows, 2, 4, 0, 0);
+    return new FewRows(c, new Emitter(c), NOWHERE, kv).product(p).kernel();
+  }
+
+  private static PtxKernel wide(Fusion.Product p, int rows) {
+    Fusion.Branch b = p.branches().getFirst();
+    Optional<Op.Add> add =
+        b.tail() instanceof Fusion.Residual r ? Optional.of(r.add()) : Optional.empty();
+    return new Products(new Control(rows, 2, 4, 0, 0))
+        .wide(b.linear(), p.source().norm().isPresent(), add);
+  }
+
   private static Map<String, PtxKernel> kernels(TensorType t) {
-    PackedMatrix m = PackedMatrix.of(t, 4096, 4096);
     Map<String, PtxKernel> all = new LinkedHashMap<>();
-    Products one = new Products(new Control(1, 2, 4, 0, 0));
-    all.put("skinny", one.skinny(m, true, GATE, Rows.BATCH));
-    all.put("wide_64", new Products(new Control(64, 2, 4, 0, 0)).wide(m, true, GATE, Rows.LOGITS));
-    all.put("wide", new Products(new Control(512, 2, 4, 0, 0)).wide(m, false, GATE, Rows.BATCH));
+    PackedMatrix m = PackedMatrix.of(t, 4096, 4096);
     for (Op.Embedding.Index index : Op.Embedding.Index.values()) {
-      all.put("embedding_" + index, one.embedding(m, index, 2));
+      PtxKernel k = new Products(new Control(1, 2, 4, 0, 0)).embedding(m, index, 2);
+      all.put("embedding_" + index, k);
+    }
+    TensorType other =
+        Parts.Kind.of(t) == Parts.Kind.BFLOAT || t == TensorType.Q6_K ? t : TensorType.Q6_K;
+    try (TestGraphs graphs = new TestGraphs(1)) {
+      for (Fusion.Node node : Fusion.of(layer(graphs, t, other))) {
+        if (!(node instanceof Fusion.Product p)) {
+          continue;
+        }
+        String name = p.branches().getFirst().linear().out().name();
+        switch (name) {
+          case "q" -> {
+            all.put("qkv_1", few(p, 1, KvCache.Type.F16));
+            if (t == TensorType.Q8_0 || t == TensorType.Q4_K) {
+              all.put("qkv_8_Q8_0", few(p, 8, KvCache.Type.Q8_0));
+              all.put("qkv_8_F32", few(p, 8, KvCache.Type.F32));
+            }
+          }
+          case "f" -> all.put("gate_up_8", few(p, 8, KvCache.Type.F16));
+          case "o" -> {
+            all.put("residual_1", few(p, 1, KvCache.Type.F16));
+            all.put("wide_64", wide(p, 64));
+          }
+          case "logits" -> all.put("wide", wide(p, 512));
+          default -> {}
+        }
+      }
     }
     return all;
   }
@@ -58,9 +165,16 @@ class ProductsTest {
     for (TensorType t : types()) {
       kernels(t).forEach((name, k) -> text.append(k.text(name + "_" + t)));
     }
-    Products p = new Products(new Control(8, 2, 4, 0, 0));
-    text.append(p.split(4096, "f16", Rows.BATCH).text("split_f16"));
-    text.append(p.split(4096, "bf16", Rows.LOGITS).text("split_bf16"));
+    for (Rows rows : Rows.values()) {
+      for (Parts.Kind kind : Parts.Kind.values()) {
+        Parts p = new Parts(4096, kind);
+        String name = kind + "_" + rows;
+        Control c = new Control(8, 2, 4, 0, 0);
+        text.append(p.prepare(c, Optional.empty(), rows).text("prepare_" + name));
+        Parts.Norm norm = new Parts.Norm(1e-5f, 2);
+        text.append(p.prepare(c, Optional.of(norm), rows).text("prepare_norm_" + name));
+      }
+    }
     Assembler.assemble(text.toString(), folder).forEach(ProductsTest::report);
   }
 

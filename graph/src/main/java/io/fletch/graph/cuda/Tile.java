@@ -1,0 +1,314 @@
+package io.fletch.graph.cuda;
+
+import static io.fletch.ffm.ptx.PtxType.F32;
+import static io.fletch.ffm.ptx.PtxType.S32;
+import static io.fletch.ffm.ptx.PtxType.U32;
+import static io.fletch.ffm.ptx.PtxType.U64;
+
+import io.fletch.ffm.ptx.PtxKernel;
+import io.fletch.ffm.ptx.PtxRegister;
+import java.util.Optional;
+import java.util.stream.Stream;
+
+/**
+ * The lanes' view of one tile of a packed matrix: loads its chunks, turns codes into fragments,
+ * multiplies them. {@link #move} makes it the view of another tile.
+ */
+final class Tile {
+  final PtxKernel k;
+  final PackedMatrix m;
+  final PtxRegister lane;
+  final PtxRegister base;
+  final Optional<PtxRegister> table;
+  final Optional<PtxRegister> policy;
+  final PtxRegister nothing;
+  final PtxRegister magic;
+  final PtxRegister minus;
+  final PtxRegister sixteenth;
+  final PtxRegister minusShifted;
+
+  /** Registers with a chunk's words: [row half][word]. */
+  record Words(
+      PtxRegister[][] low, PtxRegister[][] high, PtxRegister[][] scales, PtxRegister[] supers) {
+    PtxRegister[] all() {
+      return Stream.of(
+              Stream.of(low).flatMap(Stream::of),
+              Stream.of(high).flatMap(Stream::of),
+              Stream.of(scales).flatMap(Stream::of),
+              Stream.of(supers))
+          .flatMap(s -> s)
+          .toArray(PtxRegister[]::new);
+    }
+  }
+
+  Tile(
+      PtxKernel k,
+      PackedMatrix m,
+      PtxRegister tile,
+      PtxRegister lane,
+      Optional<PtxRegister> table,
+      Optional<PtxRegister> policy) {
+    this.k = k;
+    this.m = m;
+    this.lane = lane;
+    this.table = table;
+    this.policy = policy;
+    base = k.register(U64);
+    move(tile);
+    nothing = k.constant(F32, 0);
+    magic = k.constant(U32, 0x64646464);
+    minus = half2(-1024 - m.zero());
+    sixteenth = half2(1 / 16f);
+    minusShifted = half2(-64 - m.zero());
+  }
+
+  /** Loads come from another tile of the matrix, or of one of the same form, from now on. */
+  void move(PtxRegister tile) {
+    k.assign(base, tile);
+  }
+
+  private PtxRegister[] vector(int n, PtxRegister at, long offset) {
+    if (policy.isPresent()) {
+      return k.loadVector(n, at, offset, policy.get());
+    }
+    return k.loadVector(Products.GLOBAL, U32, n, at, offset);
+  }
+
+  /** Loads the codes of {@code n} groups (2 or 4) from {@code from} on, and all scales. */
+  Words load(PtxRegister chunk, int from, int n) {
+    PtxRegister at = k.address(k.address(base, lane, 16), chunk, m.lowBytes());
+    PtxRegister[][] low = new PtxRegister[2][];
+    PtxRegister[][] highs = {{}, {}};
+    PtxRegister[][] s = {{}, {}};
+    PtxRegister[] sup = {};
+    for (int h = 0; h < 2; h++) {
+      low[h] =
+          switch (m.lowBits()) {
+            case 4 -> vector(n, at, 512L * h + 4L * from);
+            case 8 -> join(n / 2, h * 2 + from / 2, at);
+            default -> join(n, h * 4 + from, at);
+          };
+    }
+    if (m.bits() == 5 || m.bits() == 6) {
+      PtxRegister a = k.address(k.address(base, lane, 4 * (m.bits() - 4)), chunk, m.highBytes());
+      for (int h = 0; h < 2; h++) {
+        highs[h] =
+            m.bits() == 5
+                ? new PtxRegister[] {k.load(Products.GLOBAL, U32, a, m.highAt() + 128L * h)}
+                : k.loadVector(Products.GLOBAL, U32, 2, a, m.highAt() + 256L * h);
+      }
+    }
+    if (m.scales() != PackedMatrix.Scales.NONE) {
+      PtxRegister g = k.shr(lane, 2);
+      PtxRegister a = k.address(k.address(base, g, m.scales().rowBytes), chunk, m.scaleBytes());
+      int bytes = m.scales().rowBytes;
+      for (int h = 0; h < 2; h++) {
+        long offset = m.scalesAt() + 8L * h * bytes;
+        s[h] =
+            bytes == 4
+                ? new PtxRegister[] {k.load(Products.GLOBAL, U32, a, offset)}
+                : k.loadVector(Products.GLOBAL, U32, bytes / 4, a, offset);
+      }
+      if (m.scales().superBlocks) {
+        PtxRegister b = k.address(k.address(base, g, 4), k.shr(chunk, 1), 64);
+        sup =
+            new PtxRegister[] {
+              k.load(Products.GLOBAL, U32, b, m.supersAt()),
+              k.load(Products.GLOBAL, U32, b, m.supersAt() + 32L)
+            };
+      }
+    }
+    return new Words(low, highs, s, sup);
+  }
+
+  private PtxRegister[] join(int n, int firstUnit, PtxRegister at) {
+    PtxRegister[] all = new PtxRegister[4 * n];
+    for (int u = 0; u < n; u++) {
+      System.arraycopy(vector(4, at, 512L * (firstUnit + u)), 0, all, 4 * u, 4);
+    }
+    return all;
+  }
+
+  /**
+   * The fragments of a group for its two products.
+   *
+   * @param i the group's number among those loaded
+   * @param j its number in the chunk
+   */
+  PtxRegister[][] fragments(Words w, int i, int j) {
+    PtxRegister[][] a = new PtxRegister[2][4];
+    for (int h = 0; h < 2; h++) {
+      for (int p = 0; p < 4; p++) {
+        a[p / 2][p % 2 * 2 + h] = pair(w, h, i, j, p);
+      }
+    }
+    return a;
+  }
+
+  private PtxRegister half2(float v) {
+    int bits = Float.floatToFloat16(v) & 0xffff;
+    return k.constant(U32, (bits | (long) bits << 16) & 0xffffffffL);
+  }
+
+  private PtxRegister pair(Words w, int h, int i, int j, int p) {
+    if (m.bits() == 16) {
+      return w.low[h][4 * i + p];
+    }
+    if (m.bits() == 8) {
+      // 0x64xx is 1024 + xx as a half.
+      PtxRegister word = w.low[h][2 * i + p / 2];
+      PtxRegister v = k.permute(word, magic, p % 2 == 0 ? 0x4140 : 0x4342);
+      return k.addHalves(v, minus);
+    }
+    PtxRegister word = w.low[h][i];
+    if (m.hasTable()) {
+      PtxRegister index = p == 0 ? k.shl(word, 2) : k.shr(word, 8 * p - 2);
+      PtxRegister at = k.add(table.orElseThrow(), k.and(index, 0x3fc));
+      return k.load("shared", U32, at, 0);
+    }
+    // Pairs 1 and 3 stay 4 bits higher and are 16 times as large.
+    boolean shifted = p % 2 == 1;
+    int up = shifted ? 4 : 0;
+    PtxRegister v = k.maskOr(p < 2 ? word : k.shr(word, 8), 0x000f000f << up, 0x64006400);
+    if (m.bits() > 4) {
+      int place = m.bits() == 5 ? 4 * j + p : j % 2 * 8 + 2 * p;
+      PtxRegister bits = w.high[h][m.bits() == 5 ? 0 : j / 2];
+      int distance = place - 4 - up;
+      if (distance != 0) {
+        bits = distance > 0 ? k.shr(bits, distance) : k.shl(bits, -distance);
+      }
+      long mask = (m.bits() == 5 ? 0x00100010L : 0x00300030L) << up;
+      v = k.logic(bits, mask, v, 0xea);
+    }
+    return shifted ? k.fmaHalves("f16x2", v, sixteenth, minusShifted) : k.addHalves(v, minus);
+  }
+
+  private PtxRegister half(PtxRegister bits) {
+    return k.convert("", F32, "f32", bits, "f16");
+  }
+
+  private PtxRegister signed(PtxRegister word, int index) {
+    PtxRegister top = index == 3 ? word : k.shl(word, 24 - 8 * index);
+    return k.convert(".rn", F32, "f32", k.shr(k.bits(S32, top), 24), "s32");
+  }
+
+  private PtxRegister unsigned(PtxRegister word, int index) {
+    PtxRegister low = index == 0 ? word : k.shr(word, 8 * index);
+    return k.convert(".rn", F32, "f32", k.and(low, 255), "u32");
+  }
+
+  /** Factor of product {@code s} of a group in rows g and g + 8. */
+  PtxRegister factor(Words w, int h, int j, int s) {
+    PtxRegister[] words = w.scales[h];
+    return switch (m.scales()) {
+      case HALF -> half(k.halves(words[j / 2])[j % 2]);
+      case BFLOAT -> k.bfloat(k.halves(words[j / 2])[j % 2]);
+      case HALF_OFFSET -> half(k.halves(words[j])[0]);
+      case BYTE_OFFSET -> k.mul(half(k.halves(w.supers[h])[0]), unsigned(words[0], j));
+      case HALF_GROUPS -> k.mul(k.bits(F32, w.supers[h]), signed(words[j / 2], j % 2 * 2 + s));
+      case BYTES -> k.mul(k.bits(F32, w.supers[h]), signed(words[0], j));
+      case NONE -> throw new IllegalStateException("no scales");
+    };
+  }
+
+  PtxRegister offset(Words w, int h, int j) {
+    PtxRegister[] words = w.scales[h];
+    return m.scales() == PackedMatrix.Scales.HALF_OFFSET
+        ? half(k.halves(words[j])[1])
+        : k.mul(half(k.halves(w.supers[h])[1]), unsigned(words[1], j));
+  }
+
+  /** What a group of a tile has: fragments and, per row half, factors and offset. */
+  record Group(PtxRegister[][] a, PtxRegister[][] factors, PtxRegister[] offsets) {}
+
+  Group group(Words w, int i, int j) {
+    PtxRegister[][] factors = new PtxRegister[2][2];
+    PtxRegister[] offsets = new PtxRegister[2];
+    if (m.scales() != PackedMatrix.Scales.NONE) {
+      for (int h = 0; h < 2; h++) {
+        factors[h][0] = factor(w, h, j, 0);
+        factors[h][1] = halfGroups() ? factor(w, h, j, 1) : factors[h][0];
+        if (m.hasOffsets()) {
+          offsets[h] = offset(w, h, j);
+        }
+      }
+    }
+    return new Group(fragments(w, i, j), factors, offsets);
+  }
+
+  boolean halfGroups() {
+    return m.scales() == PackedMatrix.Scales.HALF_GROUPS;
+  }
+
+  /**
+   * Adds a group's products to the sums of 16 rows by 8 columns.
+   *
+   * @param sizes what the group's activations in the lane's two columns are multiples of; null for
+   *     bfloat16
+   * @param sums sums of these activations, for offsets
+   */
+  void multiply(
+      Group g,
+      PtxRegister[] upper,
+      PtxRegister[] lower,
+      PtxRegister[] sizes,
+      PtxRegister[] sums,
+      PtxRegister[] acc) {
+    Parts.Kind kind = Parts.Kind.of(m.type());
+    if (kind == Parts.Kind.BFLOAT) {
+      for (int s = 0; s < 2; s++) {
+        k.mma(kind.text, acc, g.a[s], two(upper, s), acc);
+        k.mma(kind.text, acc, g.a[s], two(lower, s), acc);
+      }
+      return;
+    }
+    boolean plain = m.scales() == PackedMatrix.Scales.NONE;
+    PtxRegister[] d = null;
+    for (int s = 0; s < 2; s++) {
+      PtxRegister[] c = d;
+      if (c == null) {
+        c = new PtxRegister[] {nothing, nothing, nothing, nothing};
+      }
+      d = k.registers(F32, 4);
+      k.mma(kind.text, d, g.a[s], two(upper, s), c);
+      k.mma(kind.text, d, g.a[s], two(lower, s), d);
+      if (s == 1 || halfGroups()) {
+        for (int i = 0; i < 4; i++) {
+          PtxRegister product = plain ? d[i] : k.mul(d[i], g.factors[i / 2][s]);
+          k.fmaInto(acc[i], product, sizes[i % 2], acc[i]);
+        }
+        d = null;
+      }
+    }
+    if (m.hasOffsets()) {
+      for (int i = 0; i < 4; i++) {
+        k.fmaInto(acc[i], sums[i % 2], g.offsets[i / 2], acc[i]);
+      }
+    }
+  }
+
+  private static PtxRegister[] two(PtxRegister[] b, int s) {
+    return new PtxRegister[] {b[2 * s], b[2 * s + 1]};
+  }
+
+  /** Both values that a byte of two codes stands for, as halves, in shared memory. */
+  static Optional<PtxRegister> table(PtxKernel k, PackedMatrix m, PtxRegister thread) {
+    if (!m.hasTable()) {
+      return Optional.empty();
+    }
+    PtxRegister shared = k.shared(4 * 256);
+    PtxRegister word = k.constant(U32, 0);
+    byte[] table = m.table();
+    for (int i = 0; i < 16; i++) {
+      int bits = Float.floatToFloat16(table[i]) & 0xffff;
+      PtxRegister low = k.compare("eq", k.and(thread, 15), i);
+      k.assign(word, k.logic(k.select(low, k.constant(U32, bits), 0), word, 0, 0xfc));
+      PtxRegister high = k.compare("eq", k.and(k.shr(thread, 4), 15), i);
+      PtxRegister upper = k.constant(U32, (long) bits << 16);
+      k.assign(word, k.logic(k.select(high, upper, 0), word, 0, 0xfc));
+    }
+    k.store("shared", U32, k.fma(thread, 4, shared), 0, word);
+    k.barrier();
+    return Optional.of(shared);
+  }
+}
