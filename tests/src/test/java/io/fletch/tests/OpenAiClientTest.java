@@ -1,9 +1,11 @@
 package io.fletch.tests;
 
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import io.fletch.Embedder;
 import io.fletch.Model;
 import io.fletch.ModelOptions;
 import io.fletch.sampling.SamplingOptions;
@@ -15,10 +17,17 @@ import io.github.sashirestela.openai.domain.chat.ChatMessage.SystemMessage;
 import io.github.sashirestela.openai.domain.chat.ChatMessage.UserMessage;
 import io.github.sashirestela.openai.domain.chat.ChatRequest;
 import io.github.sashirestela.openai.domain.completion.CompletionRequest;
+import io.github.sashirestela.openai.domain.embedding.Embedding;
+import io.github.sashirestela.openai.domain.embedding.EmbeddingBase64;
+import io.github.sashirestela.openai.domain.embedding.EmbeddingFloat;
 import io.github.sashirestela.openai.domain.embedding.EmbeddingRequest;
 import java.net.InetAddress;
 import java.net.InetSocketAddress;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.file.Path;
 import java.time.Duration;
+import java.util.Base64;
 import java.util.List;
 import java.util.Optional;
 import java.util.concurrent.CompletionException;
@@ -33,15 +42,20 @@ class OpenAiClientTest {
   private static final String ANSWER = "7+6=13\n5+8+1=14\n4+3+1=8\nAnswer: 843";
 
   private static Model model;
+  private static Embedder embedder;
   private static FletchServer server;
   private static SimpleOpenAI client;
 
   @BeforeAll
   static void start() {
     model = Model.demo("demo-small", ModelOptions.defaults().withThreads(1).withContextLength(256));
+    embedder =
+        Embedder.open(
+            Path.of("../runtime/src/test/resources/io/fletch/runtime/engine/embedders/qwen3.gguf"));
     server =
         FletchServer.start(
-            model,
+            Optional.of(model),
+            Optional.of(new FletchServer.Embeddings(embedder, "tiny-embedding")),
             new FletchServer.Options(
                 new InetSocketAddress(InetAddress.getLoopbackAddress(), 0),
                 "demo-small",
@@ -66,6 +80,7 @@ class OpenAiClientTest {
   @AfterAll
   static void stop() {
     server.close();
+    embedder.close();
     model.close();
   }
 
@@ -117,9 +132,46 @@ class OpenAiClientTest {
   }
 
   @Test
+  void embeds() {
+    List<String> texts = List.of("the quick brown fox", "hello, world");
+    Embedding<EmbeddingFloat> answer =
+        client
+            .embeddings()
+            .create(EmbeddingRequest.builder().model("tiny-embedding").input(texts).build())
+            .join();
+    assertEquals(2, answer.getData().size());
+    for (int i = 0; i < 2; i++) {
+      float[] expected = embedder.embed(texts.get(i));
+      List<Double> actual = answer.getData().get(i).getEmbedding();
+      assertEquals(expected.length, actual.size());
+      for (int d = 0; d < expected.length; d++) {
+        assertEquals(expected[d], actual.get(d), 1e-7);
+      }
+    }
+    int tokens = texts.stream().mapToInt(t -> embedder.tokens(t).length).sum();
+    assertEquals(tokens, answer.getUsage().getPromptTokens());
+    EmbeddingBase64 short64 =
+        client
+            .embeddings()
+            .createBase64(
+                EmbeddingRequest.builder()
+                    .model("tiny-embedding")
+                    .input(texts.getFirst())
+                    .dimensions(4)
+                    .build())
+            .join()
+            .getData()
+            .getFirst();
+    byte[] bytes = Base64.getDecoder().decode(short64.getEmbedding());
+    float[] vector = new float[4];
+    ByteBuffer.wrap(bytes).order(ByteOrder.LITTLE_ENDIAN).asFloatBuffer().get(vector);
+    assertArrayEquals(Embedder.shortened(embedder.embed(texts.getFirst()), 4), vector);
+  }
+
+  @Test
   void listsModels() {
     assertEquals(
-        List.of("demo-small"),
+        List.of("demo-small", "tiny-embedding"),
         client.models().getList().join().stream().map(m -> m.getId()).toList());
   }
 

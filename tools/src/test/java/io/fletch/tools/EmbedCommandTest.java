@@ -114,7 +114,10 @@ class EmbedCommandTest {
             new String[] {"embed", "-m", BERT, "--similarity", "--pooling", "none", "x", "y"},
             new String[] {"embed", "-m", BERT, "--pooling", "max", "x"},
             new String[] {"embed", "-m", BERT, "--file", "f", "x"},
-            new String[] {"embed", "-m", BERT, "--dimensions", "0", "x"})) {
+            new String[] {"embed", "-m", BERT, "--dimensions", "0", "x"},
+            new String[] {"serve", "-m", BERT, "--embedding-model", QWEN},
+            new String[] {"serve", "-m", BERT, "--small", "demo-small"},
+            new String[] {"serve", "-m", "demo-small", "--embedding-alias", "x"})) {
       assertEquals(2, Fletch.run(args).status(), String.join(" ", args));
     }
     Fletch.Outcome chat = Fletch.run("run", "-m", BERT, "hello");

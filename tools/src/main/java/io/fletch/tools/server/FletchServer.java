@@ -3,11 +3,13 @@ package io.fletch.tools.server;
 import com.sun.net.httpserver.Headers;
 import com.sun.net.httpserver.HttpExchange;
 import com.sun.net.httpserver.HttpServer;
+import io.fletch.Embedder;
 import io.fletch.FletchException;
 import io.fletch.Generation;
 import io.fletch.Generation.TokenLogprob;
 import io.fletch.GenerationOptions;
 import io.fletch.Model;
+import io.fletch.Pooling;
 import io.fletch.Routing;
 import io.fletch.Session;
 import io.fletch.SessionPool;
@@ -41,22 +43,26 @@ import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
 
 /**
- * An HTTP server for one model in the form of OpenAI's API: chat completions, completions, models,
- * with streaming, and a chat page, health and metrics. Every request has a virtual thread;
- * generations run in sessions, so those that run at once share forward passes.
+ * An HTTP server for a model that generates text, one that embeds texts, or both, in the form of
+ * OpenAI's API: chat completions, completions, embeddings, models, with streaming, and a chat page,
+ * health and metrics. Every request has a virtual thread; generations run in sessions, so those
+ * that run at once share forward passes, and so do texts that are embedded.
  *
- * <p>Bounds: {@link Options#parallel} generations at once, {@link Options#queue} requests that
- * wait, all others are refused with 429; {@link Options#maxBody} bytes per request; {@link
+ * <p>Bounds: {@link Options#parallel} answers at once, {@link Options#queue} requests that wait,
+ * all others are refused with 429; {@link Options#maxBody} bytes per request; {@link
  * Options#timeLimit} for waiting and generating. A stream whose client has gone is noticed at its
  * next write, which cancels its generation.
  *
  * <p>{@link #close()} lets running answers finish, up to {@link Options#drain}, then cancels them.
- * The model stays open: it is its opener's. Thread-safe.
+ * The models stay open: they are their opener's. Thread-safe.
  */
 public final class FletchServer implements AutoCloseable {
   private static final Logger LOG = System.getLogger("io.fletch.server");
   private static final int RESPONSE_SLACK_SECONDS = 60;
   private static final String JSON_TYPE = "application/json";
+
+  /** Texts of a request that are embedded before it looks at its time limit again. */
+  private static final int TEXTS_AT_ONCE = 32;
 
   static {
     // The JDK's server reads these once. Headers that trickle in hold a connection for so long, and
@@ -69,7 +75,7 @@ public final class FletchServer implements AutoCloseable {
    * How a server runs.
    *
    * @param address where it listens
-   * @param modelId name of the model in the API
+   * @param modelId name of the model that generates text in the API
    * @param sampling what requests start from
    * @param parallel most generations at once
    * @param queue most requests that wait for one
@@ -149,7 +155,27 @@ public final class FletchServer implements AutoCloseable {
     }
   }
 
+  /**
+   * A model for embeddings.
+   *
+   * @param embedder with a pooling other than {@code NONE}
+   * @param modelId its name in the API
+   */
+  public record Embeddings(Embedder embedder, String modelId) {
+    /** Checks the pooling. */
+    public Embeddings {
+      Objects.requireNonNull(modelId, "modelId");
+      if (embedder.info().pooling() == Pooling.NONE) {
+        throw new IllegalArgumentException(
+            "an embedding model whose pooling is NONE gives no vectors of texts: " + modelId);
+      }
+    }
+  }
+
+  /** Null if the server has none. */
   private final Model model;
+
+  private final Optional<Embeddings> embeddings;
   private final Options options;
   private final HttpServer http;
   private final ExecutorService threads = Executors.newVirtualThreadPerTaskExecutor();
@@ -157,7 +183,10 @@ public final class FletchServer implements AutoCloseable {
       Executors.newSingleThreadScheduledExecutor(
           Thread.ofPlatform().daemon().name("fletch-server-clock").factory());
   private final Metrics metrics = new Metrics();
+
+  /** Null without such a model. */
   private final SessionPool sessions;
+
   private final Semaphore slots;
   private final AtomicInteger inFlight = new AtomicInteger();
   private final Set<Generation> running = ConcurrentHashMap.newKeySet();
@@ -166,10 +195,19 @@ public final class FletchServer implements AutoCloseable {
   private final long created = System.currentTimeMillis() / 1000;
   private volatile boolean draining;
 
-  private FletchServer(Model model, Options options) throws IOException {
-    this.model = Objects.requireNonNull(model, "model");
+  private FletchServer(Optional<Model> model, Optional<Embeddings> embeddings, Options options)
+      throws IOException {
+    if (model.isEmpty() && embeddings.isEmpty()) {
+      throw new IllegalArgumentException("a server without a model");
+    }
+    if (model.isPresent()
+        && embeddings.filter(e -> e.modelId().equals(options.modelId())).isPresent()) {
+      throw new IllegalArgumentException("two models are called " + options.modelId());
+    }
+    this.model = model.orElse(null);
+    this.embeddings = embeddings;
     this.options = options;
-    sessions = new SessionPool(model, options.parallel());
+    sessions = model.map(m -> new SessionPool(m, options.parallel())).orElse(null);
     slots = new Semaphore(options.parallel(), true);
     try (InputStream in = FletchServer.class.getResourceAsStream("/META-INF/fletch/chat.html")) {
       page = Objects.requireNonNull(in, "chat.html").readAllBytes();
@@ -186,13 +224,24 @@ public final class FletchServer implements AutoCloseable {
   }
 
   /**
-   * Starts a server.
+   * Starts a server for a model that generates text.
    *
    * @throws UncheckedIOException if it cannot listen there
    */
   public static FletchServer start(Model model, Options options) {
+    return start(Optional.of(model), Optional.empty(), options);
+  }
+
+  /**
+   * Starts a server for a model that generates text, one for embeddings, or both.
+   *
+   * @throws IllegalArgumentException for none, or two of the same name
+   * @throws UncheckedIOException if it cannot listen there
+   */
+  public static FletchServer start(
+      Optional<Model> model, Optional<Embeddings> embeddings, Options options) {
     try {
-      FletchServer server = new FletchServer(model, options);
+      FletchServer server = new FletchServer(model, embeddings, options);
       server.http.start();
       return server;
     } catch (IOException e) {
@@ -383,12 +432,20 @@ public final class FletchServer implements AutoCloseable {
         exchange,
         200,
         "text/plain; version=0.0.4; charset=utf-8",
-        metrics.text(sessions.open()).getBytes(StandardCharsets.UTF_8));
+        metrics.text(sessions == null ? 0 : sessions.open()).getBytes(StandardCharsets.UTF_8));
   }
 
-  private Map<String, Object> description() {
-    return Map.of(
-        "id", options.modelId(), "object", "model", "created", created, "owned_by", "fletch");
+  private Map<String, Object> description(String id) {
+    return Map.of("id", id, "object", "model", "created", created, "owned_by", "fletch");
+  }
+
+  private List<String> names() {
+    List<String> names = new ArrayList<>();
+    if (model != null) {
+      names.add(options.modelId());
+    }
+    embeddings.ifPresent(e -> names.add(e.modelId()));
+    return names;
   }
 
   private void models(HttpExchange exchange) throws IOException {
@@ -396,21 +453,23 @@ public final class FletchServer implements AutoCloseable {
         exchange,
         200,
         JSON_TYPE,
-        Wire.bytes(Map.of("object", "list", "data", List.of(description()))));
+        Wire.bytes(
+            Map.of("object", "list", "data", names().stream().map(this::description).toList())));
   }
 
   private void model(HttpExchange exchange) throws IOException {
-    checkModel(exchange.getRequestURI().getPath().substring("/v1/models/".length()));
-    send(exchange, 200, JSON_TYPE, Wire.bytes(description()));
+    String name = exchange.getRequestURI().getPath().substring("/v1/models/".length());
+    checkModel(name);
+    send(exchange, 200, JSON_TYPE, Wire.bytes(description(name)));
   }
 
   private void checkModel(String name) {
-    if (!name.equals(options.modelId())) {
+    if (!names().contains(name)) {
       throw ApiException.of(
           404,
           "model_not_found",
           "model: expected="
-              + options.modelId()
+              + String.join(" or ", names())
               + " actual="
               + (name.length() > 200 ? "a text of " + name.length() + " characters" : name));
     }
@@ -418,11 +477,39 @@ public final class FletchServer implements AutoCloseable {
 
   private void embeddings(HttpExchange exchange) throws IOException {
     Wire body = Wire.parse(body(exchange));
-    checkModel(body.text("model", options.modelId()));
-    throw ApiException.of(
-        400,
-        "not_an_embedding_model",
-        "model " + options.modelId() + " generates text: it is not an embedding model");
+    String name = body.text("model", embeddings.map(Embeddings::modelId).orElse(options.modelId()));
+    checkModel(name);
+    if (embeddings.filter(e -> e.modelId().equals(name)).isEmpty()) {
+      throw ApiException.of(
+          400,
+          "not_an_embedding_model",
+          "model " + name + " generates text: it is not an embedding model");
+    }
+    Embedder embedder = embeddings.get().embedder();
+    EmbeddingRequest request = EmbeddingRequest.of(body, embedder);
+    long deadline = System.nanoTime() + options.timeLimit().toNanos();
+    acquire(deadline);
+    try {
+      metrics.active.incrementAndGet();
+      List<float[]> vectors = new ArrayList<>();
+      int n = request.inputs().size();
+      while (vectors.size() < n) {
+        if (System.nanoTime() - deadline >= 0 || Thread.currentThread().isInterrupted()) {
+          metrics.cancelled.increment();
+          throw ApiException.of(
+              503, "timeout", "embedded " + vectors.size() + " of " + n + " within the time limit");
+        }
+        int to = Math.min(n, vectors.size() + TEXTS_AT_ONCE);
+        List<int[]> some = request.inputs().subList(vectors.size(), to);
+        vectors.addAll(embedder.embedTokens(some));
+        metrics.promptTokens.add(some.stream().mapToInt(ids -> ids.length).sum());
+        metrics.embeddings.add(some.size());
+      }
+      send(exchange, 200, JSON_TYPE, Wire.bytes(request.answer(name, vectors)));
+    } finally {
+      metrics.active.decrementAndGet();
+      slots.release();
+    }
   }
 
   private byte[] body(HttpExchange exchange) throws IOException {
@@ -443,7 +530,14 @@ public final class FletchServer implements AutoCloseable {
 
   private void complete(HttpExchange exchange, boolean chat) throws IOException {
     Wire body = Wire.parse(body(exchange));
-    checkModel(body.text("model", options.modelId()));
+    String name = body.text("model", names().getFirst());
+    checkModel(name);
+    if (model == null || !name.equals(options.modelId())) {
+      throw ApiException.of(
+          400,
+          "not_a_text_model",
+          "model " + name + " is an embedding model: it does not generate text");
+    }
     Request request =
         chat
             ? Request.chat(body, model, options.sampling())
@@ -654,7 +748,9 @@ public final class FletchServer implements AutoCloseable {
     } catch (InterruptedException _) {
       Thread.currentThread().interrupt();
     }
-    sessions.close();
+    if (sessions != null) {
+      sessions.close();
+    }
   }
 
   private static void pause() {

@@ -9,6 +9,7 @@ import java.util.concurrent.atomic.LongAdder;
 /** Counters of the server, in the text format of Prometheus. Thread-safe. */
 final class Metrics {
   final LongAdder promptTokens = new LongAdder();
+  final LongAdder embeddings = new LongAdder();
   final LongAdder reusedTokens = new LongAdder();
   final LongAdder completionTokens = new LongAdder();
   final LongAdder routedTokens = new LongAdder();
@@ -34,9 +35,15 @@ final class Metrics {
     StringBuilder out = new StringBuilder();
     head(out, "fletch_requests_total", "counter", "Requests answered");
     new TreeMap<>(requests)
-        .forEach((labels, n) ->
-            out.append("fletch_requests_total").append(labels).append(' ').append(n).append('\n'));
+        .forEach(
+            (labels, n) ->
+                out.append("fletch_requests_total")
+                    .append(labels)
+                    .append(' ')
+                    .append(n)
+                    .append('\n'));
     one(out, "fletch_prompt_tokens_total", "counter", "Tokens of prompts", promptTokens.sum());
+    one(out, "fletch_embeddings_total", "counter", "Texts embedded", embeddings.sum());
     one(
         out,
         "fletch_reused_tokens_total",
