@@ -5,6 +5,7 @@ import io.fletch.quant.GgufWriter;
 import io.fletch.quant.LinearOp;
 import io.fletch.quant.LinearOpTensors;
 import io.fletch.quant.SafetensorsWriter;
+import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorCopy;
 import io.fletch.quant.TensorSource;
 import io.fletch.quant.TensorStore;
@@ -22,6 +23,7 @@ import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.concurrent.atomic.AtomicInteger;
@@ -104,11 +106,16 @@ final class ModelOutput {
 
   /** Adds a matrix in the form that is asked for, unless an earlier run made it. */
   void add(TensorCopy matrix, SparseRequest request, TensorType dense) {
-    String part = "encoding " + matrix.name();
+    add(matrix.name(), store -> request.encode(matrix, dense, store));
+  }
+
+  /** Adds a matrix in the form that is made of it, unless an earlier run made it. */
+  void add(String matrix, Function<TensorStore, LinearOp> form) {
+    String part = "encoding " + matrix;
     if (!workspace.has(part)) {
       try (TensorStore store = TensorStore.create()) {
-        LinearOp op = request.encode(matrix, dense, store);
-        String stem = matrix.name().substring(0, matrix.name().lastIndexOf('.'));
+        LinearOp op = form.apply(store);
+        String stem = stem(matrix);
         List<Object> names = new ArrayList<>();
         LinearOpTensors.of(op, stem)
             .forEach(
@@ -124,15 +131,37 @@ final class ModelOutput {
       }
     }
     Map<String, Object> made = Json.object(workspace.bytes(part));
+    parts(made).forEach(item -> items.put(item.name(), item));
+    kinds.merge((String) made.get("kind"), 1, Integer::sum);
+    done.incrementAndGet();
+  }
+
+  private static String stem(String matrix) {
+    return matrix.substring(0, matrix.lastIndexOf('.'));
+  }
+
+  private static List<Item> parts(Map<String, Object> made) {
+    List<Item> all = new ArrayList<>();
     for (Object entry : (List<?>) made.get("tensors")) {
       List<?> t = (List<?>) entry;
       long[] shape =
           ((List<?>) t.get(2)).stream().mapToLong(d -> ((Number) d).longValue()).toArray();
-      String name = (String) t.get(0);
-      items.put(name, new Item(name, TensorType.valueOf((String) t.get(1)), shape));
+      all.add(new Item((String) t.get(0), TensorType.valueOf((String) t.get(1)), shape));
     }
-    kinds.merge((String) made.get("kind"), 1, Integer::sum);
-    done.incrementAndGet();
+    return all;
+  }
+
+  /** A matrix as it was added in a form. */
+  LinearOp made(String matrix, long in, TensorStore store) {
+    Map<String, Tensor> tensors = new LinkedHashMap<>();
+    for (Item i : parts(Json.object(workspace.bytes("encoding " + matrix)))) {
+      Tensor t = store.allocate(i.name(), i.type(), i.shape());
+      MemorySegment bytes = MemorySegment.ofArray(workspace.bytes("tensor " + i.name()));
+      MemorySegment.copy(bytes, 0, t.segment(), 0, t.bytes());
+      tensors.put(i.name(), t);
+    }
+    return LinearOpTensors.find(n -> Optional.ofNullable(tensors.get(n)), stem(matrix), in)
+        .orElseThrow();
   }
 
   /** Matrices that were added in a form of their choice, by kind. */

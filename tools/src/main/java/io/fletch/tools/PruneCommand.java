@@ -33,7 +33,8 @@ final class PruneCommand implements Command {
     WANDA,
     SPARSEGPT,
     DSNOT,
-    FLAP
+    FLAP,
+    LOWRANK
   }
 
   /** Ways to spread sparsity over layers. */
@@ -67,7 +68,7 @@ final class PruneCommand implements Command {
     return """
     Removes weights of the matrices of all layers: single ones become zeros, which
     quantize and the sparse encodings keep; flap removes whole heads and neurons instead,
-    so that matrices become smaller. Layers are pruned one after the other, each seeing
+    so that matrices become smaller, and lowrank makes two factors of each. Layers are pruned one after the other, each seeing
     what the pruned ones before it give.\
     """;
   }
@@ -78,7 +79,9 @@ final class PruneCommand implements Command {
         new ArrayList<>(
             List.of(
                 Command.value(
-                    "method", "M", "magnitude, wanda, sparsegpt, dsnot or flap (default: wanda)"),
+                    "method",
+                    "M",
+                    "magnitude, wanda, sparsegpt, dsnot, flap or lowrank (default: wanda)"),
                 Command.value("sparsity", "S", "share of weights that goes (default: 0.5)"),
                 Command.value(
                     "pattern",
@@ -89,6 +92,7 @@ final class PruneCommand implements Command {
                     "ratios", "R", "sparsity of layers: uniform (default) or owl, by outliers"),
                 Command.value("owl-lambda", "L", "most deviation of a layer (default: 0.08)"),
                 Command.value("owl-m", "M", "an outlier is M times the mean (default: 5)")));
+    how.addAll(LowRankRun.Request.options());
     how.addAll(CalibrationFlags.options());
     return List.of(
         new Section("How to prune", how),
@@ -117,6 +121,8 @@ final class PruneCommand implements Command {
             + " sparse24.gguf",
         "fletch prune --model F16.gguf --method sparsegpt --pattern 2:4 --calibrate text.txt"
             + " --sparse 2:4 --sparse-type q4_0 -o sparse24.arrow",
+        "fletch prune --model F16.gguf --method lowrank --rank-ratio 0.6 --residual columns:0.05"
+            + " --calibrate text.txt -o factors.arrow",
         "fletch prune --model F16.gguf --method flap --sparsity 0.2 --calibrate text.txt -o"
             + " small.gguf");
   }
@@ -129,7 +135,8 @@ final class PruneCommand implements Command {
       Ratios ratios,
       float lambda,
       float m,
-      Optional<SparseRequest> sparse) {
+      Optional<SparseRequest> sparse,
+      Optional<LowRankRun.Request> lowRank) {
     static Request of(Arguments arguments, Path output) {
       Method method = arguments.choice("method", Method.WANDA);
       float sparsity = arguments.real("sparsity", 0.5f, 0, 1);
@@ -162,7 +169,8 @@ final class PruneCommand implements Command {
       if (ratios == Ratios.UNIFORM && (arguments.has("owl-lambda") || arguments.has("owl-m"))) {
         throw new UsageException("--owl-lambda and --owl-m: only with --ratios owl");
       }
-      if (!arguments.has("calibrate") && (method != Method.MAGNITUDE || ratios == Ratios.OWL)) {
+      if (!arguments.has("calibrate")
+          && ((method != Method.MAGNITUDE && method != Method.LOWRANK) || ratios == Ratios.OWL)) {
         throw new UsageException("--calibrate is required");
       }
       double share =
@@ -171,7 +179,22 @@ final class PruneCommand implements Command {
       if (sparse.isPresent() && method == Method.FLAP) {
         throw new UsageException("--sparse: not with flap, which leaves no zeros");
       }
-      return new Request(method, share, pattern, ratios, lambda, m, sparse);
+      Optional<LowRankRun.Request> lowRank = Optional.empty();
+      if (method == Method.LOWRANK) {
+        for (String other : List.of("sparsity", "pattern", "ratios", "sparse")) {
+          if (arguments.has(other)) {
+            throw new UsageException("--" + other + ": not with lowrank");
+          }
+        }
+        lowRank = Optional.of(LowRankRun.Request.of(arguments));
+      } else {
+        for (String other : List.of("rank-ratio", "rank-energy", "rank-threshold", "residual")) {
+          if (arguments.has(other)) {
+            throw new UsageException("--" + other + ": only with --method lowrank");
+          }
+        }
+      }
+      return new Request(method, share, pattern, ratios, lambda, m, sparse, lowRank);
     }
 
     /** The number as it was written, not its nearest float. */
@@ -207,9 +230,20 @@ final class PruneCommand implements Command {
       AtomicReference<String> doing = new AtomicReference<>("calibrating");
       try (Progress _ = Progress.show(io, doing::get)) {
         report =
-            request.method() == Method.FLAP
-                ? new FlapRun(file, view, calibration, out, type, doing).run(request.sparsity())
-                : prune(request, file, view, calibration, calibrated, out, type, doing);
+            request.lowRank().isPresent()
+                ? new LowRankRun(
+                        request.lowRank().get(),
+                        file,
+                        view,
+                        calibration,
+                        calibrated,
+                        out,
+                        type,
+                        doing)
+                    .run()
+                : request.method() == Method.FLAP
+                    ? new FlapRun(file, view, calibration, out, type, doing).run(request.sparsity())
+                    : prune(request, file, view, calibration, calibrated, out, type, doing);
         report.put("calibration_tokens", calibrated ? calibration.tokens() : 0);
         report.put("bytes", out.bytes());
         if (!out.kinds().isEmpty()) {
@@ -400,7 +434,7 @@ final class PruneCommand implements Command {
         Masks.apply(mask, w);
       }
       case SPARSEGPT -> SparseGpt.prune(w, cols, input.hessian().orElseThrow(), sparsity, pattern);
-      case FLAP -> throw new AssertionError(request);
+      case FLAP, LOWRANK -> throw new AssertionError(request);
     }
   }
 

@@ -19,6 +19,7 @@ import java.util.Locale;
 import java.util.Optional;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
+import java.util.stream.IntStream;
 
 /**
  * How the matrices of layers are to be stored: {@code --sparse} and {@code --sparse-type}.
@@ -194,6 +195,11 @@ record SparseRequest(Kind kind, int rows, int columns, Optional<TensorType> valu
       case LinearOp.Dense d -> "dense " + type(d.weight());
       case LinearOp.Sparse s -> kind(s.matrix()) + " " + type(s.matrix().values());
       case LinearOp.Columns c -> "columns " + type(c.tensors().getFirst());
+      case LinearOp.LowRank f -> "low rank " + type(f.tensors().getFirst());
+      case LinearOp.Sum s ->
+          s.terms().stream()
+              .map(t -> kind(t.op()))
+              .collect(java.util.stream.Collectors.joining(" + "));
       default -> throw new IllegalArgumentException("no name: " + op);
     };
   }
@@ -219,6 +225,38 @@ record SparseRequest(Kind kind, int rows, int columns, Optional<TensorType> valu
         for (int r = 0; r < c.out(); r++) {
           for (int i = 0; i < columns.length; i++) {
             all[r * in + columns[i]] = kept[r * columns.length + i];
+          }
+        }
+        yield all;
+      }
+      case LinearOp.LowRank f when f.inner() == LinearOp.Inner.IDENTITY -> {
+        int in = Math.toIntExact(f.in());
+        int rank = Math.toIntExact(f.rank());
+        float[] u = floats(f.u());
+        float[] v = floats(f.v());
+        float[] all = new float[Math.toIntExact(f.out() * in)];
+        IntStream.range(0, Math.toIntExact(f.out()))
+            .parallel()
+            .forEach(
+                r -> {
+                  double[] sum = new double[in];
+                  for (int k = 0; k < rank; k++) {
+                    for (int c = 0; c < in; c++) {
+                      sum[c] += (double) u[r * rank + k] * v[k * in + c];
+                    }
+                  }
+                  for (int c = 0; c < in; c++) {
+                    all[r * in + c] = (float) sum[c];
+                  }
+                });
+        yield all;
+      }
+      case LinearOp.Sum s -> {
+        float[] all = new float[Math.toIntExact(s.out() * s.in())];
+        for (LinearOp.Term term : s.terms()) {
+          float[] part = floats(term.op());
+          for (int i = 0; i < all.length; i++) {
+            all[i] += term.coefficient() * part[i];
           }
         }
         yield all;

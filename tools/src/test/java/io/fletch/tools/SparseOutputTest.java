@@ -194,6 +194,69 @@ class SparseOutputTest {
     assertEquals(-1, Files.mismatch(Path.of(at("a.gguf")), Path.of(at("b.gguf"))));
   }
 
+  private Map<String, Object> lowRank(String output, String... more) throws IOException {
+    Path text = folder.resolve("c.txt");
+    StringBuilder lines = new StringBuilder();
+    for (int i = 0; i < 300; i++) {
+      lines.append("What is ").append(i).append(" + 5? Answer: ").append(i + 5).append('\n');
+    }
+    Files.writeString(text, lines);
+    List<String> words = new ArrayList<>(List.of("prune", "-m", "demo-small"));
+    words.addAll(List.of("--method", "lowrank", "--calibrate", text.toString()));
+    words.addAll(List.of("--samples", "2", "--sample-length", "48"));
+    words.addAll(List.of(more));
+    words.addAll(List.of("-o", at(output), "--json"));
+    return Fletch.ok(words.toArray(String[]::new)).json();
+  }
+
+  @Test
+  void factorsAndTheirRestRun() throws IOException {
+    Map<String, Object> plain = lowRank("f.arrow", "--rank-ratio", "0.6");
+    Map<String, Object> columns =
+        lowRank("c.arrow", "--rank-ratio", "0.6", "--residual", "columns:0.1");
+    Map<String, Object> bitmap =
+        lowRank("b.arrow", "--rank-ratio", "0.6", "--residual", "bitmap:0.1");
+    assertTrue(((Map<?, ?>) plain.get("forms")).containsKey("low rank F16"), plain.toString());
+    assertTrue(
+        ((Map<?, ?>) columns.get("forms")).containsKey("columns F16 + low rank F16"),
+        columns.toString());
+    assertTrue(error(columns) < error(plain), error(columns) + " " + error(plain));
+    assertTrue(error(bitmap) < error(plain), error(bitmap) + " " + error(plain));
+    assertTrue((Double) plain.get("sparsity") >= 0.4 - 1e-9, plain.toString());
+    // All energy is all of the matrix, so that it stays dense; half a threshold leaves little.
+    Map<String, Object> all = lowRank("e.arrow", "--rank-energy", "1");
+    assertEquals(java.util.Set.of("dense F16"), ((Map<?, ?>) all.get("forms")).keySet());
+    assertTrue(error(all) < 1e-5, all.toString());
+    assertTrue((Double) lowRank("t.arrow", "--rank-threshold", "0.5").get("sparsity") > 0.5);
+    int[] ids = {5, 77, 301, 12, 9};
+    for (String name : List.of("f.arrow", "c.arrow", "b.arrow")) {
+      // The file stands for the dense matrices that its parts make.
+      try (WeightFile file = WeightFile.open(Path.of(at(name)));
+          WeightFile source = WeightFile.open(Model.demoFile("demo-small"))) {
+        io.fletch.quant.ArrowWriter dense =
+            new io.fletch.quant.ArrowWriter().putAll(file.metadata());
+        try (io.fletch.quant.TensorStore store = io.fletch.quant.TensorStore.create()) {
+          for (Tensor t : source.tensors().values()) {
+            if (file.tensors().containsKey(t.name())) {
+              dense.tensor(file.tensors().get(t.name()));
+            } else {
+              String stem = t.name().substring(0, t.name().length() - ".weight".length());
+              float[] w = SparseRequest.floats(find(file, stem, t.cols()));
+              dense.tensor(store.floats(t.name(), w, t.shape()));
+            }
+          }
+          dense.write(Path.of(at("dense.arrow")));
+        }
+      }
+      float[][] expected = logits("dense.arrow", ids);
+      float[][] actual = logits(name, ids);
+      for (int r = 0; r < ids.length; r++) {
+        // Other matrices are Q8_0, whose rounded activations make small differences larger.
+        assertArrayEquals(expected[r], actual[r], 3e-2f, name);
+      }
+    }
+  }
+
   @Test
   void shardsAreWrittenAndVerified() {
     Fletch.ok("convert", "-m", "demo-small", "-o", at("m.arrow"), "--shard-size", "1");
@@ -234,6 +297,24 @@ class SparseOutputTest {
             .err()
             .contains("expected=at most 2 that are not zero"));
     assertFalse(Files.exists(Path.of(at("x.arrow"))));
+    assertTrue(
+        fails(2, "prune", "-m", "demo-small", "-o", at("x.gguf"), "--method", "lowrank")
+            .err()
+            .contains("expected=GGUF or Arrow to NAME.arrow"));
+    assertTrue(
+        fails(
+                2,
+                "prune",
+                "-m",
+                "demo-small",
+                "-o",
+                at("x.arrow"),
+                "--method",
+                "lowrank",
+                "--residual",
+                "rows:0.1")
+            .err()
+            .contains("--residual: expected=columns:S or bitmap:S"));
     prune("s.arrow", "--pattern", "2:4", "--sparse", "2:4");
     assertTrue(
         fails(1, "quantize", "-m", at("s.arrow"), "--type", "Q8_0", "-o", at("x.gguf"))

@@ -82,6 +82,22 @@ public record BlockSpec(
         newFeedForward);
   }
 
+  BlockSpec withForm(
+      Norms place, float alpha, float attention, float feedForward, float postAdd, float norm) {
+    return new BlockSpec(
+        place, alpha, attention, feedForward, postAdd, norm, this.attention, this.feedForward);
+  }
+
+  /** Whether all norms come before the units and no factor is other than 1. */
+  public boolean isPlain() {
+    return norms == Norms.PRE
+        && residualAlpha == 1
+        && attentionScale == 1
+        && feedForwardScale == 1
+        && postAddScale == 1
+        && normScale == 1;
+  }
+
   /**
    * Attention of a block.
    *

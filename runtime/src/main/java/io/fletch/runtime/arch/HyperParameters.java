@@ -105,10 +105,40 @@ public record HyperParameters(
    * @throws io.fletch.quant.WeightFileException if a value has the wrong type
    */
   public static HyperParameters read(WeightFile.Format format, Metadata metadata) {
-    return switch (format) {
-      case GGUF, ARROW -> GgufHyperParameters.read(metadata);
-      case SAFETENSORS -> HfHyperParameters.read(metadata);
-    };
+    HyperParameters hp =
+        switch (format) {
+          case GGUF, ARROW -> GgufHyperParameters.read(metadata);
+          case SAFETENSORS -> HfHyperParameters.read(metadata);
+        };
+    return hp.withOptions(metadata);
+  }
+
+  /**
+   * What files of research code do not say and their users must (specs weights 5.2): LayerNorm
+   * Scaling, and DeepNorm's factor on the residual of layers whose norms come after the units.
+   */
+  private HyperParameters withOptions(Metadata metadata) {
+    boolean scaled = metadata.bool("fletch.layernorm_scaling").orElse(false);
+    double alpha = metadata.number("fletch.residual_alpha").orElse(1.0);
+    if (!(alpha > 0 && alpha < 1e6)) {
+      throw new FletchException("fletch.residual_alpha: expected=(0, 1e6) actual=" + alpha);
+    }
+    if (!scaled && alpha == 1) {
+      return this;
+    }
+    List<BlockSpec> changed = new java.util.ArrayList<>();
+    for (BlockSpec b : blocks) {
+      if (b.norms() != BlockSpec.Norms.PRE) {
+        throw new FletchException(
+            "fletch.layernorm_scaling, fletch.residual_alpha: norms of the architecture:"
+                + " expected=PRE actual="
+                + b.norms());
+      }
+      float norm = scaled ? (float) (1 / Math.sqrt(changed.size() + 1)) : 1;
+      changed.add(
+          b.withForm(b.norms(), (float) alpha, b.attentionScale(), b.feedForwardScale(), 1, norm));
+    }
+    return withShapes(vocabulary, changed);
   }
 
   /** Whether the file says that its vectors are what it is for, not text. */

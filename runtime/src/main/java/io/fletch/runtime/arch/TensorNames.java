@@ -31,17 +31,15 @@ public final class TensorNames {
               Map.entry("blk.{}.attn_q_norm", "model.layers.{}.self_attn.q_norm"),
               Map.entry("blk.{}.attn_k_norm", "model.layers.{}.self_attn.k_norm"),
               Map.entry("blk.{}.ffn_norm", "model.layers.{}.post_attention_layernorm"),
+              Map.entry("blk.{}.gpas_gate", "model.layers.{}.gpas_block.gate"),
+              Map.entry("blk.{}.attn_branch_scale", "model.layers.{}.raw_scaling_factor_attn"),
+              Map.entry("blk.{}.ffn_branch_scale", "model.layers.{}.raw_scaling_factor_mlp"),
               Map.entry("blk.{}.ffn_gate", "model.layers.{}.mlp.gate_proj"),
               Map.entry("blk.{}.ffn_up", "model.layers.{}.mlp.up_proj"),
               Map.entry("blk.{}.ffn_down", "model.layers.{}.mlp.down_proj")));
 
   /** The llama family with norms after the units too (Gemma 2 and 3). */
-  static final TensorNames HF_SANDWICH =
-      HF_LLAMA.with(
-          Map.of(
-              "blk.{}.post_attention_norm", "model.layers.{}.post_attention_layernorm",
-              "blk.{}.ffn_norm", "model.layers.{}.pre_feedforward_layernorm",
-              "blk.{}.post_ffw_norm", "model.layers.{}.post_feedforward_layernorm"));
+  static final TensorNames HF_SANDWICH = HF_LLAMA.with(sandwich());
 
   /** Phi-3: gate and up in one matrix. */
   static final TensorNames HF_PHI3 =
@@ -150,6 +148,8 @@ public final class TensorNames {
   private static final List<String> COMPRESSED =
       List.of(".sp.", ".U.", ".V.", ".A.diag_blocks", ".B.diag_blocks", ".coefficients");
 
+  private static final String FFN_NORM = "model.layers.{}.post_attention_layernorm";
+  private static final String FFN_AFTER = "blk.{}.post_ffw_norm";
   private static final String WHOLE = "model.";
   private static final String ENCODER = "bert.";
 
@@ -159,6 +159,16 @@ public final class TensorNames {
     this.templates = templates;
   }
 
+  private static Map<String, String> sandwich() {
+    return Map.of(
+        "blk.{}.post_attention_norm",
+        "model.layers.{}.post_attention_layernorm",
+        "blk.{}.ffn_norm",
+        "model.layers.{}.pre_feedforward_layernorm",
+        FFN_AFTER,
+        "model.layers.{}.post_feedforward_layernorm");
+  }
+
   private TensorNames with(Map<String, String> changes) {
     Map<String, String> all = new HashMap<>(templates);
     all.putAll(changes);
@@ -166,10 +176,25 @@ public final class TensorNames {
   }
 
   /**
-   * The names as a checkpoint has them: that of a body alone lacks the {@code model.} of the whole,
-   * that of a whole encoder has {@code bert.} before the names of the body.
+   * The names as a checkpoint has them: one of the llama family with norms after the units says so
+   * by tensors of its own; that of a body alone lacks the {@code model.} of the whole, that of a
+   * whole encoder has {@code bert.} before the names of the body.
    */
   TensorNames in(Set<String> tensors) {
+    if (FFN_NORM.equals(templates.get("blk.{}.ffn_norm")) && !templates.containsKey(FFN_AFTER)) {
+      if (tensors.contains("model.layers.0.pre_feedforward_layernorm.weight")) {
+        return with(sandwich());
+      }
+      if (tensors.stream().anyMatch(n -> n.endsWith(".post_feedforward_layernorm.weight"))) {
+        // Mix-LN: in some layers, which have no norm before the units.
+        return with(
+            Map.of(
+                "blk.{}.attn_output_norm",
+                FFN_NORM,
+                "blk.{}.layer_output_norm",
+                "model.layers.{}.post_feedforward_layernorm"));
+      }
+    }
     String table = fileName("token_embd.weight").orElseThrow();
     if (tensors.contains(table)) {
       return this;
@@ -210,8 +235,12 @@ public final class TensorNames {
     if (template == null) {
       return Optional.empty();
     }
-    // The one vector that Hugging Face stores under a name without a suffix.
-    String end = template.endsWith("expert_bias") ? "" : suffix;
+    // What Hugging Face stores under a name without a suffix.
+    boolean isWhole =
+        template.endsWith("expert_bias")
+            || template.endsWith("gpas_block.gate")
+            || template.contains("raw_scaling_factor");
+    String end = isWhole ? "" : suffix;
     return Optional.of(template.replace("{}", layer).replace("{e}", expert) + end);
   }
 

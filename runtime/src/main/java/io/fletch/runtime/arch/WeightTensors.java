@@ -283,9 +283,72 @@ public final class WeightTensors {
               .feedForward()
               .filter(f -> !removed(at, FEED_FORWARD, "ffn_norm"))
               .map(f -> fit(at, f));
-      blocks.add(block.withUnits(attention, feedForward));
+      blocks.add(form(block.withUnits(attention, feedForward), at));
+    }
+    boolean isAsked = hp.blocks().stream().anyMatch(b -> b.residualAlpha() != 1);
+    if (isAsked && blocks.stream().noneMatch(b -> b.norms() == BlockSpec.Norms.POST)) {
+      throw new FletchException(
+          "fletch.residual_alpha: expected=layers whose norms come after the units actual=none");
     }
     return hp.withShapes((int) rows, blocks);
+  }
+
+  private boolean has(String name) {
+    return names.fileName(name).map(tensors::containsKey).orElse(false);
+  }
+
+  /**
+   * Where norms are and what is scaled, where the tensors of a layer say it (specs weights 5.2).
+   * Mix-LN: a layer without norm before attention, and with norms after both units, has them after
+   * the add. Both kinds: before the units, and on the branches. GPAS: {@code 1 - silu(gate)} scales
+   * what comes out of every add, or with norms after it the residual that goes in.
+   */
+  private BlockSpec form(BlockSpec block, String at) {
+    BlockSpec.Norms place = block.norms();
+    if (place == BlockSpec.Norms.PRE) {
+      boolean before = has(at + "attn_norm.weight");
+      if (!before && has(at + "attn_output_norm.weight") && has(at + "layer_output_norm.weight")) {
+        place = BlockSpec.Norms.POST;
+      } else if (before
+          && has(at + "ffn_norm.weight")
+          && has(at + "post_attention_norm.weight")
+          && has(at + "post_ffw_norm.weight")) {
+        place = BlockSpec.Norms.SANDWICH;
+      }
+    }
+    boolean isPost = place == BlockSpec.Norms.POST;
+    float gate = 1;
+    if (has(at + "gpas_gate.weight")) {
+      double g = scalar(at + "gpas_gate.weight");
+      gate = (float) (1 - g / (1 + Math.exp(-g)));
+      if (block.norms() != BlockSpec.Norms.PRE) {
+        throw new FletchException(
+            at + "gpas_gate: norms of the architecture: expected=PRE actual=" + block.norms());
+      }
+    }
+    float attention = block.attentionScale();
+    if (has(at + "attn_branch_scale.weight")) {
+      attention *= (float) scalar(at + "attn_branch_scale.weight");
+    }
+    float feedForward = block.feedForwardScale();
+    if (has(at + "ffn_branch_scale.weight")) {
+      feedForward *= (float) scalar(at + "ffn_branch_scale.weight");
+    }
+    return block.withForm(
+        place,
+        isPost ? block.residualAlpha() * gate : 1,
+        attention,
+        feedForward,
+        isPost ? block.postAddScale() : block.postAddScale() * gate,
+        isPost ? 1 : block.normScale());
+  }
+
+  private double scalar(String name) {
+    Tensor t = required(name);
+    if (t.elements() != 1) {
+      throw new FletchException(t.name() + ": elements expected=1 actual=" + t.elements());
+    }
+    return Dequantizer.element(t, 0);
   }
 
   /**

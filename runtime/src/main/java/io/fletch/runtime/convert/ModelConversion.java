@@ -349,6 +349,9 @@ public final class ModelConversion {
       if (a.window() != 0) {
         throw refused("sliding windows");
       }
+      if (!block.isPlain()) {
+        throw refused("norms after the units, or scaled norms, branches or residuals");
+      }
     }
     return hp.blocks().getFirst().attention().orElseThrow();
   }
