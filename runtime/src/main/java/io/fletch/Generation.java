@@ -53,9 +53,10 @@ public interface Generation extends Iterator<Generation.Chunk>, AutoCloseable {
    * @param text the whole answer
    * @param ids its tokens, without the one that ended it
    * @param finishReason why it ended
-   * @param promptTokens tokens of the prompt, reused ones included
+   * @param promptTokens tokens of the prompt that were used, reused ones included
    * @param reusedTokens prompt tokens whose keys and values were in the cache already
    * @param completionTokens tokens generated, an ending token included
+   * @param droppedTokens tokens of prompt and answer that {@link ContextShift} dropped
    * @param prefillNanos time for the prompt
    * @param decodeNanos time for the answer after its first token
    * @param counters what it cost: forwards, rows, bytes, drafts
@@ -67,6 +68,7 @@ public interface Generation extends Iterator<Generation.Chunk>, AutoCloseable {
       int promptTokens,
       int reusedTokens,
       int completionTokens,
+      int droppedTokens,
       long prefillNanos,
       long decodeNanos,
       DecodeCounters counters) {

@@ -32,6 +32,9 @@ import java.util.function.Consumer;
  *     for diffusion models
  * @param units other policies than those that the model was opened with: with other thresholds, or
  *     none for an answer by all units; empty for the model's
+ * @param contextShift goes on where the context is full, by dropping old tokens; {@code maxTokens}
+ *     0 is then no limit. Empty to end with {@link Generation.FinishReason#LENGTH}. Not for
+ *     diffusion models, and not together with routing or unit policies
  */
 public record GenerationOptions(
     SamplingOptions sampling,
@@ -44,7 +47,8 @@ public record GenerationOptions(
     Optional<Model> guide,
     Optional<Grammar> grammar,
     Optional<Routing> routing,
-    Optional<List<UnitPolicy>> units) {
+    Optional<List<UnitPolicy>> units,
+    Optional<ContextShift> contextShift) {
   /** Copies and checks. */
   public GenerationOptions {
     Objects.requireNonNull(sampling, "sampling");
@@ -52,6 +56,7 @@ public record GenerationOptions(
     Objects.requireNonNull(guide, "guide");
     Objects.requireNonNull(grammar, "grammar");
     Objects.requireNonNull(routing, "routing");
+    Objects.requireNonNull(contextShift, "contextShift");
     units = units.map(List::copyOf);
     stopStrings = List.copyOf(stopStrings);
     stopTokens = List.copyOf(stopTokens);
@@ -73,6 +78,7 @@ public record GenerationOptions(
         List.of(),
         false,
         -1,
+        Optional.empty(),
         Optional.empty(),
         Optional.empty(),
         Optional.empty(),
@@ -140,6 +146,11 @@ public record GenerationOptions(
     return edit(with -> with.routing = Optional.of(value));
   }
 
+  /** Going on where the context is full. */
+  public GenerationOptions withContextShift(ContextShift value) {
+    return edit(with -> with.contextShift = Optional.of(value));
+  }
+
   /** The components as variables, so that a {@code with} method names only what it changes. */
   private static final class Edit {
     private SamplingOptions sampling;
@@ -153,6 +164,7 @@ public record GenerationOptions(
     private Optional<Grammar> grammar;
     private Optional<Routing> routing;
     private Optional<List<UnitPolicy>> units;
+    private Optional<ContextShift> contextShift;
 
     Edit(GenerationOptions from) {
       sampling = from.sampling;
@@ -166,6 +178,7 @@ public record GenerationOptions(
       grammar = from.grammar;
       routing = from.routing;
       units = from.units;
+      contextShift = from.contextShift;
     }
 
     GenerationOptions build() {
@@ -180,7 +193,8 @@ public record GenerationOptions(
           guide,
           grammar,
           routing,
-          units);
+          units,
+          contextShift);
     }
   }
 

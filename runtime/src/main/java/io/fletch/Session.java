@@ -18,7 +18,9 @@ import java.util.List;
  * <p><b>Generations.</b> At most one {@link Generation} is open. Cancelling it, or closing the
  * session during it, takes effect between two steps; the tokens so far stay in the cache and the
  * model's other sessions notice nothing. An answer that fills the context ends with {@link
- * Generation.FinishReason#LENGTH}: nothing is ever dropped from the context silently.
+ * Generation.FinishReason#LENGTH}: nothing is dropped from the context unless {@link
+ * GenerationOptions#contextShift} asks for it, and {@link Generation.Result#droppedTokens} counts
+ * it.
  */
 public interface Session extends AutoCloseable {
   /** The model. */

@@ -51,6 +51,13 @@ public final class AutoregressiveDecoder {
   private long routed;
   private boolean latestIsRouted;
   private int prompt = -1;
+
+  /**
+   * The cache holds the history without the {@code dropped} tokens behind the first {@code kept}.
+   */
+  private int kept;
+
+  private int dropped;
   private int token = -1;
   private Finish finish = Finish.NONE;
 
@@ -174,6 +181,7 @@ public final class AutoregressiveDecoder {
       latestIsRouted = false;
     }
     history.truncate(0);
+    dropped = 0;
     for (int i = 0; i < count; i++) {
       history.add(ids[i]);
     }
@@ -196,13 +204,14 @@ public final class AutoregressiveDecoder {
     if (finish != Finish.NONE) {
       return false;
     }
-    int missing = history.length() - model.length();
+    int missing = history.length() - dropped - model.length();
     if (missing > 0) {
-      if (history.length() > context()) {
+      if (isFull()) {
         finish = Finish.CONTEXT;
         return false;
       }
-      model.append(history.array(), model.length(), missing, CausalForward.Logits.LAST);
+      // What was dropped lies before the end of the cache.
+      model.append(history.array(), model.length() + dropped, missing, CausalForward.Logits.LAST);
     }
     token = routing == null ? sample(model.logitRows() - 1) : route(model.logitRows() - 1);
     history.add(token);
@@ -212,6 +221,60 @@ public final class AutoregressiveDecoder {
       finish = Finish.MAX_TOKENS;
     }
     return true;
+  }
+
+  /** Whether the latest token does not fit into the context, so that the next step would end. */
+  public boolean isFull() {
+    return finish == Finish.NONE && history.length() - dropped > context();
+  }
+
+  /**
+   * Makes room: drops the {@code count} tokens behind the first {@code keep} of the context, and
+   * everything behind them from the model's cache, whose keys belong to other positions. {@link
+   * #catchUp} or the next step runs what is left of it again.
+   *
+   * @throws IllegalArgumentException if the context does not hold so many and one more
+   * @throws IllegalStateException with token routing, whose models may be at different tokens
+   */
+  public void drop(int keep, int count) {
+    int length = history.length() - dropped;
+    if (keep < 0 || count < 1 || keep + count >= length) {
+      throw new IllegalArgumentException(
+          "dropped tokens: expected=[keep, keep + count) within [0, "
+              + (length - 1)
+              + ") actual: keep="
+              + keep
+              + " count="
+              + count);
+    }
+    if (routing != null) {
+      throw new IllegalStateException("token routing excludes dropping tokens");
+    }
+    if (dropped > 0 && keep != kept) {
+      throw new IllegalArgumentException("kept tokens: expected=" + kept + " actual=" + keep);
+    }
+    kept = keep;
+    model.truncate(Math.min(model.length(), keep));
+    dropped += count;
+  }
+
+  /**
+   * Runs up to {@code most} of the tokens that the cache lacks, without logits.
+   *
+   * @return whether the next step has more than its own token to run
+   */
+  public boolean catchUp(int most) {
+    int missing = history.length() - dropped - model.length() - 1;
+    int n = Math.min(missing, most);
+    if (n > 0) {
+      model.append(history.array(), model.length() + dropped, n, CausalForward.Logits.NONE);
+    }
+    return missing > n;
+  }
+
+  /** Tokens of prompt and answer that were dropped. */
+  public int dropped() {
+    return dropped;
   }
 
   /** Tokens that every model of the decoder can hold. */

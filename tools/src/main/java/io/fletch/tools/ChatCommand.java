@@ -151,6 +151,7 @@ final class ChatCommand implements Command {
       messages.add(Message.assistant(result.text()));
       front.print(
           result.finishReason() == Generation.FinishReason.CANCELLED ? " [stopped]\n" : "\n");
+      Context.remark(session.model(), result).ifPresent(note -> front.note("[" + note + "]"));
       boolean isRouted = options.routing().isPresent();
       if (verbose) {
         front.note("[" + Speed.line(result) + "]");

@@ -119,6 +119,7 @@ final class RunCommand implements Command {
       } else if (!lineEnded) {
         io.println("");
       }
+      Context.remark(model, result).ifPresent(text -> io.note("fletch: " + text));
       if (arguments.has("verbose")) {
         io.note("fletch: " + Speed.line(result) + ", seed " + sampled.sampling().seed());
         Speed.costs(result, small != null).forEach(line -> io.note("fletch: " + line));
@@ -169,6 +170,9 @@ final class RunCommand implements Command {
     report.put("ids", result.ids());
     report.put("prompt_tokens", result.promptTokens());
     report.put("completion_tokens", result.completionTokens());
+    if (result.droppedTokens() > 0) {
+      report.put("dropped_tokens", result.droppedTokens());
+    }
     report.put("finish_reason", Speed.written(result.finishReason()));
     report.put("prefill_tps", Json.rounded(Speed.prefill(result)));
     report.put("decode_tps", Json.rounded(Speed.decode(result)));
@@ -192,13 +196,14 @@ final class RunCommand implements Command {
     entry.put(
         "top",
         token.top().stream()
-            .map(other -> {
-              Map<String, Object> alternative = new LinkedHashMap<>();
-              alternative.put("id", other.id());
-              alternative.put("token", model.tokenizer().token(other.id()));
-              alternative.put("logprob", Json.finite(other.logprob()));
-              return alternative;
-            })
+            .map(
+                other -> {
+                  Map<String, Object> alternative = new LinkedHashMap<>();
+                  alternative.put("id", other.id());
+                  alternative.put("token", model.tokenizer().token(other.id()));
+                  alternative.put("logprob", Json.finite(other.logprob()));
+                  return alternative;
+                })
             .toList());
     return entry;
   }

@@ -1,5 +1,6 @@
 package io.fletch.tools;
 
+import io.fletch.ContextShift;
 import io.fletch.GenerationOptions;
 import io.fletch.JsonSchemas;
 import io.fletch.sampling.Grammar;
@@ -26,6 +27,9 @@ final class SamplingFlags {
         List.of(
             Command.value(
                 "n", "max-tokens", "N", "most tokens of an answer (default: up to the context)"),
+            Command.flag(
+                "context-shift", "where the context is full, drop the older half of it and go on"),
+            Command.value("keep", "N", "tokens at the start that a shift never drops (default: 0)"),
             Command.value(
                 "temp",
                 "T",
@@ -114,7 +118,22 @@ final class SamplingFlags {
             .withMaxTokens(arguments.integer("max-tokens", 0, 0, Integer.MAX_VALUE))
             .withStopStrings(arguments.strings("stop"))
             .withIgnoreEnd(arguments.has("ignore-eos"));
+    Optional<ContextShift> shift = contextShift(arguments);
+    if (shift.isPresent()) {
+      options = options.withContextShift(shift.get());
+    }
     return grammar(arguments).map(options::withGrammar).orElse(options);
+  }
+
+  /** What --context-shift and --keep say. */
+  static Optional<ContextShift> contextShift(Arguments arguments) {
+    if (!arguments.has("context-shift")) {
+      if (arguments.has("keep")) {
+        throw new UsageException("--keep is of no use without --context-shift");
+      }
+      return Optional.empty();
+    }
+    return Optional.of(new ContextShift(arguments.integer("keep", 0, 0, Integer.MAX_VALUE)));
   }
 
   private static Optional<Grammar> grammar(Arguments arguments) {

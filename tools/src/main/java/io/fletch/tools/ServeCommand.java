@@ -56,6 +56,11 @@ final class ServeCommand implements Command {
                     "F",
                     "an embedding model beside the one that generates text"),
                 Command.value("embedding-alias", "NAME", "its name in the API (default: its file)"),
+                Command.flag(
+                    "context-shift",
+                    "where the context is full, drop the older half of it and go on"),
+                Command.value(
+                    "keep", "N", "tokens at the start that a shift never drops (default: 0)"),
                 Command.value("alias", "NAME", "the model's name in the API (default: its file)"),
                 Command.value(
                     "prefix-cache",
@@ -143,7 +148,8 @@ final class ServeCommand implements Command {
               Duration.ofSeconds(arguments.integer("drain", 30, 0, 1 << 24)),
               key,
               arguments.string("cors"),
-              Optional.ofNullable(RoutingFlags.routing(arguments, model, small)));
+              Optional.ofNullable(RoutingFlags.routing(arguments, model, small)),
+              SamplingFlags.contextShift(arguments));
       CountDownLatch end = new CountDownLatch(1);
       CountDownLatch closed = new CountDownLatch(1);
       Optional<FletchServer.Embeddings> embeddings =

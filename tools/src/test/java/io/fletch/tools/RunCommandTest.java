@@ -7,6 +7,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import org.junit.jupiter.api.Test;
@@ -66,6 +67,35 @@ class RunCommandTest {
     assertEquals(ANSWER + "\n", Fletch.runWith(QUESTION, "run").out());
     assertEquals(ANSWER + "\n", Fletch.runWith(QUESTION, "run", "-f", "-").out());
     assertEquals(ANSWER + "\n", Fletch.ok("run", "--raw", "-p", PROMPT).out());
+  }
+
+  @Test
+  void aFullContextIsReportedAndCanShift() {
+    String[] full = {"run", QUESTION, "--ctx", "64", "--ignore-eos", "--json"};
+    Fletch.Outcome cut = Fletch.ok(full);
+    assertEquals(44, cut.json().get("completion_tokens"));
+    assertEquals("length", cut.json().get("finish_reason"));
+    assertTrue(cut.err().contains("the context is full (64 tokens)"), cut.err());
+    List<String> shifting = new ArrayList<>(List.of(full));
+    shifting.addAll(List.of("--context-shift", "--keep", "8", "-n", "200"));
+    Fletch.Outcome shifted = Fletch.ok(shifting.toArray(String[]::new));
+    Map<String, Object> report = shifted.json();
+    assertEquals(200, report.get("completion_tokens"));
+    // Of 64 tokens 8 stay, and the older half of the rest goes: 28 each time.
+    assertEquals(6 * 28, report.get("dropped_tokens"));
+    assertTrue(shifted.err().contains("168 old tokens were dropped"), shifted.err());
+    assertEquals(2, Fletch.run("run", QUESTION, "--keep", "8").status());
+    assertEquals(
+        1, Fletch.run("run", QUESTION, "--ctx", "64", "--context-shift", "--keep", "33").status());
+    // A conversation outgrows the context: refused, or shortened.
+    String lines = "What is 4 + 3?\n".repeat(6);
+    Fletch.Outcome refused = Fletch.runWith(lines, "chat", "--ctx", "64");
+    assertEquals(1, refused.status());
+    assertTrue(refused.err().contains("context=64"), refused.err());
+    Fletch.Outcome talking =
+        Fletch.runWith(lines, "chat", "--ctx", "64", "--context-shift", "-n", "20");
+    assertEquals(0, talking.status());
+    assertTrue(talking.err().contains("old tokens were dropped"), talking.err());
   }
 
   @Test

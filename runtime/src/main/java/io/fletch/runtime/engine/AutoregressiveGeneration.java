@@ -35,6 +35,8 @@ final class AutoregressiveGeneration implements Generation {
   private final int[] prompt;
   private final int reused;
   private final GenerationOptions options;
+  private final Shift shift;
+  private final int dropped;
   private final AutoregressiveDecoder decoder;
   private final GrammarTokens.Mask mask;
   private final Tokenizer.StreamDecoder stream;
@@ -60,8 +62,11 @@ final class AutoregressiveGeneration implements Generation {
    *
    * @param small proposes tokens; null to draw all from {@code forward}
    * @param prompt ids, checked; the cache holds the first {@code reused} of them and nothing else
-   * @param maxTokens at least 1, and no more than the context holds
+   * @param maxTokens at least 1, and no more than the context holds; with a shift any number, 0 for
+   *     no limit
    * @param stopTokens ids that end the answer
+   * @param shift makes room where the context is full; null to end there
+   * @param dropped tokens that the prompt has lost to fit
    */
   AutoregressiveGeneration(
       AutoregressiveSession session,
@@ -71,13 +76,17 @@ final class AutoregressiveGeneration implements Generation {
       int reused,
       int maxTokens,
       int[] stopTokens,
-      GenerationOptions options) {
+      GenerationOptions options,
+      Shift shift,
+      int dropped) {
     this.session = session;
     this.forward = forward;
     this.main = small == null ? forward : small;
     this.prompt = prompt;
     this.reused = reused;
     this.options = options;
+    this.shift = shift;
+    this.dropped = dropped;
     Sampler sampler =
         Sampler.of(
             options.sampling(),
@@ -161,6 +170,10 @@ final class AutoregressiveGeneration implements Generation {
       }
       long start = System.nanoTime();
       boolean isFirst = completionTokens == 0;
+      if (shift != null && !shift()) {
+        end(FinishReason.CANCELLED);
+        break;
+      }
       Optional<Chunk> chunk = step();
       long nanos = System.nanoTime() - start;
       if (isFirst) {
@@ -204,6 +217,20 @@ final class AutoregressiveGeneration implements Generation {
       event.commit();
     }
     return isWhole;
+  }
+
+  /** Makes room where there is none; false if cancelled on the way. */
+  private boolean shift() {
+    if (decoder.isFull()) {
+      decoder.drop(shift.keep(), shift.discard(forward.capacity()));
+      // Like a prompt: in chunks, between which the answer can be cancelled.
+      while (decoder.catchUp(forward.chunk())) {
+        if (cancelled) {
+          return false;
+        }
+      }
+    }
+    return true;
   }
 
   /** One token; empty if it gave no chunk (it ended the answer). */
@@ -365,6 +392,7 @@ final class AutoregressiveGeneration implements Generation {
         prompt.length,
         reused,
         completionTokens,
+        dropped + decoder.dropped(),
         prefillNanos,
         decodeNanos,
         counters);

@@ -56,10 +56,14 @@ final class AutoregressiveSession extends BaseSession {
   }
 
   @Override
-  Generation start(int[] ids, GenerationOptions options) {
+  Generation start(int[] ids, int dropped, GenerationOptions options) {
     if (options.diffusion().isPresent() || options.guide().isPresent()) {
       throw new FletchException(
           "model " + model().name() + " is autoregressive: diffusion options do not apply");
+    }
+    Shift shift = options.contextShift().map(s -> Shift.of(s, model(), ids)).orElse(null);
+    if (shift != null && options.routing().isPresent()) {
+      throw new FletchException("token routing and a context shift exclude each other");
     }
     GraphForward proposing = null;
     int room = forward.capacity() - ids.length;
@@ -81,6 +85,13 @@ final class AutoregressiveSession extends BaseSession {
     }
     int maxTokens = options.maxTokens() == 0 ? room : Math.min(options.maxTokens(), room);
     UnitRule rule = new UnitRule(model().units().forAnswer(options.units()), ids.length);
+    if (shift != null) {
+      if (!rule.policies().isEmpty()) {
+        // Policies treat the answer unlike the prompt, which a shift would mix.
+        throw new FletchException("unit policies and a context shift exclude each other");
+      }
+      maxTokens = options.maxTokens();
+    }
     forward.truncate(
         Math.min(Math.min(commonPrefix(forward, ids), forward.usable(rule)), ids.length - 1));
     forward.rule(rule);
@@ -89,7 +100,16 @@ final class AutoregressiveSession extends BaseSession {
     }
     int reused = forward.length();
     return new AutoregressiveGeneration(
-        this, forward, proposing, ids, reused, maxTokens, stopTokens(options), options);
+        this,
+        forward,
+        proposing,
+        ids,
+        reused,
+        maxTokens,
+        stopTokens(options),
+        options,
+        shift,
+        dropped);
   }
 
   /** The small model's forward, kept from answer to answer while it is the same model. */

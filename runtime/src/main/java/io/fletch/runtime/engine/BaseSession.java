@@ -181,16 +181,9 @@ abstract class BaseSession implements Session {
       if (ids.length == 0) {
         throw new IllegalArgumentException("the prompt has no tokens");
       }
-      if (ids.length >= model.contextLength()) {
-        throw new FletchException(
-            "the prompt does not fit: tokens="
-                + ids.length
-                + " context="
-                + model.contextLength()
-                + " (one token must be left for the answer)");
-      }
       checkIds(ids);
-      open = start(ids, options);
+      int[] fitting = fit(ids, options);
+      open = start(fitting, ids.length - fitting.length, options);
       return open;
     } catch (GraphException e) {
       throw model.failure(e);
@@ -199,8 +192,29 @@ abstract class BaseSession implements Session {
     }
   }
 
-  /** Prepares a generation; the prompt is checked and fits. */
-  abstract Generation start(int[] ids, GenerationOptions options);
+  /** Checks that one token is left for the answer, or drops old ones if the options say so. */
+  private int[] fit(int[] ids, GenerationOptions options) {
+    int context = model.contextLength();
+    if (options.contextShift().isPresent()) {
+      return Shift.of(options.contextShift().get(), model, ids).fit(ids, context);
+    }
+    if (ids.length >= context) {
+      throw new FletchException(
+          "the prompt does not fit: tokens="
+              + ids.length
+              + " context="
+              + context
+              + " (one token must be left for the answer)");
+    }
+    return ids;
+  }
+
+  /**
+   * Prepares a generation; the prompt is checked and fits.
+   *
+   * @param dropped tokens that the prompt has lost to fit
+   */
+  abstract Generation start(int[] ids, int dropped, GenerationOptions options);
 
   /** Releases what the session owns. */
   abstract void release();

@@ -245,6 +245,7 @@ final class DiffusionGeneration implements Generation {
         prompt.length,
         0,
         read,
+        0,
         prefillNanos,
         decodeNanos,
         counters);

@@ -65,8 +65,12 @@ final class DiffusionSession extends BaseSession {
   }
 
   @Override
-  Generation start(int[] ids, GenerationOptions options) {
+  Generation start(int[] ids, int dropped, GenerationOptions options) {
     checkSampling(options);
+    if (options.contextShift().isPresent()) {
+      throw new FletchException(
+          "model " + model().name() + " is a diffusion model: a context shift does not apply");
+    }
     if (options.units().isPresent()) {
       throw new FletchException(
           "model " + model().name() + " is a diffusion model: it runs all units");

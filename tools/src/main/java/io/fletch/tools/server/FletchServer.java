@@ -3,6 +3,7 @@ package io.fletch.tools.server;
 import com.sun.net.httpserver.Headers;
 import com.sun.net.httpserver.HttpExchange;
 import com.sun.net.httpserver.HttpServer;
+import io.fletch.ContextShift;
 import io.fletch.Embedder;
 import io.fletch.FletchException;
 import io.fletch.Generation;
@@ -85,6 +86,8 @@ public final class FletchServer implements AutoCloseable {
    * @param apiKey what clients must send as bearer token
    * @param corsOrigin the origin that pages of others may call from, or {@code *}
    * @param routing a small model in front of the model; it must stay open as long as the server
+   * @param contextShift goes on where the context is full; empty to end the answer, and to refuse
+   *     prompts that do not fit
    */
   public record Options(
       InetSocketAddress address,
@@ -97,8 +100,9 @@ public final class FletchServer implements AutoCloseable {
       Duration drain,
       Optional<String> apiKey,
       Optional<String> corsOrigin,
-      Optional<Routing> routing) {
-    /** Without a small model. */
+      Optional<Routing> routing,
+      Optional<ContextShift> contextShift) {
+    /** Without a small model and a context shift. */
     public Options(
         InetSocketAddress address,
         String modelId,
@@ -121,6 +125,7 @@ public final class FletchServer implements AutoCloseable {
           drain,
           apiKey,
           corsOrigin,
+          Optional.empty(),
           Optional.empty());
     }
 
@@ -132,6 +137,7 @@ public final class FletchServer implements AutoCloseable {
       Objects.requireNonNull(apiKey, "apiKey");
       Objects.requireNonNull(corsOrigin, "corsOrigin");
       Objects.requireNonNull(routing, "routing");
+      Objects.requireNonNull(contextShift, "contextShift");
       if (parallel < 1
           || queue < 0
           || maxBody < 1
@@ -542,7 +548,8 @@ public final class FletchServer implements AutoCloseable {
         chat
             ? Request.chat(body, model, options.sampling())
             : Request.completion(body, model, options.sampling());
-    if (request.prompt().length >= model.info().contextLength()) {
+    if (options.contextShift().isEmpty()
+        && request.prompt().length >= model.info().contextLength()) {
       throw ApiException.of(
           400,
           "context_length_exceeded",
@@ -627,6 +634,9 @@ public final class FletchServer implements AutoCloseable {
     try {
       GenerationOptions generationOptions =
           options.routing().map(request.options()::withRouting).orElse(request.options());
+      if (options.contextShift().isPresent()) {
+        generationOptions = generationOptions.withContextShift(options.contextShift().get());
+      }
       generation = session.generate(request.prompt(), generationOptions);
     } catch (FletchException | IllegalArgumentException e) {
       throw ApiException.invalid(null, e.getMessage());

@@ -437,11 +437,43 @@ class FletchServerTest {
             o.drain(),
             o.apiKey(),
             o.corsOrigin(),
-            Optional.of(new Routing(model, TokenRouter.entropy(), 0))));
+            Optional.of(new Routing(model, TokenRouter.entropy(), 0)),
+            Optional.empty()));
     assertEquals(alone, at(ok("/v1/chat/completions", body), "choices", 0, "message", "content"));
     assertEquals(tokens, metric("fletch_completion_tokens_total"));
     assertEquals(tokens, metric("fletch_routed_tokens_total"), "the threshold routes every token");
     assertEquals(2 * bytes, metric("fletch_weight_bytes_total"));
+  }
+
+  @Test
+  void goesOnWhereTheContextIsFull() {
+    FletchServer.Options o = options();
+    String body =
+        "{\"prompt\":\"What is 4 + 3?\",\"temperature\":0,\"ignore_eos\":true,\"max_tokens\":1200}";
+    Map<String, Object> cut = ok("/v1/completions", body);
+    assertEquals("length", at(cut, "choices", 0, "finish_reason"));
+    assertTrue((int) at(cut, "usage", "completion_tokens") < 1200, cut.toString());
+    restart(
+        new FletchServer.Options(
+            o.address(),
+            o.modelId(),
+            o.sampling(),
+            o.parallel(),
+            o.queue(),
+            o.maxBody(),
+            o.timeLimit(),
+            o.drain(),
+            o.apiKey(),
+            o.corsOrigin(),
+            Optional.empty(),
+            Optional.of(new io.fletch.ContextShift(2))));
+    Map<String, Object> whole = ok("/v1/completions", body);
+    assertEquals(1200, at(whole, "usage", "completion_tokens"));
+    String text = (String) at(whole, "choices", 0, "text");
+    assertTrue(text.startsWith((String) at(cut, "choices", 0, "text")), text);
+    // A prompt that does not fit loses its older half instead of being refused.
+    String prompt = "9".repeat(3000);
+    ok("/v1/completions", "{\"max_tokens\":2,\"prompt\":\"" + prompt + "\"}");
   }
 
   @Test
