@@ -25,6 +25,8 @@ import java.util.function.Consumer;
  * @param prefixCacheBytes most bytes of copied keys and values of prompts that sessions share; 0
  *     for no sharing
  * @param adapters low-rank adapters, added to the matrices of the layers
+ * @param gpuLayers most layers, the last ones, that run on a GPU while the others run on the CPU;
+ *     {@link #AS_MANY_AS_FIT} for all of them, or as many as the device has memory for
  * @param units what decides which units run for a token; at most one policy of each kind
  */
 public record ModelOptions(
@@ -39,7 +41,13 @@ public record ModelOptions(
     LoadProgress progress,
     long prefixCacheBytes,
     List<Adapter> adapters,
+    int gpuLayers,
     List<UnitPolicy> units) {
+  /**
+   * All layers on the GPU if its memory suffices, else as many as fit, with one line in the log.
+   */
+  public static final int AS_MANY_AS_FIT = -1;
+
   /** Backends. */
   public enum Backend {
     /** Fast CPU kernels. */
@@ -165,7 +173,8 @@ public record ModelOptions(
         || threads < 0
         || threads > 1024
         || prefillChunk < 1
-        || prefixCacheBytes < 0) {
+        || prefixCacheBytes < 0
+        || gpuLayers < 1 && gpuLayers != AS_MANY_AS_FIT) {
       throw new IllegalArgumentException(
           "out of range: contextLength="
               + contextLength
@@ -174,7 +183,9 @@ public record ModelOptions(
               + " prefillChunk="
               + prefillChunk
               + " prefixCacheBytes="
-              + prefixCacheBytes);
+              + prefixCacheBytes
+              + " gpuLayers="
+              + gpuLayers);
     }
   }
 
@@ -192,7 +203,17 @@ public record ModelOptions(
         LoadProgress.NONE,
         0,
         List.of(),
+        AS_MANY_AS_FIT,
         List.of());
+  }
+
+  /**
+   * With that many layers at most on the GPU; an error where these do not fit.
+   *
+   * @param value at least 1, or {@link #AS_MANY_AS_FIT}
+   */
+  public ModelOptions withGpuLayers(int value) {
+    return edit(with -> with.gpuLayers = value);
   }
 
   /** With policies that let units rest. */
@@ -271,6 +292,7 @@ public record ModelOptions(
     private LoadProgress progress;
     private long prefixCacheBytes;
     private List<Adapter> adapters;
+    private int gpuLayers;
     private List<UnitPolicy> units;
 
     Edit(ModelOptions from) {
@@ -285,6 +307,7 @@ public record ModelOptions(
       progress = from.progress;
       prefixCacheBytes = from.prefixCacheBytes;
       adapters = from.adapters;
+      gpuLayers = from.gpuLayers;
       units = from.units;
     }
 
@@ -301,6 +324,7 @@ public record ModelOptions(
           progress,
           prefixCacheBytes,
           adapters,
+          gpuLayers,
           units);
     }
   }

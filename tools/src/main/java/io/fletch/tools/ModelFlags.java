@@ -37,6 +37,11 @@ final class ModelFlags {
                 "NAME",
                 "cpu (default), gpu, or auto (the GPU if the model can run on one, else the CPU)"),
             Command.value(
+                "gpu-layers",
+                "N",
+                "most layers, the last ones, on the GPU, the others on the CPU: a number, all, or"
+                    + " auto (default: all if the GPU has the memory, else as many as fit)"),
+            Command.value(
                 "kernels",
                 "NAME",
                 "auto (default: the fastest that works here), scalar, vector (Vector API) or native"
@@ -93,6 +98,7 @@ final class ModelFlags {
     return defaults
         .withThreads(arguments.integer("threads", defaults.threads(), 0, 1024))
         .withBackend(backend(arguments, defaults))
+        .withGpuLayers(gpuLayers(arguments))
         .withKernels(arguments.choice("kernels", defaults.kernels()))
         .withWeights(arguments.choice("weights", defaults.weights()))
         .withPackCache(packCache(arguments))
@@ -117,6 +123,21 @@ final class ModelFlags {
       throw new UsageException("--lora: expected=FILE or FILE=NUMBER actual=" + text);
     }
     return new ModelOptions.Adapter(Path.of(file), scale);
+  }
+
+  private static int gpuLayers(Arguments arguments) {
+    if (!arguments.has("gpu-layers")) {
+      return ModelOptions.AS_MANY_AS_FIT;
+    }
+    ModelOptions.Backend device = backend(arguments, ModelOptions.defaults());
+    if (device != ModelOptions.Backend.GPU && device != ModelOptions.Backend.AUTO) {
+      throw new UsageException("--gpu-layers needs --device gpu or auto");
+    }
+    return switch (arguments.required("gpu-layers")) {
+      case "auto" -> ModelOptions.AS_MANY_AS_FIT;
+      case "all" -> Integer.MAX_VALUE;
+      default -> arguments.integer("gpu-layers", 1, 1, Integer.MAX_VALUE);
+    };
   }
 
   private static ModelOptions.Backend backend(Arguments arguments, ModelOptions defaults) {

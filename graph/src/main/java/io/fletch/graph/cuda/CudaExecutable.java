@@ -93,7 +93,7 @@ final class CudaExecutable implements Executable {
     Deque<Runnable> owned = new ArrayDeque<>();
     try {
       CudaContext context = CudaContext.open(device);
-      owned.push(() -> close(context));
+      owned.push(() -> CudaBackend.close(context));
       return new CudaExecutable(graph, stored, maxRows, context, weights, progress, modules, owned);
     } catch (CudaException e) {
       free(owned);
@@ -132,13 +132,7 @@ final class CudaExecutable implements Executable {
     Control largest = control(maxRows);
     List<Fusion.Node> nodes = Fusion.of(stored);
     CudaLowering.Memory scratch = CudaLowering.plan(stored, nodes, maxRows);
-    long results = Math.multiplyExact(slotRow + hiddenRow, maxRows);
-    long wanted =
-        weights.bytes()
-            + scratch.bytes()
-            + results
-            + largest.bytes()
-            + (long) Emitter.STATISTICS * maxRows;
+    long wanted = weights.bytes() + workingBytes(graph, maxRows, scratch) + largest.bytes();
     CudaContext.MemoryInfo memory = context.memory();
     if (wanted > memory.free()) {
       throw new GraphException(
@@ -207,6 +201,19 @@ final class CudaExecutable implements Executable {
             + "), "
             + weights.bytes()
             + " bytes of weights, one graph launch per forward";
+  }
+
+  /** Bytes besides the weights, without the rows' data. */
+  private static long workingBytes(Graph graph, int maxRows, CudaLowering.Memory scratch) {
+    long row = 4L * graph.logits().width() + graph.hidden().map(h -> 4L * h.width()).orElse(0L);
+    return scratch.bytes() + Math.multiplyExact(row + Emitter.STATISTICS, (long) maxRows);
+  }
+
+  /** Bytes that a graph takes on a device, without keys and values and a row's few numbers. */
+  static long bytes(Graph graph, int maxRows) {
+    Graph stored = Decomposition.of(graph);
+    return new DeviceWeights(stored).bytes()
+        + workingBytes(graph, maxRows, CudaLowering.plan(stored, Fusion.of(stored), maxRows));
   }
 
   private Control control(int rows) {
@@ -530,16 +537,6 @@ final class CudaExecutable implements Executable {
       }
     } finally {
       turn.unlock();
-    }
-  }
-
-  /** Tries twice: a context that stays retained keeps its memory for the life of the process. */
-  private static void close(CudaContext context) {
-    try {
-      context.close();
-    } catch (CudaException e) {
-      context.close();
-      throw e;
     }
   }
 

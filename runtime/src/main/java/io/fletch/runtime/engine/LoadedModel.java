@@ -444,7 +444,12 @@ final class LoadedModel implements Model {
   /** Compiles a graph that belongs to this model for the same backend, with the same options. */
   Executable compile(Graph graph, int maxRows) {
     return ModelLoader.compile(
-        graph, maxRows, options.withPackCache(ModelOptions.PackCache.off()), file);
+        graph,
+        maxRows,
+        options
+            .withPackCache(ModelOptions.PackCache.off())
+            .withGpuLayers(ModelOptions.AS_MANY_AS_FIT),
+        file);
   }
 
   /**

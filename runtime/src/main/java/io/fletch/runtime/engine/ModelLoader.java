@@ -7,12 +7,14 @@ import io.fletch.ModelOptions;
 import io.fletch.Tokenizer;
 import io.fletch.ffm.NativeAccess;
 import io.fletch.ffm.NativeException;
+import io.fletch.ffm.device.CudaContext;
 import io.fletch.ffm.device.CudaDevices;
 import io.fletch.graph.Backend;
 import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
 import io.fletch.graph.GraphException;
 import io.fletch.graph.ReferenceBackend;
+import io.fletch.graph.SplitBackend;
 import io.fletch.graph.cpu.CpuBackend;
 import io.fletch.graph.cpu.KernelSets;
 import io.fletch.graph.cpu.Kernels;
@@ -244,7 +246,7 @@ public final class ModelLoader {
         hp.diffusion()
             ? Math.max(context, Math.min(CANVASES * context, CANVAS_ROWS))
             : Math.min(context, options.prefillChunk());
-    Executable executable = compile(graph, rows, options, file);
+    Executable executable = compile(graph, rows, options.withContextLength(context), file);
     try {
       Tokenizer tokenizer = result(tokenizerTask);
       checkRows(tokenizer, hp);
@@ -320,34 +322,73 @@ public final class ModelLoader {
 
   private static Executable compileUnrecorded(
       Graph graph, int rows, ModelOptions options, WeightFile file) {
-    if (options.backend() != ModelOptions.Backend.AUTO) {
-      return backend(options, file).compile(graph, rows);
-    }
-    try {
-      return gpu(options, file).compile(graph, rows);
-    } catch (GraphException | NativeException e) {
-      LOG.log(Level.WARNING, () -> "runs on the CPU: " + e.getMessage());
-      return backend(options.withBackend(ModelOptions.Backend.CPU), file).compile(graph, rows);
-    }
+    return switch (options.backend()) {
+      case CPU, REFERENCE -> backend(options, file).compile(graph, rows);
+      case GPU -> {
+        try {
+          yield gpu(graph, rows, options, file);
+        } catch (NativeException e) {
+          throw new FletchException(e.getMessage(), e);
+        }
+      }
+      case AUTO -> {
+        try {
+          yield gpu(graph, rows, options, file);
+        } catch (GraphException | NativeException e) {
+          LOG.log(Level.WARNING, () -> "runs on the CPU: " + e.getMessage());
+          yield backend(options.withBackend(ModelOptions.Backend.CPU), file).compile(graph, rows);
+        }
+      }
+    };
   }
 
-  /** The first GPU; a {@link NativeException} says why there is none. */
-  private static Backend gpu(ModelOptions options, WeightFile file) {
+  /**
+   * On the first GPU, or its last layers there and the others on the CPU. A {@link NativeException}
+   * says why there is no GPU.
+   */
+  private static Executable gpu(Graph graph, int rows, ModelOptions options, WeightFile file) {
     CudaDevices found = CudaDevices.find();
-    return new CudaBackend(found.first(), options.progress()::prepared)
-        .withModules(PackCaches.modules(options, file, found.driverVersion()));
+    CudaBackend gpu =
+        new CudaBackend(found.first(), options.progress()::prepared)
+            .withModules(PackCaches.modules(options, file, found.driverVersion()));
+    // Held until there is an executable: a context that nobody holds is torn down and built again.
+    CudaContext held = CudaContext.open(found.first());
+    Executable made = null;
+    try {
+      made = gpu(graph, rows, options, file, gpu);
+    } finally {
+      try {
+        CudaBackend.close(held);
+      } catch (NativeException e) {
+        if (made != null) {
+          made.close();
+        }
+        throw e;
+      }
+    }
+    return made;
+  }
+
+  private static Executable gpu(
+      Graph graph, int rows, ModelOptions options, WeightFile file, CudaBackend gpu) {
+    int layers = graph.kvLayers().size();
+    int there = Offload.layers(graph, rows, options, gpu);
+    if (there == layers) {
+      return gpu.compile(graph, rows);
+    }
+    // Packed weights on disk are those of a whole model.
+    ModelOptions cpu =
+        options
+            .withBackend(ModelOptions.Backend.CPU)
+            .withPackCache(ModelOptions.PackCache.off())
+            .withProgress(ModelOptions.LoadProgress.NONE);
+    return new SplitBackend(backend(cpu, file), gpu, layers - there).compile(graph, rows);
   }
 
   private static Backend backend(ModelOptions options, WeightFile file) {
     return switch (options.backend()) {
       case REFERENCE -> new ReferenceBackend();
-      case GPU, AUTO -> {
-        try {
-          yield gpu(options, file);
-        } catch (NativeException e) {
-          throw new FletchException(e.getMessage(), e);
-        }
-      }
+      case GPU, AUTO -> throw new IllegalArgumentException("a GPU is asked for its memory first");
       case CPU -> {
         CpuBackend.Options cpu =
             CpuBackend.Options.defaults()

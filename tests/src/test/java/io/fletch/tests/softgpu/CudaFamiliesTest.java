@@ -13,6 +13,7 @@ import io.fletch.graph.Graph;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.ReferenceBackend;
 import io.fletch.graph.Span;
+import io.fletch.graph.SplitBackend;
 import io.fletch.graph.cuda.CudaBackend;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.WeightFile;
@@ -122,7 +123,13 @@ class CudaFamiliesTest {
               ? ModelGraph.buildHidden(hp, weights, 64, name)
               : ModelGraph.build(hp, weights, 64, name);
       Backend cuda = new CudaBackend(CudaDevices.find().first(), (done, total) -> {});
-      compare(run(new ReferenceBackend(), graph, declared), run(cuda, graph, declared));
+      float[][] expected = run(new ReferenceBackend(), graph, declared);
+      compare(expected, run(cuda, graph, declared));
+      for (int layers = 1; layers < graph.kvLayers().size(); layers++) {
+        Backend reference = new ReferenceBackend();
+        float[][] split = run(new SplitBackend(reference, reference, layers), graph, declared);
+        assertArrayEquals(expected, split, "cut before layer " + layers);
+      }
     }
     assertEquals(0, gpu.liveBytes(), "memory left");
     assertEquals(0, gpu.liveObjects(), "objects left");
