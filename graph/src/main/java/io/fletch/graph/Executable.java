@@ -2,6 +2,7 @@ package io.fletch.graph;
 
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 
 /**
  * A graph compiled for a backend. Safe for use by several threads: forwards of different batches
@@ -45,6 +46,18 @@ public interface Executable extends AutoCloseable {
    *     rows are undefined
    */
   void forward(Batch batch);
+
+  /**
+   * Makes what continues a sequence greedily without the host between its steps.
+   *
+   * @param cache the sequence's; closed after the steps
+   * @param batch made by this executable; its results are lost when steps start
+   * @return empty if the backend has nothing that is faster than a forward for every token, or the
+   *     graph takes numbers with its rows
+   */
+  default Optional<GreedySteps> newGreedySteps(KvCache cache, Batch batch) {
+    return Optional.empty();
+  }
 
   /**
    * Measures the kernels of a forward of one row, each by itself: slower in sum than the forward,

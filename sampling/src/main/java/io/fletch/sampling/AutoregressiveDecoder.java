@@ -188,7 +188,11 @@ public final class AutoregressiveDecoder {
     prompt = count;
     token = -1;
     finish = Finish.NONE;
+    model.expectArgmax(0);
     model.append(ids, kept, count - kept, CausalForward.Logits.LAST);
+    // The last token is not appended any more.
+    int most = options.maxTokens() > 0 ? options.maxTokens() - 1 : Integer.MAX_VALUE;
+    model.expectArgmax(logits == null ? most : 0);
   }
 
   /**

@@ -42,6 +42,15 @@ public interface CausalForward {
   void append(int[] tokens, int offset, int count, Logits wanted);
 
   /**
+   * Says that the next tokens will be appended one by one, each being the {@link #argmax} of the
+   * row before, so that the implementation may run them before it is asked to. Nothing else
+   * changes: other tokens and other results may be asked for, at the price of running a row again.
+   *
+   * @param most how many at most; 0 for none
+   */
+  default void expectArgmax(int most) {}
+
+  /**
    * Most tokens per {@link #append} for {@link Logits#ALL}; a caller that wants more logit rows
    * splits.
    */

@@ -2,6 +2,7 @@ package io.fletch.graph.cuda;
 
 import io.fletch.ffm.device.CudaContext;
 import io.fletch.ffm.device.CudaDevice;
+import io.fletch.ffm.device.CudaEvent;
 import io.fletch.ffm.device.CudaException;
 import io.fletch.ffm.device.CudaGraph;
 import io.fletch.ffm.device.CudaGraphExec;
@@ -17,6 +18,7 @@ import io.fletch.graph.Executable;
 import io.fletch.graph.Gate;
 import io.fletch.graph.Graph;
 import io.fletch.graph.GraphException;
+import io.fletch.graph.GreedySteps;
 import io.fletch.graph.KernelTime;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.LowRankAdapter;
@@ -34,6 +36,7 @@ import java.util.Deque;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.concurrent.locks.ReentrantLock;
 import java.util.function.Consumer;
 
@@ -44,6 +47,9 @@ import java.util.function.Consumer;
  */
 final class CudaExecutable implements Executable {
   private record Key(int rows, KvCache.Type type) {}
+
+  /** A captured forward, and what it was captured from. */
+  private record Replay(CudaGraphExec exec, CudaModule module, List<CudaLaunch> launches) {}
 
   private final Graph graph;
   private final int maxRows;
@@ -69,13 +75,18 @@ final class CudaExecutable implements Executable {
   private final String description;
   private final Deque<Runnable> owned;
   private final List<Plan> plans = new ArrayList<>();
-  private final Map<Key, CudaGraphExec> replays = new HashMap<>();
+  private final Map<Key, Replay> replays = new HashMap<>();
   private final Map<Key, KernelProfile> profiles = new HashMap<>();
   private final Arena arena = Arena.ofShared();
   private final MemorySegment chunk;
   private final int[] ranges = new int[8];
+  private final int[] firstToken = new int[1];
   private final ReentrantLock turn = new ReentrantLock(true);
   private CudaBatch latest;
+
+  /** Whose next row the control block on the device describes. */
+  private CudaGreedySteps steps;
+
   private boolean busy;
   private boolean closed;
 
@@ -250,7 +261,7 @@ final class CudaExecutable implements Executable {
   int nodes(int rows, KvCache.Type type) {
     turn.lock();
     try {
-      return replay(new Key(bucket(rows), type)).nodes();
+      return replay(new Key(bucket(rows), type)).exec().nodes();
     } finally {
       turn.unlock();
     }
@@ -338,11 +349,12 @@ final class CudaExecutable implements Executable {
           }
           latest = null;
           int rows = bucket(b.rows());
-          CudaGraphExec replay = replay(new Key(rows, type));
+          CudaGraphExec replay = replay(new Key(rows, type)).exec();
           Control c = control(rows);
           fill(b, c);
-          replay.launch(s);
+          steps = null;
           busy = true;
+          replay.launch(s);
           latest = b;
           b.queued(c);
         });
@@ -399,8 +411,8 @@ final class CudaExecutable implements Executable {
     }
   }
 
-  private CudaGraphExec replay(Key key) {
-    CudaGraphExec there = replays.get(key);
+  private Replay replay(Key key) {
+    Replay there = replays.get(key);
     if (there != null) {
       return there;
     }
@@ -434,9 +446,133 @@ final class CudaExecutable implements Executable {
             })) {
       CudaGraphExec made = captured.instantiate();
       owned.push(made::close);
-      replays.put(key, made);
+      Replay replay = new Replay(made, module, List.copyOf(launches));
+      replays.put(key, replay);
       profiles.put(key, new KernelProfile(program, launches));
-      return made;
+      return replay;
+    }
+  }
+
+  @Override
+  public Optional<GreedySteps> newGreedySteps(KvCache cache, Batch batch) {
+    if (!(cache instanceof CudaKvCache kv) || !kv.isOf(this)) {
+      throw new IllegalArgumentException("the cache was made by another executable: " + cache);
+    }
+    if (!(batch instanceof CudaBatch b) || !b.isOf(this)) {
+      throw new IllegalArgumentException("the batch was made by another executable: " + batch);
+    }
+    if (numbers > 0) {
+      return Optional.empty();
+    }
+    CudaGreedySteps[] made = new CudaGreedySteps[1];
+    locked(
+        s -> {
+          Deque<Runnable> own = new ArrayDeque<>();
+          try {
+            made[0] = new CudaGreedySteps(this, kv, b, steps(s, kv.type(), own));
+          } catch (RuntimeException | Error e) {
+            free(own);
+            throw e;
+          }
+        });
+    return Optional.of(made[0]);
+  }
+
+  private CudaGreedySteps.Parts steps(CudaStream s, KvCache.Type type, Deque<Runnable> own) {
+    Replay replay = replay(new Key(bucket(1), type));
+    DeviceMemory ring = context.allocate(CudaGreedySteps.BYTES);
+    own.push(ring::close);
+    s.fill(ring, 0, CudaGreedySteps.BYTES, (byte) 0);
+    PinnedMemory host = context.allocatePinned(CudaGreedySteps.COUNT);
+    own.push(host::close);
+    List<CudaEvent> events = new ArrayList<>();
+    for (int i = 0; i < CudaGreedySteps.RING; i++) {
+      CudaEvent event = context.newEvent(false);
+      own.push(event::close);
+      events.add(event);
+    }
+    CudaLaunch follow =
+        replay.module().function(CudaLowering.FOLLOW).prepare(LaunchConfig.of(1, 32), 3);
+    own.push(follow::close);
+    follow.setLong(0, control.address());
+    follow.setLong(1, statistics.address());
+    follow.setLong(2, ring.address());
+    try (CudaGraph captured =
+        s.capture(
+            () -> {
+              replay.launches().forEach(l -> l.launch(s));
+              follow.launch(s);
+              s.download(ring, 0, host.segment());
+            })) {
+      return new CudaGreedySteps.Parts(ring, host, events, follow, captured.instantiate());
+    }
+  }
+
+  /** Most slots of a sequence in a cache. */
+  int slots(CudaKvCache cache) {
+    return Math.min(cache.capacity(), graph.positions());
+  }
+
+  /** Uploads the first row of greedy steps and queues it. */
+  void start(CudaGreedySteps of, int token) {
+    if (token < 0 || token >= graph.vocabulary()) {
+      throw new IllegalArgumentException(
+          "token: expected=in [0, " + graph.vocabulary() + ") actual=" + token);
+    }
+    locked(
+        s -> {
+          finish();
+          if (latest != null && latest != of.batch()) {
+            latest.fetch(hostStatistics.segment(), hostControl.segment());
+            latest.keep(s, logits, hidden);
+          }
+          latest = null;
+          steps = null;
+          CudaBatch b = of.batch();
+          firstToken[0] = token;
+          b.clear();
+          b.wantLogits(b.append(of.cache(), firstToken, 0, 1));
+          Control c = control(bucket(1));
+          fill(b, c);
+          b.clear();
+          busy = true;
+          s.upload(hostControl.segment().asSlice(0, c.bytes()), control, 0);
+          of.queue(s);
+          steps = of;
+        });
+  }
+
+  /** Queues another step, if the control block still is of these. */
+  boolean follow(CudaGreedySteps of) {
+    boolean[] done = new boolean[1];
+    locked(
+        s -> {
+          if (steps == of) {
+            busy = true;
+            of.queue(s);
+            done[0] = true;
+          }
+        });
+    return done[0];
+  }
+
+  /** Ends steps once nothing queued uses them. */
+  void end(CudaGreedySteps of, Runnable release) {
+    turn.lock();
+    try {
+      if (steps == of) {
+        steps = null;
+      }
+      if (!closed) {
+        try {
+          stream.synchronize();
+          busy = false;
+        } finally {
+          release.run();
+        }
+      }
+    } finally {
+      turn.unlock();
     }
   }
 

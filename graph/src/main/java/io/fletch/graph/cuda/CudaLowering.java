@@ -29,6 +29,9 @@ final class CudaLowering {
    */
   record Memory(Map<Value, Long> offsets, Map<Fusion.Source, Long> parts, long lists, long bytes) {}
 
+  /** Name of the kernel that prepares the next greedy step, in programs of one row. */
+  static final String FOLLOW = "follow";
+
   /** A launch; all parameters are addresses. */
   record Launch(String kernel, int threads, int gridX, int gridY, List<Long> parameters) {}
 
@@ -285,6 +288,10 @@ final class CudaLowering {
         c.rows(),
         at(out),
         statistics);
+    if (c.rows() == 1) {
+      // Launched by steps only, see CudaGreedySteps.
+      run.ptx.append(run.emit.follow(windows).text(FOLLOW));
+    }
     Plan plan = new Plan(graph.name(), "cuda", c.rows(), memory.bytes(), linearBytes, run.steps);
     return new Program(run.ptx.toString(), List.copyOf(run.launches), plan);
   }

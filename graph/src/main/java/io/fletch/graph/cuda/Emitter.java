@@ -20,6 +20,7 @@ import io.fletch.graph.RopeSpec;
 import io.fletch.graph.Value;
 import io.fletch.graph.support.AbstractBatch;
 import io.fletch.quant.TensorType;
+import java.util.List;
 import java.util.Optional;
 
 /**
@@ -1034,6 +1035,43 @@ final class Emitter {
           k.store(F64, out, 16, allSum);
           k.store(F64, out, 24, allWeighted);
         });
+    return k;
+  }
+
+  /**
+   * Makes the first logit row's argmax the token of the next forward of one row, which comes in the
+   * next slot and sees all slots up to it; notes the token in a ring of {@link
+   * CudaGreedySteps#RING}. Parameters: control, statistics, ring.
+   *
+   * @param windows sliding windows, 0 for none
+   */
+  PtxKernel follow(List<Integer> windows) {
+    PtxKernel k = new PtxKernel(32);
+    PtxRegister block = k.parameter(U64);
+    PtxRegister statistics = k.parameter(U64);
+    PtxRegister ring = k.parameter(U64);
+    k.when(k.compare("ne", k.special("tid.x"), 0), k::exit);
+    PtxRegister token = k.load(U32, statistics, 0);
+    PtxRegister number = k.load(U32, ring, CudaGreedySteps.COUNT);
+    PtxRegister place = k.and(number, CudaGreedySteps.RING - 1);
+    k.store(U32, k.address(ring, place, 4), 0, token);
+    k.store(U32, ring, CudaGreedySteps.COUNT, k.add(number, 1));
+    k.store(U32, block, control.token(), token);
+    PtxRegister slot = k.add(k.load(U32, block, control.slot()), 1);
+    k.store(U32, block, control.slot(), slot);
+    PtxRegister position = k.add(k.load(U32, block, control.position()), 1);
+    k.store(U32, block, control.position(), position);
+    PtxRegister end = k.add(slot, 1);
+    for (int w = 0; w < windows.size(); w++) {
+      int window = windows.get(w);
+      PtxRegister from = k.constant(U32, 0);
+      if (window > 0) {
+        from = k.sub(k.max(end, window), window);
+      }
+      k.store(U32, block, control.ranges(w), k.constant(U32, 1));
+      k.store(U32, block, control.ranges(w) + 4L, from);
+      k.store(U32, block, control.ranges(w) + 8L, end);
+    }
     return k;
   }
 

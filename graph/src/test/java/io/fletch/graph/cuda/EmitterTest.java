@@ -79,6 +79,7 @@ class EmitterTest {
     all.add(e.add(33, 1, Optional.of(GATE.orElseThrow().standIn()), Rows.BATCH));
     all.add(e.input(2, 5));
     all.add(e.statistics(97));
+    all.add(e.follow(List.of(0, 7)));
     return all;
   }
 

@@ -4,6 +4,7 @@ import io.fletch.UnitPolicy;
 import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
 import io.fletch.graph.Gate;
+import io.fletch.graph.GreedySteps;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.LowRankAdapter;
 import io.fletch.graph.Value;
@@ -39,6 +40,27 @@ final class GraphForward implements CausalForward, AutoCloseable {
   private final long slotBytes;
   private final Batch.RowStatistics statistics = new Batch.RowStatistics();
   private int logitRows;
+
+  /** Steps that the device may be ahead of what was appended. */
+  private static final int STEPS_AHEAD = 4;
+
+  /** Null until they are used. */
+  private GreedySteps steps;
+
+  private boolean cannotGoAhead;
+
+  /** Tokens that will be appended, each the argmax of the row before. */
+  private int expected;
+
+  /** Whether the latest append was a step that ran ahead, and whether its token is not taken. */
+  private boolean isAhead;
+
+  private boolean inStep;
+
+  /** The token of the latest step that was taken, and the slot of the row that it is for. */
+  private int stepToken = -1;
+
+  private int stepSlot = -1;
   private int firstLogitRow;
   private long forwards;
   private long rows;
@@ -158,6 +180,76 @@ final class GraphForward implements CausalForward, AutoCloseable {
   }
 
   @Override
+  public void expectArgmax(int most) {
+    expected = Math.max(0, most);
+  }
+
+  /**
+   * Takes the step of one token from those that run ahead on the device, and keeps them running.
+   *
+   * @return false if the step has to be run
+   */
+  private boolean ahead(int token) {
+    boolean possible =
+        expected > 0
+            && !cannotGoAhead
+            && rule == UnitRule.DENSE
+            && terms.isEmpty()
+            && kv.length() < kv.capacity()
+            && (scheduler == null || scheduler.isAlone(this));
+    if (!possible) {
+      return false;
+    }
+    if (steps == null) {
+      steps = executable.newGreedySteps(kv, batch).orElse(null);
+      if (steps == null) {
+        cannotGoAhead = true;
+        return false;
+      }
+    }
+    takeStep();
+    if (steps.pending() == 0 || stepToken != token || stepSlot != kv.length()) {
+      steps.start(token);
+    }
+    int most = Math.min(expected, STEPS_AHEAD);
+    while (steps.pending() < most && steps.follow()) {}
+    expected--;
+    inStep = true;
+    logitRows = 1;
+    ran(batch, 1, 1);
+    return true;
+  }
+
+  private void takeStep() {
+    if (inStep) {
+      inStep = false;
+      stepToken = steps.take();
+      stepSlot = kv.length();
+    }
+  }
+
+  /** The sequence is no longer the one that steps went ahead of. */
+  private void forgetSteps() {
+    inStep = false;
+    stepSlot = -1;
+  }
+
+  /** Runs the row of the latest step again, if it ran ahead, so that its results can be read. */
+  private void runStepAgain() {
+    if (isAhead) {
+      forgetSteps();
+      isAhead = false;
+      int last = kv.length() - 1;
+      kv.length(last);
+      source = tokens;
+      at = last;
+      pending = 1;
+      wanted = Logits.LAST;
+      runAlone(executable, 1);
+    }
+  }
+
+  @Override
   public void append(int[] source, int offset, int count, Logits wanted) {
     int most = wanted == Logits.ALL ? batch.maxLogitRows() : Integer.MAX_VALUE;
     if (count < 1 || count > most) {
@@ -178,6 +270,11 @@ final class GraphForward implements CausalForward, AutoCloseable {
     this.wanted = wanted;
     this.failure = null;
     this.logitRows = 0;
+    isAhead = count == 1 && wanted == Logits.LAST && ahead(source[offset]);
+    if (isAhead) {
+      return;
+    }
+    forgetSteps();
     // Shared forwards hand out one logit row per session.
     if (scheduler != null && wanted != Logits.ALL) {
       scheduler.run(this);
@@ -347,6 +444,11 @@ final class GraphForward implements CausalForward, AutoCloseable {
       throw new IndexOutOfBoundsException(
           "length: expected=[0, " + kv.length() + "] actual=" + length);
     }
+    if (length < kv.length()) {
+      // Its results stay, the steps behind it do not.
+      takeStep();
+      forgetSteps();
+    }
     kv.length(length);
     dense = Math.min(dense, length);
   }
@@ -360,6 +462,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
    * earlier tokens are those of this one.
    */
   void copyFrom(KvCache from, int[] ids, int count) {
+    forgetSteps();
     int length = kv.length();
     kv.copy(from, length, length, count - length);
     System.arraycopy(ids, length, tokens, length, count - length);
@@ -383,6 +486,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
    * @param denseTokens leading ones that all units have computed
    */
   void load(int[] ids, int denseTokens, ReadableByteChannel from) throws IOException {
+    forgetSteps();
     kv.length(0);
     dense = 0;
     kv.load(ids.length, from);
@@ -405,6 +509,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
 
   /** Copies a logit row as the model gave it. */
   void rawLogits(int row, float[] target) {
+    runStepAgain();
     if (isCopied) {
       Objects.checkIndex(row, logitRows);
       System.arraycopy(copied, 0, target, 0, vocabulary);
@@ -427,6 +532,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
 
   @Override
   public void hidden(int row, float[] target) {
+    runStepAgain();
     if (isCopied) {
       Objects.checkIndex(row, logitRows);
       System.arraycopy(copiedHidden, 0, target, 0, copiedHidden.length);
@@ -437,6 +543,15 @@ final class GraphForward implements CausalForward, AutoCloseable {
 
   @Override
   public int argmax(int row) {
+    if (isAhead) {
+      Objects.checkIndex(row, logitRows);
+      takeStep();
+      if (stepToken < defined) {
+        return stepToken;
+      }
+      // The device does not know which ids are tokens.
+      runStepAgain();
+    }
     if (isCopied) {
       Objects.checkIndex(row, logitRows);
       return argmax(copied);
@@ -464,6 +579,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
 
   @Override
   public void statistics(int row, RowStatistics into) {
+    runStepAgain();
     if (scratch == null && !isCopied) {
       batch.statistics(row, statistics);
       copy(statistics, into);
@@ -526,6 +642,9 @@ final class GraphForward implements CausalForward, AutoCloseable {
   public void close() {
     leave();
     try {
+      if (steps != null) {
+        steps.close();
+      }
       batch.close();
     } finally {
       open.decrementAndGet();

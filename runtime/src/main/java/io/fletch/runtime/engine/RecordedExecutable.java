@@ -3,6 +3,7 @@ package io.fletch.runtime.engine;
 import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
+import io.fletch.graph.GreedySteps;
 import io.fletch.graph.KernelTime;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.LowRankAdapter;
@@ -11,6 +12,7 @@ import io.fletch.graph.Plan;
 import io.fletch.graph.Value;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import jdk.jfr.FlightRecorder;
 
 /** An executable whose forwards and caches show in recordings of the flight recorder. */
@@ -82,6 +84,11 @@ record RecordedExecutable(Executable executable) implements Executable {
       event.logitRows = batch.logitRows();
       event.commit();
     }
+  }
+
+  @Override
+  public Optional<GreedySteps> newGreedySteps(KvCache cache, Batch batch) {
+    return executable.newGreedySteps(cache, batch);
   }
 
   @Override

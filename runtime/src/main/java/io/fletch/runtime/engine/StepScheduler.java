@@ -50,6 +50,9 @@ final class StepScheduler implements AutoCloseable {
 
   private boolean leading;
 
+  /** The session that decodes by itself; null if none does. */
+  private GraphForward solo;
+
   /** Number of the latest forward, and how many of its sessions have not come back yet. */
   private long latest;
 
@@ -100,11 +103,31 @@ final class StepScheduler implements AutoCloseable {
     forward.rethrow();
   }
 
+  /**
+   * Whether a session decodes by itself, so that its steps need not come here. Two that would both
+   * do so come here again.
+   */
+  boolean isAlone(GraphForward forward) {
+    lock.lock();
+    try {
+      here(forward);
+      boolean others = leading || !queue.isEmpty() || expected > 0;
+      boolean alone = !others && (solo == null || solo == forward);
+      solo = alone ? forward : null;
+      return alone;
+    } finally {
+      lock.unlock();
+    }
+  }
+
   /** The session decodes no more for now: nobody needs to wait for it. */
   void leave(GraphForward forward) {
     lock.lock();
     try {
       here(forward);
+      if (solo == forward) {
+        solo = null;
+      }
     } finally {
       lock.unlock();
     }

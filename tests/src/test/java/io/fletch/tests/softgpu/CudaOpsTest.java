@@ -14,6 +14,7 @@ import io.fletch.graph.Executable;
 import io.fletch.graph.Gate;
 import io.fletch.graph.Graph;
 import io.fletch.graph.GraphException;
+import io.fletch.graph.GreedySteps;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.ReferenceBackend;
 import io.fletch.graph.RopeSpec;
@@ -392,6 +393,65 @@ class CudaOpsTest {
       single.save(11, Channels.newChannel(second));
       assertArrayEquals(first.toByteArray(), second.toByteArray());
     }
+  }
+
+  private static int next(Executable e, KvCache kv, Batch b, int token) {
+    b.clear();
+    b.append(kv, new int[] {token}, 0, 1);
+    b.wantLogits(0);
+    e.forward(b);
+    kv.length(kv.length() + 1);
+    return b.argmax(0);
+  }
+
+  /** Past the end of a sliding window, with another sequence's forward in between. */
+  @ParameterizedTest
+  @EnumSource
+  void greedyStepsFollowEachOtherOnTheDevice(KvCache.Type type) {
+    Graph graph = graph(TensorType.Q8_0, 32, Activation.SILU);
+    int n = 12;
+    try (Executable e = cuda().compile(graph, 11);
+        KvCache one = e.newKvCache(n, type);
+        KvCache two = e.newKvCache(n, type);
+        Batch b = e.newBatch(1, 1);
+        Batch other = e.newBatch(1, 1)) {
+      int[] expected = new int[n + 1];
+      expected[0] = 7;
+      for (int i = 0; i < n; i++) {
+        expected[i + 1] = next(e, one, b, expected[i]);
+      }
+      one.length(3);
+      next(e, two, other, 50);
+      float[] kept = new float[VOCABULARY];
+      other.logits(0, kept);
+      try (GreedySteps steps = e.newGreedySteps(one, b).orElseThrow()) {
+        assertThrows(IllegalStateException.class, steps::take);
+        assertThrows(IllegalArgumentException.class, () -> steps.start(VOCABULARY));
+        steps.start(expected[3]);
+        assertTrue(steps.follow() && steps.follow());
+        assertEquals(3, steps.pending());
+        assertEquals(expected[4], steps.take());
+        int otherToken = next(e, two, other, 51);
+        assertEquals(false, steps.follow(), "another forward came between");
+        assertEquals(expected[5], steps.take());
+        assertEquals(expected[6], steps.take());
+        one.length(6);
+        steps.start(expected[6]);
+        while (steps.follow()) {
+          assertTrue(steps.pending() <= n);
+        }
+        // As many as the cache has slots.
+        assertEquals(n - 6, steps.pending());
+        for (int i = 7; i <= n; i++) {
+          assertEquals(expected[i], steps.take(), "token " + i);
+        }
+        one.length(n);
+        assertThrows(IllegalStateException.class, () -> steps.start(0));
+        assertEquals(otherToken, other.argmax(0), "results of others stay");
+      }
+    }
+    assertEquals(0, gpu.liveBytes(), "memory left");
+    assertEquals(0, gpu.liveObjects(), "objects left");
   }
 
   @Test
