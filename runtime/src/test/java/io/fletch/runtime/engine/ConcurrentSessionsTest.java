@@ -12,6 +12,9 @@ import io.fletch.Model;
 import io.fletch.ModelOptions;
 import io.fletch.Session;
 import io.fletch.sampling.SamplingOptions;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.ConcurrentModificationException;
 import java.util.HashMap;
@@ -25,6 +28,7 @@ import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 import java.util.concurrent.atomic.AtomicInteger;
+import java.util.concurrent.atomic.AtomicLong;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
@@ -37,6 +41,9 @@ import org.junit.jupiter.params.provider.ValueSource;
 class ConcurrentSessionsTest {
   /** Minutes of the long form: {@code -Dfletch.full=true}, ten unless {@code -Dfletch.minutes}. */
   private static final boolean FULL = Boolean.getBoolean("fletch.full");
+
+  /** What the heap's slack and freed pages that the system has not taken back may amount to. */
+  private static final long GROWTH = 96L << 20;
 
   private static ModelOptions options() {
     return TestModels.options(ModelOptions.Backend.CPU).withContextLength(160).withPrefillChunk(32);
@@ -85,10 +92,11 @@ class ConcurrentSessionsTest {
         out.addAll(chunk.ids());
         chunk
             .logprobs()
-            .forEach(p -> {
-              out.add(Double.doubleToRawLongBits(p.logprob()));
-              p.top().forEach(a -> out.add(Double.doubleToRawLongBits(a.logprob())));
-            });
+            .forEach(
+                p -> {
+                  out.add(Double.doubleToRawLongBits(p.logprob()));
+                  p.top().forEach(a -> out.add(Double.doubleToRawLongBits(a.logprob())));
+                });
       }
     }
     return out;
@@ -168,6 +176,19 @@ class ConcurrentSessionsTest {
       Map<Task, List<Object>> expected = alone(model, tasks);
       AtomicInteger number = new AtomicInteger();
       AtomicInteger answers = new AtomicInteger();
+      long start = System.nanoTime();
+      AtomicLong warm = new AtomicLong();
+      // Compared once everything is warm and again at the end.
+      Thread.ofVirtual()
+          .start(
+              () -> {
+                try {
+                  Thread.sleep((end - start) / 5_000_000L);
+                  warm.set(residentBytes());
+                } catch (IOException | InterruptedException e) {
+                  throw new IllegalStateException(e);
+                }
+              });
       together(
           sessions,
           () -> {
@@ -200,6 +221,7 @@ class ConcurrentSessionsTest {
             }
             return null;
           });
+      long after = residentBytes();
       assertTrue(answers.get() > 0);
       assertEquals(0, loaded.openSessions());
       assertEquals(0, loaded.openForwards(), "caches that nobody closed");
@@ -213,9 +235,31 @@ class ConcurrentSessionsTest {
                 + " forwards="
                 + counts[0]
                 + " shared="
-                + counts[1]);
+                + counts[1]
+                + " resident MiB="
+                + (warm.get() >> 20)
+                + " -> "
+                + (after >> 20));
+        // Two seconds are over before compilers are done; ten minutes are not.
+        assertTrue(
+            warm.get() == 0 || after - warm.get() < GROWTH,
+            "resident bytes: before=" + warm + " after=" + after);
       }
     }
+  }
+
+  /** Memory of the process after a collection, from Linux; 0 where that is not to be had. */
+  private static long residentBytes() throws IOException {
+    Path status = Path.of("/proc/self/status");
+    if (!Files.isReadable(status)) {
+      return 0;
+    }
+    System.gc();
+    return Files.readAllLines(status).stream()
+        .filter(line -> line.startsWith("VmRSS:"))
+        .mapToLong(line -> Long.parseLong(line.replaceAll("[^0-9]", "")) << 10)
+        .findFirst()
+        .orElse(0);
   }
 
   @Test
@@ -230,17 +274,18 @@ class ConcurrentSessionsTest {
     BaseSession base = assertInstanceOf(BaseSession.class, session);
     Thread user =
         Thread.ofVirtual()
-            .start(() -> {
-              base.guard().enter();
-              try {
-                inside.countDown();
-                tried.await();
-              } catch (InterruptedException e) {
-                throw new IllegalStateException(e);
-              } finally {
-                base.guard().exit();
-              }
-            });
+            .start(
+                () -> {
+                  base.guard().enter();
+                  try {
+                    inside.countDown();
+                    tried.await();
+                  } catch (InterruptedException e) {
+                    throw new IllegalStateException(e);
+                  } finally {
+                    base.guard().exit();
+                  }
+                });
     inside.await();
     assertThrows(ConcurrentModificationException.class, generation::hasNext);
     assertThrows(ConcurrentModificationException.class, session::close);

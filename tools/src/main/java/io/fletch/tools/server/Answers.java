@@ -13,8 +13,8 @@ import java.util.Map;
 import java.util.UUID;
 
 /**
- * Builds the objects of OpenAI's API for one request: the answer as a whole, or its chunks. Used by
- * the request's thread.
+ * Builds the objects of OpenAI's API for one request: its answers as a whole, or their chunks, one
+ * choice after the other. Used by the request's thread.
  */
 final class Answers {
   private final Request request;
@@ -22,67 +22,83 @@ final class Answers {
   private final Tokenizer tokenizer;
   private final String id;
   private final long created = System.currentTimeMillis() / 1000;
-  private final ToolCallReader reader;
+  private final List<Object> choices = new ArrayList<>();
+  private ToolCallReader reader;
+  private int index;
   private int textOffset;
+  private int promptTokens;
+  private int reusedTokens;
+  private int completionTokens;
 
   Answers(Request request, String model, Tokenizer tokenizer) {
     this.request = request;
     this.model = model;
     this.tokenizer = tokenizer;
-    reader = request.tools().map(format -> new ToolCallReader(format, tokenizer)).orElse(null);
     id = (request.chat() ? "chatcmpl-" : "cmpl-") + UUID.randomUUID().toString().replace("-", "");
   }
 
-  private Map<String, Object> envelope(String object, List<?> choices) {
+  /** Turns to a choice, 0 first. */
+  void choose(int choice) {
+    index = choice;
+    textOffset = 0;
+    reader = request.tools().map(format -> new ToolCallReader(format, tokenizer)).orElse(null);
+  }
+
+  private Map<String, Object> envelope(String object, List<?> of) {
     Map<String, Object> out = new LinkedHashMap<>();
     out.put("id", id);
     out.put("object", object);
     out.put("created", created);
     out.put("model", model);
-    out.put("choices", choices);
+    out.put("choices", of);
     return out;
   }
 
   private Map<String, Object> choice(String key, Object value, Object logprobs, String finish) {
     Map<String, Object> out = new LinkedHashMap<>();
-    out.put("index", 0);
+    out.put("index", index);
     out.put(key, value);
     out.put("logprobs", logprobs);
     out.put("finish_reason", finish);
     return out;
   }
 
-  /** The whole answer. */
-  Map<String, Object> whole(Generation.Result result, List<TokenLogprob> logprobs) {
-    Map<String, Object> out;
-    if (request.chat()) {
-      ToolCallFormat.Parsed parsed = parsed(result);
-      Map<String, Object> message = new LinkedHashMap<>();
-      message.put("role", "assistant");
-      message.put(
-          "content",
-          parsed.calls().isEmpty() || !parsed.content().isEmpty() ? parsed.content() : null);
-      message.put("refusal", null);
-      if (!parsed.calls().isEmpty()) {
-        message.put("tool_calls", calls(parsed, false));
-      }
-      out =
-          envelope(
-              "chat.completion",
-              List.of(
-                  choice(
-                      "message",
-                      message,
-                      logprobs(logprobs),
-                      finish(result, !parsed.calls().isEmpty()))));
-    } else {
-      out =
-          envelope(
-              "text_completion",
-              List.of(choice("text", result.text(), logprobs(logprobs), finish(result, false))));
+  /** Takes the whole of a choice. */
+  void whole(Generation.Result result, List<TokenLogprob> logprobs) {
+    count(result);
+    if (!request.chat()) {
+      choices.add(choice("text", result.text(), logprobs(logprobs), finish(result, false)));
+      return;
     }
-    out.put("usage", usage(result));
+    ToolCallFormat.Parsed parsed = parsed(result);
+    Map<String, Object> message = new LinkedHashMap<>();
+    message.put("role", "assistant");
+    message.put(
+        "content",
+        parsed.calls().isEmpty() || !parsed.content().isEmpty() ? parsed.content() : null);
+    message.put("refusal", null);
+    if (!parsed.calls().isEmpty()) {
+      message.put("tool_calls", calls(parsed, false));
+    }
+    choices.add(
+        choice("message", message, logprobs(logprobs), finish(result, !parsed.calls().isEmpty())));
+  }
+
+  /** All choices that were taken. */
+  Map<String, Object> all() {
+    Map<String, Object> out =
+        envelope(request.chat() ? "chat.completion" : "text_completion", choices);
+    out.put("usage", usage());
     return out;
+  }
+
+  /** The prompt is one, however many choices it gets. */
+  private void count(Generation.Result result) {
+    if (index == 0) {
+      promptTokens = result.promptTokens();
+      reusedTokens = result.reusedTokens();
+    }
+    completionTokens += result.completionTokens();
   }
 
   private ToolCallFormat.Parsed parsed(Generation.Result result) {
@@ -114,12 +130,12 @@ final class Answers {
     };
   }
 
-  private static Map<String, Object> usage(Generation.Result result) {
+  private Map<String, Object> usage() {
     Map<String, Object> out = new LinkedHashMap<>();
-    out.put("prompt_tokens", result.promptTokens());
-    out.put("completion_tokens", result.completionTokens());
-    out.put("total_tokens", result.promptTokens() + result.completionTokens());
-    out.put("prompt_tokens_details", Map.of("cached_tokens", result.reusedTokens()));
+    out.put("prompt_tokens", promptTokens);
+    out.put("completion_tokens", completionTokens);
+    out.put("total_tokens", promptTokens + completionTokens);
+    out.put("prompt_tokens_details", Map.of("cached_tokens", reusedTokens));
     return out;
   }
 
@@ -134,7 +150,7 @@ final class Answers {
     return out;
   }
 
-  /** The first chunk of a stream, before anything has run; null if there is none. */
+  /** The first chunk of a choice, before anything has run; null if there is none. */
   Map<String, Object> begin() {
     if (!request.chat()) {
       return null;
@@ -158,8 +174,9 @@ final class Answers {
     return chunk(request.chat() ? Map.of("content", text) : text, logprobs(logprobs), null);
   }
 
-  /** The last chunks: calls of tools or held-back text, the reason, the usage. */
+  /** The last chunks of a choice: calls of tools or held-back text, the reason. */
   List<Map<String, Object>> end(Generation.Result result) {
+    count(result);
     List<Map<String, Object>> out = new ArrayList<>();
     boolean calls = false;
     if (request.tools().isPresent()) {
@@ -174,12 +191,17 @@ final class Answers {
       }
     }
     out.add(chunk(request.chat() ? Map.of() : "", null, finish(result, calls)));
-    if (request.usageInStream()) {
-      Map<String, Object> usage =
-          envelope(request.chat() ? "chat.completion.chunk" : "text_completion", List.of());
-      usage.put("usage", usage(result));
-      out.add(usage);
+    return out;
+  }
+
+  /** The chunk after the last choice: the usage; null if nobody asked for it. */
+  Map<String, Object> last() {
+    if (!request.usageInStream()) {
+      return null;
     }
+    Map<String, Object> out =
+        envelope(request.chat() ? "chat.completion.chunk" : "text_completion", List.of());
+    out.put("usage", usage());
     return out;
   }
 

@@ -630,14 +630,44 @@ public final class FletchServer implements AutoCloseable {
 
   private void generate(HttpExchange exchange, Request request, Session session, long deadline)
       throws IOException {
+    Answers answers = new Answers(request, options.modelId(), model.tokenizer());
+    if (request.stream()) {
+      stream(exchange, request, session, answers, deadline);
+      return;
+    }
+    for (int i = 0; i < request.choices(); i++) {
+      answers.choose(i);
+      run(
+          request,
+          i,
+          session,
+          deadline,
+          generation -> {
+            List<TokenLogprob> logprobs = new ArrayList<>();
+            while (hasNext(generation, deadline)) {
+              logprobs.addAll(generation.next().logprobs());
+            }
+            answers.whole(generation.result(), logprobs);
+          });
+    }
+    send(exchange, 200, JSON_TYPE, Wire.bytes(answers.all()));
+  }
+
+  private interface Reading {
+    void read(Generation generation) throws IOException;
+  }
+
+  /** Generates a choice; all choices of a request use its session, so the prompt runs once. */
+  private void run(Request request, int choice, Session session, long deadline, Reading reading)
+      throws IOException {
     Generation generation;
     try {
-      GenerationOptions generationOptions =
-          options.routing().map(request.options()::withRouting).orElse(request.options());
-      if (options.contextShift().isPresent()) {
-        generationOptions = generationOptions.withContextShift(options.contextShift().get());
-      }
-      generation = session.generate(request.prompt(), generationOptions);
+      GenerationOptions asked = request.options(choice);
+      GenerationOptions routed = options.routing().map(asked::withRouting).orElse(asked);
+      generation =
+          session.generate(
+              request.prompt(),
+              options.contextShift().map(routed::withContextShift).orElse(routed));
     } catch (FletchException | IllegalArgumentException e) {
       throw ApiException.invalid(null, e.getMessage());
     }
@@ -646,16 +676,7 @@ public final class FletchServer implements AutoCloseable {
         clock.schedule(generation::cancel, deadline - System.nanoTime(), TimeUnit.NANOSECONDS);
     boolean isDone = false;
     try (generation) {
-      Answers answers = new Answers(request, options.modelId(), model.tokenizer());
-      if (request.stream()) {
-        stream(exchange, request, generation, answers, deadline);
-      } else {
-        List<TokenLogprob> logprobs = new ArrayList<>();
-        while (hasNext(generation, deadline)) {
-          logprobs.addAll(generation.next().logprobs());
-        }
-        send(exchange, 200, JSON_TYPE, Wire.bytes(answers.whole(generation.result(), logprobs)));
-      }
+      reading.read(generation);
       isDone = true;
     } finally {
       alarm.cancel(false);
@@ -692,37 +713,64 @@ public final class FletchServer implements AutoCloseable {
   }
 
   private void stream(
-      HttpExchange exchange, Request request, Generation generation, Answers answers, long deadline)
+      HttpExchange exchange, Request request, Session session, Answers answers, long deadline)
       throws IOException {
-    Headers head = exchange.getResponseHeaders();
-    head.set("Content-Type", "text/event-stream; charset=utf-8");
-    head.set("Cache-Control", "no-cache");
-    exchange.sendResponseHeaders(200, 0);
-    OutputStream out = exchange.getResponseBody();
+    try {
+      for (int i = 0; i < request.choices(); i++) {
+        answers.choose(i);
+        boolean isFirst = i == 0;
+        run(
+            request,
+            i,
+            session,
+            deadline,
+            generation -> {
+              if (isFirst) {
+                // Not before the request is known to be valid.
+                Headers head = exchange.getResponseHeaders();
+                head.set("Content-Type", "text/event-stream; charset=utf-8");
+                head.set("Cache-Control", "no-cache");
+                exchange.sendResponseHeaders(200, 0);
+              }
+              choice(exchange.getResponseBody(), generation, answers, deadline);
+            });
+      }
+      OutputStream out = exchange.getResponseBody();
+      Map<String, Object> last = answers.last();
+      if (last != null) {
+        event(out, last);
+      }
+      out.write("data: [DONE]\n\n".getBytes(StandardCharsets.UTF_8));
+      out.flush();
+    } catch (RuntimeException e) {
+      if (exchange.getResponseCode() >= 0) {
+        event(
+            exchange.getResponseBody(),
+            ApiException.of(500, "internal_error", String.valueOf(e.getMessage())).body());
+      }
+      throw e;
+    }
+  }
+
+  private static void choice(
+      OutputStream out, Generation generation, Answers answers, long deadline) throws IOException {
     Map<String, Object> begin = answers.begin();
     if (begin != null) {
       event(out, begin);
     }
-    try {
-      while (hasNext(generation, deadline)) {
-        Map<String, Object> piece = answers.piece(generation.next());
-        if (piece != null) {
-          event(out, piece);
-        } else {
-          // Nothing to say yet; a comment finds out whether the client is still there.
-          out.write(": \n\n".getBytes(StandardCharsets.UTF_8));
-          out.flush();
-        }
+    while (hasNext(generation, deadline)) {
+      Map<String, Object> piece = answers.piece(generation.next());
+      if (piece != null) {
+        event(out, piece);
+      } else {
+        // Nothing to say yet; a comment finds out whether the client is still there.
+        out.write(": \n\n".getBytes(StandardCharsets.UTF_8));
+        out.flush();
       }
-      for (Map<String, Object> last : answers.end(generation.result())) {
-        event(out, last);
-      }
-      out.write("data: [DONE]\n\n".getBytes(StandardCharsets.UTF_8));
-    } catch (RuntimeException e) {
-      event(out, ApiException.of(500, "internal_error", String.valueOf(e.getMessage())).body());
-      throw e;
     }
-    out.flush();
+    for (Map<String, Object> end : answers.end(generation.result())) {
+      event(out, end);
+    }
   }
 
   private static void event(OutputStream out, Map<String, Object> data) throws IOException {

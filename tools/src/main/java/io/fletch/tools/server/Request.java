@@ -25,18 +25,21 @@ import java.util.Set;
  *
  * @param chat whether it is a chat completion
  * @param prompt token ids
+ * @param choices how many answers
  * @param logprobs whether the client wants log-probabilities
  * @param tools how calls of tools are written, where the request has tools
  */
 record Request(
     boolean chat,
     int[] prompt,
+    int choices,
     GenerationOptions options,
     boolean stream,
     boolean usageInStream,
     boolean logprobs,
     Optional<ToolCallFormat> tools) {
   private static final SecureRandom SEEDS = new SecureRandom();
+  private static final int MOST_CHOICES = 128;
   private static final Set<String> COMMON =
       Set.of(
           "model",
@@ -113,6 +116,7 @@ record Request(
       return new Request(
           true,
           model.tokenizer().encode(prompt, false, true),
+          choices(body),
           options,
           body.flag("stream", false),
           usage(body),
@@ -124,7 +128,17 @@ record Request(
   }
 
   static Request completion(Wire body, Model model, SamplingOptions defaults) {
-    body.only(union(Set.of("prompt")));
+    body.only(union(Set.of("prompt", "best_of")));
+    int choices = choices(body);
+    if (body.whole("best_of", choices, 1, MOST_CHOICES) != choices) {
+      throw ApiException.invalid(
+          "best_of",
+          "best_of: expected=n ("
+              + choices
+              + ") actual="
+              + body.get("best_of")
+              + " (not supported: ask for n choices with logprobs and take the best)");
+    }
     int[] prompt =
         switch (body.get("prompt")) {
           case String s -> model.tokenizer().encode(s);
@@ -146,6 +160,7 @@ record Request(
       return new Request(
           false,
           prompt,
+          choices,
           grammar.isPresent() ? options.withGrammar(grammar.get()) : options,
           body.flag("stream", false),
           usage(body),
@@ -187,10 +202,19 @@ record Request(
     };
   }
 
+  private static int choices(Wire body) {
+    return (int) body.whole("n", 1, 1, MOST_CHOICES);
+  }
+
+  /** The options of a choice: each draws with a seed of its own, one higher than the one before. */
+  GenerationOptions options(int choice) {
+    SamplingOptions sampling = options.sampling();
+    return choice == 0
+        ? options
+        : options.withSampling(sampling.withSeed(sampling.seed() + choice));
+  }
+
   private static GenerationOptions options(Wire body, SamplingOptions defaults, boolean newName) {
-    if (body.whole("n", 1, 1, 128) != 1) {
-      throw ApiException.invalid("n", "n: expected=1 (send several requests) actual=more");
-    }
     SamplingOptions sampling =
         defaults
             .withTemperature((float) body.real("temperature", defaults.temperature(), 0, 100))

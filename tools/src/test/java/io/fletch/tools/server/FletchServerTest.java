@@ -328,7 +328,9 @@ class FletchServerTest {
         "{\"temperature\":1e999,Q} ~ temperature",
         "{\"max_tokens\":0,Q} ~ max_tokens",
         "{\"max_tokens\":1.5,Q} ~ max_tokens",
-        "{\"n\":2,Q} ~ n: expected=1",
+        "{\"n\":0,Q} ~ n: expected=",
+        "{\"n\":129,Q} ~ n: expected=",
+        "{\"best_of\":2,Q} ~ best_of",
         "{\"stop\":[1],Q} ~ stop",
         "{\"stop\":\"\",Q} ~ stop",
         "{\"logit_bias\":{\"x\":1},Q} ~ logit_bias",
@@ -443,6 +445,58 @@ class FletchServerTest {
     assertEquals(tokens, metric("fletch_completion_tokens_total"));
     assertEquals(tokens, metric("fletch_routed_tokens_total"), "the threshold routes every token");
     assertEquals(2 * bytes, metric("fletch_weight_bytes_total"));
+  }
+
+  @Test
+  void givesSeveralChoices() {
+    String hot = "\"temperature\":3,\"top_k\":40,\"min_p\":0,\"max_tokens\":12,";
+    String body = hot + "\"seed\":7,\"n\":3," + QUESTION;
+    Map<String, Object> all = ok("/v1/chat/completions", "{" + body + "}");
+    List<String> texts = new ArrayList<>();
+    int tokens = 0;
+    for (int i = 0; i < 3; i++) {
+      assertEquals(i, at(all, "choices", i, "index"));
+      // What a request with that seed gets alone.
+      Map<String, Object> one =
+          ok("/v1/chat/completions", "{" + hot + "\"seed\":" + (7 + i) + "," + QUESTION + "}");
+      texts.add((String) at(one, "choices", 0, "message", "content"));
+      tokens += (int) at(one, "usage", "completion_tokens");
+      assertEquals(texts.get(i), at(all, "choices", i, "message", "content"));
+      assertEquals(at(one, "choices", 0, "finish_reason"), at(all, "choices", i, "finish_reason"));
+      assertEquals(
+          at(one, "usage", "prompt_tokens"), at(all, "usage", "prompt_tokens"), "counted once");
+    }
+    assertTrue(texts.stream().distinct().count() > 1, texts.toString());
+    assertEquals(tokens, at(all, "usage", "completion_tokens"));
+
+    List<StringBuilder> streamed =
+        List.of(new StringBuilder(), new StringBuilder(), new StringBuilder());
+    List<Map<String, Object>> chunks =
+        stream(
+            "/v1/chat/completions",
+            "{\"stream\":true,\"stream_options\":{\"include_usage\":true}," + body + "}");
+    assertEquals(tokens, at(chunks.getLast(), "usage", "completion_tokens"));
+    int ends = 0;
+    for (Map<String, Object> chunk : chunks.subList(0, chunks.size() - 1)) {
+      Object content = at(chunk, "choices", 0, "delta", "content");
+      if (content != null) {
+        streamed.get((int) at(chunk, "choices", 0, "index")).append(content);
+      }
+      ends += at(chunk, "choices", 0, "finish_reason") == null ? 0 : 1;
+    }
+    assertEquals(3, ends);
+    assertEquals(texts, streamed.stream().map(StringBuilder::toString).toList());
+
+    Map<String, Object> old =
+        ok(
+            "/v1/completions",
+            "{\"prompt\":\"What is\",\"n\":2,\"best_of\":2,\"logprobs\":1,\"max_tokens\":3}");
+    assertEquals(2, ((List<?>) old.get("choices")).size());
+    assertEquals(0, at(old, "choices", 1, "logprobs", "text_offset", 0));
+    HttpResponse<String> refused =
+        send(post("/v1/completions", "{\"prompt\":\"x\",\"best_of\":3,\"n\":2}"));
+    assertEquals(400, refused.statusCode());
+    assertTrue(refused.body().contains("best_of: expected=n (2) actual=3"), refused.body());
   }
 
   @Test
