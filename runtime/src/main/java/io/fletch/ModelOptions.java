@@ -4,6 +4,7 @@ import java.nio.file.Path;
 import java.util.List;
 import java.util.Objects;
 import java.util.Optional;
+import java.util.concurrent.ThreadFactory;
 import java.util.function.Consumer;
 
 /**
@@ -28,6 +29,7 @@ import java.util.function.Consumer;
  * @param gpuLayers most layers, the last ones, that run on a GPU while the others run on the CPU;
  *     {@link #AS_MANY_AS_FIT} for all of them, or as many as the device has memory for
  * @param units what decides which units run for a token; at most one policy of each kind
+ * @param cpu threads and memory of the CPU backend
  */
 public record ModelOptions(
     int contextLength,
@@ -42,7 +44,8 @@ public record ModelOptions(
     long prefixCacheBytes,
     List<Adapter> adapters,
     int gpuLayers,
-    List<UnitPolicy> units) {
+    List<UnitPolicy> units,
+    Cpu cpu) {
   /**
    * All layers on the GPU if its memory suffices, else as many as fit, with one line in the log.
    */
@@ -159,6 +162,46 @@ public record ModelOptions(
     }
   }
 
+  /**
+   * Threads and memory of the CPU backend.
+   *
+   * @param pinned whether worker threads are bound to a physical core each, the first core being
+   *     left to the thread that generates, which is never bound. For programs that have the machine
+   *     to themselves: a bound worker waits when something else runs on its core.
+   * @param hugePages whether weights that are read from a file are copied to huge pages beside the
+   *     first tokens, where the system has them and memory is plenty (three times the weights): a
+   *     quarter more tokens per second, for memory beside the page cache that other processes
+   *     cannot share
+   * @param workers makes the worker threads, {@link ModelOptions#threads} less one: their name,
+   *     priority, group; never virtual ones. Empty for daemon threads of normal priority.
+   */
+  public record Cpu(boolean pinned, boolean hugePages, Optional<ThreadFactory> workers) {
+    /** Refuses nulls. */
+    public Cpu {
+      Objects.requireNonNull(workers, "workers");
+    }
+
+    /** Not pinned, huge pages, threads of the library's own making. */
+    public static Cpu defaults() {
+      return new Cpu(false, true, Optional.empty());
+    }
+
+    /** With or without binding to cores. */
+    public Cpu withPinned(boolean value) {
+      return new Cpu(value, hugePages, workers);
+    }
+
+    /** With or without copies in huge pages. */
+    public Cpu withHugePages(boolean value) {
+      return new Cpu(pinned, value, workers);
+    }
+
+    /** With threads made by this factory. */
+    public Cpu withWorkers(ThreadFactory value) {
+      return new Cpu(pinned, hugePages, Optional.of(value));
+    }
+  }
+
   /** Checks ranges. */
   public ModelOptions {
     adapters = List.copyOf(adapters);
@@ -169,6 +212,7 @@ public record ModelOptions(
     Objects.requireNonNull(kvType, "kvType");
     Objects.requireNonNull(packCache, "packCache");
     Objects.requireNonNull(progress, "progress");
+    Objects.requireNonNull(cpu, "cpu");
     if (contextLength < 0
         || threads < 0
         || threads > 1024
@@ -204,7 +248,13 @@ public record ModelOptions(
         0,
         List.of(),
         AS_MANY_AS_FIT,
-        List.of());
+        List.of(),
+        Cpu.defaults());
+  }
+
+  /** With other threads and memory of the CPU backend. */
+  public ModelOptions withCpu(Cpu value) {
+    return edit(with -> with.cpu = value);
   }
 
   /**
@@ -294,6 +344,7 @@ public record ModelOptions(
     private List<Adapter> adapters;
     private int gpuLayers;
     private List<UnitPolicy> units;
+    private Cpu cpu;
 
     Edit(ModelOptions from) {
       contextLength = from.contextLength;
@@ -309,6 +360,7 @@ public record ModelOptions(
       adapters = from.adapters;
       gpuLayers = from.gpuLayers;
       units = from.units;
+      cpu = from.cpu;
     }
 
     ModelOptions build() {
@@ -325,7 +377,8 @@ public record ModelOptions(
           prefixCacheBytes,
           adapters,
           gpuLayers,
-          units);
+          units,
+          cpu);
     }
   }
 

@@ -89,6 +89,11 @@ public final class CpuFeatures {
     return Host.CAPPED;
   }
 
+  /** The CPU of this process whatever {@code fletch.cpu} says: not for what may be executed. */
+  public static CpuFeatures detected() {
+    return Host.DETECTED;
+  }
+
   /**
    * These features without those above a level.
    *

@@ -73,11 +73,13 @@ public final class PackedFile implements AutoCloseable {
   private final Path path;
   private final MemorySegment segment;
   private final ArrowBuf buffer;
+  private final MappedFile file;
   private final String identity;
   private final List<Entry> entries;
   private final List<int[]> checksums;
 
   private PackedFile(MappedFile file, Header header) {
+    this.file = file;
     path = file.path();
     segment = file.segment();
     identity = header.identity;
@@ -156,6 +158,11 @@ public final class PackedFile implements AutoCloseable {
       crc.update(bytes.asSlice(at, Math.min(piece, bytes.byteSize() - at)).asByteBuffer());
     }
     return (int) crc.getValue();
+  }
+
+  /** As {@link MappedFile#dropPages}. */
+  public void dropPages() {
+    file.dropPages();
   }
 
   @Override

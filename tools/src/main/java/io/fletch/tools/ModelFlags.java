@@ -59,6 +59,16 @@ final class ModelFlags {
             Command.flag(
                 "verify-pack-cache", "verify every byte of kept packed weights before use"),
             Command.value(
+                "huge-pages",
+                "on|off",
+                "copy weights of files to huge pages beside the first tokens, where memory is"
+                    + " plenty (default: on)"),
+            Command.value(
+                "pin",
+                "on|off",
+                "bind worker threads to a core each, for a machine that runs nothing else (default:"
+                    + " off)"),
+            Command.value(
                 "lora",
                 "FILE[=SCALE]",
                 "low-rank adapter that is added to the matrices: a GGUF adapter for a GGUF or Arrow"
@@ -104,6 +114,11 @@ final class ModelFlags {
         .withPackCache(packCache(arguments))
         .withUnits(UnitFlags.policies(arguments))
         .withAdapters(arguments.strings("lora").stream().map(ModelFlags::adapter).toList())
+        .withCpu(
+            defaults
+                .cpu()
+                .withHugePages(onOff(arguments, "huge-pages", defaults.cpu().hugePages()))
+                .withPinned(onOff(arguments, "pin", defaults.cpu().pinned())))
         .withKvType(arguments.choice("kv", defaults.kvType()))
         .withContextLength(
             arguments.integer("ctx", defaults.contextLength(), 0, Integer.MAX_VALUE));
@@ -207,6 +222,15 @@ final class ModelFlags {
 
   private static String loading(String name, int percent) {
     return "loading " + name + (percent == 0 ? "" : ", weights " + percent + " %");
+  }
+
+  private static boolean onOff(Arguments arguments, String name, boolean otherwise) {
+    return switch (arguments.string(name).orElse(otherwise ? "on" : "off")) {
+      case "on" -> true;
+      case "off" -> false;
+      case String value ->
+          throw new UsageException("--" + name + ": expected=on|off actual=" + value);
+    };
   }
 
   private static ModelOptions.PackCache packCache(Arguments arguments) {

@@ -5,6 +5,7 @@ import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
 import java.util.Objects;
 import java.util.Optional;
+import java.util.concurrent.ThreadFactory;
 
 /** Runs graphs on the CPU with a {@link Kernels} set and a pool of workers per executable. */
 public final class CpuBackend implements Backend {
@@ -30,6 +31,27 @@ public final class CpuBackend implements Backend {
   }
 
   /**
+   * The threads of the pool besides the caller.
+   *
+   * @param factory makes them: name, priority, daemon or not; never virtual threads, which would
+   *     block their carriers. They end when the executable is closed.
+   * @param pinned whether each is bound to a physical core of its own, the first core being left to
+   *     the caller, who is never bound; ignored where cores are fewer than threads
+   */
+  public record Workers(ThreadFactory factory, boolean pinned) {
+    /** Refuses nulls. */
+    public Workers {
+      Objects.requireNonNull(factory, "factory");
+    }
+
+    /** Daemon threads of normal priority that the system places. */
+    public static Workers defaults() {
+      return new Workers(
+          Thread.ofPlatform().daemon(true).name("fletch-worker-", 1).factory(), false);
+    }
+  }
+
+  /**
    * Options. Immutable; start from {@link #defaults()}.
    *
    * @param threads workers, the calling thread included; 0 for one per processor
@@ -39,6 +61,9 @@ public final class CpuBackend implements Backend {
    * @param cache where packed weights are kept; empty to pack at every start
    * @param packed runs when packed weights have taken the place of mapped ones in a running
    *     executable, on a thread of that executable and before its {@code close} returns
+   * @param hugePages whether weights of mapped files are copied to huge pages, beside forwards,
+   *     where the system has them and memory is plenty; never with {@link Layout#MAPPED}
+   * @param workers makes the threads of the pool, and whether they are bound to cores
    */
   public record Options(
       int threads,
@@ -46,7 +71,9 @@ public final class CpuBackend implements Backend {
       Layout layout,
       Progress progress,
       Optional<PackCache> cache,
-      Runnable packed) {
+      Runnable packed,
+      boolean hugePages,
+      Workers workers) {
     /** Checks ranges. */
     public Options {
       Objects.requireNonNull(kernels, "kernels");
@@ -54,6 +81,7 @@ public final class CpuBackend implements Backend {
       Objects.requireNonNull(progress, "progress");
       Objects.requireNonNull(cache, "cache");
       Objects.requireNonNull(packed, "packed");
+      Objects.requireNonNull(workers, "workers");
       if (threads < 0 || threads > 1024) {
         throw new IllegalArgumentException("threads: expected in [0, 1024] actual=" + threads);
       }
@@ -62,37 +90,56 @@ public final class CpuBackend implements Backend {
     /** Everything automatic. */
     public static Options defaults() {
       return new Options(
-          0, Optional.empty(), Layout.AUTO, (done, total) -> {}, Optional.empty(), () -> {});
+          0,
+          Optional.empty(),
+          Layout.AUTO,
+          (done, total) -> {},
+          Optional.empty(),
+          () -> {},
+          true,
+          Workers.defaults());
     }
 
     /** With another number of threads. */
     public Options withThreads(int value) {
-      return new Options(value, kernels, layout, progress, cache, packed);
+      return new Options(value, kernels, layout, progress, cache, packed, hugePages, workers);
     }
 
     /** With a certain kernel set. */
     public Options withKernels(Kernels value) {
-      return new Options(threads, Optional.of(value), layout, progress, cache, packed);
+      return new Options(
+          threads, Optional.of(value), layout, progress, cache, packed, hugePages, workers);
     }
 
     /** With another layout. */
     public Options withLayout(Layout value) {
-      return new Options(threads, kernels, value, progress, cache, packed);
+      return new Options(threads, kernels, value, progress, cache, packed, hugePages, workers);
     }
 
     /** With a listener. */
     public Options withProgress(Progress value) {
-      return new Options(threads, kernels, layout, value, cache, packed);
+      return new Options(threads, kernels, layout, value, cache, packed, hugePages, workers);
     }
 
     /** With something to do when mapped weights are no longer read. */
     public Options withPacked(Runnable value) {
-      return new Options(threads, kernels, layout, progress, cache, value);
+      return new Options(threads, kernels, layout, progress, cache, value, hugePages, workers);
+    }
+
+    /** With or without copies in huge pages. */
+    public Options withHugePages(boolean value) {
+      return new Options(threads, kernels, layout, progress, cache, packed, value, workers);
+    }
+
+    /** With other threads. */
+    public Options withWorkers(Workers value) {
+      return new Options(threads, kernels, layout, progress, cache, packed, hugePages, value);
     }
 
     /** With a place for packed weights. */
     public Options withCache(PackCache value) {
-      return new Options(threads, kernels, layout, progress, Optional.of(value), packed);
+      return new Options(
+          threads, kernels, layout, progress, Optional.of(value), packed, hugePages, workers);
     }
   }
 

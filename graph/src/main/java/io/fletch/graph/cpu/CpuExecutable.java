@@ -56,7 +56,7 @@ final class CpuExecutable implements Executable {
             .map(k -> new KernelSets.Choice(k, "asked for"))
             .orElseGet(KernelSets::best);
     int threads = options.threads() > 0 ? options.threads() : Affinity.physicalCores();
-    WorkerPool pool = new WorkerPool(threads);
+    WorkerPool pool = new WorkerPool(threads, options.workers());
     Weights weights = new Weights();
     try {
       Graph stored = Decomposition.of(graph);
@@ -90,7 +90,9 @@ final class CpuExecutable implements Executable {
             + choice.reason()
             + "), "
             + pool.threads()
-            + (pool.threads() == 1 ? " thread, " : " threads, ");
+            + (pool.threads() == 1
+                ? " thread, "
+                : pool.pinned() ? " pinned threads, " : " threads, ");
     int floats = 0;
     for (AttentionSpec spec : graph.kvLayers()) {
       floats = Math.max(floats, AttentionStage.scratchFloats(kernels, spec));

@@ -123,7 +123,7 @@ final class Lowering {
           if (!adapted.isEmpty()) {
             stages.add(adapters(adapted));
           }
-          stages.add(projection(p, steps));
+          stages.add(projection(p, rows, steps));
         }
         case Fusion.Attend a -> stages.add(attention(a.op(), steps));
         case Fusion.Experts e -> stages.add(experts(e, rows, steps));
@@ -372,7 +372,7 @@ final class Lowering {
 
   // Products.
 
-  private ProjectionStage projection(Fusion.Projection section, List<Plan.Step> plan) {
+  private ProjectionStage projection(Fusion.Projection section, int rows, List<Plan.Step> plan) {
     List<ProjectionStage.Cluster> clusters = new ArrayList<>();
     List<Op.Adapt> adapted = adapted(section);
     List<String> names = new ArrayList<>();
@@ -423,7 +423,7 @@ final class Lowering {
             outputs,
             bytes,
             flops));
-    return new ProjectionStage(name, section.in().rows(), clusters, threads);
+    return new ProjectionStage(name, section.in().rows(), clusters, threads, rows);
   }
 
   /** The ops of a section that add low-rank terms, in the order of their products' numbers. */

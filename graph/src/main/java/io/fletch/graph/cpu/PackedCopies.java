@@ -94,6 +94,16 @@ final class PackedCopies implements AutoCloseable {
     return segments.get(job);
   }
 
+  /** Whether the copies are in a mapped file. */
+  boolean inFile() {
+    return file.isPresent();
+  }
+
+  /** Takes the pages of the file out of the memory of this process. */
+  void dropPages() {
+    file.ifPresent(PackedMatrices::dropPages);
+  }
+
   /** Size and place, for people. */
   String place() {
     String size = (bytes >> 20) + " MiB";

@@ -476,6 +476,11 @@ final class PackedMatrices implements AutoCloseable {
     return file.tensor(index).segment();
   }
 
+  /** Takes the pages read so far out of the memory of this process. */
+  void dropPages() {
+    file.dropPages();
+  }
+
   /** Where the file is, or will be. */
   Path path() {
     return path;

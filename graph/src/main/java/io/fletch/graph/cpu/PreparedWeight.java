@@ -5,9 +5,10 @@ import java.lang.foreign.MemorySegment;
 /**
  * A matrix ready for its kernel.
  *
- * <p>It may change its form once, from the bytes of the file to a packed copy, while forwards run:
- * a task takes the {@link #form()} once and works with that. Both forms give the same bits, want
- * activations alike and are cut into the same ranges, so nothing else depends on which one it is.
+ * <p>It may change its form while forwards run, from the bytes of the file to a packed copy, and
+ * from pages of a file to huge pages: a task takes the {@link #form()} once and works with that.
+ * All forms give the same bits, want activations alike and are cut into the same ranges, so nothing
+ * else depends on which one it is. One thread at a time changes it.
  */
 final class PreparedWeight {
   /**

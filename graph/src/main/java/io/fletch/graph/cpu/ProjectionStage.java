@@ -23,6 +23,12 @@ final class ProjectionStage extends WorkerPool.Stage<Frame> {
    */
   private static final long MAX_TASK_BYTES = 1 << 20;
 
+  /** Bytes of weights per task of a single row: a step that others can wait for. */
+  private static final long MAX_SINGLE_ROW_BYTES = 32 << 20;
+
+  /** Tasks per worker for a single row. */
+  private static final int SINGLE_ROW_TASKS = 4;
+
   /** Ranges are multiples of this, so that workers never write the same cache line. */
   private static final int LINE_FLOATS = 16;
 
@@ -141,6 +147,18 @@ final class ProjectionStage extends WorkerPool.Stage<Frame> {
     return Math.clamp(wanted, MIN_TASK_BYTES, MAX_TASK_BYTES);
   }
 
+  /**
+   * The same for a single row of activations. Its results are few, and memory is read fastest in
+   * long runs: one worker alone takes a matrix as a whole.
+   */
+  static long singleRowTaskBytes(long total, int threads) {
+    return threads == 1
+        ? MAX_SINGLE_ROW_BYTES
+        : Math.min(
+            MAX_SINGLE_ROW_BYTES,
+            Math.max(MIN_TASK_BYTES, total / ((long) threads * SINGLE_ROW_TASKS)));
+  }
+
   /** Outputs per task: about that many bytes of weights, in whole granules. */
   static long step(long taskBytes, long bytesPerOutput, long granule) {
     return Math.max(1, taskBytes / bytesPerOutput / granule) * granule;
@@ -170,7 +188,7 @@ final class ProjectionStage extends WorkerPool.Stage<Frame> {
   private final long[] taskFrom;
   private final long[] taskTo;
 
-  ProjectionStage(String name, Value.Rows kind, List<Cluster> clusters, int threads) {
+  ProjectionStage(String name, Value.Rows kind, List<Cluster> clusters, int threads, int rows) {
     this.name = name;
     this.kind = kind;
     products =
@@ -180,7 +198,7 @@ final class ProjectionStage extends WorkerPool.Stage<Frame> {
             .map(c -> c.epilogue().toArray(ElementOp[]::new))
             .toArray(ElementOp[][]::new);
     long total = clusters.stream().mapToLong(c -> c.bytesPerOutput() * c.out()).sum();
-    long taskBytes = taskBytes(total, threads);
+    long taskBytes = rows == 1 ? singleRowTaskBytes(total, threads) : taskBytes(total, threads);
     List<long[]> tasks = new ArrayList<>();
     for (int c = 0; c < clusters.size(); c++) {
       Cluster cluster = clusters.get(c);

@@ -29,6 +29,7 @@ import java.util.stream.Stream;
  * and the matrices change their form when it has done.
  */
 final class Weights implements AutoCloseable {
+  private static final String MAPPED = "weights mapped";
   private static final Path MEMORY_INFO = Path.of("/proc/meminfo");
 
   private record Product(TensorType type, int in, boolean mayPack) {}
@@ -40,6 +41,7 @@ final class Weights implements AutoCloseable {
   private final Map<LinearOp, PreparedWeight> sparse = new IdentityHashMap<>();
   private Optional<PackedCopies> copies = Optional.empty();
   private Optional<BackgroundPacking> packing = Optional.empty();
+  private Optional<HugeCopies> huge = Optional.empty();
   private String description = "";
 
   /** Prepares all matrices of a graph; called once. */
@@ -55,7 +57,7 @@ final class Weights implements AutoCloseable {
     Steps steps = new Steps(ordered, options.progress());
     if (jobs.isEmpty() || options.layout() == CpuBackend.Layout.MAPPED) {
       ordered.forEach(t -> matrices.put(t, mapped(t, kernels)));
-      description = "weights mapped";
+      description = MAPPED;
     } else {
       PackedCopies packed = new PackedCopies(kernels, jobs, options.cache());
       copies = Optional.of(packed);
@@ -69,7 +71,32 @@ final class Weights implements AutoCloseable {
         sparse.computeIfAbsent(l.weight(), x -> SparseWeights.prepare(x, kernels));
       }
     }
+    copyToHugePages(options);
     steps.end();
+  }
+
+  /** Copies to huge pages what is read from a file, unless that is what was asked for. */
+  private void copyToHugePages(CpuBackend.Options options) {
+    boolean staysMapped = description.startsWith(MAPPED) && packing.isEmpty();
+    if (!options.hugePages() || staysMapped || !HugeCopies.available()) {
+      return;
+    }
+    boolean inMemory = copies.isPresent() && !copies.get().inFile() && packing.isEmpty();
+    HugeCopies wanted =
+        new HugeCopies(
+            matrices.entrySet().stream()
+                .filter(e -> !inMemory || e.getValue().form().data().equals(e.getKey().segment()))
+                .map(Map.Entry::getValue)
+                .toList(),
+            () -> {
+              options.packed().run();
+              copies.ifPresent(PackedCopies::dropPages);
+            });
+    if (wanted.bytes() > 0 && wanted.bytes() <= freeMemory() / 3) {
+      huge = Optional.of(wanted);
+    } else {
+      wanted.close();
+    }
   }
 
   private void prepare(
@@ -98,6 +125,7 @@ final class Weights implements AutoCloseable {
                       matrices.get(job.tensor()).become(job.kernel(), packed.segment(i));
                     }
                     options.packed().run();
+                    huge.ifPresent(HugeCopies::start);
                   }));
     } else {
       packed.pack(pool, job -> steps.next(job.tensor()), steps::restart);
@@ -166,12 +194,14 @@ final class Weights implements AutoCloseable {
   private static List<Tensor> matricesOf(Graph graph) {
     Set<Tensor> seen = Collections.newSetFromMap(new IdentityHashMap<>());
     return graph.ops().stream()
-        .flatMap(op ->
-            switch (op) {
-              case Op.Linear o when o.weight() instanceof LinearOp.Dense d -> Stream.of(d.weight());
-              case Op.ExpertLinear o -> o.experts().stream();
-              default -> Stream.empty();
-            })
+        .flatMap(
+            op ->
+                switch (op) {
+                  case Op.Linear o when o.weight() instanceof LinearOp.Dense d ->
+                      Stream.of(d.weight());
+                  case Op.ExpertLinear o -> o.experts().stream();
+                  default -> Stream.empty();
+                })
         .filter(seen::add)
         .toList();
   }
@@ -204,7 +234,11 @@ final class Weights implements AutoCloseable {
 
   /** Begins what may be done beside forwards; called once, when all else is ready for them. */
   void ready() {
-    packing.ifPresent(BackgroundPacking::start);
+    if (packing.isPresent()) {
+      packing.get().start();
+    } else {
+      huge.ifPresent(HugeCopies::start);
+    }
   }
 
   /** A matrix. */
@@ -231,15 +265,19 @@ final class Weights implements AutoCloseable {
 
   /** One clause for the startup line. */
   String description() {
-    return packing.isPresent() && packing.get().done()
-        ? "weights packed (" + copies.orElseThrow().place() + ")"
-        : description;
+    String form =
+        packing.isPresent() && packing.get().done()
+            ? "weights packed (" + copies.orElseThrow().place() + ")"
+            : description;
+    return huge.isPresent() && huge.get().done() ? form + ", copied to huge pages" : form;
   }
 
   @Override
   public void close() {
     packing.ifPresent(BackgroundPacking::close);
     packing = Optional.empty();
+    huge.ifPresent(HugeCopies::close);
+    huge = Optional.empty();
     copies.ifPresent(PackedCopies::close);
     copies = Optional.empty();
     store.close();

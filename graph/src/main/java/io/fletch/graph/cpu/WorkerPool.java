@@ -1,6 +1,10 @@
 package io.fletch.graph.cpu;
 
+import io.fletch.ffm.Affinity;
 import io.fletch.graph.GraphException;
+import java.lang.System.Logger;
+import java.lang.System.Logger.Level;
+import java.util.List;
 import java.util.Objects;
 import java.util.concurrent.atomic.AtomicLongArray;
 import java.util.concurrent.atomic.AtomicReference;
@@ -9,7 +13,8 @@ import java.util.concurrent.locks.LockSupport;
 
 /**
  * A fixed set of threads that run the stages of a job: the caller of {@link #run} is worker 0, the
- * others are daemon threads of the pool. Owned by one executable, which closes it.
+ * others are threads of the pool, bound to cores of their own where that is asked for. Owned by one
+ * executable, which closes it.
  *
  * <p>A stage is a number of independent tasks that workers claim one by one; the next stage starts
  * when all are done. Whoever finishes the last task starts it, running stages of a single task on
@@ -51,7 +56,10 @@ final class WorkerPool implements AutoCloseable {
 
   private static final int LINE = 16;
 
+  private static final Logger LOG = System.getLogger("io.fletch");
+
   private final int threads;
+  private final boolean pinned;
   private final Thread[] workers;
   private final AtomicLongArray counters;
   private final AtomicReferenceArray<Thread> callers = new AtomicReferenceArray<>(1);
@@ -67,8 +75,17 @@ final class WorkerPool implements AutoCloseable {
 
   private volatile boolean closed;
 
-  /** Starts {@code threads - 1} workers. */
+  /** Starts {@code threads - 1} workers that the system places. */
   WorkerPool(int threads) {
+    this(threads, CpuBackend.Workers.defaults());
+  }
+
+  /**
+   * Starts {@code threads - 1} workers.
+   *
+   * @throws IllegalArgumentException if the factory makes virtual threads, or none
+   */
+  WorkerPool(int threads, CpuBackend.Workers made) {
     if (threads < 1 || threads > 1024) {
       throw new IllegalArgumentException("threads: expected in [1, 1024] actual=" + threads);
     }
@@ -77,14 +94,35 @@ final class WorkerPool implements AutoCloseable {
     // With fewer processors than threads, spinning takes the time of those waited for.
     spinNanos = threads <= Runtime.getRuntime().availableProcessors() ? SPIN_NANOS : 0;
     workers = new Thread[threads];
+    List<Integer> cores = made.pinned() ? Affinity.cores() : List.of();
+    pinned = cores.size() >= threads && threads > 1;
     for (int w = 1; w < threads; w++) {
       int worker = w;
-      workers[w] =
-          Thread.ofPlatform().daemon(true).name("fletch-worker-" + w).unstarted(() -> work(worker));
+      // The first core is left to the caller, who goes where the others are not.
+      int core = pinned ? cores.get(w) : -1;
+      Thread thread =
+          made.factory()
+              .newThread(
+                  () -> {
+                    if (core >= 0 && !Affinity.pin(core)) {
+                      LOG.log(Level.WARNING, "a worker cannot be bound to CPU {0}", core);
+                    }
+                    work(worker);
+                  });
+      if (thread == null || thread.isVirtual()) {
+        throw new IllegalArgumentException(
+            "thread factory: expected=a platform thread actual=" + thread);
+      }
+      workers[w] = thread;
     }
     for (int w = 1; w < threads; w++) {
       workers[w].start();
     }
+  }
+
+  /** Whether the workers are bound to cores. */
+  boolean pinned() {
+    return pinned;
   }
 
   /** Workers, the caller included. */

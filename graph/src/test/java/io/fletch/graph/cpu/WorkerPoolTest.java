@@ -6,8 +6,10 @@ import static org.junit.jupiter.api.Assertions.assertSame;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import io.fletch.ffm.Affinity;
 import io.fletch.graph.GraphException;
 import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.ThreadFactory;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.atomic.AtomicIntegerArray;
 import org.junit.jupiter.api.Test;
@@ -212,5 +214,39 @@ class WorkerPoolTest {
   void wrongThreadCountsAreRefused() {
     assertThrows(IllegalArgumentException.class, () -> new WorkerPool(0));
     assertThrows(IllegalArgumentException.class, () -> new WorkerPool(1025));
+  }
+
+  @Test
+  void workersAreMadeByTheFactoryAndPinnedWhereCoresAreEnough() {
+    AtomicInteger made = new AtomicInteger();
+    ThreadFactory factory =
+        r -> {
+          Thread thread = new Thread(r, "mine-" + made.incrementAndGet());
+          thread.setDaemon(true);
+          thread.setPriority(Thread.MIN_PRIORITY);
+          return thread;
+        };
+    int cores = Affinity.cores().size();
+    try (WorkerPool pool = new WorkerPool(2, new CpuBackend.Workers(factory, true))) {
+      assertEquals(1, made.get());
+      assertEquals("mine-1", pool.workers()[0].getName());
+      assertEquals(Thread.MIN_PRIORITY, pool.workers()[0].getPriority());
+      assertEquals(cores >= 2, pool.pinned());
+      AtomicInteger ran = new AtomicInteger();
+      pool.run(stages(stage(100, (task, worker) -> ran.incrementAndGet())), "");
+      assertEquals(100, ran.get());
+    }
+    // One core more than there are: the system places them.
+    try (WorkerPool pool = new WorkerPool(cores + 1, new CpuBackend.Workers(factory, true))) {
+      assertFalse(pool.pinned());
+    }
+  }
+
+  @Test
+  void refusesVirtualThreads() {
+    CpuBackend.Workers virtual = new CpuBackend.Workers(Thread.ofVirtual().factory(), false);
+    assertThrows(IllegalArgumentException.class, () -> new WorkerPool(2, virtual));
+    CpuBackend.Workers none = new CpuBackend.Workers(r -> null, false);
+    assertThrows(IllegalArgumentException.class, () -> new WorkerPool(2, none));
   }
 }

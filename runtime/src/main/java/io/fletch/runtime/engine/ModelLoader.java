@@ -395,12 +395,19 @@ public final class ModelLoader {
                 .withThreads(options.threads())
                 .withLayout(CpuBackend.Layout.valueOf(options.weights().name()))
                 .withProgress(options.progress()::prepared)
-                .withPacked(file::dropPages);
+                .withPacked(file::dropPages)
+                .withHugePages(options.cpu().hugePages())
+                .withWorkers(workers(options.cpu()));
         CpuBackend.Options cached =
             options.packCache().enabled() ? cpu.withCache(PackCaches.of(options, file)) : cpu;
         yield new CpuBackend(kernels(options.kernels()).map(cached::withKernels).orElse(cached));
       }
     };
+  }
+
+  private static CpuBackend.Workers workers(ModelOptions.Cpu cpu) {
+    CpuBackend.Workers made = CpuBackend.Workers.defaults();
+    return new CpuBackend.Workers(cpu.workers().orElse(made.factory()), cpu.pinned());
   }
 
   /** The kernel set that was asked for, or an error: a slower one is never taken instead. */

@@ -8,10 +8,13 @@ import java.util.Optional;
 public enum Isa {
   /** 256 bits, 8-bit products by vpmaddubsw. */
   AVX2("avx2", 32, 16, false),
-  /** 256 bits with the 8-bit dot product in VEX encoding. */
+  /** 256 bits with the 8-bit dot product; in EVEX encoding where the CPU only has that. */
   AVX_VNNI("avx-vnni", 32, 16, true),
   /** 512 bits with the 8-bit dot product. */
   AVX512_VNNI("avx512-vnni", 64, 32, true);
+
+  private static final boolean SEQUENTIAL =
+      CpuFeatures.detected().has(Feature.AVX512F) && CpuFeatures.detected().model().contains("AMD");
 
   private final String label;
   private final int bytes;
@@ -40,7 +43,8 @@ public enum Isa {
     boolean base = cpu.has(Feature.AVX2, Feature.FMA, Feature.F16C);
     return switch (this) {
       case AVX2 -> base;
-      case AVX_VNNI -> base && cpu.has(Feature.AVX_VNNI);
+      case AVX_VNNI ->
+          base && (cpu.has(Feature.AVX_VNNI) || cpu.has(Feature.AVX512VL, Feature.AVX512_VNNI));
       case AVX512_VNNI ->
           base
               && cpu.has(
@@ -70,6 +74,24 @@ public enum Isa {
   /** Vector registers there are. */
   int registers() {
     return registers;
+  }
+
+  /**
+   * Whether one long stream is read as fast as several. On cores of AMD with AVX-512 it is, and
+   * instructions that prefetch far ahead slow it down; docs/kernels.md has the measurement.
+   */
+  boolean sequential() {
+    return SEQUENTIAL;
+  }
+
+  /** Bytes that are prefetched ahead in each stream of weights by so many rows of activations. */
+  int prefetchDistance(int rows) {
+    return SEQUENTIAL && rows == 1 ? 128 : 1024;
+  }
+
+  /** Whether dot products need the EVEX encoding whatever their registers are. */
+  boolean evexDots() {
+    return vnni && !CpuFeatures.host().has(Feature.AVX_VNNI);
   }
 
   /** Whether there is an unsigned-by-signed 8-bit dot product into 32 bits. */

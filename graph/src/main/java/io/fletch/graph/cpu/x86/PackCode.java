@@ -40,6 +40,9 @@ public final class PackCode {
   private final Assembler a = new Assembler();
   private final PackedLayout p;
 
+  /** Where the scales of the block in work go, from {@link #META}. */
+  private int metaBase;
+
   private PackCode(PackedLayout layout) {
     this.p = layout;
   }
@@ -63,23 +66,28 @@ public final class PackCode {
     int metaLane = p.type == TensorType.MXFP4 ? 1 : 2;
     Label group = a.here();
     a.mov(CODES, target);
-    a.lea(META, Mem.of(CODES, (int) p.metaOffset));
+    int unit = p.pairs ? 2 : 1;
+    a.add(CODES, p.scaleBytes);
+    a.lea(META, Mem.of(CODES, unit * p.codesPerBlock));
     a.mov(LANES, (long) p.lanes);
     Label row = a.here();
-    a.mov(BLOCKS, (long) p.blocks);
-    Label block = a.here();
-    for (int c = 0; c < p.blockSize / 32; c++) {
-      quads(c);
-      store(c * p.codes.vectors * 4 * p.lanes);
+    int units = p.blocks / unit;
+    if (units > 0) {
+      a.mov(BLOCKS, (long) units);
+      Label blocks = a.here();
+      for (int i = 0; i < unit; i++) {
+        block(i * p.codesPerBlock, i * p.metaPerBlock);
+      }
+      a.add(CODES, unit * p.blockStride);
+      a.add(META, unit * p.blockStride);
+      a.dec(BLOCKS);
+      a.jcc(Condition.NE, blocks);
     }
-    meta();
-    a.add(SOURCE, p.type.blockBytes());
-    a.add(CODES, p.codesPerBlock);
-    a.add(META, p.metaPerBlock);
-    a.dec(BLOCKS);
-    a.jcc(Condition.NE, block);
-    a.sub(CODES, p.blocks * p.codesPerBlock - 4);
-    a.sub(META, p.blocks * p.metaPerBlock - metaLane);
+    if (p.blocks % unit != 0) {
+      block(0, -p.codesPerBlock);
+    }
+    a.sub(CODES, units * unit * p.blockStride - 4);
+    a.sub(META, units * unit * p.blockStride - metaLane);
     a.dec(LANES);
     a.jcc(Condition.NE, row);
     a.mov(T, target);
@@ -95,6 +103,33 @@ public final class PackCode {
     }
     a.ret();
     return a.assemble();
+  }
+
+  /** One block of one row, to offsets from the running pointers. */
+  private void block(int codes, int meta) {
+    metaBase = meta;
+    for (int c = 0; c < p.blockSize / 32; c++) {
+      if (p.codes == Codes.TWINS) {
+        twins(c, codes);
+        continue;
+      }
+      quads(c);
+      store(codes + c * p.codes.vectors * 4 * p.lanes);
+    }
+    meta();
+    a.add(SOURCE, p.type.blockBytes());
+  }
+
+  /** The file has the codes of two chunks in the halves of its bytes, too. */
+  private void twins(int c, int codes) {
+    for (int k = 0; c % 2 == 0 && k < 8; k++) {
+      load(T, 16 + 16 * c + 4 * k);
+      a.mov32(Mem.of(CODES, codes + (c * p.codes.vectors + k) * 4 * p.lanes), T);
+    }
+  }
+
+  private Mem target(int offset) {
+    return Mem.of(META, metaBase + offset);
   }
 
   private void load(Gpr d, int offset) {
@@ -226,6 +261,7 @@ public final class PackCode {
           a.mov32(Mem.of(CODES, offset + j * stride), low);
         }
       }
+      case TWINS -> throw new AssertionError("two chunks");
       case TWO, THREE -> {
         if (p.codes == Codes.THREE) {
           highBits(2, offset + 2 * stride);
@@ -263,14 +299,14 @@ public final class PackCode {
     switch (p.type) {
       case MXFP4 -> {
         a.movzx8(T, Mem.of(SOURCE, 0));
-        a.mov8(Mem.of(META, 0), T);
+        a.mov8(target(0), T);
       }
       case Q2_K -> {
         for (int i = 0; i < 4; i++) {
           load(T, 4 * i);
           a.mov32(U, T);
           field(T, 0, LOW4);
-          pairs(T, 0, i);
+          scales(T, i);
           field(U, 4, LOW4);
           pairs(U, p.minsOffset, i);
         }
@@ -285,7 +321,7 @@ public final class PackCode {
           field(U, 2 * i, LOW2);
           insert(T, U, 4);
           signExtend(T, U);
-          pairs(T, 0, i);
+          scales(T, i);
         }
         half(108, p.dOffset);
       }
@@ -293,13 +329,13 @@ public final class PackCode {
         for (int i = 0; i < 2; i++) {
           load(T, 4 + 4 * i);
           field(T, 0, 0x3f3f3f3f);
-          pairs(T, i == 0 ? 0 : p.minsOffset, 0);
+          scalesOrMins(T, i, 0);
           load(T, 12);
           field(T, 4 * i, LOW4);
           load(U, 4 + 4 * i);
           field(U, 6, LOW2);
           insert(T, U, 4);
-          pairs(T, i == 0 ? 0 : p.minsOffset, 1);
+          scalesOrMins(T, i, 1);
         }
         half(0, p.dOffset);
         half(2, p.dminOffset);
@@ -307,7 +343,7 @@ public final class PackCode {
       case Q6_K -> {
         for (int i = 0; i < 4; i++) {
           load(T, 192 + 4 * i);
-          pairs(T, 0, i);
+          scales(T, i);
         }
         half(208, p.dOffset);
       }
@@ -319,7 +355,11 @@ public final class PackCode {
           field(U, 2 * i, 3);
           insert(T, U, 4);
           a.sub32(T, 32);
-          a.mov8(Mem.of(META, (i >> 1) * p.lanes * 2 + (i & 1)), T);
+          Mem to =
+              p.unsignedBytes
+                  ? narrow(i * p.lanes)
+                  : target((i >> 1) * p.lanes * 2 + (i & 1) - p.codesPerBlock - p.scaleBytes);
+          a.mov8(to, T);
         }
         half(0, p.dOffset);
       }
@@ -343,16 +383,44 @@ public final class PackCode {
     a.or32(d, temp);
   }
 
+  /**
+   * The lane of the row in scales of a byte. A lane of the running pointer is two bytes wide;
+   * {@link #LANES} counts down.
+   */
+  private Mem narrow(int offset) {
+    return Mem.of(META, LANES, 1, metaBase + offset - p.codesPerBlock - p.scaleBytes - p.lanes);
+  }
+
+  private void scalesOrMins(Gpr v, int which, int four) {
+    if (which == 0) {
+      scales(v, four);
+    } else {
+      pairs(v, p.minsOffset, four);
+    }
+  }
+
+  /** Stores four scales; overwrites the register. */
+  private void scales(Gpr v, int four) {
+    if (!p.unsignedBytes) {
+      pairs(v, -p.codesPerBlock - p.scaleBytes, four);
+      return;
+    }
+    for (int i = 0; i < 4; i++) {
+      a.mov8(narrow((4 * four + i) * p.lanes), v);
+      a.shr32(v, 8);
+    }
+  }
+
   /** Stores four sub-block values, two pairs; overwrites the register. */
   private void pairs(Gpr v, int offset, int four) {
     int stride = 2 * p.lanes;
-    a.mov16(Mem.of(META, offset + 2 * four * stride), v);
+    a.mov16(target(offset + 2 * four * stride), v);
     a.shr32(v, 16);
-    a.mov16(Mem.of(META, offset + (2 * four + 1) * stride), v);
+    a.mov16(target(offset + (2 * four + 1) * stride), v);
   }
 
   private void half(int from, int to) {
     a.movzx16(T, Mem.of(SOURCE, from));
-    a.mov16(Mem.of(META, to), T);
+    a.mov16(target(to), T);
   }
 }

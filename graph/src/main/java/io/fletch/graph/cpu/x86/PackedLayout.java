@@ -9,14 +9,17 @@ import java.nio.ByteOrder;
  * Weights of a quantized type repacked for lanes that are rows: groups of {@code lanes} rows (8 or
  * 16), the last one padded with zeros, in nearly the bytes of the file.
  *
- * <p>A group holds the codes of all its blocks, then their scales, and starts at a multiple of 64
- * bytes:
+ * <p>A group starts at a multiple of 64 bytes and is one stream that is read from its start to its
+ * end. Blocks of 256 elements follow each other, filled up to whole vectors: scales, codes, meta.
+ * Blocks of 32 elements come in pairs, the codes of two, then the meta of two, so that vectors of
+ * codes are aligned; of an odd number the last is alone.
  *
  * <pre>
- *   codes[block][chunk of 32 elements][vector][lane] u32
- *   meta[block]  32-element types:  d f16[lane] (MXFP4: u8[lane]), then m f16[lane] where there is one
- *                256-element types: scales i8[pair][lane][2], mins u8[pair][lane][2] where there are any,
- *                                   d f16[lane], dmin f16[lane] where there is one
+ *   scales  256-element types: i8[pair][lane][2], or i8[sub-block][lane] where products go into 32 bits
+ *   codes   [chunk of 32 elements][vector][lane] u32
+ *   meta    32-element types:  d f16[lane] (MXFP4: u8[lane]), then m f16[lane] where there is one
+ *           256-element types: mins u8[pair][lane][2] where there are any,
+ *                              d f16[lane], dmin f16[lane] where there is one
  * </pre>
  *
  * A pair is two consecutive sub-blocks. A <em>quad</em> is four consecutive elements of a row, one
@@ -26,6 +29,7 @@ import java.nio.ByteOrder;
  * <pre>
  *   BYTES    8 vectors: quad k                       (XOR 0x80 where the product wants unsigned bytes)
  *   NIBBLES  4 vectors: quad 2j | quad 2j+1 &lt;&lt; 4
+ *   TWINS    8 vectors for two chunks: quad k of the first | quad k of the second &lt;&lt; 4
  *   FIVE     NIBBLES of the low 4 bits, then 1 vector: bit k of a byte = bit 4 of quad k
  *   SIX      NIBBLES of the low 4 bits, then 2 vectors: bits 2i, 2i+1 of vector h = bits 4, 5 of quad 4h+i
  *   TWO      2 vectors: bits 2i, 2i+1 of vector h = quad 4h+i
@@ -36,7 +40,7 @@ import java.nio.ByteOrder;
  */
 public final class PackedLayout {
   /** Part of every cache key: changes when the bytes of a packed matrix change. */
-  public static final int VERSION = 1;
+  public static final int VERSION = 2;
 
   private static final ValueLayout.OfInt INT =
       ValueLayout.JAVA_INT_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
@@ -52,6 +56,7 @@ public final class PackedLayout {
   enum Codes {
     BYTES(8),
     NIBBLES(4),
+    TWINS(4),
     FIVE(5),
     SIX(6),
     TWO(2),
@@ -81,14 +86,20 @@ public final class PackedLayout {
   final int codesPerBlock;
   final int metaPerBlock;
 
+  /** Bytes of the sub-scales of a block, which lie before its codes; 0 without. */
+  final int scaleBytes;
+
   /** Offsets in the meta of a block; -1 for what it has not. */
   final int minsOffset;
 
   final int dOffset;
   final int dminOffset;
 
-  /** Offset of the meta from the start of a group. */
-  final long metaOffset;
+  /** Whether blocks lie in pairs: the codes of two, then their scales. */
+  final boolean pairs;
+
+  /** Bytes from a block to the next, on average over a pair. */
+  final int blockStride;
 
   final long groupBytes;
 
@@ -109,6 +120,7 @@ public final class PackedLayout {
           case Q6_K -> Codes.SIX;
           case Q2_K -> Codes.TWO;
           case Q3_K -> Codes.THREE;
+          case Q4_K -> isa.vnni() ? Codes.TWINS : Codes.NIBBLES;
           default -> Codes.NIBBLES;
         };
     this.subBlock =
@@ -124,14 +136,17 @@ public final class PackedLayout {
         };
     this.blocks = in / blockSize;
     this.codesPerBlock = blockSize / 32 * codes.vectors * 4 * lanes;
-    int scaleBytes = subBlock == 0 ? 0 : blockSize / subBlock * lanes;
+    this.scaleBytes = subBlock == 0 ? 0 : blockSize / subBlock * lanes;
     int d = type == TensorType.MXFP4 ? lanes : 2 * lanes;
-    this.minsOffset = hasMin && subBlock != 0 ? scaleBytes : -1;
-    this.dOffset = minsOffset >= 0 ? 2 * scaleBytes : scaleBytes;
+    this.minsOffset = hasMin && subBlock != 0 ? 0 : -1;
+    this.dOffset = minsOffset >= 0 ? scaleBytes : 0;
     this.dminOffset = hasMin ? dOffset + d : -1;
     this.metaPerBlock = dOffset + (hasMin ? 2 * d : d);
-    this.metaOffset = (long) blocks * codesPerBlock;
-    this.groupBytes = metaOffset + (long) blocks * metaPerBlock + 63 & -64;
+    this.pairs = subBlock == 0;
+    int vector = 4 * lanes;
+    int blockBytes = scaleBytes + codesPerBlock + metaPerBlock;
+    this.blockStride = pairs ? blockBytes : blockBytes + vector - 1 & -vector;
+    this.groupBytes = (long) blocks * blockStride + 63 & -64;
   }
 
   /** Whether a type has a packed form. */
@@ -156,6 +171,20 @@ public final class PackedLayout {
   /** Bytes of a matrix of {@code out} rows. */
   public long bytes(long out) {
     return Math.multiplyExact((out + lanes - 1) / lanes, groupBytes);
+  }
+
+  /** Offset of the codes of a block from the start of a group. */
+  private long codesAt(int block) {
+    return pairs
+        ? (long) (block & -2) * blockStride + (long) (block & 1) * codesPerBlock
+        : (long) block * blockStride + scaleBytes;
+  }
+
+  /** Offset of the meta of a block from the start of a group. */
+  private long metaAt(int block) {
+    return pairs && (block | 1) < blocks
+        ? (long) (block & -2) * blockStride + 2L * codesPerBlock + (long) (block & 1) * metaPerBlock
+        : codesAt(block) + codesPerBlock;
   }
 
   /**
@@ -187,15 +216,15 @@ public final class PackedLayout {
 
   private void clear(MemorySegment target, long group, int lane) {
     for (int b = 0; b < blocks; b++) {
-      long codeBase = group + (long) b * codesPerBlock;
+      long codeBase = group + codesAt(b);
       for (int v = 0; v < blockSize / 32 * codes.vectors; v++) {
         target.set(INT, codeBase + (long) (v * lanes + lane) * 4, 0);
       }
-      long meta = group + metaOffset + (long) b * metaPerBlock;
+      long meta = group + metaAt(b);
       for (int i = 0; subBlock != 0 && i < blockSize / subBlock; i++) {
-        subValue(target, meta, i, lane, 0);
+        scale(target, meta, i, lane, 0);
         if (minsOffset >= 0) {
-          subValue(target, meta + minsOffset, i, lane, 0);
+          min(target, meta + minsOffset, i, lane, 0);
         }
       }
       if (type == TensorType.MXFP4) {
@@ -211,13 +240,17 @@ public final class PackedLayout {
 
   private void packBlock(
       MemorySegment s, long o, MemorySegment t, long group, int b, int lane, int[] q) {
-    long codeBase = group + (long) b * codesPerBlock + 4L * lane;
+    long codeBase = group + codesAt(b) + 4L * lane;
     int chunkBytes = codes.vectors * 4 * lanes;
     for (int c = 0; c < blockSize / 32; c++) {
       quads(s, o, c, q);
-      store(t, codeBase + (long) c * chunkBytes, q);
+      if (codes == Codes.TWINS) {
+        twins(t, codeBase + (long) (c & -2) * chunkBytes, c & 1, q);
+      } else {
+        store(t, codeBase + (long) c * chunkBytes, q);
+      }
     }
-    packMeta(s, o, t, group + metaOffset + (long) b * metaPerBlock, lane);
+    packMeta(s, o, t, group + metaAt(b), lane);
   }
 
   /** The eight quads of chunk {@code c} of the block at byte {@code o}. */
@@ -287,6 +320,13 @@ public final class PackedLayout {
     }
   }
 
+  private void twins(MemorySegment t, long o, int which, int[] q) {
+    for (int k = 0; k < 8; k++) {
+      long at = o + 4L * k * lanes;
+      t.set(INT, at, which == 0 ? q[k] : t.get(INT, at) | q[k] << 4);
+    }
+  }
+
   private void store(MemorySegment t, long o, int[] q) {
     int stride = 4 * lanes;
     switch (codes) {
@@ -310,6 +350,7 @@ public final class PackedLayout {
           t.set(INT, o + 5L * stride, twoBits(q, 4, 4));
         }
       }
+      case TWINS -> throw new AssertionError("two chunks");
       case TWO, THREE -> {
         t.set(INT, o, twoBits(q, 0, 0));
         t.set(INT, o + stride, twoBits(q, 4, 0));
@@ -340,8 +381,8 @@ public final class PackedLayout {
       case Q2_K -> {
         for (int i = 0; i < 16; i++) {
           int v = s.get(BYTE, o + i);
-          subValue(t, meta, i, lane, v & 15);
-          subValue(t, meta + minsOffset, i, lane, v >> 4 & 15);
+          scale(t, meta, i, lane, v & 15);
+          min(t, meta + minsOffset, i, lane, v >> 4 & 15);
         }
         t.set(SHORT, d, s.get(SHORT, o + 80));
         t.set(SHORT, meta + dminOffset + 2L * lane, s.get(SHORT, o + 82));
@@ -350,7 +391,7 @@ public final class PackedLayout {
         for (int i = 0; i < 16; i++) {
           int low = s.get(BYTE, o + 96 + (i & 7)) >> (i < 8 ? 0 : 4) & 15;
           int high = s.get(BYTE, o + 104 + (i & 3)) >> 2 * (i >> 2) & 3;
-          subValue(t, meta, i, lane, (low | high << 4) - 32);
+          scale(t, meta, i, lane, (low | high << 4) - 32);
         }
         t.set(SHORT, d, s.get(SHORT, o + 108));
       }
@@ -366,15 +407,15 @@ public final class PackedLayout {
             scale = b & 15 | (s.get(BYTE, o + j) & 255) >> 6 << 4;
             min = b >> 4 | (s.get(BYTE, o + 4 + j) & 255) >> 6 << 4;
           }
-          subValue(t, meta, j, lane, scale);
-          subValue(t, meta + minsOffset, j, lane, min);
+          scale(t, meta, j, lane, scale);
+          min(t, meta + minsOffset, j, lane, min);
         }
         t.set(SHORT, d, s.get(SHORT, o));
         t.set(SHORT, meta + dminOffset + 2L * lane, s.get(SHORT, o + 2));
       }
       case Q6_K -> {
         for (int i = 0; i < 16; i++) {
-          subValue(t, meta, i, lane, s.get(BYTE, o + 192 + i));
+          scale(t, meta, i, lane, s.get(BYTE, o + 192 + i));
         }
         t.set(SHORT, d, s.get(SHORT, o + 208));
       }
@@ -382,7 +423,7 @@ public final class PackedLayout {
         int high = s.get(SHORT, o + 2);
         for (int i = 0; i < 8; i++) {
           int low = s.get(BYTE, o + 4 + (i >> 1)) >> 4 * (i & 1) & 15;
-          subValue(t, meta, i, lane, (low | (high >> 2 * i & 3) << 4) - 32);
+          scale(t, meta, i, lane, (low | (high >> 2 * i & 3) << 4) - 32);
         }
         t.set(SHORT, d, s.get(SHORT, o));
       }
@@ -395,7 +436,16 @@ public final class PackedLayout {
     }
   }
 
-  private void subValue(MemorySegment t, long base, int i, int lane, int value) {
+  private void scale(MemorySegment t, long meta, int i, int lane, int value) {
+    long scales = meta - codesPerBlock - scaleBytes;
+    if (unsignedBytes) {
+      t.set(BYTE, scales + (long) i * lanes + lane, (byte) value);
+    } else {
+      min(t, scales, i, lane, value);
+    }
+  }
+
+  private void min(MemorySegment t, long base, int i, int lane, int value) {
     t.set(BYTE, base + (long) ((i >> 1) * lanes + lane) * 2 + (i & 1), (byte) value);
   }
 }
