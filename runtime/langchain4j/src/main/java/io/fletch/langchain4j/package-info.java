@@ -1,5 +1,5 @@
 /**
- * Adapters for LangChain4j: a Fletch model as {@code ChatModel} and {@code StreamingChatModel}, in
- * the process of the application.
+ * Adapters for LangChain4j: Fletch models as {@code ChatModel}, {@code StreamingChatModel} and
+ * {@code EmbeddingModel}, in the process of the application.
  */
 package io.fletch.langchain4j;
