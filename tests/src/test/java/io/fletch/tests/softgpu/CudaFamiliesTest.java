@@ -15,12 +15,16 @@ import io.fletch.graph.ReferenceBackend;
 import io.fletch.graph.Span;
 import io.fletch.graph.SplitBackend;
 import io.fletch.graph.cuda.CudaBackend;
+import io.fletch.quant.GgufWriter;
+import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
+import io.fletch.quant.TensorType;
 import io.fletch.quant.WeightFile;
 import io.fletch.runtime.arch.HyperParameters;
 import io.fletch.runtime.arch.ModelGraph;
 import io.fletch.runtime.arch.WeightTensors;
 import java.io.IOException;
+import java.lang.foreign.ValueLayout;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
@@ -40,7 +44,7 @@ import org.junit.jupiter.params.provider.MethodSource;
 
 /**
  * Every family whose tiny model the runtime's tests compare with transformers, on the software GPU
- * and the reference, with random weights. Falcon, which has no checkpoint form, is not among them.
+ * and the reference, with random weights; Falcon, which has no checkpoint form, as GGUF.
  */
 class CudaFamiliesTest {
   private static final Path TINY =
@@ -58,15 +62,77 @@ class CudaFamiliesTest {
     try (Stream<Path> files = Files.list(TINY)) {
       return files
           .map(f -> f.getFileName().toString().replace(".json", ""))
-          .filter(n -> !n.startsWith("falcon"))
           .sorted()
           .toList();
     }
   }
 
-  /** Writes configuration and random weights as a checkpoint. */
-  private void write(String name) throws IOException {
+  /** Writes configuration and random weights; the result is what to open. */
+  private Path write(String name) throws IOException {
     Map<String, Object> all = JSON.std.mapFrom(TINY.resolve(name + ".json").toFile());
+    if (name.startsWith("falcon")) {
+      return falcon((Map<?, ?>) all.get("config"));
+    }
+    checkpoint(all);
+    return folder;
+  }
+
+  private static int number(Map<?, ?> config, String key) {
+    return ((Number) config.get(key)).intValue();
+  }
+
+  /** The new decoder has a norm for each unit, the old one a single one, and one key head. */
+  private Path falcon(Map<?, ?> c) {
+    boolean isNew = Boolean.TRUE.equals(c.get("new_decoder_architecture"));
+    int width = number(c, "hidden_size");
+    int heads = number(c, "num_attention_heads");
+    int kv = isNew ? number(c, "num_kv_heads") : 1;
+    int layers = number(c, "num_hidden_layers");
+    Path file = folder.resolve("falcon.gguf");
+    try (TensorStore store = TensorStore.create()) {
+      GgufWriter out =
+          new GgufWriter()
+              .put("general.architecture", "falcon")
+              .put("falcon.block_count", layers)
+              .put("falcon.context_length", 256)
+              .put("falcon.embedding_length", width)
+              .put("falcon.feed_forward_length", 4 * width)
+              .put("falcon.attention.head_count", heads)
+              .put("falcon.attention.head_count_kv", kv)
+              .put("falcon.attention.layer_norm_epsilon", 1e-5f);
+      SplittableRandom random = new SplittableRandom(11);
+      out.add(random(store, random, "token_embd.weight", number(c, "vocab_size"), width));
+      for (int i = 0; i < layers; i++) {
+        String p = "blk." + i + ".";
+        for (String norm : isNew ? List.of("attn_norm", "attn_norm_2") : List.of("attn_norm")) {
+          out.add(random(store, random, p + norm + ".weight", width));
+          out.add(random(store, random, p + norm + ".bias", width));
+        }
+        int rows = width / heads * (heads + 2 * kv);
+        out.add(random(store, random, p + "attn_qkv.weight", rows, width));
+        out.add(random(store, random, p + "attn_output.weight", width, width));
+        out.add(random(store, random, p + "ffn_up.weight", 4 * width, width));
+        out.add(random(store, random, p + "ffn_down.weight", width, 4 * width));
+      }
+      out.add(random(store, random, "output_norm.weight", width));
+      out.add(random(store, random, "output_norm.bias", width));
+      out.write(file);
+    }
+    return file;
+  }
+
+  private static Tensor random(
+      TensorStore store, SplittableRandom random, String name, long... shape) {
+    Tensor t = store.allocate(name, TensorType.F32, shape);
+    boolean norm = name.endsWith("norm.weight") || name.endsWith("norm_2.weight");
+    for (long i = 0; i < t.elements(); i++) {
+      float v = (float) ((norm ? 1 : 0) + 0.3 * (2 * random.nextDouble() - 1));
+      t.segment().setAtIndex(ValueLayout.JAVA_FLOAT, i, v);
+    }
+    return t;
+  }
+
+  private void checkpoint(Map<String, Object> all) throws IOException {
     Files.writeString(folder.resolve("config.json"), JSON.std.asString(all.get("config")));
     Map<String, Object> header = new LinkedHashMap<>();
     long at = 0;
@@ -110,8 +176,7 @@ class CudaFamiliesTest {
   @MethodSource("families")
   void logitsAreThoseOfTheReference(String name) throws IOException {
     SoftGpu gpu = SoftGpu.reset().workers(2);
-    write(name);
-    try (WeightFile file = WeightFile.open(folder);
+    try (WeightFile file = WeightFile.open(write(name));
         TensorStore derived = TensorStore.create()) {
       HyperParameters declared = HyperParameters.read(file.format(), file.metadata());
       WeightTensors weights =

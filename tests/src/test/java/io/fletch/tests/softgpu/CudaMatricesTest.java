@@ -1,5 +1,6 @@
 package io.fletch.tests.softgpu;
 
+import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.ffm.device.CudaDevices;
@@ -20,6 +21,7 @@ import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.ValueLayout;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import java.util.SplittableRandom;
@@ -180,6 +182,71 @@ class CudaMatricesTest {
       x = g.selectRows("selected", g.add("add", x, mixed, 1, Optional.empty()));
       LinearOp head = LinearOp.dense(floats(store, "head", 29, WIDTH));
       compare(g.build(g.linear("logits", x, head, Optional.empty(), Optional.empty())), false);
+    }
+  }
+
+  /** Scores that are no numbers are the least ones, the lowest index first. */
+  @ParameterizedTest
+  @ValueSource(ints = {0, 1, 2, 3})
+  void routersAgreeOnScoresThatAreNoNumbers(int variant) {
+    RouteSpec spec =
+        switch (variant) {
+          case 0 -> RouteSpec.softmax(5, 2, true);
+          case 1 -> RouteSpec.softmax(67, 7, false);
+          case 2 -> new RouteSpec(36, 5, RouteSpec.Scoring.SIGMOID, true, 2.5f, 6, 2);
+          default -> new RouteSpec(8, 8, RouteSpec.Scoring.SIGMOID, false, 1, 8, 8);
+        };
+    int n = spec.experts();
+    SplittableRandom random = new SplittableRandom(variant);
+    float[][] scores = new float[ROWS][n];
+    for (int r = 0; r < ROWS; r++) {
+      for (int e = 0; e < n; e++) {
+        scores[r][e] = (float) random.nextDouble(-3, 3);
+        boolean strange = r == 1 || r > 1 && random.nextInt(4) == 0;
+        if (strange) {
+          scores[r][e] = r % 3 == 2 ? Float.NEGATIVE_INFINITY : Float.NaN;
+        }
+      }
+      if (r > 1) {
+        scores[r][random.nextInt(n)] = 1;
+      }
+    }
+    try (TensorStore store = TensorStore.create()) {
+      Graph.Builder g = Graph.builder("router");
+      g.embedding("embedding", floats(store, "e", 29, WIDTH), 1);
+      Optional<Tensor> bias =
+          variant == 2 ? Optional.of(floats(store, "bias", n)) : Optional.empty();
+      Value routing = g.route("route", g.input("scores", 0, n), spec, bias);
+      Graph graph = g.build(g.selectRows("selected", routing));
+      SoftGpu.reset().workers(2);
+      Backend cuda = new CudaBackend(CudaDevices.find().first(), (done, total) -> {});
+      float[][] expected = routing(new ReferenceBackend(), graph, scores);
+      float[][] actual = routing(cuda, graph, scores);
+      for (int r = 0; r < ROWS; r++) {
+        for (int k = 0; k < spec.used(); k++) {
+          String where = "row " + r + " choice " + k + " of " + Arrays.toString(scores[r]);
+          assertEquals(expected[r][spec.used() + k], actual[r][spec.used() + k], where);
+          assertEquals(expected[r][k], actual[r][k], 1e-6 * spec.scale(), where);
+        }
+      }
+    }
+  }
+
+  private static float[][] routing(Backend backend, Graph graph, float[][] scores) {
+    try (Executable e = backend.compile(graph, ROWS);
+        KvCache kv = e.newKvCache(ROWS, KvCache.Type.F32);
+        Batch b = e.newBatch(ROWS, ROWS)) {
+      b.append(kv, new int[ROWS], 0, ROWS);
+      for (int r = 0; r < ROWS; r++) {
+        b.input(r, scores[r]);
+        b.wantLogits(r);
+      }
+      e.forward(b);
+      float[][] all = new float[ROWS][graph.logits().width()];
+      for (int r = 0; r < ROWS; r++) {
+        b.logits(r, all[r]);
+      }
+      return all;
     }
   }
 
