@@ -111,7 +111,7 @@ public final class LowRank {
   /** The largest rank, at least 1, whose factors have at most that share of the elements. */
   public static int rankByRatio(int out, int in, double share) {
     long k = (long) Math.floor(share * out * in / ((double) out + in));
-    return (int) Math.clamp(k, 1, Math.min(out, in));
+    return Math.clamp(k, 1, Math.min(out, in));
   }
 
   /**

@@ -60,10 +60,7 @@ class CudaFamiliesTest {
 
   static List<String> families() throws IOException {
     try (Stream<Path> files = Files.list(TINY)) {
-      return files
-          .map(f -> f.getFileName().toString().replace(".json", ""))
-          .sorted()
-          .toList();
+      return files.map(f -> f.getFileName().toString().replace(".json", "")).sorted().toList();
     }
   }
 

@@ -42,11 +42,9 @@ class DemoModelsTest {
   }
 
   private static void same(String name, String text, int count, int context) {
-    List<Integer> cpu =
-        tokens(name, options(ModelOptions.Backend.CPU, context), text, count);
+    List<Integer> cpu = tokens(name, options(ModelOptions.Backend.CPU, context), text, count);
     SoftGpu.reset().workers(2);
-    List<Integer> gpu =
-        tokens(name, options(ModelOptions.Backend.GPU, context), text, count);
+    List<Integer> gpu = tokens(name, options(ModelOptions.Backend.GPU, context), text, count);
     assertEquals(cpu, gpu, name + ": " + text);
     assertEquals(count, gpu.size());
   }
