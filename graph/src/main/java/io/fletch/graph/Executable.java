@@ -39,6 +39,14 @@ public interface Executable extends AutoCloseable {
   LowRankAdapter newAdapter(String name, Map<Value, LowRankDelta> deltas);
 
   /**
+   * Refuses a list of terms that rows of its batches cannot have: a device may have room for so
+   * many only.
+   *
+   * @throws IllegalArgumentException naming the limit; {@link Batch#adapt} would throw it too
+   */
+  default void checkTerms(List<LowRankAdapter.Term> terms) {}
+
+  /**
    * Runs all rows of the batch and fills in the logits asked for. Does not change the length of any
    * cache. Keys and values of all rows are stored before any row attends within a layer.
    *

@@ -10,8 +10,9 @@ package io.fletch.graph.cuda;
  * @param gates number of gate indices
  * @param decisions number of deciding ops
  * @param numbers floats that come with a row, see {@link io.fletch.graph.Op.Input}
+ * @param adapted whether rows may have low-rank terms
  */
-record Control(int rows, int windows, int gates, int decisions, int numbers) {
+record Control(int rows, int windows, int gates, int decisions, int numbers, boolean adapted) {
   static final int ROWS = 0;
   static final int LOGIT_ROWS = 4;
 
@@ -19,6 +20,11 @@ record Control(int rows, int windows, int gates, int decisions, int numbers) {
   static final int RANGE_BYTES = 32;
 
   private static final int HEAD = 16;
+
+  /** Without low-rank terms. */
+  Control(int rows, int windows, int gates, int decisions, int numbers) {
+    this(rows, windows, gates, decisions, numbers, false);
+  }
 
   /** Address of the row's cache, 64 bits. */
   int cache() {
@@ -96,7 +102,25 @@ record Control(int rows, int windows, int gates, int decisions, int numbers) {
     return gate(gates) + 3 & -4;
   }
 
-  int bytes() {
+  private int endOfInput() {
     return Math.addExact(input(), Math.multiplyExact(4 * numbers, rows));
+  }
+
+  /** How many low-rank terms the row has. */
+  int termCount() {
+    return endOfInput() + 15 & -16;
+  }
+
+  /** The terms of the first row, room for {@link AdapterKernels#MOST_TERMS} a row. */
+  int terms() {
+    return termCount() + 4 * rows + 15 & -16;
+  }
+
+  int bytes() {
+    return adapted
+        ? Math.addExact(
+            terms(),
+            Math.multiplyExact(AdapterKernels.TERM_BYTES * AdapterKernels.MOST_TERMS, rows))
+        : endOfInput();
   }
 }

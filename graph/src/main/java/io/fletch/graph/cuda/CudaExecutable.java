@@ -26,7 +26,9 @@ import io.fletch.graph.LowRankDelta;
 import io.fletch.graph.Plan;
 import io.fletch.graph.Value;
 import io.fletch.graph.support.AbstractBatch;
+import io.fletch.graph.support.AdapterPass;
 import io.fletch.graph.support.Decomposition;
+import io.fletch.graph.support.PreparedAdapter;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
@@ -34,8 +36,10 @@ import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Deque;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.Optional;
 import java.util.concurrent.locks.ReentrantLock;
 import java.util.function.Consumer;
@@ -46,7 +50,9 @@ import java.util.function.Consumer;
  * returns at once; the first read of a result waits. Forwards of several threads run in turn.
  */
 final class CudaExecutable implements Executable {
-  private record Key(int rows, KvCache.Type type) {}
+  private static final long STAGING = 1 << 20;
+
+  private record Key(int rows, KvCache.Type type, boolean adapted) {}
 
   /** A captured forward, and what it was captured from. */
   private record Replay(CudaGraphExec exec, CudaModule module, List<CudaLaunch> launches) {}
@@ -57,6 +63,17 @@ final class CudaExecutable implements Executable {
   private final ModuleCache modules;
   private final CudaStream stream;
   private final CudaLowering lowering;
+  private final DeviceWeights weights;
+
+  /** Number of each product in the tables of adapters. */
+  private final Map<Value, Integer> products = new HashMap<>();
+
+  /** The products that some adapter changes. */
+  private final Set<Value> targets = new HashSet<>();
+
+  /** Lowers forwards with low-rank terms; made with the first adapter. */
+  private Optional<CudaLowering> adapted = Optional.empty();
+
   private final List<Integer> windows;
   private final int gates;
   private final int decisions;
@@ -140,7 +157,7 @@ final class CudaExecutable implements Executable {
     numbers = graph.inputWidth();
     slotRow = 4L * graph.logits().width();
     hiddenRow = graph.hidden().map(h -> 4L * h.width()).orElse(0L);
-    Control largest = control(maxRows);
+    Control largest = control(maxRows, true);
     List<Fusion.Node> nodes = Fusion.of(stored);
     CudaLowering.Memory scratch = CudaLowering.plan(stored, nodes, maxRows);
     long wanted = weights.bytes() + workingBytes(graph, maxRows, scratch) + largest.bytes();
@@ -196,9 +213,15 @@ final class CudaExecutable implements Executable {
             control.address(),
             logits.address(),
             hidden.address(),
-            statistics.address());
+            statistics.address(),
+            CudaLowering.Adapters.NONE);
+    this.weights = weights;
+    int n = 0;
+    for (Value v : PreparedAdapter.products(graph).keySet()) {
+      products.put(v, n++);
+    }
     for (int rows : buckets()) {
-      CudaLowering.Program p = lowering.lower(control(rows), KvCache.Type.F16);
+      CudaLowering.Program p = lowering.lower(control(rows, false), KvCache.Type.F16);
       plans.add(p.plan());
     }
     CudaDevice device = context.device();
@@ -227,8 +250,8 @@ final class CudaExecutable implements Executable {
         + workingBytes(graph, maxRows, CudaLowering.plan(stored, Fusion.of(stored), maxRows));
   }
 
-  private Control control(int rows) {
-    return new Control(rows, windows.size(), gates, decisions, numbers);
+  private Control control(int rows, boolean withTerms) {
+    return new Control(rows, windows.size(), gates, decisions, numbers, withTerms);
   }
 
   private List<Integer> buckets() {
@@ -261,7 +284,7 @@ final class CudaExecutable implements Executable {
   int nodes(int rows, KvCache.Type type) {
     turn.lock();
     try {
-      return replay(new Key(bucket(rows), type)).exec().nodes();
+      return replay(new Key(bucket(rows), type, false)).exec().nodes();
     } finally {
       turn.unlock();
     }
@@ -279,7 +302,7 @@ final class CudaExecutable implements Executable {
       locked(
           s -> {
             finish();
-            times.addAll(profiles.get(new Key(bucket(1), type)).measure(context, s));
+            times.addAll(profiles.get(new Key(bucket(1), type, false)).measure(context, s));
           });
       return List.copyOf(times);
     }
@@ -349,8 +372,8 @@ final class CudaExecutable implements Executable {
           }
           latest = null;
           int rows = bucket(b.rows());
-          CudaGraphExec replay = replay(new Key(rows, type)).exec();
-          Control c = control(rows);
+          Control c = control(rows, b.adapted());
+          CudaGraphExec replay = replay(new Key(rows, type, b.adapted())).exec();
           fill(b, c);
           steps = null;
           busy = true;
@@ -395,6 +418,9 @@ final class CudaExecutable implements Executable {
     for (int k = 0; k < b.logitRows(); k++) {
       to.set(ValueLayout.JAVA_INT, c.logitSource() + 4L * k, b.logitSource(k));
     }
+    if (c.adapted()) {
+      fillTerms(b, c);
+    }
   }
 
   private void fillDecisions(CudaBatch b, Control c, int r) {
@@ -411,13 +437,51 @@ final class CudaExecutable implements Executable {
     }
   }
 
+  @Override
+  public void checkTerms(List<LowRankAdapter.Term> terms) {
+    int rank = 0;
+    for (LowRankAdapter.Term t : terms) {
+      rank += t.adapter() instanceof CudaAdapter a ? a.rank() : 0;
+    }
+    if (terms.size() > AdapterKernels.MOST_TERMS || rank > AdapterKernels.MOST_INNER) {
+      throw new IllegalArgumentException(
+          "adapters of a row on a GPU: expected=at most "
+              + AdapterKernels.MOST_TERMS
+              + " with ranks of "
+              + AdapterKernels.MOST_INNER
+              + " together actual="
+              + terms.size()
+              + " with "
+              + rank);
+    }
+  }
+
+  private void fillTerms(CudaBatch b, Control c) {
+    MemorySegment to = hostControl.segment();
+    for (int r = 0; r < b.rows(); r++) {
+      List<LowRankAdapter.Term> terms = b.terms(r);
+      int n = 0;
+      for (int i = 0; i < terms.size(); i++) {
+        LowRankAdapter.Term t = terms.get(i);
+        if (t.scale() != 0) {
+          long slot = AdapterKernels.MOST_TERMS * (long) r + n++;
+          long at = c.terms() + AdapterKernels.TERM_BYTES * slot;
+          to.set(ValueLayout.JAVA_LONG, at, ((CudaAdapter) t.adapter()).address());
+          to.set(ValueLayout.JAVA_FLOAT, at + 8, t.scale());
+        }
+      }
+      to.set(ValueLayout.JAVA_INT, c.termCount() + 4L * r, n);
+    }
+  }
+
   private Replay replay(Key key) {
     Replay there = replays.get(key);
     if (there != null) {
       return there;
     }
-    Control c = control(key.rows());
-    CudaLowering.Program program = lowering.lower(c, key.type());
+    Control c = control(key.rows(), key.adapted());
+    CudaLowering by = key.adapted() ? adapted.orElseThrow() : lowering;
+    CudaLowering.Program program = by.lower(c, key.type());
     CudaModule module = modules.load(context, graph.name() + "." + key.rows(), program.ptx());
     owned.push(module::close);
     List<CudaLaunch> launches = new ArrayList<>();
@@ -479,7 +543,7 @@ final class CudaExecutable implements Executable {
   }
 
   private CudaGreedySteps.Parts steps(CudaStream s, KvCache.Type type, Deque<Runnable> own) {
-    Replay replay = replay(new Key(bucket(1), type));
+    Replay replay = replay(new Key(bucket(1), type, false));
     DeviceMemory ring = context.allocate(CudaGreedySteps.BYTES);
     own.push(ring::close);
     s.fill(ring, 0, CudaGreedySteps.BYTES, (byte) 0);
@@ -532,7 +596,7 @@ final class CudaExecutable implements Executable {
           firstToken[0] = token;
           b.clear();
           b.wantLogits(b.append(of.cache(), firstToken, 0, 1));
-          Control c = control(bucket(1));
+          Control c = control(bucket(1), false);
           fill(b, c);
           b.clear();
           busy = true;
@@ -578,7 +642,66 @@ final class CudaExecutable implements Executable {
 
   @Override
   public LowRankAdapter newAdapter(String name, Map<Value, LowRankDelta> deltas) {
-    throw new GraphException("adapters are attached to rows on the CPU only so far: " + name);
+    CudaAdapter adapter = new CudaAdapter(this, name, deltas, products);
+    try {
+      locked(s -> adapt(deltas.keySet()));
+    } catch (RuntimeException | Error e) {
+      adapter.close();
+      throw e;
+    }
+    return adapter;
+  }
+
+  /** Makes room for terms of more products; what was captured without them is not used again. */
+  private void adapt(Set<Value> more) {
+    if (targets.containsAll(more)) {
+      return;
+    }
+    finish();
+    Set<Value> all = new HashSet<>(targets);
+    all.addAll(more);
+    Graph stored = Decomposition.of(AdapterPass.of(graph, all));
+    List<Fusion.Node> nodes = Fusion.of(stored);
+    CudaLowering.Memory scratch = CudaLowering.plan(stored, nodes, maxRows);
+    DeviceMemory activations = context.allocate(Math.max(1, scratch.bytes()));
+    owned.push(activations::close);
+    DeviceMemory inner = context.allocate(4L * AdapterKernels.MOST_INNER * maxRows);
+    owned.push(inner::close);
+    adapted =
+        Optional.of(
+            new CudaLowering(
+                stored,
+                nodes,
+                context.device().multiprocessors(),
+                weights,
+                scratch,
+                windows,
+                activations.address(),
+                control.address(),
+                logits.address(),
+                hidden.address(),
+                statistics.address(),
+                new CudaLowering.Adapters(products, inner.address())));
+    targets.addAll(more);
+    replays.keySet().removeIf(Key::adapted);
+    profiles.keySet().removeIf(Key::adapted);
+  }
+
+  /** Copies to the device and waits. */
+  void upload(MemorySegment from, DeviceMemory to) {
+    locked(
+        s -> {
+          try (PinnedMemory staging = context.allocatePinned(Math.min(STAGING, from.byteSize()))) {
+            for (long done = 0; done < from.byteSize(); done += STAGING) {
+              long n = Math.min(STAGING, from.byteSize() - done);
+              MemorySegment.copy(from, done, staging.segment(), 0, n);
+              s.upload(staging.segment().asSlice(0, n), to, done);
+              // The staging memory is written again.
+              s.synchronize();
+            }
+            busy = false;
+          }
+        });
   }
 
   /** Runs device work in turn; a driver's failure becomes that of the forward. */

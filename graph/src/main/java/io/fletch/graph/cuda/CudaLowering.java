@@ -32,6 +32,16 @@ final class CudaLowering {
   /** Name of the kernel that prepares the next greedy step, in programs of one row. */
   static final String FOLLOW = "follow";
 
+  /**
+   * What rows may have low-rank terms for.
+   *
+   * @param products number of each product in the tables of adapters
+   * @param inner address of what is between the factors, {@link AdapterKernels#MOST_INNER} a row
+   */
+  record Adapters(Map<Value, Integer> products, long inner) {
+    static final Adapters NONE = new Adapters(Map.of(), 0);
+  }
+
   /** A launch; all parameters are addresses. */
   record Launch(String kernel, int threads, int gridX, int gridY, List<Long> parameters) {}
 
@@ -49,6 +59,8 @@ final class CudaLowering {
   private final long logits;
   private final long hidden;
   private final long statistics;
+  private final Adapters adapters;
+  private final Map<Value, Value> homes;
 
   CudaLowering(
       Graph graph,
@@ -61,7 +73,10 @@ final class CudaLowering {
       long control,
       long logits,
       long hidden,
-      long statistics) {
+      long statistics,
+      Adapters adapters) {
+    this.adapters = adapters;
+    homes = homes(graph);
     this.graph = graph;
     this.nodes = nodes;
     this.processors = processors;
@@ -77,11 +92,13 @@ final class CudaLowering {
 
   /** Packs values and parts by their lifetimes. */
   static Memory plan(Graph graph, List<Fusion.Node> nodes, int maxRows) {
+    Map<Value, Value> homes = homes(graph);
     Map<Value, int[]> lives = new LinkedHashMap<>();
     Map<Fusion.Source, int[]> sources = new LinkedHashMap<>();
     for (int i = 0; i < nodes.size(); i++) {
       int at = i;
       Fusion.touched(nodes.get(i)).stream()
+          .map(v -> homes.getOrDefault(v, v))
           .filter(v -> !isResult(graph, v))
           .forEach(v -> lives.computeIfAbsent(v, x -> new int[] {at, at})[1] = at);
       Fusion.parts(nodes.get(i))
@@ -100,6 +117,12 @@ final class CudaLowering {
     lives.keySet().forEach(v -> offsets.put(v, offset.next()));
     Map<Fusion.Source, Long> parts = new HashMap<>();
     sources.keySet().forEach(s -> parts.put(s, offset.next()));
+    homes.forEach(
+        (base, home) -> {
+          if (offsets.containsKey(home)) {
+            offsets.put(base, offsets.get(home));
+          }
+        });
     long lists = 0;
     for (Op op : graph.ops()) {
       if (op instanceof Op.ExpertLinear o) {
@@ -111,12 +134,24 @@ final class CudaLowering {
     return new Memory(offsets, parts, listsAt, listsAt + lists);
   }
 
+  /** Low-rank terms are added in place: where the bases of {@link Op.Adapt} ops lie. */
+  private static Map<Value, Value> homes(Graph graph) {
+    Map<Value, Value> homes = new HashMap<>();
+    for (Op op : graph.ops()) {
+      if (op instanceof Op.Adapt o) {
+        homes.put(o.base(), o.out());
+      }
+    }
+    return homes;
+  }
+
   /** Whether a value outlives the forward, in a block of its own. */
   private static boolean isResult(Graph graph, Value v) {
     return v.equals(graph.logits()) || graph.hidden().equals(Optional.of(v));
   }
 
-  private long at(Value v) {
+  private long at(Value value) {
+    Value v = homes.getOrDefault(value, value);
     if (isResult(graph, v)) {
       return v.equals(graph.logits()) ? logits : hidden;
     }
@@ -485,7 +520,27 @@ final class CudaLowering {
         unstored(run, o, "block_diagonal_" + t, k, w.blocks());
       }
       case Op.Linear o -> linear(run, o);
-      case Op.Adapt o -> throw new IllegalStateException("no adapters: " + o);
+      case Op.Adapt o -> {
+        AdapterKernels kernels = new AdapterKernels(e, run.c);
+        long entry = (long) AdapterKernels.ENTRY_BYTES * adapters.products().get(o.out());
+        run.launch(
+            op,
+            "adapter_down",
+            kernels.down(o.in().width(), o.in().rows()),
+            AdapterKernels.BLOCKS,
+            rows,
+            entry,
+            at(o.in()),
+            adapters.inner());
+        run.element(
+            op,
+            "adapter_up",
+            kernels.up(o.out().width(), o.gate(), o.in().rows()),
+            o.out().width(),
+            entry,
+            adapters.inner(),
+            at(o.out()));
+      }
       case Op.Rope o ->
           run.launch(
               op,

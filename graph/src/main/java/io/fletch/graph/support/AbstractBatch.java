@@ -355,6 +355,7 @@ public abstract class AbstractBatch implements Batch {
       PreparedAdapter.check(own.get(i).adapter(), owner());
       adapted |= own.get(i).scale() != 0;
     }
+    owner().checkTerms(own);
     // Rows of one list are multiplied together.
     terms[row] = row > 0 && own.equals(terms[row - 1]) ? terms[row - 1] : own;
     ran = false;

@@ -73,6 +73,12 @@ class EmitterTest {
       all.add(e.kvStore(t, 64, 640));
     }
     experts(e, rows, all);
+    AdapterKernels adapters = new AdapterKernels(e, new Control(rows, 2, 4, 3, 7, true));
+    for (Rows r : Rows.values()) {
+      all.add(adapters.down(75, r));
+      all.add(adapters.up(33, GATE, r));
+      all.add(adapters.up(33, Optional.empty(), r));
+    }
     all.add(e.selectRows(33));
     all.add(e.skipSimilar(1, 33, GATE.orElseThrow(), new int[] {0, 3}));
     all.add(e.routeUnit(2, GATE.orElseThrow()));

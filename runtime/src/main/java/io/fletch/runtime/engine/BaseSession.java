@@ -85,6 +85,14 @@ abstract class BaseSession implements Session {
               + ": units that rest go with adapters that are attached when the model is opened"
               + " (ModelOptions.withAdapters) only");
     }
+    // A copy, which batches take as it is.
+    List<LowRankAdapter.Term> next =
+        List.copyOf(
+            list.stream()
+                .filter(s -> s.scale() != 0)
+                .map(s -> new LowRankAdapter.Term(loaded(s).weights(), s.scale()))
+                .toList());
+    model.executable().checkTerms(next);
     int held = 0;
     try {
       for (; held < list.size(); held++) {
@@ -97,13 +105,6 @@ abstract class BaseSession implements Session {
     }
     adapters.forEach(s -> loaded(s).release());
     adapters = list;
-    // A copy, which batches take as it is.
-    List<LowRankAdapter.Term> next =
-        List.copyOf(
-            list.stream()
-                .filter(s -> s.scale() != 0)
-                .map(s -> new LowRankAdapter.Term(loaded(s).weights(), s.scale()))
-                .toList());
     if (!next.equals(terms)) {
       terms = next;
       adapt(next);

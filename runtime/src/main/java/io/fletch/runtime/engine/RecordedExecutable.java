@@ -70,6 +70,11 @@ record RecordedExecutable(Executable executable) implements Executable {
   }
 
   @Override
+  public void checkTerms(List<LowRankAdapter.Term> terms) {
+    executable.checkTerms(terms);
+  }
+
+  @Override
   public void forward(Batch batch) {
     if (!isRecorded()) {
       executable.forward(batch);
