@@ -149,9 +149,7 @@ final class AdapterKernels {
                           i,
                           in,
                           32,
-                          () ->
-                              k.fmaInto(
-                                  sum, terms.element(t, row, i), terms.b.get(x, i), sum));
+                          () -> k.fmaInto(sum, terms.element(t, row, i), terms.b.get(x, i), sum));
                     });
                 PtxRegister total = k.mul(k.warpSum(sum), factor);
                 PtxRegister at = k.add(terms.base, j);

@@ -78,9 +78,15 @@ final class CudaAdapter extends PreparedAdapter {
         long source = o * rank + k;
         long target = k * out + o;
         if (wide) {
-          to.set(ValueLayout.JAVA_INT_UNALIGNED, 4 * target, from.get(ValueLayout.JAVA_INT_UNALIGNED, 4 * source));
+          to.set(
+              ValueLayout.JAVA_INT_UNALIGNED,
+              4 * target,
+              from.get(ValueLayout.JAVA_INT_UNALIGNED, 4 * source));
         } else {
-          to.set(ValueLayout.JAVA_SHORT_UNALIGNED, 2 * target, from.get(ValueLayout.JAVA_SHORT_UNALIGNED, 2 * source));
+          to.set(
+              ValueLayout.JAVA_SHORT_UNALIGNED,
+              2 * target,
+              from.get(ValueLayout.JAVA_SHORT_UNALIGNED, 2 * source));
         }
       }
     }

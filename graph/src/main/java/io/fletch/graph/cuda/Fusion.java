@@ -123,6 +123,10 @@ final class Fusion {
 
   private final Graph graph;
   private final Map<Value, List<Op>> readers = new HashMap<>();
+
+  /** What low-rank terms read as float32, beside the parts that products read. */
+  private final Set<Value> adapted = new HashSet<>();
+
   private final Map<Value, Integer> made = new HashMap<>();
   private final Map<Op, Integer> place = new IdentityHashMap<>();
   private final Set<Op> done = Collections.newSetFromMap(new IdentityHashMap<>());
@@ -137,7 +141,14 @@ final class Fusion {
       place.put(op, i);
       int at = i;
       op.output().ifPresent(v -> made.put(v, at));
-      for (Value v : op.inputs()) {
+      // Products read the same parts whether there are terms beside them or not: fusion changes
+      // the last bits of a norm, and rows without terms must not notice those of others.
+      List<Value> inputs = op.inputs();
+      if (op instanceof Op.Adapt a) {
+        adapted.add(a.in());
+        inputs = List.of(a.base());
+      }
+      for (Value v : inputs) {
         readers.computeIfAbsent(v, x -> new ArrayList<>()).add(op);
       }
     }
@@ -225,13 +236,18 @@ final class Fusion {
 
   /** The one op that reads a value. */
   private Optional<Op> reader(Value v) {
-    return isResult(v) || readers(v).size() != 1
+    return isResult(v) || adapted.contains(v) || readers(v).size() != 1
         ? Optional.empty()
         : Optional.of(readers(v).getFirst());
   }
 
   /** The kind of parts as which alone a value is read. */
   private Optional<Parts.Kind> readAs(Value v) {
+    return adapted.contains(v) ? Optional.empty() : readByProducts(v);
+  }
+
+  /** The kind of parts as which alone a value is read but for low-rank terms. */
+  private Optional<Parts.Kind> readByProducts(Value v) {
     if (isResult(v) || readers(v).isEmpty()) {
       return Optional.empty();
     }
@@ -244,10 +260,10 @@ final class Fusion {
     return kind;
   }
 
-  /** The parts as which alone a norm's result is read. */
+  /** The parts as which a norm's result is read, by products alone. */
   private Optional<Source> source(Op op) {
     return op instanceof Op.RmsNorm n && n.groups() == 1
-        ? readAs(n.out()).map(kind -> new Source(n.out(), kind, Optional.of(n)))
+        ? readByProducts(n.out()).map(kind -> new Source(n.out(), kind, Optional.of(n)))
         : Optional.empty();
   }
 
@@ -268,6 +284,9 @@ final class Fusion {
     Optional<Source> norm = source(op);
     if (norm.isPresent()) {
       prepare(norm.get());
+      if (adapted.contains(norm.get().value())) {
+        nodes.add(new Plain(op));
+      }
     } else if (packed(op).isPresent()) {
       product((Op.Linear) op);
     } else if (op instanceof Op.Attention a

@@ -59,8 +59,7 @@ class CudaAdaptersTest {
     TensorType[] types = {TensorType.F32, TensorType.F16, TensorType.Q8_0, TensorType.Q4_0};
     for (int seed = 0; seed < types.length; seed++) {
       boolean composed = seed == 1;
-      try (TestGraphs graphs =
-          composed ? new TestGraphs(seed).composed() : new TestGraphs(seed)) {
+      try (TestGraphs graphs = composed ? new TestGraphs(seed).composed() : new TestGraphs(seed)) {
         Shape shape = Shape.random(new SplittableRandom(seed), types[seed]).layers(1);
         Graph graph = graphs.llama(shape);
         int[][] ids = new int[4][];
@@ -81,7 +80,12 @@ class CudaAdaptersTest {
           LowRankAdapter a = e.newAdapter("a", da);
           // The second adapter has products that the first has not, while forwards have run.
           float[][][] first =
-              AdapterScenario.run(e, ids, List.of(List.of(new Term(a, 1)), List.of(), List.of(), List.of()), true, 3);
+              AdapterScenario.run(
+                  e,
+                  ids,
+                  List.of(List.of(new Term(a, 1)), List.of(), List.of(), List.of()),
+                  true,
+                  3);
           LowRankAdapter b = e.newAdapter("b", db);
           float[][][] together = AdapterScenario.run(e, ids, terms(a, b), true, 3);
           float[][][] alone = AdapterScenario.run(e, ids, terms(a, b), false, 2);
