@@ -143,6 +143,8 @@ public final class QuantizedCheckpoint {
               "weight_g_idx",
               "weight_shape",
               "weight_global_scale",
+              "scale_packed",
+              "meta",
               "input_scale",
               "input_global_scale",
               "SCB",
@@ -300,12 +302,13 @@ public final class QuantizedCheckpoint {
           each(".weight", this::hasScale, this::scaled);
       case "nvfp4-pack-quantized" -> each(".weight_packed", s -> true, this::nvfp4);
       case "mxfp4-pack-quantized" -> each(".weight_packed", s -> true, this::mxfp4);
+      case "marlin-24" -> each(".weight_packed", s -> true, stem -> marlin24(stem, numBits()));
       case "dense", "sparse-24-bitmask", "sparse-bitmask" -> {}
       default ->
           throw fail(
               CONFIG + "format",
               "pack-quantized, int-quantized, float-quantized, naive-quantized,"
-                  + " nvfp4-pack-quantized, mxfp4-pack-quantized, sparse-24-bitmask,"
+                  + " nvfp4-pack-quantized, mxfp4-pack-quantized, marlin-24, sparse-24-bitmask,"
                   + " sparse-bitmask or dense",
               format);
     }
@@ -574,8 +577,95 @@ public final class QuantizedCheckpoint {
     result.put(t.name(), t);
   }
 
+  /**
+   * 2:4 with codes, in the order in which a GPU kernel reads them (specs weights 3.4): tiles of
+   * {@code [16 kept, 16 rows]}, four of which are permuted together, and the index as the tensor
+   * cores' metadata in CUTLASS's order. Becomes 2:4 with Q4_0 or Q8_0 values, exactly.
+   */
+  private void marlin24(String stem, int n) {
+    if (n != 4 && n != 8) {
+      throw fail(CONFIG + "config_groups.*.weights.num_bits", "4 or 8 for marlin-24", n);
+    }
+    if (find(stem + ".weight_zero_point").isPresent() || find(stem + ".weight_g_idx").isPresent()) {
+      throw fail(stem + ": zero points and g_idx", "absent for marlin-24", "present");
+    }
+    Tensor meta = need(stem + ".meta", "I16");
+    long out = meta.rank() == 2 ? meta.cols() / 2 : 0;
+    long words = meta.rank() == 2 ? 2 * meta.rows() : 0;
+    long in = 16 * words;
+    if (out < 64 || out % 64 != 0 || in < 64 || in % 64 != 0 || in > 1 << 24) {
+      throw fail(meta.name(), "[in / 32, 2 out], multiples of 64", Arrays.toString(meta.shape()));
+    }
+    Tensor q = need(stem + ".weight_packed", "I32", in / 32, out * n / 2);
+    Tensor s = need(stem + ".scale_packed", "F16|BF16|F32");
+    long groups = s.rank() == 2 ? s.rows() : 0;
+    if (groups < 1 || in % groups != 0 || s.cols() != out) {
+      throw fail(s.name(), "[groups, " + out + "]", Arrays.toString(s.shape()));
+    }
+    float[][] scales = matrix(s);
+    int[] slot = marlinSlots(n);
+    integersNamed(
+        stem + ".sp.val",
+        out,
+        in / 2,
+        (o, codes, scale) -> {
+          for (int k = 0; k < codes.length; k++) {
+            // Tiles of a row of tiles are next to each other; a permutation covers four of them.
+            long at = o / 64 * 1024 + slot[(int) (o % 64) / 16 * 256 + k % 16 * 16 + (int) (o % 16)];
+            codes[k] = bits(q, k / 16 * q.cols(), at * n, n) - (1 << n - 1);
+            int g = (int) (2L * k / (in / groups));
+            // Within 64 rows, eight at a time as 0 4 1 5 2 6 3 7; scales of whole rows are in order.
+            int place = (int) (o % 8);
+            place = groups == 1 ? place : place < 4 ? 2 * place : 2 * (place - 4) + 1;
+            scale[k] = scales[g][(int) (o / 8 * 8) + place];
+          }
+        });
+    Tensor index = store.allocate(stem + ".sp.idx", TensorType.I8, out, in / 8);
+    for (long r = 0; r < out; r++) {
+      for (long c = 0; c < words; c++) {
+        long row = r / 64 * 64 + r % 2 * 2 + r % 8 / 4 + r % 32 % 4 / 2 * 32 + r % 64 / 8 * 4;
+        long column = c;
+        if (row % 2 != column % 2) {
+          // The other diagonal of every two by two.
+          long step = row % 2 == 0 ? 1 : -1;
+          row += step;
+          column -= step;
+        }
+        long at = column / 2 * out * 2 + row * 2 + column % 2;
+        short word = meta.segment().get(ByteCursor.SHORT, 2 * at);
+        index.segment().set(ByteCursor.SHORT, r * (in / 8) + 2 * c, word);
+      }
+    }
+    result.put(index.name(), index);
+  }
+
+  /** Where each code of 16 kept values by 64 rows lies among the 1024 of them. */
+  private static int[] marlinSlots(int bits) {
+    int[] order = bits == 4 ? new int[] {0, 2, 4, 6, 1, 3, 5, 7} : new int[] {0, 2, 1, 3};
+    int[] emitted = new int[1024];
+    int n = 0;
+    for (int i = 0; i < 32; i++) {
+      int c = i / 4;
+      for (int j = 0; j < 4; j++) {
+        for (int block = 0; block < 2; block++) {
+          for (int row = 0; row < 4; row++) {
+            int r = 2 * (i % 4) + row % 2 + row / 2 * 8;
+            emitted[n++] = 16 * r + 256 * (c / 2) + 8 * (c % 2) + 4 * block + j;
+          }
+        }
+      }
+    }
+    int[] slot = new int[1024];
+    for (int p = 0; p < 1024; p++) {
+      slot[emitted[p / order.length * order.length + order[p % order.length]]] = p;
+    }
+    return slot;
+  }
+
   private void bitmask(String stem, boolean twoOfFour) {
-    Tensor values = need(stem + ".compressed", "F16|BF16|F32");
+    String name = stem.endsWith(".weight") ? stem.substring(0, stem.length() - 7) : stem;
+    boolean scaled = hasScale(name);
+    Tensor values = need(stem + ".compressed", scaled ? "I8|F8_E4M3" : "F16|BF16|F32");
     Tensor mask = need(stem + ".bitmask", "U8");
     float[] dims = Dequantizer.toFloats(need(stem + ".shape", "I64|I32"));
     if (dims.length != 2) {
@@ -584,34 +674,51 @@ public final class QuantizedCheckpoint {
     long out = (long) dims[0];
     int in = (int) dims[1];
     need(mask.name(), "U8", out, (in + 7L) / 8);
-    String name = stem.endsWith(".weight") ? stem.substring(0, stem.length() - 7) : stem;
     long width = mask.cols();
-    Tensor dense = store.allocate(name + ".weight", values.type(), out, in);
-    long size = values.type().blockBytes();
-    long k = 0;
-    for (long o = 0; o < out; o++) {
-      for (int i = 0; i < in; i++) {
-        if ((u8(mask, o * width + i / 8) >> i % 8 & 1) != 0) {
+    boolean bytes = typeName(values.name()).equals("I8");
+    Optional<Scales> scales = scaled ? Optional.of(scales(name, out, in)) : Optional.empty();
+    try (TensorStore whole = TensorStore.create()) {
+      Tensor dense =
+          whole.allocate(name + ".weight", scaled ? TensorType.F32 : values.type(), out, in);
+      long size = dense.type().blockBytes();
+      boolean half = true;
+      long k = 0;
+      for (long o = 0; o < out; o++) {
+        for (int i = 0; i < in; i++) {
+          if ((u8(mask, o * width + i / 8) >> i % 8 & 1) == 0) {
+            continue;
+          }
           if (k == values.elements()) {
             throw fail(values.name(), "a value per bit of the mask", k);
           }
-          MemorySegment.copy(
-              values.segment(), k++ * size, dense.segment(), (o * in + i) * size, size);
+          if (scaled) {
+            byte code = values.segment().get(ValueLayout.JAVA_BYTE, k);
+            float x = (bytes ? code : e4m3(code & 0xff)) * scales.get().at(o, i);
+            half &= isHalf(x);
+            dense.segment().set(ByteCursor.FLOAT, (o * in + i) * size, x);
+          } else {
+            MemorySegment.copy(
+                values.segment(), k * size, dense.segment(), (o * in + i) * size, size);
+          }
+          k++;
         }
       }
+      if (k != values.elements()) {
+        throw fail(values.name(), k + " values, one per bit", values.elements());
+      }
+      SparseEncoder.Zeros zeros = SparseEncoder.zeros(dense);
+      if (twoOfFour && !zeros.twoOfFour()) {
+        throw fail(mask.name(), "two of every four", "more");
+      }
+      TensorType type = scaled && half ? TensorType.F16 : dense.type();
+      SparseMatrix m =
+          twoOfFour
+              ? SparseEncoder.twoOfFour(dense, type, store)
+              : SparseEncoder.bitmap(dense, type, store);
+      m.tensors().forEach(t -> result.put(t.name(), t));
+    } catch (IllegalArgumentException e) {
+      throw new WeightFileException(file.path() + ": " + e.getMessage(), e);
     }
-    if (k != values.elements()) {
-      throw fail(values.name(), k + " values, one per bit", values.elements());
-    }
-    SparseEncoder.Zeros zeros = SparseEncoder.zeros(dense);
-    if (twoOfFour && !zeros.twoOfFour()) {
-      throw fail(mask.name(), "two of every four", "more");
-    }
-    SparseMatrix m =
-        twoOfFour
-            ? SparseEncoder.twoOfFour(dense, values.type(), store)
-            : SparseEncoder.bitmap(dense, values.type(), store);
-    m.tensors().forEach(t -> result.put(t.name(), t));
   }
 
   // ---- bitsandbytes
@@ -719,6 +826,10 @@ public final class QuantizedCheckpoint {
   }
 
   private void integers(String stem, long out, long in, IntegerRows rows) {
+    integersNamed(stem + ".weight", out, in, rows);
+  }
+
+  private void integersNamed(String name, long out, long in, IntegerRows rows) {
     int n = Math.toIntExact(in);
     int[] codes = new int[n];
     float[] scales = new float[n];
@@ -734,8 +845,8 @@ public final class QuantizedCheckpoint {
       }
     }
     if (!blocks || low < -128 || high > 127) {
-      floats(
-          stem,
+      floatsNamed(
+          name,
           out,
           in,
           (o, row) -> {
@@ -748,7 +859,7 @@ public final class QuantizedCheckpoint {
     }
     boolean four = low >= -8 && high <= 7;
     TensorType type = four ? TensorType.Q4_0 : TensorType.Q8_0;
-    Tensor t = store.allocate(stem + ".weight", type, out, in);
+    Tensor t = store.allocate(name, type, out, in);
     MemorySegment s = t.segment();
     long at = 0;
     for (long o = 0; o < out; o++) {
@@ -769,6 +880,10 @@ public final class QuantizedCheckpoint {
   }
 
   private void floats(String stem, long out, long in, FloatRows rows) {
+    floatsNamed(stem + ".weight", out, in, rows);
+  }
+
+  private void floatsNamed(String name, long out, long in, FloatRows rows) {
     float[] row = new float[Math.toIntExact(in)];
     boolean half = true;
     for (long o = 0; o < out; o++) {
@@ -776,12 +891,12 @@ public final class QuantizedCheckpoint {
       for (float x : row) {
         half &= isHalf(x);
         if (!Float.isFinite(x)) {
-          throw fail(stem + ": row " + o, "finite values", x);
+          throw fail(name + ": row " + o, "finite values", x);
         }
       }
     }
     TensorType type = half ? TensorType.F16 : TensorType.F32;
-    Tensor t = store.allocate(stem + ".weight", type, out, in);
+    Tensor t = store.allocate(name, type, out, in);
     for (long o = 0; o < out; o++) {
       rows.row(o, row);
       Quantizer.quantize(type, row, 0, row.length, t.segment(), o * t.rowBytes());

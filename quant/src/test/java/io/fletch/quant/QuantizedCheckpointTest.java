@@ -14,6 +14,8 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
+import java.util.List;
+import java.util.ArrayList;
 import java.util.Map;
 import java.util.Optional;
 import java.util.SplittableRandom;
@@ -424,6 +426,152 @@ class QuantizedCheckpointTest {
         });
   }
 
+  /** 8-bit values under a mask, with a scale per row. */
+  @ParameterizedTest
+  @ValueSource(strings = {"I8", "F8_E4M3"})
+  void bitmasksOverCodes(String type) throws IOException {
+    int out = 3;
+    int in = 16;
+    float[] scale = scales(out);
+    float[] dense = new float[out * in];
+    byte[] mask = new byte[out * 2];
+    byte[] kept = new byte[out * in / 2];
+    int n = 0;
+    for (int i = 0; i < dense.length; i++) {
+      if (i % 4 == 1 || i % 4 == 2 + i / 4 % 2) {
+        byte code = (byte) (1 + random.nextInt(100));
+        dense[i] = (type.equals("I8") ? code : e4m3(code)) * scale[i / in];
+        kept[n++] = code;
+        mask[i / 8] |= (byte) (1 << i % 8);
+      }
+    }
+    add("m.shape", "I64", longs(out, in), 2, 1);
+    add("m.compressed", type, kept, out, in / 2);
+    add("m.bitmask", "U8", mask, out, 2);
+    add("m.weight_scale", "F16", halves(scale), out, 1);
+    String config = compressed("int-quantized", 8);
+    config =
+        config.substring(0, config.lastIndexOf('}'))
+            + ",\"sparsity_config\":{\"format\":\"sparse-24-bitmask\"}}";
+    open(
+        config,
+        t -> {
+          LinearOp op =
+              LinearOpTensors.find(x -> Optional.ofNullable(t.get(x)), "m", in).orElseThrow();
+          SparseMatrix m = ((LinearOp.Sparse) op).matrix();
+          assertEquals("nm", m.kind());
+          assertArrayEquals(dense, SparseMatrix.toFloats(m));
+        });
+  }
+
+  /** What the producer does, step by step: 2:4, metadata, transposition, permutation, packing. */
+  @ParameterizedTest
+  @ValueSource(ints = {4, 8})
+  void marlin24(int bits) throws IOException {
+    for (int groups : new int[] {1, 2}) {
+      marlin24(bits, groups);
+      header.setLength(0);
+      data.reset();
+      start();
+    }
+  }
+
+  private void marlin24(int bits, int groups) throws IOException {
+    int out = 128;
+    int in = 256;
+    int kept = in / 2;
+    float[] scale = scales(groups * out);
+    int[] codes = new int[out * kept];
+    byte[] index = new byte[out * in / 8];
+    float[] dense = new float[out * in];
+    int[] legal = {0b0100, 0b1000, 0b1001, 0b1100, 0b1101, 0b1110};
+    for (int o = 0; o < out; o++) {
+      for (int g = 0; g < in / 4; g++) {
+        int nibble = legal[random.nextInt(6)];
+        index[o * in / 8 + g / 2] |= (byte) (nibble << g % 2 * 4);
+        for (int i = 0; i < 2; i++) {
+          int code = random.nextInt(1 << bits);
+          codes[o * kept + 2 * g + i] = code;
+          int column = 4 * g + (nibble >> 2 * i & 3);
+          float s = scale[column / (in / groups) * out + o];
+          dense[o * in + column] = (code - (1 << bits - 1)) * s;
+        }
+      }
+    }
+    // Metadata: rows reordered, two by two swapped, columns in pairs.
+    short[] meta = new short[out * in / 16];
+    for (int r = 0; r < out; r++) {
+      for (int c = 0; c < in / 16; c++) {
+        int row =
+            r / 64 * 64 + r % 2 * 2 + r % 8 / 4 + (r % 32) % 4 / 2 * 32 + (r % 64) / 8 * 4;
+        int topRight = row % 2 == 0 && c % 2 == 1 ? 1 : 0;
+        int bottomLeft = row % 2 == 1 && c % 2 == 0 ? 1 : 0;
+        int toRow = row + topRight - bottomLeft;
+        int toColumn = c - topRight + bottomLeft;
+        int at = r * in / 8 + 2 * c;
+        meta[toColumn / 2 * out * 2 + toRow * 2 + toColumn % 2] =
+            (short) (index[at] & 255 | index[at + 1] << 8);
+      }
+    }
+    // The map of 1024, as the specification lists it.
+    List<Integer> map = new ArrayList<>();
+    for (int i = 0; i < 32; i++) {
+      int c = i / 4;
+      List<Integer> base = new ArrayList<>();
+      for (int block : new int[] {0, 1}) {
+        int a = 2 * (i % 4);
+        int b = 2 * (i % 4 + 4);
+        for (int row : new int[] {a, a + 1, b, b + 1}) {
+          base.add(16 * row + 256 * (c / 2) + 8 * (c % 2) + 4 * block);
+        }
+      }
+      for (int j = 0; j < 4; j++) {
+        for (int x : base) {
+          map.add(x + j);
+        }
+      }
+    }
+    int[] interleave = bits == 4 ? new int[] {0, 2, 4, 6, 1, 3, 5, 7} : new int[] {0, 2, 1, 3};
+    int pack = 32 / bits;
+    int[] packed = new int[kept / 16 * out * 16 / pack];
+    for (int tile = 0; tile < kept / 16; tile++) {
+      // [16 kept, out] as tiles of 16 by 16 after each other.
+      int[] flat = new int[16 * out];
+      for (int k = 0; k < 16; k++) {
+        for (int o = 0; o < out; o++) {
+          flat[o / 16 * 256 + k * 16 + o % 16] = codes[o * kept + tile * 16 + k];
+        }
+      }
+      for (int p = 0; p < flat.length; p++) {
+        int within = p % 1024;
+        int n = interleave.length;
+        int from = map.get(within / n * n + interleave[within % n]);
+        int word = tile * (out * 16 / pack) + p / pack;
+        packed[word] |= flat[p / 1024 * 1024 + from] << bits * (p % pack);
+      }
+    }
+    float[] scalesPacked = scale.clone();
+    int[] eight = {0, 4, 1, 5, 2, 6, 3, 7};
+    for (int i = 0; i < scale.length && groups > 1; i++) {
+      scalesPacked[i] = scale[i / 8 * 8 + eight[i % 8]];
+    }
+    ByteBuffer words = ByteBuffer.allocate(2 * meta.length).order(ByteOrder.LITTLE_ENDIAN);
+    words.asShortBuffer().put(meta);
+    add("m.weight_packed", "I32", ints(packed), kept / 16, out * 16 / pack);
+    add("m.scale_packed", "F16", halves(scalesPacked), groups, out);
+    add("m.meta", "I16", words.array(), in / 32, 2 * out);
+    open(
+        compressed("marlin-24", bits),
+        t -> {
+          assertEquals(java.util.Set.of("m.sp.idx", "m.sp.val"), t.keySet());
+          TensorType type = bits == 4 ? TensorType.Q4_0 : TensorType.Q8_0;
+          assertEquals(type, t.get("m.sp.val").type());
+          LinearOp op =
+              LinearOpTensors.find(x -> Optional.ofNullable(t.get(x)), "m", in).orElseThrow();
+          assertArrayEquals(dense, SparseMatrix.toFloats(((LinearOp.Sparse) op).matrix()));
+        });
+  }
+
   @ParameterizedTest
   @ValueSource(booleans = {false, true})
   void bitsAndBytesNf4(boolean nested) throws IOException {
@@ -496,7 +644,7 @@ class QuantizedCheckpointTest {
         "{'quant_method':'gptq','bits':4,'checkpoint_format':'marlin'}"
             + "|quantization_config.checkpoint_format",
         "{'quant_method':'awq','bits':4,'version':'gemv'}|quantization_config.version",
-        "{'quant_method':'compressed-tensors','format':'marlin-24'}|quantization_config.format",
+        "{'quant_method':'compressed-tensors','format':'marlin'}|quantization_config.format",
         "{'quant_method':'compressed-tensors','sparsity_config':{'format':'x'}}"
             + "|quantization_config.sparsity_config.format"
       })
