@@ -47,9 +47,14 @@ public final class SparseBreakEven {
       }
       for (double density : new double[] {0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1}) {
         Tensor masked = matrix(store, random, out, in, density, false);
-        SparseMatrix.Bitmap m = SparseEncoder.bitmap(masked, TensorType.F16, store);
-        String name = "bitmap F16 density " + density;
-        all.add(new Candidate(name, kernels.bitmapMatmul(m), m.values().segment(), m.bytes()));
+        for (TensorType type :
+            density == 0.5
+                ? new TensorType[] {TensorType.F16, TensorType.Q8_0, TensorType.Q4_0}
+                : new TensorType[] {TensorType.F16}) {
+          SparseMatrix.Bitmap m = SparseEncoder.bitmap(masked, type, store);
+          String name = "bitmap " + type + " density " + density;
+          all.add(new Candidate(name, kernels.bitmapMatmul(m), m.values().segment(), m.bytes()));
+        }
       }
       Tensor half = matrix(store, random, out, in, 1, true);
       for (TensorType type : new TensorType[] {TensorType.F16, TensorType.Q8_0, TensorType.Q4_0}) {

@@ -60,12 +60,12 @@ final class X86Kernels implements Kernels {
 
   @Override
   public Matmul bitmapMatmul(SparseMatrix.Bitmap matrix) {
-    return X86Sparse.of(matrix);
+    return X86Sparse.of(matrix, this);
   }
 
   @Override
   public Matmul twoOfFourMatmul(SparseMatrix.TwoOfFour matrix) {
-    return X86Sparse.of(matrix, isa);
+    return X86Sparse.of(matrix, isa, this);
   }
 
   @Override

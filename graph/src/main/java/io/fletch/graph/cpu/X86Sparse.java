@@ -29,12 +29,21 @@ final class X86Sparse extends RowsMatmul {
   /** Tables of the process, which its code refers to. */
   private static final Map<List<Object>, MemorySegment> TABLES = new ConcurrentHashMap<>();
 
+  /** The values of one row as float32, per thread; grows to the longest. */
+  private static final ThreadLocal<MemorySegment> ROW =
+      ThreadLocal.withInitial(() -> MemorySegment.NULL);
+
   private final Kind kind;
   private final SparseMatrix m;
   private final TensorType type;
   private final int in;
   private final boolean isCodes;
   private final boolean isWide;
+
+  /** Whether rows of block types are decoded one by one, for the code of float32 values. */
+  private final boolean isDecoded;
+
+  private final Kernels decoder;
   private final Kernels.Matmul scalar;
   private final MemorySegment index;
   private final long indexRow;
@@ -55,7 +64,8 @@ final class X86Sparse extends RowsMatmul {
       long indexRow,
       long[] start,
       Kernels.Matmul s,
-      boolean wide) {
+      boolean wide,
+      Kernels kernels) {
     this.kind = kind;
     this.m = m;
     this.index = index;
@@ -65,28 +75,35 @@ final class X86Sparse extends RowsMatmul {
     type = m.values().type();
     isCodes = kind == Kind.TWO_OF_FOUR && ScalarSparse.hasCodes(type);
     isWide = isCodes && wide;
+    isDecoded = type.isQuantized() && !isCodes;
+    decoder = kernels;
     in = Math.toIntExact(m.in());
     long rows = m.out();
-    while (start.length > 0 && rows > 0 && start[(int) rows] + 8 > m.values().elements()) {
+    while (!isDecoded && start.length > 0 && rows > 0 && start[(int) rows] + 8 > m.values().elements()) {
       rows--;
     }
     safe = rows;
   }
 
-  static Kernels.Matmul of(SparseMatrix.Bitmap m) {
+  static Kernels.Matmul of(SparseMatrix.Bitmap m, Kernels kernels) {
     Kernels.Matmul scalar = new ScalarSparse.Bitmap(m);
-    return SparseMatmulCode.supports(Kind.BITMAP, m.values().type(), Math.toIntExact(m.in()))
+    return supports(Kind.BITMAP, m)
         ? new X86Sparse(
-            Kind.BITMAP, m, m.mask().segment(), m.mask().cols(), m.valueStart(), scalar, false)
+            Kind.BITMAP,
+            m,
+            m.mask().segment(),
+            m.mask().cols(),
+            m.valueStart(),
+            scalar,
+            false,
+            kernels)
         : scalar;
   }
 
-  static Kernels.Matmul of(SparseMatrix.TwoOfFour m, Isa isa) {
+  static Kernels.Matmul of(SparseMatrix.TwoOfFour m, Isa isa, Kernels kernels) {
     Kernels.Matmul scalar = ScalarSparse.of(m);
-    TensorType type = m.values().type();
     int in = Math.toIntExact(m.in());
-    return SparseCodesCode.supports(type, in)
-            || SparseMatmulCode.supports(Kind.TWO_OF_FOUR, type, in)
+    return SparseCodesCode.supports(m.values().type(), in) || supports(Kind.TWO_OF_FOUR, m)
         ? new X86Sparse(
             Kind.TWO_OF_FOUR,
             m,
@@ -94,8 +111,15 @@ final class X86Sparse extends RowsMatmul {
             m.index().cols(),
             new long[0],
             scalar,
-            SparseCodesCode.isWide(isa, CpuFeatures.host(), in))
+            SparseCodesCode.isWide(isa, CpuFeatures.host(), in),
+            kernels)
         : scalar;
+  }
+
+  private static boolean supports(Kind kind, SparseMatrix m) {
+    TensorType type = m.values().type();
+    return SparseMatmulCode.supports(
+        kind, type.isQuantized() ? TensorType.F32 : type, Math.toIntExact(m.in()));
   }
 
   private static long table(Kind kind, TensorType type) {
@@ -156,6 +180,23 @@ final class X86Sparse extends RowsMatmul {
     Objects.checkIndex(yStride, 1 << 29);
     int max = SparseMatmulCode.maxTokens();
     int tiles = (rows + max - 1) / max;
+    if (isDecoded) {
+      for (long o = from; o < end; o++) {
+        long values = decoded(weight, o).address();
+        for (int tile = 0, row = 0; tile < tiles; tile++) {
+          int tokens = rows / tiles + (tile < rows % tiles ? 1 : 0);
+          X86Code.call(
+              code(tokens),
+              values,
+              index.address() + o * indexRow,
+              x.address() + xOffset + row * xStride,
+              y.address() + 4 * (yOffset + row * yStride + o),
+              1 | 4 * yStride << 32);
+          row += tokens;
+        }
+      }
+      return;
+    }
     long rowBytes = Math.max(1, m.bytes() / Math.max(1, out));
     long step = tiles == 1 ? end - from : Math.max(8, CACHED_WEIGHTS / rowBytes);
     for (long o = from; o < end; o += step) {
@@ -174,6 +215,21 @@ final class X86Sparse extends RowsMatmul {
     }
   }
 
+  private MemorySegment decoded(MemorySegment weight, long row) {
+    MemorySegment to = ROW.get();
+    // The code may read eight values more than there are.
+    long most = 4L * (in + type.blockSize() + 8);
+    if (to.byteSize() < most) {
+      to = Arena.ofAuto().allocate(most, 64);
+      ROW.set(to);
+    }
+    int n = kind == Kind.BITMAP ? (int) (start[(int) row + 1] - start[(int) row]) : in / 2;
+    if (n > 0) {
+      decoder.dequantize(type, weight, valueOffset(row), n, 1, to, 0);
+    }
+    return to;
+  }
+
   private long valueOffset(long row) {
     return kind == Kind.BITMAP ? type.bytes(start[(int) row]) : row * m.values().rowBytes();
   }
@@ -182,6 +238,7 @@ final class X86Sparse extends RowsMatmul {
     MemorySegment entry = code.getAcquire(tokens);
     if (entry == null) {
       long stride = ActivationLayout.bytes(activation(), in);
+      TensorType values = isDecoded ? TensorType.F32 : type;
       entry =
           X86Code.function(
               name() + " in=" + in + " tokens=" + tokens,
@@ -194,7 +251,8 @@ final class X86Sparse extends RowsMatmul {
                           ActivationLayout.scalesOffset(activation(), in),
                           tokens,
                           isWide)
-                      : SparseMatmulCode.emit(kind, type, in, stride, tokens, table(kind, type)));
+                      : SparseMatmulCode.emit(
+                          kind, values, in, stride, tokens, table(kind, values)));
       code.setRelease(tokens, entry);
     }
     return entry;

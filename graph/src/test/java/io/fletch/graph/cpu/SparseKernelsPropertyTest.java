@@ -41,7 +41,13 @@ class SparseKernelsPropertyTest {
   @Provide
   Arbitrary<TensorType> values() {
     return Arbitraries.of(
-        TensorType.F32, TensorType.F16, TensorType.BF16, TensorType.Q8_0, TensorType.Q4_0);
+        TensorType.F32,
+        TensorType.F16,
+        TensorType.BF16,
+        TensorType.Q8_0,
+        TensorType.Q4_0,
+        TensorType.Q4_1,
+        TensorType.Q5_0);
   }
 
   private static float[] run(
@@ -215,6 +221,11 @@ class SparseKernelsPropertyTest {
         PreparedWeight w = SparseWeights.prepare(new LinearOp.Sparse(m), kernels);
         float[] actual = run(w.form().kernel(), w.form().data(), out, in, graphs, x, rows);
         assertRight(SparseMatrix.toFloats(m), out, in, x, rows, actual);
+        if (m instanceof SparseMatrix.Bitmap b) {
+          Kernels.Matmul scalar = KernelSets.scalar().bitmapMatmul(b);
+          float[] expected = run(scalar, b.values().segment(), out, in, graphs, x, rows);
+          assertArrayEquals(expected, actual, w.form().kernel().name());
+        }
       }
     }
   }
