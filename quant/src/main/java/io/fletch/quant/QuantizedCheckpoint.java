@@ -76,11 +76,12 @@ public final class QuantizedCheckpoint {
               method);
     }
     file.tensors()
-        .forEach((name, t) -> {
-          if (!dropped.contains(name) && !name.endsWith(".input_scale")) {
-            result.putIfAbsent(name, t);
-          }
-        });
+        .forEach(
+            (name, t) -> {
+              if (!dropped.contains(name) && !name.endsWith(".input_scale")) {
+                result.putIfAbsent(name, t);
+              }
+            });
     return result;
   }
 
@@ -475,13 +476,14 @@ public final class QuantizedCheckpoint {
     Scales scales = scales(stem, out, in);
     Optional<float[][]> zeros =
         find(stem + ".weight_zero_point")
-            .map(z -> {
-              need(z.name(), "I8|I32|I64");
-              if (z.elements() != scales.values.length * scales.columns) {
-                throw fail(z.name(), "as many as scales", Arrays.toString(z.shape()));
-              }
-              return matrix(z, scales.values.length, scales.columns);
-            });
+            .map(
+                z -> {
+                  need(z.name(), "I8|I32|I64");
+                  if (z.elements() != scales.values.length * scales.columns) {
+                    throw fail(z.name(), "as many as scales", Arrays.toString(z.shape()));
+                  }
+                  return matrix(z, scales.values.length, scales.columns);
+                });
     integers(
         stem,
         out,
@@ -611,10 +613,12 @@ public final class QuantizedCheckpoint {
         (o, codes, scale) -> {
           for (int k = 0; k < codes.length; k++) {
             // Tiles of a row of tiles are next to each other; a permutation covers four of them.
-            long at = o / 64 * 1024 + slot[(int) (o % 64) / 16 * 256 + k % 16 * 16 + (int) (o % 16)];
+            long at =
+                o / 64 * 1024 + slot[(int) (o % 64) / 16 * 256 + k % 16 * 16 + (int) (o % 16)];
             codes[k] = bits(q, k / 16 * q.cols(), at * n, n) - (1 << n - 1);
             int g = (int) (2L * k / (in / groups));
-            // Within 64 rows, eight at a time as 0 4 1 5 2 6 3 7; scales of whole rows are in order.
+            // Within 64 rows, eight at a time as 0 4 1 5 2 6 3 7; scales of whole rows are in
+            // order.
             int place = (int) (o % 8);
             place = groups == 1 ? place : place < 4 ? 2 * place : 2 * (place - 4) + 1;
             scale[k] = scales[g][(int) (o / 8 * 8) + place];

@@ -13,9 +13,9 @@ import java.nio.ByteOrder;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
-import java.util.ArrayList;
 import java.util.Map;
 import java.util.Optional;
 import java.util.SplittableRandom;
@@ -502,8 +502,7 @@ class QuantizedCheckpointTest {
     short[] meta = new short[out * in / 16];
     for (int r = 0; r < out; r++) {
       for (int c = 0; c < in / 16; c++) {
-        int row =
-            r / 64 * 64 + r % 2 * 2 + r % 8 / 4 + (r % 32) % 4 / 2 * 32 + (r % 64) / 8 * 4;
+        int row = r / 64 * 64 + r % 2 * 2 + r % 8 / 4 + (r % 32) % 4 / 2 * 32 + (r % 64) / 8 * 4;
         int topRight = row % 2 == 0 && c % 2 == 1 ? 1 : 0;
         int bottomLeft = row % 2 == 1 && c % 2 == 0 ? 1 : 0;
         int toRow = row + topRight - bottomLeft;

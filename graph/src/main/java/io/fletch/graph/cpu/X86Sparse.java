@@ -79,7 +79,10 @@ final class X86Sparse extends RowsMatmul {
     decoder = kernels;
     in = Math.toIntExact(m.in());
     long rows = m.out();
-    while (!isDecoded && start.length > 0 && rows > 0 && start[(int) rows] + 8 > m.values().elements()) {
+    while (!isDecoded
+        && start.length > 0
+        && rows > 0
+        && start[(int) rows] + 8 > m.values().elements()) {
       rows--;
     }
     safe = rows;

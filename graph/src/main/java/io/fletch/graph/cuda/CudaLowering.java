@@ -510,9 +510,12 @@ final class CudaLowering {
         run.launch(op, "layer_norm", k, 1, rows, p);
       }
       case Op.Linear o when o.weight() instanceof LinearOp.Sparse w -> {
-        SparseKernels.Layout layout = SparseKernels.Layout.of(w.matrix());
-        PtxKernel k = new SparseKernels(e, run.c).sparse(o, layout);
-        unstored(run, o, "sparse_" + w.matrix().kind(), k, w.matrix());
+        PtxKernel k = new SparseKernels(e, run.c).sparse(o, w.matrix());
+        String name = "sparse_" + w.matrix().kind();
+        if (SparseKernels.isPlain(w.matrix())) {
+          name += "_" + w.matrix().values().type();
+        }
+        unstored(run, o, name, k, w.matrix());
       }
       case Op.Linear o when o.weight() instanceof LinearOp.BlockDiagonal w -> {
         TensorType t = DeviceWeights.plainType(w.blocks());

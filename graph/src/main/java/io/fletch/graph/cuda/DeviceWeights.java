@@ -53,7 +53,7 @@ final class DeviceWeights {
         case Op.Linear o -> {
           switch (o.weight()) {
             case LinearOp.Sparse m ->
-                put(m.matrix(), TensorType.F32, SparseKernels.Layout.of(m.matrix()).bytes());
+                put(m.matrix(), TensorType.F32, SparseKernels.bytes(m.matrix()));
             case LinearOp.BlockDiagonal b -> plain(b.blocks());
             default -> matrix(dense(o));
           }
@@ -187,7 +187,7 @@ final class DeviceWeights {
     }
     if (part.source() instanceof SparseMatrix m) {
       try (Arena arena = Arena.ofConfined()) {
-        upload(SparseKernels.Layout.of(m).fill(m, arena), part.at(), staging, stream);
+        upload(SparseKernels.fill(m, arena), part.at(), staging, stream);
       }
       return;
     }

@@ -15,6 +15,7 @@ import io.fletch.graph.RouteSpec;
 import io.fletch.graph.Value;
 import io.fletch.graph.cuda.CudaBackend;
 import io.fletch.quant.LinearOp;
+import io.fletch.quant.SparseEncoder;
 import io.fletch.quant.SparseMatrix;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
@@ -27,6 +28,7 @@ import java.util.Optional;
 import java.util.SplittableRandom;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
 /** Sparse, block-diagonal and composed matrices and routed experts, against the reference. */
@@ -149,6 +151,39 @@ class CudaMatricesTest {
       LinearOp head = LinearOp.dense(floats(store, "head", 29, WIDTH));
       compare(g.build(g.linear("logits", x, head, Optional.empty(), Optional.empty())), true);
     }
+  }
+
+  /** 2:4 in the bits of the file, index and codes. */
+  @ParameterizedTest
+  @EnumSource(
+      value = TensorType.class,
+      names = {"F16", "BF16", "Q8_0", "Q4_0"})
+  void twoOfFourOfEveryTypeAgreesWithTheReference(TensorType type) {
+    try (TensorStore store = TensorStore.create()) {
+      Graph.Builder g = Graph.builder("2:4 " + type);
+      Value x = g.embedding("embedding", floats(store, "e", 29, 128), 1);
+      Value y =
+          g.linear(
+              "narrow",
+              x,
+              sparse(store, type, 64, 128),
+              Optional.of(floats(store, "b", 64)),
+              Optional.empty());
+      y = g.linear("wide", y, sparse(store, type, 128, 64), Optional.empty(), Optional.empty());
+      x = g.selectRows("selected", g.add("add", x, y, 1, Optional.empty()));
+      LinearOp head = LinearOp.dense(floats(store, "head", 29, 128));
+      compare(g.build(g.linear("logits", x, head, Optional.empty(), Optional.empty())), false);
+    }
+  }
+
+  private LinearOp sparse(TensorStore store, TensorType type, int out, int in) {
+    float[] w = new float[out * in];
+    for (int i = 0; i < w.length; i++) {
+      // Groups with two, one and no element.
+      w[i] = i % 4 == 3 || i % 4 == i / 4 % 3 || random.nextInt(6) == 0 ? 0 : next();
+    }
+    return new LinearOp.Sparse(
+        SparseEncoder.twoOfFour(store.floats("w" + out, w, out, in), type, store));
   }
 
   @ParameterizedTest
