@@ -13,7 +13,11 @@ import java.util.Objects;
  * never waits: a caller bounds the requests that it runs at once.
  */
 public final class SessionPool implements AutoCloseable {
-  private record Idle(Session session, int[] tokens) {}
+  private record Idle(Session session, int[] tokens) {
+    boolean has(List<Adapter.Scaled> adapters) {
+      return session.adapters().equals(adapters);
+    }
+  }
 
   private final Model model;
   private final int most;
@@ -43,14 +47,37 @@ public final class SessionPool implements AutoCloseable {
    *
    * @throws IllegalStateException if the pool is closed, or all its sessions are taken
    */
-  public synchronized Session take(int[] prompt) {
+  public Session take(int[] prompt) {
+    return take(prompt, List.of());
+  }
+
+  /**
+   * The session with these adapters that saves most of a prompt, or another one that gets them and
+   * loses its cache, or a new one.
+   *
+   * @throws IllegalStateException if the pool is closed, all its sessions are taken, or an adapter
+   *     is closed
+   * @throws IllegalArgumentException if an adapter is of another model, or listed twice
+   */
+  public Session take(int[] prompt, List<Adapter.Scaled> adapters) {
+    Session session = choose(prompt, adapters);
+    try {
+      session.adapters(adapters);
+      return session;
+    } catch (RuntimeException | Error e) {
+      give(session);
+      throw e;
+    }
+  }
+
+  private synchronized Session choose(int[] prompt, List<Adapter.Scaled> adapters) {
     if (closed) {
       throw new IllegalStateException("the session pool is closed");
     }
     Idle best = null;
     int length = 0;
     for (Idle i : idle) {
-      int n = common(i.tokens(), prompt);
+      int n = i.has(adapters) ? common(i.tokens(), prompt) : 0;
       if (n > length) {
         best = i;
         length = n;

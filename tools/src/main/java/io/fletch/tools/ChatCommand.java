@@ -1,17 +1,20 @@
 package io.fletch.tools;
 
 import com.fasterxml.jackson.jr.ob.JSON;
+import io.fletch.Adapter;
 import io.fletch.FletchException;
 import io.fletch.Generation;
 import io.fletch.GenerationOptions;
 import io.fletch.Message;
 import io.fletch.Model;
+import io.fletch.ModelOptions;
 import io.fletch.Session;
 import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -30,6 +33,7 @@ final class ChatCommand implements Command {
     commands.put("/system TEXT", "set the system turn and start over; without TEXT remove it");
     commands.put("/save FILE", "write the conversation as JSON");
     commands.put("/load FILE", "go on with a saved conversation");
+    commands.put("/lora NAME=SCALE", "set the scale of an adapter, or add FILE=SCALE; alone: list");
     commands.put("/exit", "leave (so does Ctrl-D)");
     return commands;
   }
@@ -77,7 +81,8 @@ final class ChatCommand implements Command {
     arguments.string("system").ifPresent(text -> messages.add(Message.system(text)));
     boolean terminal = io.isTerminal(Io.Stream.IN) && io.isTerminal(Io.Stream.OUT);
     boolean failed = false;
-    try (Model model = ModelFlags.open(arguments, io);
+    ModelOptions modelOptions = ModelFlags.options(arguments);
+    try (Model model = ModelFlags.openPlain(arguments, io, modelOptions);
         Model guide = DiffusionFlags.openGuide(arguments, io);
         Model small = RoutingFlags.openSmall(arguments, io);
         Session session = model.newSession();
@@ -88,6 +93,7 @@ final class ChatCommand implements Command {
       GenerationOptions options =
           RoutingFlags.apply(
               arguments, model, small, DiffusionFlags.apply(arguments, model, guide, sampled));
+      session.adapters(ModelFlags.attach(model, modelOptions));
       boolean fillsIn = terminal && model.diffusion().isPresent();
       if (terminal) {
         front.note(model.name() + " - /help lists commands, Ctrl-D leaves");
@@ -188,6 +194,7 @@ final class ChatCommand implements Command {
         }
         front.note(argument.isEmpty() ? "[no system turn]" : "[system turn set]");
       }
+      case "/lora" -> lora(argument, session, front);
       case "/save" -> {
         save(file(argument, words[0]));
         front.note("[" + messages.size() + " turns saved]");
@@ -199,6 +206,52 @@ final class ChatCommand implements Command {
       default -> throw new CommandException("unknown command " + words[0] + " (see /help)");
     }
     return true;
+  }
+
+  /** Sets the scale of one adapter; the conversation is computed anew with the next turn. */
+  private static void lora(String argument, Session session, ChatFront front) {
+    Model model = session.model();
+    if (!argument.isEmpty()) {
+      ModelOptions.Adapter asked;
+      try {
+        asked = ModelFlags.adapter(argument);
+      } catch (UsageException _) {
+        throw new CommandException("/lora: expected=NAME=SCALE or FILE=SCALE actual=" + argument);
+      }
+      String name = asked.path().toString();
+      Adapter adapter =
+          model.adapters().stream()
+              .filter(a -> a.name().equals(name) || a.path().equals(asked.path()))
+              .findFirst()
+              .orElseGet(
+                  () -> {
+                    if (!Files.exists(asked.path())) {
+                      throw new CommandException(
+                          "/lora: expected="
+                              + model.adapters().stream().map(Adapter::name).toList()
+                              + " or a file actual="
+                              + name);
+                    }
+                    return model.adapter(asked.path());
+                  });
+      List<Adapter.Scaled> next = new ArrayList<>(session.adapters());
+      next.removeIf(s -> s.adapter() == adapter);
+      next.add(adapter.scaled(asked.scale()));
+      next.sort(Comparator.comparingInt(s -> s.adapter().id()));
+      session.adapters(next);
+    }
+    for (Adapter a : model.adapters()) {
+      float scale =
+          session.adapters().stream()
+              .filter(s -> s.adapter() == a)
+              .map(Adapter.Scaled::scale)
+              .findFirst()
+              .orElse(0f);
+      front.note("[" + a.name() + "=" + scale + ", rank " + a.rank() + "]");
+    }
+    if (model.adapters().isEmpty()) {
+      front.note("[no adapters]");
+    }
   }
 
   private static Path file(String argument, String command) {

@@ -1,5 +1,6 @@
 package io.fletch.tools;
 
+import io.fletch.Adapter;
 import io.fletch.Model;
 import io.fletch.ModelOptions;
 import java.nio.file.Path;
@@ -71,8 +72,8 @@ final class ModelFlags {
             Command.value(
                 "lora",
                 "FILE[=SCALE]",
-                "low-rank adapter that is added to the matrices: a GGUF adapter for a GGUF or Arrow"
-                    + " model, a PEFT folder for a safetensors one; may be given several times"),
+                "low-rank adapter that is added to the matrices: a PEFT folder or a GGUF adapter;"
+                    + " may be given several times"),
             Command.value("kv", "TYPE", "element type of the KV cache: f16 (default), f32, q8_0"),
             Command.value(
                 "ctx", "N", "context length in tokens (default: the model's own, at most 4096)")));
@@ -125,7 +126,7 @@ final class ModelFlags {
   }
 
   /** {@code FILE} or {@code FILE=SCALE}; a file whose own name ends so needs the scale as well. */
-  private static ModelOptions.Adapter adapter(String text) {
+  static ModelOptions.Adapter adapter(String text) {
     int at = text.lastIndexOf('=');
     String file = at < 0 ? text : text.substring(0, at);
     float scale = Float.NaN;
@@ -212,6 +213,25 @@ final class ModelFlags {
               nameOf.apply(model), (System.nanoTime() - start) / 1e6));
     }
     return model;
+  }
+
+  /**
+   * Opens the model of the command line without its adapters, which sessions get with {@link
+   * #attach}; with them where units may rest, whose policies must know them.
+   */
+  static Model openPlain(Arguments arguments, Io io, ModelOptions options) {
+    return open(arguments, io, atOpen(options) ? options : options.withAdapters(List.of()));
+  }
+
+  private static boolean atOpen(ModelOptions options) {
+    return !options.units().isEmpty();
+  }
+
+  /** Registers the adapters of the command line with a model that {@link #openPlain} has opened. */
+  static List<Adapter.Scaled> attach(Model model, ModelOptions options) {
+    return atOpen(options)
+        ? List.of()
+        : options.adapters().stream().map(a -> model.adapter(a.path()).scaled(a.scale())).toList();
   }
 
   /** Opens another model, a file or a demo model, with the same options but the adapters. */

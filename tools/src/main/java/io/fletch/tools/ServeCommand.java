@@ -129,7 +129,7 @@ final class ServeCommand implements Command {
     if (arguments.has("embedding-alias") && !arguments.has("embedding-model")) {
       throw new UsageException("--embedding-alias needs --embedding-model");
     }
-    try (Model model = isEmbedding ? null : ModelFlags.open(arguments, io, modelOptions);
+    try (Model model = isEmbedding ? null : ModelFlags.openPlain(arguments, io, modelOptions);
         Embedder embedder = openEmbedder(arguments, io, isEmbedding);
         Model small = RoutingFlags.openSmall(arguments, io)) {
       String embedderName =
@@ -155,7 +155,11 @@ final class ServeCommand implements Command {
       Optional<FletchServer.Embeddings> embeddings =
           Optional.ofNullable(embedder).map(e -> new FletchServer.Embeddings(e, embedderName));
       try (FletchServer server =
-          FletchServer.start(Optional.ofNullable(model), embeddings, options)) {
+          FletchServer.start(
+              Optional.ofNullable(model),
+              embeddings,
+              model == null ? List.of() : ModelFlags.attach(model, modelOptions),
+              options)) {
         Thread hook =
             new Thread(
                 () -> {

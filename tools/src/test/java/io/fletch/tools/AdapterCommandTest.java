@@ -11,6 +11,7 @@ import io.fletch.Model;
 import io.fletch.ModelOptions;
 import io.fletch.Session;
 import io.fletch.quant.GgufWriter;
+import io.fletch.quant.SafetensorsWriter;
 import io.fletch.quant.TensorStore;
 import java.io.IOException;
 import java.nio.file.Files;
@@ -89,6 +90,94 @@ class AdapterCommandTest {
     Path text = Files.writeString(folder.resolve("x.gguf"), "no adapter");
     assertEquals(
         1, Fletch.run("run", "-m", "demo-small", "--lora", text.toString(), "Hi").status());
+  }
+
+  @Test
+  void aChatChangesItsAdapters() {
+    Path strong = adapter("strong.gguf", 2f);
+    String question = "What is 4 + 3?\n";
+    String base = Fletch.runWith(question, "chat", "-m", "demo-small").out();
+    String with =
+        Fletch.runWith(question, "chat", "-m", "demo-small", "--lora", strong + "=1").out();
+    assertNotEquals(base, with);
+    Fletch.Outcome changed =
+        Fletch.runWith(
+            question
+                + "/reset\n/lora strong=0\n"
+                + question
+                + "/reset\n/lora strong=1\n"
+                + question
+                + "/lora\n",
+            "chat",
+            "-m",
+            "demo-small",
+            "--lora",
+            strong.toString());
+    assertEquals(with + base + with, changed.out());
+    assertTrue(changed.err().contains("[strong=1.0, rank 2]"), changed.err());
+    Fletch.Outcome added =
+        Fletch.runWith("/lora " + strong + "=1\n" + question, "chat", "-m", "demo-small");
+    assertEquals(with, added.out());
+    Fletch.Outcome wrong = Fletch.runWith("/lora other=1\n", "chat", "-m", "demo-small");
+    assertEquals(1, wrong.status());
+    assertTrue(wrong.err().contains("/lora: expected=[] or a file actual=other"), wrong.err());
+  }
+
+  /** A PEFT folder goes with a GGUF model and with its copy in safetensors. */
+  @Test
+  void peftFoldersGoWithModelsOfBothFormats() throws IOException {
+    Path copy = folder.resolve("copy");
+    Fletch.ok("convert", "-m", "demo-small", "-o", copy.toString());
+    int width;
+    try (Model model = Model.demo("demo-small", ModelOptions.defaults())) {
+      width = model.info().embeddingLength();
+    }
+    Path peft = Files.createDirectories(folder.resolve("peft"));
+    Files.writeString(
+        peft.resolve("adapter_config.json"),
+        "{\"peft_type\":\"LORA\",\"lora_alpha\":8,\"use_rslora\":true}");
+    Random random = new Random(5);
+    try (TensorStore store = TensorStore.create()) {
+      SafetensorsWriter writer = new SafetensorsWriter();
+      for (String part : List.of("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj")) {
+        String stem = "base_model.model.model.layers.0." + part;
+        int out = part.endsWith("k_proj") ? width / 2 : width;
+        int in = part.endsWith("down_proj") ? 2 * width : width;
+        writer.add(store.floats(stem + ".lora_A.weight", floats(random, RANK * in), RANK, in));
+        writer.add(store.floats(stem + ".lora_B.weight", floats(random, out * RANK), out, RANK));
+      }
+      writer.write(peft.resolve("adapter_model.safetensors"));
+    }
+    int[] ids = {5, 6, 7, 80};
+    float[][] gguf = adapted(Model.demoFile("demo-small"), peft, ids);
+    float[][] safetensors = adapted(copy, peft, ids);
+    float[][] base = adapted(copy, null, ids);
+    double change = 0;
+    for (int r = 0; r < ids.length; r++) {
+      for (int i = 0; i < base[r].length; i++) {
+        assertEquals(safetensors[r][i], gguf[r][i], 0.3, "row " + r);
+        change = Math.max(change, Math.abs(base[r][i] - gguf[r][i]));
+      }
+    }
+    assertTrue(change > 2, "the adapter does something: " + change);
+  }
+
+  private static float[] floats(Random random, int n) {
+    float[] x = new float[n];
+    for (int i = 0; i < n; i++) {
+      x[i] = 0.3f * (float) random.nextGaussian();
+    }
+    return x;
+  }
+
+  private static float[][] adapted(Path file, Path adapter, int[] ids) {
+    try (Model model = Model.open(file, ModelOptions.defaults().withThreads(1));
+        Session session = model.newSession()) {
+      if (adapter != null) {
+        session.adapters(List.of(model.adapter(adapter).scaled(0.5f)));
+      }
+      return session.logits(ids);
+    }
   }
 
   @Test

@@ -15,11 +15,16 @@ import io.fletch.GenerationOptions;
 import io.fletch.Model;
 import io.fletch.ModelOptions;
 import io.fletch.Session;
+import io.fletch.quant.SafetensorsWriter;
+import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
+import java.io.IOException;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.SplittableRandom;
 import java.util.concurrent.Callable;
 import java.util.concurrent.CyclicBarrier;
 import java.util.concurrent.ExecutorService;
@@ -295,5 +300,58 @@ class SessionAdaptersTest {
       assertEquals(base, session.generate(PROMPT, TEN).result().text());
       assertArrayEquals(logits[1], session.logits(new int[] {5, 6, 7})[1]);
     }
+  }
+
+  /** LLaDA's GGUF files have rows of queries and keys in pairs, its checkpoints in halves. */
+  @Test
+  void peftFoldersGoWithGgufModelsWhoseRowsAreTurned() throws IOException {
+    Path checkpoint = TestModels.shared("diffusion");
+    Path peft = Files.createDirectories(folder.resolve("peft"));
+    Files.writeString(
+        peft.resolve("adapter_config.json"), "{\"peft_type\":\"LORA\",\"lora_alpha\":4}");
+    SplittableRandom random = new SplittableRandom(4);
+    try (TensorStore store = TensorStore.create()) {
+      SafetensorsWriter writer = new SafetensorsWriter();
+      for (String part : List.of("q_proj", "k_proj", "attn_out")) {
+        String stem = "base_model.model.model.transformer.blocks.0." + part;
+        int out = part.equals("k_proj") ? 128 : 256;
+        writer.add(store.floats(stem + ".lora_A.weight", floats(random, 4 * 256), 4, 256));
+        writer.add(store.floats(stem + ".lora_B.weight", floats(random, out * 4), out, 4));
+      }
+      writer.write(peft.resolve("adapter_model.safetensors"));
+    }
+    int[] ids = {5, 6, 7, 80, 12};
+    List<float[][]> logits = new ArrayList<>();
+    for (Path file : List.of(checkpoint, TestModels.shared("diffusion-F16.gguf"))) {
+      for (boolean adapted : new boolean[] {true, false}) {
+        try (Model model = Model.open(file, options());
+            Session session = model.newSession()) {
+          if (adapted) {
+            session.adapters(List.of(model.adapter(peft).scaled(1)));
+          }
+          logits.add(session.logits(ids));
+        }
+      }
+    }
+    double error = 0;
+    double plain = 0;
+    double change = 0;
+    for (int r = 0; r < ids.length; r++) {
+      for (int i = 0; i < 1000; i++) {
+        error = Math.max(error, Math.abs(logits.get(0)[r][i] - logits.get(2)[r][i]));
+        plain = Math.max(plain, Math.abs(logits.get(1)[r][i] - logits.get(3)[r][i]));
+        change = Math.max(change, Math.abs(logits.get(0)[r][i] - logits.get(1)[r][i]));
+      }
+    }
+    assertTrue(error < Math.max(0.05, 10 * plain), "between formats: " + error + ", " + plain);
+    assertTrue(change > 1, "the adapter does something: " + change);
+  }
+
+  private static float[] floats(SplittableRandom random, int n) {
+    float[] x = new float[n];
+    for (int i = 0; i < n; i++) {
+      x[i] = (float) random.nextDouble() - 0.5f;
+    }
+    return x;
   }
 }

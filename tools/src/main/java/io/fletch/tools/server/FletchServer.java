@@ -3,6 +3,7 @@ package io.fletch.tools.server;
 import com.sun.net.httpserver.Headers;
 import com.sun.net.httpserver.HttpExchange;
 import com.sun.net.httpserver.HttpServer;
+import io.fletch.Adapter;
 import io.fletch.ContextShift;
 import io.fletch.Embedder;
 import io.fletch.FletchException;
@@ -29,6 +30,7 @@ import java.security.NoSuchAlgorithmException;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Base64;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
@@ -193,6 +195,9 @@ public final class FletchServer implements AutoCloseable {
   /** Null without such a model. */
   private final SessionPool sessions;
 
+  /** Adapters of requests that name none. */
+  private volatile List<Adapter.Scaled> adapters;
+
   private final Semaphore slots;
   private final AtomicInteger inFlight = new AtomicInteger();
   private final Set<Generation> running = ConcurrentHashMap.newKeySet();
@@ -201,8 +206,13 @@ public final class FletchServer implements AutoCloseable {
   private final long created = System.currentTimeMillis() / 1000;
   private volatile boolean draining;
 
-  private FletchServer(Optional<Model> model, Optional<Embeddings> embeddings, Options options)
+  private FletchServer(
+      Optional<Model> model,
+      Optional<Embeddings> embeddings,
+      List<Adapter.Scaled> adapters,
+      Options options)
       throws IOException {
+    this.adapters = List.copyOf(adapters);
     if (model.isEmpty() && embeddings.isEmpty()) {
       throw new IllegalArgumentException("a server without a model");
     }
@@ -235,19 +245,32 @@ public final class FletchServer implements AutoCloseable {
    * @throws UncheckedIOException if it cannot listen there
    */
   public static FletchServer start(Model model, Options options) {
-    return start(Optional.of(model), Optional.empty(), options);
+    return start(Optional.of(model), Optional.empty(), List.of(), options);
+  }
+
+  /**
+   * Starts a server without adapters for a model that generates text, one for embeddings, or both.
+   */
+  public static FletchServer start(
+      Optional<Model> model, Optional<Embeddings> embeddings, Options options) {
+    return start(model, embeddings, List.of(), options);
   }
 
   /**
    * Starts a server for a model that generates text, one for embeddings, or both.
    *
+   * @param adapters registered with the first model: those of requests that name none, until a
+   *     client sets others ({@code POST /lora-adapters})
    * @throws IllegalArgumentException for none, or two of the same name
    * @throws UncheckedIOException if it cannot listen there
    */
   public static FletchServer start(
-      Optional<Model> model, Optional<Embeddings> embeddings, Options options) {
+      Optional<Model> model,
+      Optional<Embeddings> embeddings,
+      List<Adapter.Scaled> adapters,
+      Options options) {
     try {
-      FletchServer server = new FletchServer(model, embeddings, options);
+      FletchServer server = new FletchServer(model, embeddings, adapters, options);
       server.http.start();
       return server;
     } catch (IOException e) {
@@ -290,7 +313,7 @@ public final class FletchServer implements AutoCloseable {
     void handle(HttpExchange exchange) throws IOException;
   }
 
-  private Optional<Route> route(String path) {
+  private Optional<Route> route(String path, String method) {
     return Optional.ofNullable(
         switch (path) {
           case "/" -> new Route("page", "GET", this::page);
@@ -300,6 +323,10 @@ public final class FletchServer implements AutoCloseable {
           case "/v1/chat/completions" -> new Route("chat", "POST", e -> complete(e, true));
           case "/v1/completions" -> new Route("completions", "POST", e -> complete(e, false));
           case "/v1/embeddings" -> new Route("embeddings", "POST", this::embeddings);
+          case "/lora-adapters" ->
+              method.equals("POST")
+                  ? new Route("lora", "POST", this::setAdapters)
+                  : new Route("lora", "GET", this::listAdapters);
           default ->
               path.startsWith("/v1/models/") ? new Route("models", "GET", this::model) : null;
         });
@@ -311,7 +338,7 @@ public final class FletchServer implements AutoCloseable {
     try (exchange) {
       try {
         Route found =
-            route(exchange.getRequestURI().getPath())
+            route(exchange.getRequestURI().getPath(), exchange.getRequestMethod())
                 .orElseThrow(
                     () ->
                         ApiException.of(
@@ -562,7 +589,7 @@ public final class FletchServer implements AutoCloseable {
     acquire(deadline);
     try {
       metrics.active.incrementAndGet();
-      Session session = take(request.prompt());
+      Session session = take(request.prompt(), request.adapters().orElse(adapters));
       boolean isSound = false;
       try {
         generate(exchange, request, session, deadline);
@@ -584,9 +611,45 @@ public final class FletchServer implements AutoCloseable {
     }
   }
 
-  private Session take(int[] prompt) {
+  /**
+   * The registered adapters with the scales of requests that name none, as llama.cpp lists them.
+   */
+  private void listAdapters(HttpExchange exchange) throws IOException {
+    List<Map<String, Object>> all = new ArrayList<>();
+    List<Adapter.Scaled> now = adapters;
+    for (Adapter a : model == null ? List.<Adapter>of() : model.adapters()) {
+      Map<String, Object> one = new LinkedHashMap<>();
+      one.put("id", a.id());
+      one.put("path", a.path().toString());
+      one.put("name", a.name());
+      one.put("rank", a.rank());
+      one.put(
+          "scale",
+          now.stream()
+              .filter(s -> s.adapter() == a)
+              .map(Adapter.Scaled::scale)
+              .findFirst()
+              .orElse(0f));
+      all.add(one);
+    }
+    send(exchange, 200, JSON_TYPE, Wire.bytes(all));
+  }
+
+  /** Sets the scales of requests that name no adapters; those that are not listed get 0. */
+  private void setAdapters(HttpExchange exchange) throws IOException {
+    List<?> list = Wire.parseList(body(exchange));
+    if (model == null) {
+      throw ApiException.invalid(null, "the server has no model that takes adapters");
+    }
+    adapters = Request.adapters(list, "", model);
+    send(exchange, 200, JSON_TYPE, Wire.bytes(Map.of("success", true)));
+  }
+
+  private Session take(int[] prompt, List<Adapter.Scaled> with) {
     try {
-      return sessions.take(prompt);
+      return sessions.take(prompt, with);
+    } catch (FletchException | IllegalArgumentException e) {
+      throw ApiException.invalid("lora", e.getMessage());
     } catch (IllegalStateException e) {
       if (draining) {
         throw ApiException.of(503, "shutting_down", "the server is shutting down");

@@ -1,6 +1,7 @@
 package io.fletch.tools.server;
 
 import com.fasterxml.jackson.jr.ob.JSON;
+import io.fletch.Adapter;
 import io.fletch.FletchException;
 import io.fletch.GenerationOptions;
 import io.fletch.Message;
@@ -18,6 +19,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
+import java.util.TreeMap;
 
 /**
  * What a completion request asks for, checked. Fields of OpenAI's API that say nothing about the
@@ -28,6 +30,7 @@ import java.util.Set;
  * @param choices how many answers
  * @param logprobs whether the client wants log-probabilities
  * @param tools how calls of tools are written, where the request has tools
+ * @param adapters those of the request; empty for the server's
  */
 record Request(
     boolean chat,
@@ -37,7 +40,8 @@ record Request(
     boolean stream,
     boolean usageInStream,
     boolean logprobs,
-    Optional<ToolCallFormat> tools) {
+    Optional<ToolCallFormat> tools,
+    Optional<List<Adapter.Scaled>> adapters) {
   private static final SecureRandom SEEDS = new SecureRandom();
   private static final int MOST_CHOICES = 128;
   private static final Set<String> COMMON =
@@ -60,7 +64,8 @@ record Request(
           "n",
           "user",
           "grammar",
-          "ignore_eos");
+          "ignore_eos",
+          "lora");
   private static final Set<String> CHAT =
       Set.of(
           "messages",
@@ -121,7 +126,8 @@ record Request(
           body.flag("stream", false),
           usage(body),
           logprobs,
-          tools.format());
+          tools.format(),
+          adapters(body, model));
     } catch (FletchException | SamplingException | IllegalArgumentException e) {
       throw ApiException.invalid(null, e.getMessage());
     }
@@ -165,10 +171,48 @@ record Request(
           body.flag("stream", false),
           usage(body),
           top >= 0,
-          Optional.empty());
+          Optional.empty(),
+          adapters(body, model));
     } catch (SamplingException e) {
       throw ApiException.invalid("grammar", e.getMessage());
     }
+  }
+
+  private static Optional<List<Adapter.Scaled>> adapters(Wire body, Model model) {
+    return body.has("lora")
+        ? Optional.of(adapters(body.list("lora"), "lora", model))
+        : Optional.empty();
+  }
+
+  /**
+   * A list of adapters with scales, by their ids: {@code [{"id": 0, "scale": 0.5}]}.
+   *
+   * @param path where it stands in the body
+   * @return in the order of ids
+   */
+  static List<Adapter.Scaled> adapters(List<?> list, String path, Model model) {
+    Map<Integer, Adapter> known = new TreeMap<>();
+    model.adapters().forEach(a -> known.put(a.id(), a));
+    Map<Integer, Adapter.Scaled> out = new TreeMap<>();
+    int index = 0;
+    for (Object one : list) {
+      Wire entry = Wire.of(one, path + "[" + index++ + "]");
+      entry.only(Set.of("id", "scale"));
+      for (String key : new String[] {"id", "scale"}) {
+        if (!entry.has(key)) {
+          throw entry.wrong(key, "a number", null);
+        }
+      }
+      int id = (int) entry.whole("id", 0, 0, Integer.MAX_VALUE);
+      if (!known.containsKey(id)) {
+        throw entry.wrong("id", "one of " + known.keySet(), id);
+      }
+      float scale = (float) entry.real("scale", 0, -1e6, 1e6);
+      if (out.put(id, known.get(id).scaled(scale)) != null) {
+        throw entry.wrong("id", "one that is not listed before", id);
+      }
+    }
+    return List.copyOf(out.values());
   }
 
   private static Set<String> union(Set<String> more) {

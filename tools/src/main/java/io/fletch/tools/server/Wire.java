@@ -26,9 +26,21 @@ record Wire(Map<String, Object> map, String path) {
   }
 
   static Wire parse(byte[] body) {
-    Object value;
+    return of(any(body), "");
+  }
+
+  /** A body that is an array. */
+  static List<?> parseList(byte[] body) {
+    Object value = any(body);
+    if (!(value instanceof List<?> list)) {
+      throw ApiException.invalid(null, "the body: expected=an array actual=" + kind(value));
+    }
+    return list;
+  }
+
+  private static Object any(byte[] body) {
     try {
-      value = JSON.std.anyFrom(body);
+      return JSON.std.anyFrom(body);
     } catch (IOException | RuntimeException e) {
       // What Jackson says contains pieces of the body; the place is what helps.
       String message = String.valueOf(e.getMessage());
@@ -36,7 +48,6 @@ record Wire(Map<String, Object> map, String path) {
       throw ApiException.invalid(
           null, "the body is not JSON: " + (line < 0 ? message : message.substring(0, line)));
     }
-    return of(value, "");
   }
 
   @SuppressWarnings("unchecked")
