@@ -335,6 +335,34 @@ public final class PtxKernel {
     return r;
   }
 
+  /** The smallest unsigned word of the lanes of a warp, in every lane. */
+  public PtxRegister warpMin(PtxRegister value) {
+    PtxRegister r = register(PtxType.U32);
+    line("redux.sync.min.u32 " + r + ", " + value + ", " + ALL);
+    return r;
+  }
+
+  /** The bits of the lanes of a warp together, in every lane. */
+  public PtxRegister warpOr(PtxRegister value) {
+    PtxRegister r = register(PtxType.U32);
+    line("redux.sync.or.b32 " + r + ", " + value + ", " + ALL);
+    return r;
+  }
+
+  /** Whether a condition holds in some lane of the warp. */
+  public PtxRegister anyLane(PtxRegister condition) {
+    PtxRegister r = register(PtxType.PRED);
+    line("vote.sync.any.pred " + r + ", " + condition + ", " + ALL);
+    return r;
+  }
+
+  /** Zeros above the highest set bit of 32. */
+  public PtxRegister leadingZeros(PtxRegister a) {
+    PtxRegister r = register(PtxType.U32);
+    line("clz.b32 " + r + ", " + a);
+    return r;
+  }
+
   /** Any function of the bits of three words, by its truth table (PTX ISA, lop3). */
   public PtxRegister logic(PtxRegister a, Object b, Object c, int table) {
     PtxRegister r = register(a.type());

@@ -16,7 +16,10 @@ record Control(int rows, int windows, int gates, int decisions, int numbers, boo
   static final int ROWS = 0;
   static final int LOGIT_ROWS = 4;
 
-  /** Bytes of the visible ranges of a row: their number, then six ints, then padding. */
+  /**
+   * Bytes of the visible ranges of a row: their number, then six ints, zeros where there are fewer,
+   * then how far behind its own slots the row comes in the order of the sequence.
+   */
   static final int RANGE_BYTES = 32;
 
   private static final int HEAD = 16;

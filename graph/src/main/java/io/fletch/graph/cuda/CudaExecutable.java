@@ -34,6 +34,7 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Deque;
 import java.util.HashMap;
 import java.util.HashSet;
@@ -403,7 +404,9 @@ final class CudaExecutable implements Executable {
       to.set(ValueLayout.JAVA_INT, c.position() + 4L * r, b.position(r));
       to.set(ValueLayout.JAVA_INT, c.slot() + 4L * r, b.slot(r));
       for (int w = 0; w < windows.size(); w++) {
+        Arrays.fill(ranges, 0);
         ranges[0] = b.visible(r, windows.get(w), ranges, 1);
+        ranges[7] = distance(b.slot(r), b.position(r));
         long at = c.ranges(w) + (long) Control.RANGE_BYTES * r;
         MemorySegment.copy(ranges, 0, to, ValueLayout.JAVA_INT, at, ranges.length);
       }
@@ -421,6 +424,27 @@ final class CudaExecutable implements Executable {
     if (c.adapted()) {
       fillTerms(b, c);
     }
+  }
+
+  /**
+   * How far behind its own slots a row's window comes in the order of the sequence: a window that
+   * lies elsewhere in the cache comes where its positions say, if nothing that it sees is there.
+   */
+  private int distance(int slot, int position) {
+    int distance = position - slot;
+    for (int own = 1; own < 7 && distance != 0; own += 2) {
+      if (slot < ranges[own] || slot >= ranges[own + 1]) {
+        continue;
+      }
+      int from = ranges[own] + distance;
+      int to = ranges[own + 1] + distance;
+      boolean free = from >= 0;
+      for (int other = 1; other < 7; other += 2) {
+        free &= other == own || to <= ranges[other] || ranges[other + 1] <= from;
+      }
+      return free ? distance : 0;
+    }
+    return 0;
   }
 
   private void fillDecisions(CudaBatch b, Control c, int r) {

@@ -25,9 +25,15 @@ import java.util.Optional;
 final class CudaLowering {
   /**
    * Offsets in the scratch memory: of the values, of the parts of activations that are multiplied,
-   * and of the lists of experts' rows; logits and hidden states have blocks of their own.
+   * of the lists of experts' rows, and of the pieces of attention; logits and hidden states have
+   * blocks of their own.
    */
-  record Memory(Map<Value, Long> offsets, Map<Fusion.Source, Long> parts, long lists, long bytes) {}
+  record Memory(
+      Map<Value, Long> offsets,
+      Map<Fusion.Source, Long> parts,
+      long lists,
+      long pieces,
+      long bytes) {}
 
   /** Name of the kernel that prepares the next greedy step, in programs of one row. */
   static final String FOLLOW = "follow";
@@ -124,14 +130,19 @@ final class CudaLowering {
           }
         });
     long lists = 0;
+    long pieces = 0;
     for (Op op : graph.ops()) {
+      if (op instanceof Op.Attention a) {
+        pieces = Math.max(pieces, AttentionTiles.scratch(a.spec(), maxRows));
+      }
       if (op instanceof Op.ExpertLinear o) {
         long list = ExpertKernels.listBytes(maxRows, o.used());
         lists = Math.max(lists, list * o.experts().size());
       }
     }
     long listsAt = (layout.bytes() + 15) / 16 * 16;
-    return new Memory(offsets, parts, listsAt, listsAt + lists);
+    long piecesAt = (listsAt + lists + 15) / 16 * 16;
+    return new Memory(offsets, parts, listsAt, piecesAt, piecesAt + pieces);
   }
 
   /** Low-rank terms are added in place: where the bases of {@link Op.Adapt} ops lie. */
@@ -448,7 +459,33 @@ final class CudaLowering {
     run.element(o, "kv_store", run.emit.kvStore(run.type, v.width(), at), v.width(), at(v));
   }
 
+  /** Attention on tensor cores: the sums of pieces, then these together. */
+  private void tiles(Run run, Op.Attention o, int before, Optional<Fusion.Source> next) {
+    int rows = run.c.rows();
+    int window = windows.indexOf(o.spec().window());
+    boolean few = rows <= Products.FEW;
+    AttentionTiles t =
+        new AttentionTiles(run.c, run.emit, o.spec(), run.type, window, before, o.gate());
+    long pieces = scratch + memory.pieces();
+    if (few) {
+      int across = t.splitBlocks();
+      run.launch(o, "split_attention_" + run.type, t.split(), across, rows, at(o.query()), pieces);
+    } else {
+      int down = t.wholeBlocks(rows);
+      int across = t.wholeAcross();
+      run.launch(o, "tiled_attention_" + run.type, t.whole(), across, down, at(o.query()), pieces);
+    }
+    PtxKernel combine = t.combine(few, next.map(Fusion.Source::parts));
+    long out = next.map(this::at).orElseGet(() -> at(o.out()));
+    run.launch(o, "combine", combine, o.spec().heads(), rows, pieces, out);
+  }
+
   private void attention(Run run, Op.Attention o, Optional<Fusion.Source> next) {
+    int before = kvBefore(run.type, o.spec().layer());
+    if (o.query().rows() == Value.Rows.BATCH && AttentionTiles.takes(o.spec(), run.type, before)) {
+      tiles(run, o, before, next);
+      return;
+    }
     run.launch(
         o,
         "attention_" + run.type,

@@ -116,7 +116,7 @@ final class Emitter {
   }
 
   /** 1 - 2 / (exp(2 x) + 1). */
-  private static PtxRegister tanh(PtxKernel k, PtxRegister x) {
+  static PtxRegister tanh(PtxKernel k, PtxRegister x) {
     PtxRegister e = k.add(exp(k, k.add(x, x)), 1f);
     return k.sub(k.constant(F32, 1f), k.quotient(k.constant(F32, 2f), e));
   }

@@ -72,6 +72,17 @@ class EmitterTest {
     for (KvCache.Type t : KvCache.Type.values()) {
       all.add(e.kvStore(t, 64, 640));
     }
+    for (int n : new int[] {32, 64, 128, 256}) {
+      for (KvCache.Type t : new KvCache.Type[] {KvCache.Type.F16, KvCache.Type.Q8_0}) {
+        AttentionSpec spec = new AttentionSpec(0, 12, 4, n, n, 0.1f, n == 64 ? 50 : 0, 7);
+        AttentionTiles tiles =
+            new AttentionTiles(new Control(rows, 2, 4, 3, 7), e, spec, t, 1, 640, GATE);
+        all.add(tiles.split());
+        all.add(tiles.whole());
+        all.add(tiles.combine(true, Optional.of(new Parts(12 * n, Parts.Kind.HALF))));
+        all.add(tiles.combine(false, Optional.empty()));
+      }
+    }
     experts(e, rows, all);
     AdapterKernels adapters = new AdapterKernels(e, new Control(rows, 2, 4, 3, 7, true));
     for (Rows r : Rows.values()) {

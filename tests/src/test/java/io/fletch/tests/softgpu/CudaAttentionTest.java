@@ -1,0 +1,205 @@
+package io.fletch.tests.softgpu;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import io.fletch.ffm.device.CudaDevices;
+import io.fletch.graph.AttentionSpec;
+import io.fletch.graph.Batch;
+import io.fletch.graph.Executable;
+import io.fletch.graph.Gate;
+import io.fletch.graph.Graph;
+import io.fletch.graph.KvCache;
+import io.fletch.graph.Plan;
+import io.fletch.graph.ReferenceBackend;
+import io.fletch.graph.Span;
+import io.fletch.graph.Value;
+import io.fletch.graph.cuda.CudaBackend;
+import io.fletch.quant.TensorStore;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Optional;
+import java.util.SplittableRandom;
+import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+
+/**
+ * Attention on tensor cores: queries, keys and values are pieces of the embedding's rows, the
+ * result is the logits. Contexts of several pieces, rows of every kind of visibility side by side.
+ */
+class CudaAttentionTest {
+  private static final int VOCABULARY = 40;
+  private static final int ROWS = 36;
+  private static final int CONTEXT = 170;
+
+  private final SplittableRandom random = new SplittableRandom(3);
+  private TensorStore store;
+
+  @BeforeAll
+  static void install() {
+    SoftGpu.install();
+  }
+
+  @BeforeEach
+  void open() {
+    store = TensorStore.create();
+    SoftGpu.reset().workers(2);
+  }
+
+  @AfterEach
+  void close() {
+    store.close();
+  }
+
+  private Graph graph(int heads, int kvHeads, int keyDim, int valueDim, int window, float cap) {
+    int q = heads * keyDim;
+    int k = kvHeads * keyDim;
+    int v = kvHeads * valueDim;
+    float[] x = new float[VOCABULARY * (q + k + v)];
+    for (int i = 0; i < x.length; i++) {
+      x[i] = (float) (4 * random.nextDouble() - 2);
+    }
+    Graph.Builder g = Graph.builder("attention");
+    Value e = g.embedding("e", store.floats("e", x, VOCABULARY, q + k + v), 1);
+    float scale = (float) (1.5 / Math.sqrt(keyDim));
+    AttentionSpec spec = new AttentionSpec(0, heads, kvHeads, keyDim, valueDim, scale, cap, window);
+    Value y =
+        g.attention(
+            "a",
+            spec,
+            g.slice("q", e, 0, q),
+            g.slice("k", e, q, k),
+            g.slice("v", e, q + k, v),
+            Optional.of(new Gate(0, Gate.Unit.ATTENTION)));
+    return g.build(g.selectRows("rows", y));
+  }
+
+  private static int[] tokens(int n) {
+    int[] t = new int[n];
+    for (int i = 0; i < n; i++) {
+      t[i] = (i * 17 + i * i / 7) % VOCABULARY;
+    }
+    return t;
+  }
+
+  private static List<float[]> forward(Executable e, Batch b) {
+    for (int r = 0; r < b.rows(); r++) {
+      b.wantLogits(r);
+    }
+    e.forward(b);
+    List<float[]> rows = new ArrayList<>();
+    for (int r = 0; r < b.rows(); r++) {
+      float[] y = new float[e.graph().logits().width()];
+      b.logits(r, y);
+      rows.add(y);
+    }
+    return rows;
+  }
+
+  /** A prompt in chunks of so many rows, from a slot on. */
+  private static List<float[]> append(Executable e, Batch b, KvCache kv, int to, int chunk) {
+    List<float[]> all = new ArrayList<>();
+    int[] tokens = tokens(to);
+    while (kv.length() < to) {
+      int n = Math.min(chunk, to - kv.length());
+      b.clear();
+      b.append(kv, tokens, kv.length(), n);
+      all.addAll(forward(e, b));
+      kv.length(kv.length() + n);
+    }
+    return all;
+  }
+
+  /** A prompt in chunks, then rows of two sequences of every kind, one of which rests. */
+  private static List<float[]> scenario(Executable e, KvCache.Type type) {
+    try (KvCache one = e.newKvCache(260, type);
+        KvCache two = e.newKvCache(100, type);
+        Batch b = e.newBatch(ROWS, ROWS)) {
+      List<float[]> all = append(e, b, one, CONTEXT, ROWS);
+      two.copy(one, 9, 0, 70);
+      b.clear();
+      int[] t = tokens(ROWS);
+      int at = CONTEXT;
+      b.add(new Span(one, 9, at, at, at, 0, 0, Span.Own.BIDIRECTIONAL, 0), t, 0);
+      b.add(new Span(two, 5, 70, 70, 70, 0, 0, Span.Own.CAUSAL, 0), t, 3);
+      b.add(new Span(one, 7, 100, 220, 100, 108, 130, Span.Own.BIDIRECTIONAL, 0), t, 1);
+      b.add(new Span(one, 6, 132, 200, 130, 0, 0, Span.Own.BLOCK_CAUSAL, 4), t, 5);
+      b.add(new Span(two, 3, 3, 90, 0, 0, 0, Span.Own.BIDIRECTIONAL, 0), t, 2);
+      b.gate(0, Gate.Unit.ATTENTION, 4, Gate.SKIP);
+      all.addAll(forward(e, b));
+      return all;
+    }
+  }
+
+  private static Executable cuda(Graph graph) {
+    return new CudaBackend(CudaDevices.find().first(), (done, total) -> {}).compile(graph, ROWS);
+  }
+
+  /** One head per group, odd groups, groups of more than a warp takes, windows, soft caps. */
+  @ParameterizedTest
+  @CsvSource({
+    "F16, 4, 4, 64, 64, 0, 0",
+    "F16, 6, 2, 32, 96, 50, 0",
+    "F16, 20, 1, 32, 32, 0, 3",
+    "F16, 2, 1, 64, 256, 3, 0",
+    "Q8_0, 1, 1, 256, 192, 0, 0",
+    "Q8_0, 4, 2, 64, 64, 0, 0",
+    "Q8_0, 7, 1, 32, 64, 20, 2",
+    "Q8_0, 3, 3, 96, 32, 0, 0",
+  })
+  void piecesGiveWhatTheReferenceGives(
+      KvCache.Type type, int heads, int kvHeads, int keyDim, int valueDim, int window, float cap) {
+    Graph graph = graph(heads, kvHeads, keyDim, valueDim, window, cap);
+    List<float[]> expected;
+    try (Executable e = new ReferenceBackend().compile(graph, ROWS)) {
+      expected = scenario(e, type);
+    }
+    try (Executable e = cuda(graph)) {
+      List<float[]> rows = scenario(e, type);
+      // What rounds on the way to a block may come out as its neighbour.
+      double bound = type == KvCache.Type.F16 ? 1e-5 : 2.0 / 127;
+      for (int r = 0; r < rows.size(); r++) {
+        assertArrayEquals(expected.get(r), rows.get(r), (float) bound, "row " + r);
+      }
+      for (Plan plan : e.plans()) {
+        String kernel = plan.maxRows() <= 16 ? "split_attention" : "tiled_attention";
+        assertTrue(plan.steps().stream().anyMatch(s -> s.kernel().startsWith(kernel)), kernel);
+      }
+      check(e, type, rows);
+    }
+  }
+
+  /** Rows alone, in small batches and windows that lie elsewhere have the same bits. */
+  private static void check(Executable e, KvCache.Type type, List<float[]> rows) {
+    try (KvCache kv = e.newKvCache(260, type);
+        Batch b = e.newBatch(ROWS, ROWS)) {
+      append(e, b, kv, CONTEXT - 20, 33);
+      List<float[]> single = append(e, b, kv, CONTEXT - 7, 1);
+      single.addAll(append(e, b, kv, CONTEXT, 5));
+      for (int i = 0; i < 20; i++) {
+        float[] whole = rows.get(CONTEXT - 20 + i);
+        assertArrayEquals(whole, single.get(i), type + " row " + (CONTEXT - 20 + i));
+      }
+      List<List<float[]>> windows = new ArrayList<>();
+      for (int slot : new int[] {CONTEXT, 230}) {
+        for (int others : new int[] {0, 27}) {
+          b.clear();
+          if (others > 0) {
+            b.add(new Span(kv, others, 0, 190, 0, 0, 0, Span.Own.CAUSAL, 0), tokens(others), 0);
+          }
+          Span span = new Span(kv, 6, CONTEXT, slot, CONTEXT, 0, 0, Span.Own.BIDIRECTIONAL, 0);
+          b.add(span, tokens(6), 0);
+          windows.add(forward(e, b).subList(others, others + 6));
+        }
+      }
+      for (List<float[]> w : windows) {
+        for (int r = 0; r < 6; r++) {
+          assertArrayEquals(windows.getFirst().get(r), w.get(r), "row of a window " + r);
+        }
+      }
+    }
+  }
+}
