@@ -145,26 +145,31 @@ class ConcurrentSessionsTest {
       LoadedModel loaded = assertInstanceOf(LoadedModel.class, model);
       List<Task> tasks = tasks(12);
       Map<Task, List<Object>> expected = alone(model, tasks);
-      long[] before = loaded.scheduler().counts();
-      assertEquals(0, before[1], "a session alone shares nothing");
-      CyclicBarrier start = new CyclicBarrier(tasks.size());
-      AtomicInteger next = new AtomicInteger();
-      together(
-          tasks.size(),
-          () -> {
-            Task task = tasks.get(next.getAndIncrement());
-            try (Session session = model.newSession()) {
-              start.await();
-              assertEquals(
-                  expected.get(task), answer(session.generate(task.prompt(), task.options()), -1));
-            }
-            return null;
-          });
-      long[] after = loaded.scheduler().counts();
-      if (options.prefillChunk() > 1) {
-        assertTrue(after[1] > 0, "sessions that run at once share passes");
-        assertTrue(after[0] - before[0] < before[0], "fewer passes than one after the other");
+      long[] alone = loaded.scheduler().counts();
+      assertEquals(0, alone[1], "a session alone shares nothing");
+      boolean isShared = false;
+      // On a machine that is busy with other things the sessions may not run at once every time.
+      for (int round = 0; round < 20 && !isShared; round++) {
+        long[] before = loaded.scheduler().counts();
+        CyclicBarrier start = new CyclicBarrier(tasks.size());
+        AtomicInteger next = new AtomicInteger();
+        together(
+            tasks.size(),
+            () -> {
+              Task task = tasks.get(next.getAndIncrement());
+              try (Session session = model.newSession()) {
+                start.await();
+                assertEquals(
+                    expected.get(task),
+                    answer(session.generate(task.prompt(), task.options()), -1));
+              }
+              return null;
+            });
+        long[] after = loaded.scheduler().counts();
+        boolean isFewer = after[0] - before[0] < alone[0];
+        isShared = options.prefillChunk() == 1 || after[1] > before[1] && isFewer;
       }
+      assertTrue(isShared, "sessions that run at once share passes, and need fewer than alone");
     }
   }
 
@@ -187,7 +192,7 @@ class ConcurrentSessionsTest {
               () -> {
                 try {
                   Thread.sleep((end - start) / 5_000_000L);
-                  warm.set(Held.now());
+                  warm.set(FULL ? Held.now() : null);
                 } catch (IOException | InterruptedException e) {
                   throw new IllegalStateException(e);
                 }
@@ -224,7 +229,7 @@ class ConcurrentSessionsTest {
             }
             return null;
           });
-      Held after = Held.now();
+      Held after = FULL ? Held.now() : null;
       assertTrue(answers.get() > 0);
       assertEquals(0, loaded.openSessions());
       assertEquals(0, loaded.openForwards(), "caches that nobody closed");
@@ -253,25 +258,36 @@ class ConcurrentSessionsTest {
    * Memory that is held after a collection.
    *
    * @param heap bytes of live objects
-   * @param outside bytes of the process outside of the heap, from Linux; 0 where that is not to be
-   *     had
+   * @param outside resident bytes of the process, from Linux (0 where that is not to be had), less
+   *     the heap's
    */
   private record Held(long heap, long outside) {
-    static Held now() throws IOException {
-      System.gc();
+    /** Looks for five seconds: a collector gives memory back to the system after its work. */
+    static Held now() throws IOException, InterruptedException {
       Runtime runtime = Runtime.getRuntime();
-      long heap = runtime.totalMemory() - runtime.freeMemory();
+      long heap = Long.MAX_VALUE;
+      long outside = Long.MAX_VALUE;
+      for (int i = 0; i < 50; i++) {
+        if (i % 10 == 0) {
+          System.gc();
+        }
+        heap = Math.min(heap, runtime.totalMemory() - runtime.freeMemory());
+        outside = Math.min(outside, residentBytes() - runtime.totalMemory());
+        Thread.sleep(100);
+      }
+      return new Held(heap, outside);
+    }
+
+    private static long residentBytes() throws IOException {
       Path status = Path.of("/proc/self/status");
       if (!Files.isReadable(status)) {
-        return new Held(heap, 0);
+        return 0;
       }
-      long resident =
-          Files.readAllLines(status).stream()
-              .filter(line -> line.startsWith("VmRSS:"))
-              .mapToLong(line -> Long.parseLong(line.replaceAll("[^0-9]", "")) << 10)
-              .findFirst()
-              .orElseThrow();
-      return new Held(heap, resident - runtime.totalMemory());
+      return Files.readAllLines(status).stream()
+          .filter(line -> line.startsWith("VmRSS:"))
+          .mapToLong(line -> Long.parseLong(line.replaceAll("[^0-9]", "")) << 10)
+          .findFirst()
+          .orElseThrow();
     }
 
     void checkSteady(Held before) {
