@@ -58,9 +58,10 @@ public enum QuantMix {
     return Arrays.stream(values())
         .filter(mix -> mix.name().equalsIgnoreCase(name))
         .findFirst()
-        .orElseThrow(() ->
-            new IllegalArgumentException(
-                "type: expected=one of " + Arrays.toString(values()) + " actual=" + name));
+        .orElseThrow(
+            () ->
+                new IllegalArgumentException(
+                    "type: expected=one of " + Arrays.toString(values()) + " actual=" + name));
   }
 
   /** The type of most matrices. */
@@ -79,7 +80,8 @@ public enum QuantMix {
         && name.endsWith(".weight")
         && !name.endsWith("_norm.weight")
         && !name.contains("ffn_gate_inp")
-        && !name.startsWith("position_embd");
+        && !name.startsWith("position_embd")
+        && !name.startsWith("token_types");
   }
 
   /** The type of a tensor that takes part. */
