@@ -1,10 +1,13 @@
 package io.fletch.runtime.arch;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.FletchException;
+import io.fletch.Pooling;
+import io.fletch.graph.Activation;
 import io.fletch.graph.RopeSpec;
 import io.fletch.quant.WeightFile;
 import java.util.List;
@@ -147,5 +150,70 @@ class GgufHyperParametersTest {
             FletchException.class, () -> read(llama().with("general.architecture", "rwkv7")));
     assertTrue(
         e.getMessage().contains("rwkv7") && e.getMessage().contains("qwen3"), e.getMessage());
+  }
+
+  private static MapMetadata bert() {
+    return MapMetadata.empty()
+        .with("general.architecture", "bert")
+        .with("bert.block_count", 2)
+        .with("bert.context_length", 512)
+        .with("bert.embedding_length", 64)
+        .with("bert.feed_forward_length", 256)
+        .with("bert.attention.head_count", 4)
+        .with("bert.attention.layer_norm_epsilon", 1e-12)
+        .with("bert.attention.causal", false)
+        .with("bert.pooling_type", 2);
+  }
+
+  @Test
+  void readsBert() {
+    HyperParameters hp = read(bert());
+    assertEquals(Optional.of(Pooling.CLS), hp.pooling());
+    assertEquals(Optional.of(new HyperParameters.Encoder(true)), hp.encoder());
+    assertTrue(hp.isEmbedding());
+    assertFalse(hp.causal());
+    BlockSpec block = hp.blocks().get(1);
+    assertEquals(BlockSpec.Norms.POST, block.norms());
+    assertEquals(Optional.empty(), block.attention().orElseThrow().rope());
+    assertEquals(Activation.GELU_ERF, block.feedForward().orElseThrow().activation());
+    assertFalse(block.feedForward().orElseThrow().gated());
+  }
+
+  @Test
+  void readsPoolingOfAutoregressiveModels() {
+    assertEquals(Optional.empty(), read(llama()).pooling());
+    assertTrue(read(llama()).causal());
+    for (Pooling p : Pooling.values()) {
+      int type = List.of(Pooling.NONE, Pooling.MEAN, Pooling.CLS, Pooling.LAST).indexOf(p);
+      HyperParameters hp = read(llama().with("llama.pooling_type", type));
+      assertEquals(Optional.of(p), hp.pooling());
+      assertEquals(p != Pooling.NONE, hp.isEmbedding());
+    }
+    assertFalse(read(llama().with("llama.attention.causal", false)).causal());
+  }
+
+  @Test
+  void refusesEmbeddingModelsThatItCannotRun() {
+    refused(bert().with("bert.pooling_type", 4), "bert.pooling_type");
+    refused(bert().with("bert.pooling_type", 5), "bert.pooling_type");
+    refused(bert().with("bert.attention.layer_norm_epsilon", 2.0), "epsilon");
+    refused(bert().with("bert.use_gated_units", true), "bert.use_gated_units");
+    refused(
+        MapMetadata.empty()
+            .with("general.architecture", "gemma3")
+            .with("gemma3.block_count", 6)
+            .with("gemma3.context_length", 2048)
+            .with("gemma3.embedding_length", 64)
+            .with("gemma3.feed_forward_length", 160)
+            .with("gemma3.attention.head_count", 4)
+            .with("gemma3.attention.sliding_window", 512)
+            .with("gemma3.attention.layer_norm_rms_epsilon", 1e-6)
+            .with("gemma3.attention.causal", false),
+        "sliding window");
+  }
+
+  private static void refused(MapMetadata metadata, String part) {
+    FletchException e = assertThrows(FletchException.class, () -> read(metadata));
+    assertTrue(e.getMessage().contains(part), e.getMessage());
   }
 }

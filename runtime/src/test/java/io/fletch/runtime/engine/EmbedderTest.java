@@ -462,6 +462,32 @@ class EmbedderTest {
     refused(folder, "outside");
   }
 
+  /** Tensors of other shapes than the configuration says. */
+  @Test
+  void tensorsThatDoNotFitAreNamed() throws IOException {
+    Path folder = folder("bert");
+    String config = Files.readString(folder.resolve("config.json"));
+    Files.writeString(
+        folder.resolve("config.json"),
+        config.replace("\"max_position_embeddings\": 64", "\"max_position_embeddings\": 128"));
+    refused(folder, "position_embeddings.weight: shape expected=[128, 32] actual=[64, 32]");
+    Files.writeString(
+        folder.resolve("config.json"),
+        config.replace("\"model_type\": \"bert\"", "\"model_type\": \"roberta\""));
+    refused(folder, "roberta");
+    Files.writeString(
+        folder.resolve("config.json"),
+        config.replace("\"is_decoder\": false", "\"is_decoder\": true"));
+    refused(folder, "is_decoder");
+    Files.writeString(
+        folder.resolve("config.json"),
+        config.replace("{", "{\"position_embedding_type\": \"relative_key\","));
+    refused(folder, "relative_key");
+    Files.writeString(
+        folder.resolve("config.json"), config.replace("\"vocab_size\": 560", "\"vocab_size\": 9"));
+    refused(folder, "word_embeddings.weight");
+  }
+
   private static void refused(Path folder, String part) {
     FletchException x = assertThrows(FletchException.class, () -> Embedder.open(folder, cpu()));
     assertTrue(x.getMessage().contains(part), x.getMessage());
