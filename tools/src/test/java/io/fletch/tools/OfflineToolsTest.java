@@ -136,6 +136,17 @@ class OfflineToolsTest {
     assertEquals(1, family.status());
     assertTrue(family.err().contains("expected=llama|qwen2|qwen3 actual=llada"), family.err());
     assertFalse(Files.exists(at("hf")));
+    // Its pooling would be lost.
+    Fletch.Outcome embedding =
+        Fletch.run(
+            "convert",
+            "-m",
+            "../runtime/src/test/resources/io/fletch/runtime/engine/embedders/qwen3.gguf",
+            "-o",
+            at("hf").toString());
+    assertEquals(1, embedding.status());
+    assertTrue(embedding.err().contains("an embedding model to safetensors"), embedding.err());
+    assertFalse(Files.exists(at("hf")));
   }
 
   /** An interrupted run leaves no file that opens, and the next one makes the very same file. */

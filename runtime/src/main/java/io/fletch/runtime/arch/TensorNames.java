@@ -180,7 +180,7 @@ public final class TensorNames {
    * by tensors of its own; that of a body alone lacks the {@code model.} of the whole, that of a
    * whole encoder has {@code bert.} before the names of the body.
    */
-  TensorNames in(Set<String> tensors) {
+  public TensorNames in(Set<String> tensors) {
     if (FFN_NORM.equals(templates.get("blk.{}.ffn_norm")) && !templates.containsKey(FFN_AFTER)) {
       if (tensors.contains("model.layers.0.pre_feedforward_layernorm.weight")) {
         return with(sandwich());

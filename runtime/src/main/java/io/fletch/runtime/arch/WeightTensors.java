@@ -466,13 +466,16 @@ public final class WeightTensors {
     names.fileName(name).ifPresent(asked::add);
   }
 
+  /** Whether a tensor of a file is a left-over that no graph needs. */
+  public static boolean isIgnorable(String fileName) {
+    return IGNORABLE.matcher(fileName).matches();
+  }
+
   /** Refuses tensors that nobody asked for. */
   void checkAllUsed() {
     adapters.forEach(AdapterFile::checkAllUsed);
     List<String> left =
-        tensors.keySet().stream()
-            .filter(n -> !asked.contains(n) && !IGNORABLE.matcher(n).matches())
-            .toList();
+        tensors.keySet().stream().filter(n -> !asked.contains(n) && !isIgnorable(n)).toList();
     if (!left.isEmpty()) {
       throw new FletchException(
           "tensors that this architecture does not know: "

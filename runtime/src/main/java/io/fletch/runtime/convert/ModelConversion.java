@@ -2,6 +2,7 @@ package io.fletch.runtime.convert;
 
 import com.fasterxml.jackson.jr.ob.JSON;
 import io.fletch.FletchException;
+import io.fletch.Pooling;
 import io.fletch.graph.Activation;
 import io.fletch.graph.RopeSpec;
 import io.fletch.quant.GgufType;
@@ -19,12 +20,14 @@ import io.fletch.runtime.arch.RopeParameters;
 import io.fletch.runtime.arch.RopeScaling;
 import io.fletch.runtime.arch.TensorNames;
 import io.fletch.runtime.arch.WeightTensors;
+import io.fletch.runtime.engine.SentenceSettings;
 import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.function.LongUnaryOperator;
 
 /**
@@ -32,7 +35,9 @@ import java.util.function.LongUnaryOperator;
  * which order their rows lie, and what its metadata say there. A GGUF file seen as GGUF is itself.
  *
  * <p>Between containers: dense models of the architectures llama, qwen2 and qwen3, with a
- * byte-level BPE tokenizer. Anything else is refused, with the reason. Used by one thread.
+ * byte-level BPE tokenizer; embedding models of these, and bert and nomic-bert with a WordPiece
+ * tokenizer, from safetensors to GGUF alone. Anything else is refused, with the reason. Used by one
+ * thread.
  */
 public final class ModelConversion {
   private static final List<String> BLOCK =
@@ -41,13 +46,16 @@ public final class ModelConversion {
           "attn_q",
           "attn_k",
           "attn_v",
+          "attn_qkv",
           "attn_output",
+          "attn_output_norm",
           "attn_q_norm",
           "attn_k_norm",
           "ffn_norm",
           "ffn_gate",
           "ffn_up",
-          "ffn_down");
+          "ffn_down",
+          "layer_output_norm");
 
   private final WeightFile file;
   private final HyperParameters hp;
@@ -66,9 +74,16 @@ public final class ModelConversion {
   private static ModelConversion of(WeightFile file, TensorStore derived) {
     HyperParameters declared = HyperParameters.read(file.format(), file.metadata());
     Architecture arch = declared.architecture();
-    if (arch != Architecture.LLAMA && arch != Architecture.QWEN2 && arch != Architecture.QWEN3) {
+    boolean isConvertible =
+        switch (arch) {
+          case LLAMA, QWEN2, QWEN3 -> true;
+          case BERT, NOMIC_BERT -> file.format() == WeightFile.Format.SAFETENSORS;
+          default -> false;
+        };
+    if (!isConvertible) {
       throw new FletchException(
           "conversion between GGUF and safetensors: architecture: expected=llama|qwen2|qwen3"
+              + (file.format() == WeightFile.Format.SAFETENSORS ? "|bert|nomic-bert" : "")
               + " actual="
               + arch.id()
               + " (quantizing within GGUF works for all)");
@@ -176,7 +191,15 @@ public final class ModelConversion {
   }
 
   private List<String> names() {
-    List<String> names = new ArrayList<>(List.of("token_embd", "output_norm", "output"));
+    List<String> names =
+        new ArrayList<>(
+            List.of(
+                "token_embd",
+                "token_types",
+                "position_embd",
+                "token_embd_norm",
+                "output_norm",
+                "output"));
     for (int i = 0; i < hp.blocks().size(); i++) {
       for (String part : BLOCK) {
         names.add("blk." + i + "." + part);
@@ -187,7 +210,7 @@ public final class ModelConversion {
 
   /** File name to GGUF name, of all that a model of the family can have. */
   private Map<String, String> ggufNames() {
-    TensorNames hf = hp.architecture().hfNames();
+    TensorNames hf = hp.architecture().hfNames().in(file.tensors().keySet());
     Map<String, String> result = new LinkedHashMap<>();
     for (String stem : names()) {
       for (String suffix : List.of(".weight", ".bias")) {
@@ -248,6 +271,10 @@ public final class ModelConversion {
           notes.add(tensor.name() + " is left out: it is computed from the configuration");
           continue;
         }
+        if (hp.encoder().isPresent() && WeightTensors.isIgnorable(tensor.name())) {
+          notes.add(tensor.name() + " is left out: vectors do not need it");
+          continue;
+        }
         throw new FletchException("tensor " + tensor.name() + ": no name for it in GGUF");
       }
       if (name.equals("output.weight") && hp.tiedOutput()) {
@@ -281,13 +308,47 @@ public final class ModelConversion {
     perLayer(writer, at + "attention.head_count", layers(b -> b.attention().orElseThrow().heads()));
     perLayer(
         writer, at + "attention.head_count_kv", layers(b -> b.attention().orElseThrow().kvHeads()));
-    writer.put(at + "attention.layer_norm_rms_epsilon", hp.normEps());
+    boolean isRms = hp.norm() == HyperParameters.Norm.RMS;
+    writer.put(
+        at + (isRms ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon"),
+        hp.normEps());
     writer.put(at + "attention.key_length", a.keyDim());
     writer.put(at + "attention.value_length", a.valueDim());
+    writer.put(at + "vocab_size", hp.vocabulary());
+    if (!hp.causal()) {
+      writer.put(at + "attention.causal", false);
+    }
+    java.nio.file.Path beside =
+        java.nio.file.Files.isDirectory(file.path())
+            ? file.path()
+            : file.path().toAbsolutePath().getParent();
+    pooling(SentenceSettings.read(beside)).ifPresent(type -> writer.put(at + "pooling_type", type));
+    if (!hp.encoder().map(HyperParameters.Encoder::learnedPositions).orElse(false)) {
+      rotation(at, writer, tensors, derived);
+    }
+    TokenizerConversion.toGguf(file.path(), hp.vocabulary(), writer, notes);
+    return new Gguf(writer, tensors, notes);
+  }
+
+  /** What {@code pooling_type} says of a model that gives vectors. */
+  private Optional<Integer> pooling(SentenceSettings settings) {
+    Optional<Pooling> pooling =
+        settings.pooling().or(() -> hp.encoder().map(encoder -> Pooling.MEAN));
+    return pooling.map(
+        p ->
+            switch (p) {
+              case NONE -> 0;
+              case MEAN -> 1;
+              case CLS -> 2;
+              case LAST -> 3;
+            });
+  }
+
+  private void rotation(
+      String at, GgufWriter writer, List<TensorCopy> tensors, TensorStore derived) {
     RopeParameters rope = rope();
     writer.put(at + "rope.freq_base", (float) rope.base());
     writer.put(at + "rope.dimension_count", rope.rotated());
-    writer.put(at + "vocab_size", hp.vocabulary());
     switch (rope.scaling()) {
       case RopeScaling.None _ -> {}
       case RopeScaling.Linear linear -> {
@@ -300,8 +361,6 @@ public final class ModelConversion {
                   derived.floats("rope_freqs.weight", factors(rope, llama3), rope.rotated() / 2)));
       default -> throw refused("rope scaling " + rope.scaling());
     }
-    TokenizerConversion.toGguf(file.path(), hp.vocabulary(), writer, notes);
-    return new Gguf(writer, tensors, notes);
   }
 
   /** Frequencies are divided by these (specs weights 1.7). */
@@ -343,13 +402,22 @@ public final class ModelConversion {
           block.attention().orElseThrow(() -> refused("a layer without attention"));
       BlockSpec.FeedForward f =
           block.feedForward().orElseThrow(() -> refused("a layer without feed-forward unit"));
-      if (f.activation() != Activation.SILU || !f.gated() || f.experts().isPresent()) {
+      boolean isBert = hp.architecture() == Architecture.BERT;
+      if (isBert && f.activation() != Activation.GELU_ERF) {
+        throw refused("a feed-forward unit without GELU");
+      }
+      if (!isBert && (f.activation() != Activation.SILU || !f.gated() || f.experts().isPresent())) {
         throw refused("a feed-forward unit that is not a dense SwiGLU");
       }
       if (a.window() != 0) {
         throw refused("sliding windows");
       }
-      if (!block.isPlain()) {
+      boolean isUsual =
+          hp.encoder().isPresent()
+              ? block.equals(
+                  BlockSpec.of(BlockSpec.Norms.POST, block.attention(), block.feedForward()))
+              : block.isPlain();
+      if (!isUsual) {
         throw refused("norms after the units, or scaled norms, branches or residuals");
       }
     }
@@ -373,6 +441,9 @@ public final class ModelConversion {
   }
 
   private Safetensors safetensors() {
+    if (hp.isEmbedding() || !hp.causal()) {
+      throw refused("an embedding model to safetensors");
+    }
     TensorNames hf = hp.architecture().hfNames();
     List<TensorCopy> tensors = new ArrayList<>();
     List<String> notes = new ArrayList<>();
@@ -443,15 +514,18 @@ public final class ModelConversion {
   }
 
   /**
-   * The type that a tensor keeps if nothing else is asked for: vectors become F32 in GGUF, which
-   * other readers insist on; quantized blocks become F16 in safetensors, which has none.
+   * The type that a tensor keeps if nothing else is asked for: vectors and what is added to
+   * embeddings become F32 in GGUF, which other readers insist on; quantized blocks become F16 in
+   * safetensors, which has none.
    */
   public static TensorType defaultType(TensorCopy tensor, WeightFile.Format to) {
     TensorType type = tensor.source().type();
     if (isEncoded(tensor.name())) {
       return type;
     }
-    if (to != WeightFile.Format.SAFETENSORS && tensor.shape().length == 1) {
+    boolean isAdded =
+        tensor.name().equals("position_embd.weight") || tensor.name().equals("token_types.weight");
+    if (to != WeightFile.Format.SAFETENSORS && (tensor.shape().length == 1 || isAdded)) {
       return TensorType.F32;
     }
     return to == WeightFile.Format.SAFETENSORS && type.isQuantized() ? TensorType.F16 : type;

@@ -2,9 +2,11 @@ package io.fletch.runtime.convert;
 
 import com.fasterxml.jackson.jr.ob.JSON;
 import io.fletch.FletchException;
+import io.fletch.Tokenizer;
 import io.fletch.quant.GgufType;
 import io.fletch.quant.GgufWriter;
 import io.fletch.quant.Metadata;
+import io.fletch.runtime.tokenizer.Tokenizers;
 import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.nio.file.Files;
@@ -17,8 +19,8 @@ import java.util.Map;
 import java.util.Optional;
 
 /**
- * Byte-level BPE tokenizers between {@code tokenizer.json} and the keys of GGUF. Other kinds are
- * refused: their data do not survive the way.
+ * Byte-level BPE tokenizers between {@code tokenizer.json} and the keys of GGUF, and BERT's
+ * WordPiece to GGUF. Other kinds are refused: their data do not survive the way.
  */
 final class TokenizerConversion {
   private static final String PREFIX = "tokenizer.ggml.";
@@ -56,6 +58,10 @@ final class TokenizerConversion {
     }
     Map<String, Object> root = read(file);
     Map<?, ?> bpe = map(root.get("model"), "model");
+    if ("WordPiece".equals(bpe.get("type"))) {
+      wordPiece(root, bpe, Tokenizers.fromFolder(folder), rows, writer);
+      return;
+    }
     if (!"BPE".equals(bpe.get("type"))
         || Boolean.TRUE.equals(bpe.get("byte_fallback"))
         || root.get("normalizer") != null) {
@@ -114,14 +120,16 @@ final class TokenizerConversion {
             default -> name;
           };
       content(config.get(name + "_token"))
-          .ifPresent(text -> {
-            int id = Arrays.asList(tokens).indexOf(text);
-            if (id >= 0) {
-              writer.put(PREFIX + key + "_token_id", id);
-            }
-          });
+          .ifPresent(
+              text -> {
+                int id = Arrays.asList(tokens).indexOf(text);
+                if (id >= 0) {
+                  writer.put(PREFIX + key + "_token_id", id);
+                }
+              });
     }
     writer.put(PREFIX + "add_bos_token", Boolean.TRUE.equals(config.get("add_bos_token")));
+    end(Tokenizers.fromFolder(folder), writer);
     Path template = folder.resolve("chat_template.jinja");
     try {
       if (Files.isRegularFile(template)) {
@@ -134,6 +142,94 @@ final class TokenizerConversion {
     } catch (IOException e) {
       throw new UncheckedIOException(e);
     }
+  }
+
+  /** A token that the tokenizer adds after every text, as those of embedding models do. */
+  private static void end(Tokenizer tokenizer, GgufWriter writer) {
+    int[] plain = tokenizer.encode("a", false, true);
+    int[] whole = tokenizer.encode("a");
+    int last = plain.length == 0 ? -1 : plain[plain.length - 1];
+    int after = 0;
+    while (after < whole.length && whole[whole.length - 1 - after] != last) {
+      after++;
+    }
+    if (after == 0) {
+      return;
+    }
+    if (after > 1) {
+      throw refused(after + " tokens after every text");
+    }
+    writer.put(PREFIX + "eos_token_id", whole[whole.length - 1]);
+    writer.put(PREFIX + "add_eos_token", true);
+  }
+
+  /** As llama.cpp reads it: words begin with U+2581, what goes on with one lacks its mark. */
+  private static void wordPiece(
+      Map<String, Object> root, Map<?, ?> model, Tokenizer tokenizer, int rows, GgufWriter writer) {
+    Map<?, ?> normalizer = map(root.get("normalizer"), "normalizer");
+    Map<?, ?> splits = map(root.get("pre_tokenizer"), "pre_tokenizer");
+    boolean lowercase = !Boolean.FALSE.equals(normalizer.get("lowercase"));
+    Object accents = normalizer.get("strip_accents");
+    Object longest = model.get("max_input_chars_per_word");
+    if (!"BertNormalizer".equals(normalizer.get("type"))
+        || !"BertPreTokenizer".equals(splits.get("type"))
+        || accents instanceof Boolean strips && strips != lowercase
+        || Boolean.FALSE.equals(normalizer.get("clean_text"))
+        || Boolean.FALSE.equals(normalizer.get("handle_chinese_chars"))
+        || !"##".equals(model.get("continuing_subword_prefix"))
+        || longest != null && !longest.equals(100)) {
+      throw refused(
+          "WordPiece with normalizer="
+              + normalizer
+              + " pre_tokenizer="
+              + splits
+              + " max_input_chars_per_word="
+              + longest);
+    }
+    String[] tokens = new String[rows];
+    long[] types = new long[rows];
+    map(model.get("vocab"), "model.vocab")
+        .forEach((token, id) -> set(tokens, types, id, (String) token, NORMAL));
+    if (root.get("added_tokens") instanceof List<?> added) {
+      for (Object entry : added) {
+        Map<?, ?> token = map(entry, "added_tokens");
+        set(tokens, types, token.get("id"), (String) token.get("content"), CONTROL);
+      }
+    }
+    boolean isCased = false;
+    for (int i = 0; i < rows; i++) {
+      String token = tokens[i] == null ? "[PAD" + i + "]" : tokens[i];
+      boolean isBracketed = token.startsWith("[") && token.endsWith("]");
+      if (types[i] == NORMAL && !isBracketed) {
+        isCased |= token.chars().anyMatch(c -> c >= 'A' && c <= 'Z');
+        token = token.startsWith("##") ? token.substring(2) : "\u2581" + token;
+      }
+      types[i] = tokens[i] == null ? UNUSED : types[i];
+      tokens[i] = token;
+    }
+    if (isCased == lowercase) {
+      throw refused(
+          "a vocabulary with capital letters="
+              + isCased
+              + " and lowercase="
+              + lowercase
+              + ": GGUF keeps the vocabulary alone");
+    }
+    writer.put(PREFIX + "model", "bert");
+    writer.put(PREFIX + "token_type_count", 2);
+    writer.putArray(PREFIX + "tokens", GgufType.STRING, Arrays.asList(tokens));
+    writer.putArray(PREFIX + "token_type", GgufType.INT32, Arrays.stream(types).boxed().toList());
+    int[] around = tokenizer.encode("");
+    if (around.length != 2) {
+      throw refused("tokens around a text: expected=2 actual=" + around.length);
+    }
+    writer.put(PREFIX + "cls_token_id", around[0]);
+    writer.put(PREFIX + "bos_token_id", around[0]);
+    writer.put(PREFIX + "seperator_token_id", around[1]);
+    Map.of("unknown", String.valueOf(model.get("unk_token")), "padding", "[PAD]", "mask", "[MASK]")
+        .forEach(
+            (key, token) ->
+                tokenizer.id(token).ifPresent(id -> writer.put(PREFIX + key + "_token_id", id)));
   }
 
   private static Optional<String> content(Object token) {
@@ -201,7 +297,9 @@ final class TokenizerConversion {
 
   private static FletchException refused(String what) {
     return new FletchException(
-        "tokenizer: only byte-level BPE with a known pre-tokenizer can be converted: " + what);
+        "tokenizer: only byte-level BPE with a known pre-tokenizer, and BERT's WordPiece to GGUF,"
+            + " can be converted: "
+            + what);
   }
 
   /** Key/values as {@code tokenizer.json} and {@code tokenizer_config.json}. */

@@ -20,7 +20,8 @@ import java.util.Optional;
  * @param pooling how the hidden states of a text become its vector
  * @param maxTokens most tokens of a text; 0 if nothing says so
  */
-record SentenceSettings(Optional<Pooling> pooling, int maxTokens) {
+public record SentenceSettings(Optional<Pooling> pooling, int maxTokens) {
+  /** Nothing is said. */
   static final SentenceSettings NONE = new SentenceSettings(Optional.empty(), 0);
 
   private static final String MODES = "pooling_mode_";
@@ -30,7 +31,12 @@ record SentenceSettings(Optional<Pooling> pooling, int maxTokens) {
     return pooling.isPresent();
   }
 
-  static SentenceSettings read(Path folder) {
+  /**
+   * Reads the settings of a folder.
+   *
+   * @throws FletchException if they are damaged or not supported
+   */
+  public static SentenceSettings read(Path folder) {
     Path modules = folder.resolve("modules.json");
     Path pooling = folder.resolve("1_Pooling/config.json");
     if (Files.isRegularFile(modules)) {

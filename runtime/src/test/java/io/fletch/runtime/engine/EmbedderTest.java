@@ -14,9 +14,14 @@ import io.fletch.FletchException;
 import io.fletch.Model;
 import io.fletch.ModelOptions;
 import io.fletch.Pooling;
+import io.fletch.quant.GgufWriter;
 import io.fletch.quant.SafetensorsWriter;
+import io.fletch.quant.TensorCopy;
 import io.fletch.quant.TensorStore;
+import io.fletch.quant.TensorType;
+import io.fletch.quant.WeightFile;
 import io.fletch.runtime.arch.TinyWeights;
+import io.fletch.runtime.convert.ModelConversion;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -460,6 +465,49 @@ class EmbedderTest {
     Files.writeString(
         folder.resolve("modules.json"), modules.replace("1_Pooling", "../../1_Pooling"));
     refused(folder, "outside");
+  }
+
+  /** A folder converted to GGUF is the same model: ids, pooling, vectors. */
+  @ParameterizedTest
+  @ValueSource(strings = {"bert", "nomic-bert", "qwen3"})
+  void convertedFoldersGiveTheSameVectors(String name) throws IOException {
+    Path folder = folder(name);
+    Path target = temp.resolve("converted.gguf");
+    try (WeightFile file = WeightFile.open(folder);
+        TensorStore derived = TensorStore.create()) {
+      ModelConversion.Gguf gguf = ModelConversion.toGguf(file, derived);
+      GgufWriter writer = gguf.metadata();
+      for (TensorCopy t : gguf.tensors()) {
+        TensorType type = ModelConversion.defaultType(t, WeightFile.Format.GGUF);
+        writer.add(t.name(), type, t.shape(), t.as(type, null));
+      }
+      writer.write(target);
+    }
+    try (Embedder from = Embedder.open(folder, cpu());
+        Embedder to = Embedder.open(target, cpu())) {
+      assertEquals(from.info().pooling(), to.info().pooling());
+      for (Case c : cases(name)) {
+        assertArrayEquals(c.ids(), to.tokens(c.text()), c.text());
+        assertArrayEquals(from.embed(c.text()), to.embed(c.text()), c.text());
+      }
+    }
+    try (WeightFile file = WeightFile.open(target)) {
+      FletchException x =
+          assertThrows(FletchException.class, () -> ModelConversion.toSafetensors(file));
+      assertTrue(x.getMessage().contains("conversion between GGUF"), x.getMessage());
+    }
+    if (name.equals("bert")) {
+      String json = Files.readString(folder.resolve("tokenizer.json"));
+      Files.writeString(
+          folder.resolve("tokenizer.json"),
+          json.replaceFirst("\"lowercase\": ?true", "\"lowercase\": false"));
+      try (WeightFile file = WeightFile.open(folder);
+          TensorStore derived = TensorStore.create()) {
+        FletchException x =
+            assertThrows(FletchException.class, () -> ModelConversion.toGguf(file, derived));
+        assertTrue(x.getMessage().contains("capital letters"), x.getMessage());
+      }
+    }
   }
 
   /** Tensors of other shapes than the configuration says. */
