@@ -559,7 +559,11 @@ final class CudaExecutable implements Executable {
           try {
             made[0] = new CudaGreedySteps(this, kv, b, steps(s, kv.type(), own));
           } catch (RuntimeException | Error e) {
-            free(own);
+            try {
+              free(own);
+            } catch (RuntimeException suppressed) {
+              e.addSuppressed(suppressed);
+            }
             throw e;
           }
         });
@@ -592,7 +596,9 @@ final class CudaExecutable implements Executable {
               follow.launch(s);
               s.download(ring, 0, host.segment());
             })) {
-      return new CudaGreedySteps.Parts(ring, host, events, follow, captured.instantiate());
+      CudaGraphExec step = captured.instantiate();
+      own.push(step::close);
+      return new CudaGreedySteps.Parts(host, List.copyOf(events), step, own);
     }
   }
 
@@ -645,7 +651,7 @@ final class CudaExecutable implements Executable {
   }
 
   /** Ends steps once nothing queued uses them. */
-  void end(CudaGreedySteps of, Runnable release) {
+  void end(CudaGreedySteps of, Deque<Runnable> own) {
     turn.lock();
     try {
       if (steps == of) {
@@ -656,9 +662,11 @@ final class CudaExecutable implements Executable {
           stream.synchronize();
           busy = false;
         } finally {
-          release.run();
+          free(own);
         }
       }
+    } catch (CudaException e) {
+      throw new GraphException("freeing steps of " + graph.name() + ": " + e.getMessage(), e);
     } finally {
       turn.unlock();
     }

@@ -3,14 +3,12 @@ package io.fletch.graph.cuda;
 import io.fletch.ffm.device.CudaEvent;
 import io.fletch.ffm.device.CudaException;
 import io.fletch.ffm.device.CudaGraphExec;
-import io.fletch.ffm.device.CudaLaunch;
 import io.fletch.ffm.device.CudaStream;
-import io.fletch.ffm.device.DeviceMemory;
 import io.fletch.ffm.device.PinnedMemory;
 import io.fletch.graph.GraphException;
 import io.fletch.graph.GreedySteps;
 import java.lang.foreign.ValueLayout;
-import java.util.ArrayList;
+import java.util.Deque;
 import java.util.List;
 
 /**
@@ -32,11 +30,7 @@ final class CudaGreedySteps implements GreedySteps {
   private final CudaExecutable owner;
   private final CudaKvCache cache;
   private final CudaBatch batch;
-  private final DeviceMemory ring;
-  private final PinnedMemory host;
-  private final List<CudaEvent> events = new ArrayList<>();
-  private final CudaLaunch follow;
-  private final CudaGraphExec step;
+  private final Parts parts;
 
   /** Number of the step that is queued next; the device counts along. */
   private int queued;
@@ -49,27 +43,23 @@ final class CudaGreedySteps implements GreedySteps {
 
   private boolean closed;
 
-  /**
-   * @param parts what it owns, to be closed by it: the ring on the device and on the host, an event
-   *     per place, the launch that closes a step, the graph
-   */
   CudaGreedySteps(CudaExecutable owner, CudaKvCache cache, CudaBatch batch, Parts parts) {
     this.owner = owner;
     this.cache = cache;
     this.batch = batch;
-    ring = parts.ring();
-    host = parts.host();
-    events.addAll(parts.events());
-    follow = parts.follow();
-    step = parts.step();
+    this.parts = parts;
   }
 
+  /**
+   * What steps are made of.
+   *
+   * @param host the latest tokens, pinned
+   * @param events one per place of the ring
+   * @param step the graph
+   * @param owned frees all of it and what belongs to it
+   */
   record Parts(
-      DeviceMemory ring,
-      PinnedMemory host,
-      List<CudaEvent> events,
-      CudaLaunch follow,
-      CudaGraphExec step) {}
+      PinnedMemory host, List<CudaEvent> events, CudaGraphExec step, Deque<Runnable> owned) {}
 
   CudaKvCache cache() {
     return cache;
@@ -100,8 +90,8 @@ final class CudaGreedySteps implements GreedySteps {
 
   /** Queues a step; called by the owner, which has the lock. */
   void queue(CudaStream stream) {
-    step.launch(stream);
-    stream.record(events.get(queued % RING));
+    parts.step().launch(stream);
+    stream.record(parts.events().get(queued % RING));
     queued++;
     slot++;
   }
@@ -124,7 +114,7 @@ final class CudaGreedySteps implements GreedySteps {
     if (pending() == 0) {
       throw new IllegalStateException("no step is pending");
     }
-    CudaEvent done = events.get(taken % RING);
+    CudaEvent done = parts.events().get(taken % RING);
     try {
       if (!done.isDone()) {
         done.synchronize();
@@ -132,7 +122,7 @@ final class CudaGreedySteps implements GreedySteps {
     } catch (CudaException e) {
       throw new GraphException("greedy step: " + e.getMessage(), e);
     }
-    int token = host.segment().get(ValueLayout.JAVA_INT, 4L * (taken % RING));
+    int token = parts.host().segment().get(ValueLayout.JAVA_INT, 4L * (taken % RING));
     taken++;
     return token;
   }
@@ -143,14 +133,6 @@ final class CudaGreedySteps implements GreedySteps {
       return;
     }
     closed = true;
-    owner.end(
-        this,
-        () -> {
-          step.close();
-          follow.close();
-          events.forEach(CudaEvent::close);
-          host.close();
-          ring.close();
-        });
+    owner.end(this, parts.owned());
   }
 }

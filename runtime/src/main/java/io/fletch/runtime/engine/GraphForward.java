@@ -645,10 +645,13 @@ final class GraphForward implements CausalForward, AutoCloseable {
       if (steps != null) {
         steps.close();
       }
-      batch.close();
     } finally {
-      open.decrementAndGet();
-      kv.close();
+      try {
+        batch.close();
+      } finally {
+        open.decrementAndGet();
+        kv.close();
+      }
     }
   }
 }
