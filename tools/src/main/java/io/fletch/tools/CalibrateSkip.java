@@ -19,10 +19,18 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.concurrent.atomic.AtomicInteger;
+import java.util.stream.IntStream;
 
 /** {@code fletch calibrate ffn-skip}: region and threshold of FFN-SkipLLM for a model. */
 final class CalibrateSkip implements Calibrator {
+  /** Tokens past the warm-up that are decoded freely after a piece of text. */
   private static final int FREE_TOKENS = 64;
+
+  /** Texts that are decoded freely for every threshold. */
+  private static final int FREE_TEXTS = 48;
+
+  /** How far the share in free decoding may be from the wanted one without a word. */
+  private static final double TOLERANCE = 0.015;
 
   @Override
   public Command.Section section() {
@@ -32,7 +40,8 @@ final class CalibrateSkip implements Calibrator {
                 Command.value(
                     "ratio",
                     "R",
-                    "share of all feed-forward units that shall rest (default: 0.25)"),
+                    "share of all feed-forward units that shall rest in free decoding, warm-up"
+                        + " included (default: 0.25)"),
                 Command.value(
                     "least", "S", "mean similarity of a layer in the region (default: 0.9)"),
                 Command.value(
@@ -71,23 +80,38 @@ final class CalibrateSkip implements Calibrator {
                 + " actual="
                 + calibration.longest());
       }
-      FfnSkip skip = calibration.fit(shape, ratio);
-      double predicted = calibration.predict(skip);
+      SkipCalibration.Tuned tuned;
+      FfnSkip skip;
       UnitEvaluation.Result forced;
       UnitUse free;
       try (Model resting =
               ModelFlags.open(
-                  arguments, io, ModelFlags.options(arguments).withUnits(List.of(skip)));
+                  arguments, io, ModelFlags.options(arguments).withUnits(List.of(shape)));
           Session a = dense.newSession();
           Session b = resting.newSession()) {
+        AtomicInteger tries = new AtomicInteger();
+        try (Progress _ =
+            Progress.show(io, () -> "decoding with threshold " + (tries.get() + 1))) {
+          List<ForcedText> spread = spread(texts.fitting());
+          tuned =
+              calibration.tune(
+                  shape,
+                  ratio,
+                  s -> {
+                    tries.incrementAndGet();
+                    return feedForwardShare(free(b, spread, s));
+                  });
+        }
+        skip = tuned.skip();
         AtomicInteger done = new AtomicInteger();
         List<ForcedText> held = texts.heldBack();
         try (Progress _ =
             Progress.show(io, () -> "measuring, " + done.get() + " of " + held.size())) {
-          forced = UnitEvaluation.of(a, b, held, done::incrementAndGet);
-          free = free(b, held, skip.warmUp());
+          forced = UnitEvaluation.of(a, b, held, Optional.of(List.of(skip)), done::incrementAndGet);
+          free = free(b, spread(held), skip);
         }
       }
+      double predicted = calibration.predict(skip);
       Map<String, Object> report = new LinkedHashMap<>();
       report.put("mean_similarity", rounded(calibration.means()));
       report.put("from", skip.from());
@@ -95,7 +119,10 @@ final class CalibrateSkip implements Calibrator {
       report.put("threshold", Json.rounded(skip.threshold()));
       report.put("warm_up", skip.warmUp());
       report.put("tokens", ForcedTexts.tokens(texts.fitting()));
+      report.put("wanted_ratio", Json.rounded(ratio));
       report.put("predicted_ratio", Json.rounded(predicted));
+      report.put("tuned_ratio", Json.rounded(tuned.share()));
+      report.put("most_ratio", Json.rounded(tuned.most()));
       report.put("free_ratio", Json.rounded(feedForwardShare(free)));
       report.put("held_back_tokens", forced.tokens());
       report.put("dense_perplexity", Json.rounded(forced.densePerplexity()));
@@ -159,10 +186,13 @@ final class CalibrateSkip implements Calibrator {
   }
 
   /** Decodes freely after prompts: text without prompts is cut in the middle. */
-  private static UnitUse free(Session session, List<ForcedText> texts, int warmUp) {
+  private static UnitUse free(Session session, List<ForcedText> texts, FfnSkip skip) {
     UnitUse units = UnitUse.NONE;
-    GenerationOptions options = GenerationOptions.greedy().withMaxTokens(warmUp + FREE_TOKENS);
-    for (ForcedText text : texts.subList(0, Math.min(32, texts.size()))) {
+    GenerationOptions options =
+        GenerationOptions.greedy()
+            .withMaxTokens(skip.warmUp() + FREE_TOKENS)
+            .withUnits(List.of(skip));
+    for (ForcedText text : texts) {
       int prompt = text.start() == 0 ? text.ids().length / 2 : text.start();
       try (Generation g =
           session.generate(Arrays.copyOf(text.ids(), Math.max(1, prompt)), options)) {
@@ -170,6 +200,14 @@ final class CalibrateSkip implements Calibrator {
       }
     }
     return units;
+  }
+
+  /** Some of the texts, evenly spread. */
+  private static List<ForcedText> spread(List<ForcedText> texts) {
+    int n = Math.min(FREE_TEXTS, texts.size());
+    return IntStream.range(0, n)
+        .mapToObj(i -> texts.get((int) ((long) i * texts.size() / n)))
+        .toList();
   }
 
   /** Half of the units are feed-forward units. */
@@ -194,18 +232,36 @@ final class CalibrateSkip implements Calibrator {
       io.printf("%5d  %.4f%s", l, means[l], inside ? "  in the region" : "");
     }
     io.printf(
-        "threshold %.6f, warm-up %d tokens: %.1f %% of the feed-forward units rest by prediction,"
-            + " %.1f %% in free decoding (warm-up included)",
+        "threshold %.6f, warm-up %d tokens: %.1f %% of the feed-forward units rest past the warm-up"
+            + " by prediction; in free decoding, warm-up included, %.1f %% on texts that the"
+            + " threshold was chosen with and %.1f %% on others",
         skip.threshold(),
         skip.warmUp(),
-        100 * ((Number) report.get("predicted_ratio")).doubleValue(),
-        100 * ((Number) report.get("free_ratio")).doubleValue());
+        100 * number(report, "predicted_ratio"),
+        100 * number(report, "tuned_ratio"),
+        100 * number(report, "free_ratio"));
+    double wanted = number(report, "wanted_ratio");
+    if (Math.abs(number(report, "tuned_ratio") - wanted) > TOLERANCE) {
+      io.printf(
+          "%.1f %% were wanted: %s",
+          100 * wanted,
+          number(report, "most_ratio") < wanted
+              ? Texts.format(
+                  "the region of layers %d to %d allows at most %.1f %% with this warm-up",
+                  skip.from(), skip.to() - 1, 100 * number(report, "most_ratio"))
+              : "no threshold comes closer, because many units become similar at once; --budget"
+                  + " and --run bound them more evenly");
+    }
     io.printf(
         "%d tokens held back: perplexity %.4f instead of %.4f, the same likeliest token in %.1f %%",
         ((Number) report.get("held_back_tokens")).longValue(),
-        ((Number) report.get("perplexity")).doubleValue(),
-        ((Number) report.get("dense_perplexity")).doubleValue(),
-        100 * ((Number) report.get("agreement")).doubleValue());
+        number(report, "perplexity"),
+        number(report, "dense_perplexity"),
+        100 * number(report, "agreement"));
     io.printf("written: %s", output);
+  }
+
+  private static double number(Map<String, Object> report, String key) {
+    return ((Number) report.get(key)).doubleValue();
   }
 }

@@ -51,8 +51,9 @@ final class CompareCommand implements Command {
     it is bytes of weights read and parameters activated per token, share of tokens
     routed to the model, and how many times fewer bytes and less time than the model
     alone (dense). Without --technique these are, with --small, the small model alone
-    (small) and token routing at several thresholds (r2r, entropy, logu). Times are
-    compared question by question, interleaved.\
+    (small) and token routing at several thresholds (r2r, entropy, logu); with --ffn-skip,
+    --lff or --drop-ffn these and what they are to be compared with. Perplexity is that of
+    the set's answers. Times are compared question by question, interleaved.\
     """;
   }
 
@@ -116,7 +117,7 @@ final class CompareCommand implements Command {
       AtomicInteger done = new AtomicInteger();
       try (Progress _ =
           Progress.show(io, () -> done.get() + " of " + questions.size() + " questions")) {
-        measure(rows, questions, done);
+        measure(rows, questions, done, diffusion ? null : model);
       }
       Contender baseline = rows.getFirst();
       String table = table(kind, rows, baseline);
@@ -224,8 +225,16 @@ final class CompareCommand implements Command {
         "--technique: expected=one of " + String.join(", ", known) + " actual=" + technique);
   }
 
-  private static void measure(List<Contender> rows, List<Question> questions, AtomicInteger done) {
+  /**
+   * Lets all answer.
+   *
+   * @param causal whose tokens the answers of the set are made of, to say how likely they are; null
+   *     of diffusion models
+   */
+  private static void measure(
+      List<Contender> rows, List<Question> questions, AtomicInteger done, Model causal) {
     List<Session> sessions = new ArrayList<>();
+    Map<Model, Session> small = new LinkedHashMap<>();
     try {
       for (Contender row : rows) {
         sessions.add(row.model().newSession());
@@ -243,12 +252,31 @@ final class CompareCommand implements Command {
           rows.get(i).add(question, result, (System.nanoTime() - start) / 1e9);
         }
         rows.forEach(row -> row.match(rows.getFirst()));
+        if (causal != null) {
+          int[] prompt = prompt(sessions.getFirst(), rows.getFirst());
+          int[] wanted = causal.tokenizer().encode(question.answer());
+          for (int i = 0; i < rows.size(); i++) {
+            GenerationOptions options = rows.get(i).options();
+            Session ofSmall =
+                options
+                    .routing()
+                    .map(r -> small.computeIfAbsent(r.small(), Model::newSession))
+                    .orElse(null);
+            rows.get(i).perplexity().add(sessions.get(i), ofSmall, options, prompt, wanted);
+          }
+        }
         Collections.rotate(order, 1);
         done.incrementAndGet();
       }
     } finally {
       sessions.forEach(Session::close);
+      small.values().forEach(Session::close);
     }
+  }
+
+  /** The tokens before the answer that a session gave last. */
+  private static int[] prompt(Session session, Contender row) {
+    return session.tokens().stream().limit(row.promptTokens()).mapToInt(i -> i).toArray();
   }
 
   private static Generation.Result answer(

@@ -12,7 +12,7 @@ import java.util.Optional;
 /**
  * Units that rest: {@code ffn-skip} and {@code lff} as the options of the command line say, {@code
  * lff-greedy} without forecasts, and {@code random} and {@code drop}, which choose feed-forward
- * units without a reason and are there to compare with.
+ * units without a reason and are there to compare with; {@code drop(layers=3,5)} says which.
  */
 final class ComparedUnits implements ComparedTechniques {
   private static final List<String> NAMES =
@@ -56,6 +56,9 @@ final class ComparedUnits implements ComparedTechniques {
           }
           case "random" -> random(setting, named.number("share", 0.25));
           case String _ -> {
+            if (named.key().equals(Optional.of("layers"))) {
+              yield UnitFlags.drop(named.value(), 0, "--technique drop(layers=...)");
+            }
             UnitDrop d = given(setting, UnitDrop.class, "--drop-ffn");
             yield new UnitDrop(
                 d.layers(), d.unit(), named.number("share", d.share()), d.seed(), d.prompts());

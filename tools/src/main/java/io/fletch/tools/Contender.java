@@ -19,6 +19,7 @@ final class Contender {
   private final Score score = new Score();
   private final Counters counters = new Counters();
   private final List<Double> seconds = new ArrayList<>();
+  private final ReferencePerplexity perplexity = new ReferencePerplexity();
   private long tokens;
   private int same;
   private Generation.Result latest;
@@ -55,6 +56,11 @@ final class Contender {
     same += latest.text().equals(baseline.latest.text()) ? 1 : 0;
   }
 
+  /** Tokens of the prompt of the latest answer. */
+  int promptTokens() {
+    return latest.promptTokens();
+  }
+
   String technique() {
     return technique;
   }
@@ -69,6 +75,11 @@ final class Contender {
 
   int same() {
     return same;
+  }
+
+  /** How likely the set's answers are; of autoregressive models. */
+  ReferencePerplexity perplexity() {
+    return perplexity;
   }
 
   double accuracy() {
@@ -100,6 +111,9 @@ final class Contender {
     json.put("correct", score.correct());
     json.put("accuracy", accuracy());
     json.put("same_as_baseline", same);
+    if (perplexity.isMeasured()) {
+      json.put("perplexity", Json.rounded(perplexity.value()));
+    }
     counters.put(json);
     if (options.routing().isPresent()) {
       Counters.putRouting(counters.sum(), json);

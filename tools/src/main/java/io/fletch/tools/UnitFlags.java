@@ -99,7 +99,17 @@ final class UnitFlags {
   }
 
   private static UnitDrop drop(Arguments arguments) {
-    String text = arguments.required("drop-ffn");
+    int seed = arguments.integer("drop-seed", 0, Integer.MIN_VALUE, Integer.MAX_VALUE);
+    return drop(arguments.required("drop-ffn"), seed, "--drop-ffn");
+  }
+
+  /**
+   * Feed-forward units by their layers.
+   *
+   * @param text layers like {@code 2,3} or {@code 0-7@0.25}
+   * @param option where it was given, for the message
+   */
+  static UnitDrop drop(String text, int seed, String option) {
     String[] parts = text.split("@", 2);
     List<Integer> layers = new ArrayList<>();
     double share = 1;
@@ -117,9 +127,8 @@ final class UnitFlags {
         throw new NumberFormatException();
       }
     } catch (NumberFormatException _) {
-      throw new UsageException("--drop-ffn: expected=layers like 2,3 or 0-7@0.25 actual=" + text);
+      throw new UsageException(option + ": expected=layers like 2,3 or 0-7@0.25 actual=" + text);
     }
-    int seed = arguments.integer("drop-seed", 0, Integer.MIN_VALUE, Integer.MAX_VALUE);
     return new UnitDrop(layers, UnitDrop.Unit.FFN, share, seed, false);
   }
 

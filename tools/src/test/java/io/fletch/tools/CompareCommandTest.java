@@ -172,6 +172,12 @@ class CompareCommandTest {
         List.of("dense", "small", "r2r(threshold=0)", "entropy", "logu(threshold=Infinity)"),
         rows.stream().map(r -> ((Map<?, ?>) r).get("technique")).toList());
     assertEquals(1, number(rows.get(0), "fewer_bytes"));
+    // Of the set's answers; the second one is none.
+    double perplexity = number(rows.get(0), "perplexity");
+    assertTrue(perplexity > 1.2 && perplexity < 1e4, "dense " + perplexity);
+    assertTrue(number(rows.get(1), "perplexity") > perplexity, "small");
+    assertEquals(perplexity, number(rows.get(2), "perplexity"), "every token is routed");
+    assertEquals(number(rows.get(1), "perplexity"), number(rows.get(4), "perplexity"));
     double dense = number(rows.get(0), "weight_bytes_per_token");
     double small = number(rows.get(1), "weight_bytes_per_token");
     assertTrue(small < dense / 4, small + " of " + dense);
@@ -197,6 +203,41 @@ class CompareCommandTest {
     assertTrue(table.getFirst().contains("weights/token"), table.getFirst());
     assertTrue(table.size() > 12, table.toString());
     assertTrue(table.stream().anyMatch(l -> l.startsWith("| `r2r(threshold=0.4)`")));
+  }
+
+  @Test
+  void restingUnitsAreComparedWithDroppedOnes() {
+    Map<String, Object> json =
+        Fletch.ok(
+                "compare",
+                "--model",
+                "demo",
+                "--set",
+                set,
+                "--ffn-skip",
+                "demo",
+                "--technique",
+                "ffn-skip(threshold=2)",
+                "--technique",
+                "ffn-skip",
+                "--technique",
+                "drop(layers=1,6-7)",
+                "--technique",
+                "random(share=1)",
+                "--json")
+            .json();
+    List<?> rows = (List<?>) json.get("techniques");
+    double perplexity = number(rows.get(0), "perplexity");
+    assertEquals(perplexity, number(rows.get(1), "perplexity"), "no cosine reaches 2");
+    assertEquals(0, number(rows.get(1), "units_skipped"));
+    assertTrue(number(rows.get(2), "units_skipped") > 0);
+    assertEquals(3.0 / 16, number(rows.get(3), "units_skipped") / number(rows.get(3), "units"));
+    assertTrue(number(rows.get(3), "perplexity") != perplexity);
+    assertEquals(0.5, number(rows.get(4), "units_skipped") / number(rows.get(4), "units"));
+    assertTrue(number(rows.get(4), "perplexity") != number(rows.get(3), "perplexity"));
+    assertEquals(
+        Cli.USAGE,
+        Fletch.run("compare", "--set", set, "--technique", "drop(layers=x)").status());
   }
 
   private static String[] with(String[] command, String... more) {

@@ -7,6 +7,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
+import java.util.function.ToDoubleFunction;
 
 /**
  * Finds region and threshold of FFN-SkipLLM for a model (specs autoregressive 2), from the
@@ -135,6 +136,22 @@ public final class SkipCalibration {
    * rests most if none does.
    */
   public FfnSkip fit(FfnSkip shape, double ratio) {
+    float[] seen = seen(shape);
+    int low = 0;
+    int high = seen.length - 1;
+    while (low < high) {
+      int middle = (low + high + 1) / 2;
+      if (predict(shape.withThreshold(seen[middle])) >= ratio) {
+        low = middle;
+      } else {
+        high = middle - 1;
+      }
+    }
+    return shape.withThreshold(seen[low]);
+  }
+
+  /** The similarities that a threshold may lie between, in rising order. */
+  private float[] seen(FfnSkip shape) {
     float[] seen = new float[tokens() * (shape.to() - shape.from() - 1)];
     int n = 0;
     for (float[][] sequence : sequences) {
@@ -145,16 +162,61 @@ public final class SkipCalibration {
       }
     }
     Arrays.sort(seen);
-    int low = 0;
-    int high = n - 1;
-    while (low < high) {
-      int middle = (low + high + 1) / 2;
-      if (predict(shape.withThreshold(seen[middle])) >= ratio) {
-        low = middle;
-      } else {
-        high = middle - 1;
-      }
+    return seen;
+  }
+
+  /**
+   * A threshold that free decoding has confirmed.
+   *
+   * @param skip the policy
+   * @param share of all feed-forward units that rested when text was decoded with it
+   * @param most the same if everything in the region rests: no threshold gives more
+   */
+  public record Tuned(FfnSkip skip, double share, double most) {}
+
+  /** A share as close as this to the wanted one is not improved any more. */
+  public static final double CLOSE = 0.005;
+
+  /** Decodings that {@link #tune} asks for at most. */
+  private static final int TRIES = 12;
+
+  /**
+   * Looks for the threshold whose share in free decoding is a target: units that rest change what
+   * is decoded and the similarities of later tokens, and the first tokens of an answer warm up, so
+   * that the share is not the predicted one. Starts from the prediction and halves the interval
+   * between the similarities that were seen.
+   *
+   * @param decode decodes text and says the share of all feed-forward units that rested
+   * @return the closest that was found
+   */
+  public Tuned tune(FfnSkip shape, double ratio, ToDoubleFunction<FfnSkip> decode) {
+    float[] seen = seen(shape);
+    // Below every cosine.
+    FfnSkip everything = shape.withThreshold(-2);
+    double most = decode.applyAsDouble(everything);
+    Tuned best = new Tuned(everything, most, most);
+    if (most <= ratio) {
+      return best;
     }
-    return shape.withThreshold(seen[low]);
+    int low = 0;
+    int high = seen.length - 1;
+    int at = Math.max(0, Arrays.binarySearch(seen, fit(shape, ratio).threshold()));
+    for (int i = 0; i < TRIES && low <= high; i++) {
+      FfnSkip skip = shape.withThreshold(seen[at]);
+      double share = decode.applyAsDouble(skip);
+      if (Math.abs(share - ratio) < Math.abs(best.share() - ratio)) {
+        best = new Tuned(skip, share, most);
+      }
+      if (Math.abs(share - ratio) <= CLOSE) {
+        break;
+      }
+      if (share > ratio) {
+        low = at + 1;
+      } else {
+        high = at - 1;
+      }
+      at = (low + high) >>> 1;
+    }
+    return best;
   }
 }

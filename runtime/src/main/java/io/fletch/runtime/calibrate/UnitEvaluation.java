@@ -1,10 +1,12 @@
 package io.fletch.runtime.calibrate;
 
 import io.fletch.Session;
+import io.fletch.UnitPolicy;
 import io.fletch.runtime.engine.UnitScores;
 import io.fletch.sampling.RowStatistics;
 import io.fletch.sampling.UnitUse;
 import java.util.List;
+import java.util.Optional;
 
 /**
  * What resting units cost on given tokens: likelihood, and how often the likeliest next token stays
@@ -43,6 +45,23 @@ public final class UnitEvaluation {
    * @param done hears of every text
    */
   public static Result of(Session dense, Session resting, List<ForcedText> texts, Runnable done) {
+    return of(dense, resting, texts, Optional.empty(), done);
+  }
+
+  /**
+   * Compares.
+   *
+   * @param dense a session of the model without policies
+   * @param resting one of the same model with them
+   * @param policies in place of those of the latter
+   * @param done hears of every text
+   */
+  public static Result of(
+      Session dense,
+      Session resting,
+      List<ForcedText> texts,
+      Optional<List<UnitPolicy>> policies,
+      Runnable done) {
     long tokens = 0;
     long agreeing = 0;
     double denseNats = 0;
@@ -53,7 +72,7 @@ public final class UnitEvaluation {
     for (ForcedText text : texts) {
       int[] ids = text.ids();
       float[][] expected = dense.logits(ids);
-      UnitScores.Run run = UnitScores.of(resting, ids, text.start());
+      UnitScores.Run run = UnitScores.of(resting, ids, text.start(), policies);
       units = units.plus(run.units());
       for (int i = Math.max(1, text.start()); i < ids.length; i++) {
         float[] now = run.logits()[i - 1];

@@ -5,12 +5,14 @@ import io.fletch.Generation;
 import io.fletch.GenerationOptions;
 import io.fletch.Routing;
 import io.fletch.Session;
+import io.fletch.UnitPolicy;
 import io.fletch.graph.GraphException;
 import io.fletch.graph.LowRankAdapter;
 import io.fletch.sampling.CausalForward.Logits;
 import io.fletch.sampling.RowStatistics;
 import io.fletch.sampling.UnitUse;
 import java.nio.file.Path;
+import java.util.Optional;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
@@ -209,12 +211,12 @@ final class AutoregressiveSession extends BaseSession {
   }
 
   /**
-   * What the deciding ops of the graph see of every token, under the model's policies, and what
-   * comes of it.
+   * What the deciding ops of the graph see of every token, under policies, and what comes of it.
    *
    * @param start index of the first token that counts as generated
+   * @param policies in place of the model's
    */
-  UnitScores.Run unitScores(int[] ids, int start) {
+  UnitScores.Run unitScores(int[] ids, int start, Optional<List<UnitPolicy>> policies) {
     guard().enter();
     try {
       checkOpen();
@@ -225,7 +227,7 @@ final class AutoregressiveSession extends BaseSession {
       UnitUse units =
           eachRow(
               ids,
-              new UnitRule(model().units().policies(), start),
+              new UnitRule(model().units().forAnswer(policies), start),
               (f, row, position) -> {
                 for (int d = 0; d < decisions; d++) {
                   scores[position][d] = f.score(d, row);
