@@ -2,6 +2,7 @@ package io.fletch;
 
 import io.fletch.runtime.engine.RouterFile;
 import io.fletch.sampling.TokenRouter;
+import io.fletch.sampling.TokenRouting;
 import java.nio.file.Path;
 import java.util.Map;
 import java.util.Objects;
@@ -14,15 +15,26 @@ import java.util.Objects;
  * @param small an autoregressive model
  * @param router judges proposals; it may be shared, every answer uses a copy
  * @param threshold 0 routes every token, positive infinity none
+ * @param hold after a routed token the session's model goes on until the mean of so many latest
+ *     scores is below the threshold too (published: 3); 0 to judge every token by itself
  */
-public record Routing(Model small, TokenRouter router, double threshold) {
-  /** Checks the threshold. */
+public record Routing(Model small, TokenRouter router, double threshold, int hold) {
+  /** Checks ranges. */
   public Routing {
     Objects.requireNonNull(small, "small");
     Objects.requireNonNull(router, "router");
     if (!(threshold >= 0)) {
       throw new IllegalArgumentException("threshold: expected>=0 actual=" + threshold);
     }
+    if (hold < 0 || hold > TokenRouting.MOST_HOLD) {
+      throw new IllegalArgumentException(
+          "hold: expected=[0, " + TokenRouting.MOST_HOLD + "] actual=" + hold);
+    }
+  }
+
+  /** Every token is judged by itself. */
+  public Routing(Model small, TokenRouter router, double threshold) {
+    this(small, router, threshold, 0);
   }
 
   /**
@@ -47,6 +59,11 @@ public record Routing(Model small, TokenRouter router, double threshold) {
 
   /** With another threshold. */
   public Routing withThreshold(double value) {
-    return new Routing(small, router, value);
+    return new Routing(small, router, value, hold);
+  }
+
+  /** With another memory of scores. */
+  public Routing withHold(int value) {
+    return new Routing(small, router, threshold, value);
   }
 }

@@ -48,6 +48,10 @@ public final class AutoregressiveDecoder {
   /** Null unless the router reads hidden states. */
   private float[] hidden;
 
+  /** The latest scores, a ring; null unless routing holds on. */
+  private final double[] scores;
+
+  private long judged;
   private long routed;
   private boolean latestIsRouted;
   private int prompt = -1;
@@ -94,6 +98,7 @@ public final class AutoregressiveDecoder {
             "token routing cannot be combined with mirostat: its bound belongs to one model");
       }
     }
+    scores = routing == null || routing.hold() == 0 ? null : new double[routing.hold()];
     int width = routing == null ? 0 : routing.router().hiddenWidth();
     if (width > 0) {
       if (width != model.hiddenWidth()) {
@@ -178,6 +183,7 @@ public final class AutoregressiveDecoder {
       // Its last token must run again, for its logits.
       large.truncate(Math.min(large.length(), count - 1));
       routed = 0;
+      judged = 0;
       latestIsRouted = false;
     }
     history.truncate(0);
@@ -297,7 +303,8 @@ public final class AutoregressiveDecoder {
     }
     double score = routing.router().score(logits, model.vocabulary(), candidate, hidden);
     CausalForward large = routing.large();
-    latestIsRouted = score >= routing.threshold();
+    note(score);
+    latestIsRouted = score >= routing.threshold() || holds();
     if (latestIsRouted) {
       int length = large.length();
       large.append(history.array(), length, history.length() - length, CausalForward.Logits.LAST);
@@ -312,6 +319,26 @@ public final class AutoregressiveDecoder {
       mask.commit(candidate);
     }
     return candidate;
+  }
+
+  private void note(double score) {
+    if (scores != null) {
+      scores[(int) (judged % scores.length)] = score;
+      judged++;
+    }
+  }
+
+  /** Whether the large model, which gave the token before, goes on (hysteresis). */
+  private boolean holds() {
+    if (scores == null || !latestIsRouted) {
+      return false;
+    }
+    int n = (int) Math.min(judged, scores.length);
+    double sum = 0;
+    for (int i = 0; i < n; i++) {
+      sum += scores[i];
+    }
+    return sum / n >= routing.threshold();
   }
 
   /** Tokens since {@link #start} that the large model gave. */

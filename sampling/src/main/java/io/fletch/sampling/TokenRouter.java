@@ -1,5 +1,7 @@
 package io.fletch.sampling;
 
+import java.util.List;
+
 /**
  * Judges whether the token that a small model proposes would lead astray, from the small model's
  * own logits and, for some, its hidden state (specs/autoregressive.md 4). The larger the score, the
@@ -43,6 +45,15 @@ public interface TokenRouter {
 
   /** Another one with the same parameters, for another thread. */
   TokenRouter copy();
+
+  /**
+   * Routers that must all reach a threshold of their own; the joint score does so at 1.
+   *
+   * @param thresholds one per router, above 0 and finite
+   */
+  static TokenRouter all(List<TokenRouter> routers, double... thresholds) {
+    return new JointRouter(routers, thresholds);
+  }
 
   /** Entropy of the small model's distribution in nats; published threshold 0.45. */
   static TokenRouter entropy() {

@@ -172,6 +172,150 @@ class TokenRoutingPropertyTest {
     assertEquals(expected, run(routed(model(a), large, TokenRouter.entropy(), 2, sampling)));
   }
 
+  /** Scores that a list gives, one after the other. */
+  private static TokenRouter listed(double[] scores) {
+    return new TokenRouter() {
+      private int next;
+
+      @Override
+      public double score(float[] logits, int vocabulary, int candidate) {
+        return scores[next++];
+      }
+
+      @Override
+      public String name() {
+        return "listed";
+      }
+
+      @Override
+      public TokenRouter copy() {
+        return this;
+      }
+    };
+  }
+
+  private static boolean[] routes(double[] scores, double threshold, int hold) {
+    AutoregressiveDecoder d =
+        AutoregressiveDecoder.routed(
+            model(1),
+            new TokenRouting(model(2), listed(scores), threshold, hold),
+            Sampler.of(SamplingOptions.greedy(), VOCABULARY),
+            new AutoregressiveOptions(TOKENS, new int[0], -1),
+            null);
+    d.start(PROMPT, PROMPT.length);
+    boolean[] out = new boolean[TOKENS];
+    for (int i = 0; d.next(); i++) {
+      out[i] = d.isRouted();
+    }
+    return out;
+  }
+
+  /**
+   * With a memory of scores a routed token keeps the large model until the mean of the latest is
+   * below the threshold; R1 to R3 hold as without.
+   */
+  @Property(tries = 40)
+  void aRoutedTokenHoldsOn(
+      @ForAll long seed, @ForAll @IntRange(min = 1, max = 5) int hold) {
+    double[] scores = new double[TOKENS];
+    for (int i = 0; i < TOKENS; i++) {
+      scores[i] = CounterRandom.uniform(seed, i, 0, 0, 0);
+    }
+    int before = TOKENS;
+    for (double threshold : new double[] {0, 0.3, 0.5, 0.7, 0.9, Double.POSITIVE_INFINITY}) {
+      boolean[] routed = routes(scores, threshold, hold);
+      boolean on = false;
+      int count = 0;
+      for (int i = 0; i < TOKENS; i++) {
+        double sum = 0;
+        int n = 0;
+        for (int k = i; k >= 0 && n < hold; k--, n++) {
+          sum += scores[k];
+        }
+        on = scores[i] >= threshold || (on && sum / n >= threshold);
+        assertEquals(on, routed[i], "token " + i + " threshold " + threshold);
+        count += on ? 1 : 0;
+      }
+      assertTrue(count <= before);
+      before = count;
+      if (threshold == 0) {
+        assertEquals(TOKENS, count);
+      }
+    }
+    assertEquals(0, before);
+    // A memory of one score is no memory.
+    assertArrayEquals(routes(scores, 0.5, 0), routes(scores, 0.5, 1));
+  }
+
+  /** Of several routers all must say so, each by its own threshold. */
+  @Property(tries = 40)
+  void jointRoutersAllDecide(@ForAll long a, @ForAll @IntRange(min = 0, max = 22) int candidate) {
+    float[] logits = new float[VOCABULARY];
+    for (int i = 0; i < VOCABULARY; i++) {
+      logits[i] = (float) (6 * CounterRandom.uniform(a, i, 0, 0, 0));
+    }
+    double entropy = TokenRouter.entropy().score(logits, VOCABULARY, candidate);
+    double logU = TokenRouter.logU().score(logits, VOCABULARY, candidate);
+    List<TokenRouter> both = List.of(TokenRouter.entropy(), TokenRouter.logU());
+    for (double first : new double[] {0.5, 2.2, 2.8}) {
+      for (double second : new double[] {1.8, 2.2, 2.28}) {
+        TokenRouter joint = TokenRouter.all(both, first, second);
+        boolean all = entropy >= first && logU >= second;
+        assertEquals(all, joint.copy().score(logits, VOCABULARY, candidate) >= 1);
+      }
+    }
+    assertEquals("entropy+logu", TokenRouter.all(both, 1, 1).name());
+    assertThrows(IllegalArgumentException.class, () -> TokenRouter.all(both, 1));
+    assertThrows(IllegalArgumentException.class, () -> TokenRouter.all(both, 1, 0));
+    assertThrows(IllegalArgumentException.class, () -> TokenRouter.all(List.of()));
+  }
+
+  /** A rule that only hidden states tell is learnt by a router that reads them, and by no other. */
+  @Example
+  void hiddenStatesTellWhatLogitsDoNot() {
+    int width = 24;
+    RouterTraining training = new RouterTraining(width);
+    float[] flat = new float[VOCABULARY];
+    flat[3] = 2;
+    List<float[]> states = new ArrayList<>();
+    List<Boolean> labels = new ArrayList<>();
+    for (int i = 0; i < 500; i++) {
+      float[] state = new float[width];
+      for (int k = 0; k < width; k++) {
+        state[k] = (float) (CounterRandom.uniform(9, i, k, 0, 0) - 0.5);
+      }
+      boolean divergent = state[5] + state[6] > 0.2;
+      training.add(flat, VOCABULARY, 3, state, divergent);
+      states.add(state);
+      labels.add(divergent);
+    }
+    LearnedRouter blind = training.fit(1);
+    LearnedRouter seeing = training.fit(1, true);
+    assertEquals(0, blind.hiddenWidth());
+    assertEquals(width, seeing.hiddenWidth());
+    LearnedRouter stored = new LearnedRouter(seeing.weights(), width);
+    int right = 0;
+    for (int i = 0; i < states.size(); i++) {
+      double score = seeing.score(flat, VOCABULARY, 3, states.get(i));
+      assertEquals(score, stored.copy().score(flat, VOCABULARY, 3, states.get(i)));
+      right += score >= 0.5 == labels.get(i) ? 1 : 0;
+    }
+    assertTrue(right > 0.9 * states.size(), "right " + right);
+    List<RouterTraining.Point> curve = training.curve(seeing);
+    List<RouterTraining.Point> without = training.curve(blind);
+    RouterTraining.Point half =
+        curve.stream().filter(p -> p.threshold() >= 0.5).findFirst().orElseThrow();
+    assertTrue(half.recall() > 0.85 && half.precision() > 0.7, half.toString());
+    for (RouterTraining.Point p : without) {
+      assertTrue(p.routed() == 0 || p.routed() == 1, "all alike: " + p);
+    }
+    assertThrows(
+        UnsupportedOperationException.class, () -> seeing.score(flat, VOCABULARY, 3));
+    assertThrows(
+        IllegalArgumentException.class, () -> new LearnedRouter(blind.weights(), width));
+    assertThrows(IllegalArgumentException.class, () -> new RouterTraining().fit(1, true));
+  }
+
   @Example
   void theSmallerContextEnds() {
     TableCausalModel large = new TableCausalModel(VOCABULARY, 20, 3, 2);
@@ -202,6 +346,9 @@ class TokenRoutingPropertyTest {
     assertThrows(
         IllegalArgumentException.class,
         () -> new TokenRouting(model(1), TokenRouter.entropy(), Double.NaN));
+    assertThrows(
+        IllegalArgumentException.class,
+        () -> new TokenRouting(model(1), TokenRouter.entropy(), 1, -1));
     assertThrows(IllegalArgumentException.class, () -> new LearnedRouter(new float[3]));
   }
 

@@ -397,15 +397,27 @@ final class BenchCommand implements Command {
     if (!arguments.has("routed-share")) {
       return RoutingFlags.routing(arguments, model, small);
     }
-    if (arguments.has("router") || arguments.has("router-threshold")) {
-      throw new UsageException("--routed-share leaves --router and --router-threshold out");
+    if (arguments.has("router")
+        || arguments.has("router-threshold")
+        || arguments.has("router-hold")) {
+      throw new UsageException(
+          "--routed-share leaves --router, --router-threshold and --router-hold out");
     }
     return new Routing(small, new EvenRouter(arguments.real("routed-share", 1, 0, 1)), 0.5);
   }
 
   /** Refuses options that would change nothing. */
   private static void checkRouting(Arguments arguments, Model model) {
-    for (String option : List.of("small", "router", "router-threshold", "routed-share")) {
+    for (String option :
+        List.of(
+            "small",
+            "router",
+            "router-threshold",
+            "router-hold",
+            "small-device",
+            "small-threads",
+            "small-kv",
+            "routed-share")) {
       if (arguments.has(option) && model.diffusion().isPresent()) {
         throw new UsageException("--" + option + ": " + model.name() + " is a diffusion model");
       }

@@ -150,7 +150,7 @@ final class CompareCommand implements Command {
   private static void check(Arguments arguments, Model model, boolean diffusion) {
     List<String> others =
         diffusion
-            ? List.of("small", "router", "router-threshold", "max-tokens")
+            ? List.of("small", "router", "router-threshold", "router-hold", "max-tokens")
             : List.of("length", "block", "guide");
     for (String option : others) {
       if (arguments.has(option)) {

@@ -8,7 +8,8 @@ import java.util.Optional;
 
 /**
  * The small model alone, and token routing between both: {@code r2r} with the router of {@code
- * --router}, and the routers without training, {@code entropy} and {@code logu}.
+ * --router}, and the routers without training, {@code entropy}, {@code logu} and {@code
+ * entropy+logu}.
  */
 final class ComparedRouting implements ComparedTechniques {
   /** A learned router's scores are probabilities; besides its own threshold these are compared. */
@@ -35,13 +36,15 @@ final class ComparedRouting implements ComparedTechniques {
     ENTROPY.forEach(t -> names.add("entropy(threshold=" + t + ")"));
     names.add("logu");
     LOGU.forEach(t -> names.add("logu(threshold=" + t + ")"));
+    names.add("entropy+logu");
     return names;
   }
 
   @Override
   public Optional<Way> way(String text, Setting setting, GenerationOptions greedy) {
     Named named = Named.parse(text);
-    if (!List.of("small", "r2r", "entropy", "logu").contains(named.name())) {
+    if (!List.of("small", "r2r").contains(named.name())
+        && !RoutingFlags.isUntrained(named.name())) {
       return Optional.empty();
     }
     if (setting.small() == null) {
@@ -56,7 +59,8 @@ final class ComparedRouting implements ComparedTechniques {
     Routing routing =
         named.name().equals("r2r")
             ? RoutingFlags.routing(setting.arguments(), setting.model(), setting.small())
-            : RoutingFlags.untrained(named.name(), setting.small());
+            : RoutingFlags.held(
+                setting.arguments(), RoutingFlags.untrained(named.name(), setting.small()));
     return Optional.of(
         new Way(
             setting.model(),

@@ -41,7 +41,7 @@ interface ComparedTechniques {
   /** A name and its parameter. */
   record Named(String name, Optional<String> key, String value) {
     private static final Pattern FORM =
-        Pattern.compile("\\s*([\\w-]+)\\s*(?:\\(\\s*([\\w-]+)\\s*=\\s*([^()\\s]+)\\s*\\))?\\s*");
+        Pattern.compile("\\s*([\\w+-]+)\\s*(?:\\(\\s*([\\w-]+)\\s*=\\s*([^()\\s]+)\\s*\\))?\\s*");
 
     /** Takes a technique apart. */
     static Named parse(String text) {

@@ -236,7 +236,16 @@ final class ModelFlags {
 
   /** Opens another model, a file or a demo model, with the same options but the adapters. */
   static Model openNamed(String name, Arguments arguments) {
-    ModelOptions options = options(arguments).withUnits(List.of()).withAdapters(List.of());
+    return openNamed(name, othersOptions(arguments));
+  }
+
+  /** The options that another model than that of {@code --model} has. */
+  static ModelOptions othersOptions(Arguments arguments) {
+    return options(arguments).withUnits(List.of()).withAdapters(List.of());
+  }
+
+  /** Opens a model, a file or a demo model. */
+  static Model openNamed(String name, ModelOptions options) {
     return isDemo(name) ? Model.demo(name, options) : Model.open(Path.of(name), options);
   }
 

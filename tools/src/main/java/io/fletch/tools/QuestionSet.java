@@ -57,12 +57,12 @@ final class QuestionSet {
   private QuestionSet() {}
 
   /** Every k-th question, as the evaluator of the demo models chooses them. */
-  static List<Question> thinned(List<Question> questions, int limit) {
+  static <T> List<T> thinned(List<T> questions, int limit) {
     if (limit == 0 || limit >= questions.size()) {
       return questions;
     }
     int stride = questions.size() / limit;
-    List<Question> chosen = new ArrayList<>(limit);
+    List<T> chosen = new ArrayList<>(limit);
     for (int i = 0; i < limit; i++) {
       chosen.add(questions.get(i * stride));
     }

@@ -6,8 +6,11 @@ import io.fletch.Message;
 import io.fletch.Model;
 import io.fletch.Routing;
 import io.fletch.Session;
+import io.fletch.runtime.engine.HiddenStates;
 import io.fletch.sampling.LearnedRouter;
 import io.fletch.sampling.RouterTraining;
+import io.fletch.sampling.RowStatistics;
+import io.fletch.sampling.TokenRouter;
 import io.fletch.tools.QuestionSet.Question;
 import java.io.IOException;
 import java.nio.charset.StandardCharsets;
@@ -45,15 +48,29 @@ final class RouterCalibration {
   /** One question or window of so many is held back. */
   private static final int FOLDS = 5;
 
-  private final RouterTraining training = new RouterTraining();
-  private final RouterTraining validation = new RouterTraining();
+  /** Held-back questions that a router of the ladder answers with. */
+  private static final int LADDER = 100;
+
+  private final RouterTraining training;
+  private final RouterTraining validation;
+  private final boolean states;
+  private final List<Answered> heldBack = new ArrayList<>();
+  private final RowStatistics statistics = new RowStatistics();
   private final boolean byEnding;
   private final GenerationOptions greedy;
   private final MessageDigest corpus;
   private int items;
 
-  private RouterCalibration(boolean byEnding, int most) {
+  /**
+   * Nothing is learnt yet.
+   *
+   * @param hiddenWidth of the small model's hidden states; 0 if it does not keep them
+   */
+  private RouterCalibration(boolean byEnding, int most, int hiddenWidth) {
     this.byEnding = byEnding;
+    this.states = hiddenWidth > 0;
+    training = new RouterTraining(hiddenWidth);
+    validation = new RouterTraining(hiddenWidth);
     this.greedy = GenerationOptions.greedy().withMaxTokens(most);
     try {
       corpus = MessageDigest.getInstance("SHA-256");
@@ -64,8 +81,11 @@ final class RouterCalibration {
 
   /** Options besides those that all of {@code fletch calibrate} has. */
   static List<Option> options() {
-    return List.of(
-        Command.value("small", "A", "the small model, a file or a demo model"),
+    List<Option> options = new ArrayList<>();
+    options.add(Command.value("small", "A", "the small model, a file or a demo model"));
+    options.addAll(RoutingFlags.smallOptions());
+    options.addAll(
+        List.of(
         Command.value(
             "text", "FILE", "a text that both models read, instead of questions or besides"),
         Command.value("tokens", "N", "only the first N tokens of the text (default: all)"),
@@ -81,7 +101,18 @@ final class RouterCalibration {
             "choose the threshold that routes least and finds this share of the divergent tokens"
                 + " (default: 0.95)"),
         Command.value("share", "S", "choose the threshold that routes at most this share instead"),
-        Command.value("recall-factor", "X", "weight of divergent tokens (default: 1)"));
+        Command.value("recall-factor", "X", "weight of divergent tokens (default: 1)"),
+        Command.value(
+            "features",
+            "F",
+            "what the router reads: logits, or hidden for 64 random projections of the hidden state"
+                + " besides (default: logits)"),
+        Command.value(
+            "ladder-questions",
+            "N",
+            "held-back questions that the pair answers with every router of the report (default:"
+                + " 100)")));
+    return options;
   }
 
   static void run(Arguments arguments, Io io) throws IOException {
@@ -104,23 +135,37 @@ final class RouterCalibration {
     if (arguments.has("tokens") && !arguments.has("text")) {
       throw new UsageException("--tokens needs --text");
     }
-    RouterCalibration calibration =
-        new RouterCalibration(
-            labels.equals("ending"), arguments.integer("max-tokens", 256, 1, Integer.MAX_VALUE));
+    String features = arguments.string("features").orElse("logits");
+    if (!List.of("logits", "hidden").contains(features)) {
+      throw new UsageException("--features: expected=logits or hidden actual=" + features);
+    }
+    if (arguments.has("ladder-questions") && !arguments.has("set")) {
+      throw new UsageException("--ladder-questions needs --set");
+    }
+    int ladder = arguments.integer("ladder-questions", LADDER, 0, Integer.MAX_VALUE);
     List<Question> questions = new ArrayList<>();
     if (arguments.has("set")) {
       Path set = Path.of(arguments.required("set"));
       questions.addAll(
           QuestionSet.thinned(
               QuestionSet.read(set), arguments.integer("limit", 0, 0, Integer.MAX_VALUE)));
-      questions.forEach(q -> calibration.count(q.question()));
     }
     double recall = arguments.real("recall", 0.95f, 0, 1);
     boolean byShare = arguments.has("share");
     double share = arguments.real("share", 1, 0, 1);
     try (Model large = ModelFlags.open(arguments, io);
-        Model small = ModelFlags.openNamed(arguments.required("small"), arguments)) {
+        Model small = RoutingFlags.openRequired(arguments)) {
       checkSameTokens(large, small);
+      RouterCalibration calibration =
+          new RouterCalibration(
+              labels.equals("ending"),
+              arguments.integer("max-tokens", 256, 1, Integer.MAX_VALUE),
+              hiddenWidth(small));
+      if (features.equals("hidden") && !calibration.states) {
+        throw new CommandException(
+            "--features hidden: " + small.name() + " does not keep its hidden states");
+      }
+      questions.forEach(q -> calibration.count(q.question()));
       List<int[]> windows = calibration.windows(arguments, large, small);
       AtomicInteger done = new AtomicInteger();
       int all = questions.size() + windows.size();
@@ -137,7 +182,34 @@ final class RouterCalibration {
           done.incrementAndGet();
         }
       }
-      calibration.finish(arguments, io, small, large, labels, output, byShare, share, recall);
+      Target target = new Target(byShare, share, recall);
+      calibration.finish(
+          arguments, io, small, large, labels, output, features.equals("hidden"), target, ladder);
+    }
+  }
+
+  /** A question that was held back, and whether the large model alone answers it right. */
+  private record Answered(Question question, boolean right) {}
+
+  /** By what a threshold is chosen. */
+  private record Target(boolean byShare, double share, double recall) {
+    RouterTraining.Point choose(List<RouterTraining.Point> curve) {
+      RouterTraining.Point chosen = byShare ? curve.getLast() : curve.getFirst();
+      for (RouterTraining.Point p : curve) {
+        if (byShare && p.routed() <= share) {
+          return p;
+        }
+        if (!byShare && p.recall() >= recall) {
+          chosen = p;
+        }
+      }
+      return chosen;
+    }
+  }
+
+  private static int hiddenWidth(Model small) {
+    try (Session session = small.newSession()) {
+      return HiddenStates.of(session, new int[] {0}).hidden()[0].length;
     }
   }
 
@@ -188,12 +260,17 @@ final class RouterCalibration {
       Model large,
       String labels,
       Path output,
-      boolean byShare,
-      double share,
-      double recall) {
-    LearnedRouter router;
+      boolean byStates,
+      Target target,
+      int ladder) {
+    LearnedRouter byLogits;
+    LearnedRouter byHidden = null;
     try {
-      router = training.fit(arguments.real("recall-factor", 1, Float.MIN_VALUE, 1e6f));
+      double factor = arguments.real("recall-factor", 1, Float.MIN_VALUE, 1e6f);
+      byLogits = training.fit(factor);
+      if (states) {
+        byHidden = training.fit(factor, true);
+      }
     } catch (IllegalArgumentException e) {
       throw new CommandException("nothing to learn: " + e.getMessage());
     }
@@ -204,16 +281,85 @@ final class RouterCalibration {
               + validation.size()
               + " tokens");
     }
+    LearnedRouter router = byStates ? byHidden : byLogits;
     List<RouterTraining.Point> curve = validation.curve(router);
-    RouterTraining.Point chosen = choose(curve, byShare, share, recall);
+    RouterTraining.Point chosen = target.choose(curve);
     Map<String, Object> facts = new LinkedHashMap<>();
     facts.put("labels", labels);
     facts.put("examples", training.size());
     facts.put("corpus", HexFormat.of().formatHex(corpus.digest()));
     facts.put("expected_routed", chosen.routed());
     facts.put("expected_recall", chosen.recall());
+    facts.put("features", byStates ? "hidden" : "logits");
     new Routing(small, router, chosen.threshold()).save(output, large, facts);
-    report(arguments, io, labels, curve, chosen);
+    List<Rung> rungs = new ArrayList<>();
+    rungs.add(new Rung(TokenRouter.entropy(), target.choose(validation.entropyCurve())));
+    rungs.add(new Rung(TokenRouter.logU(), target.choose(validation.logUCurve())));
+    rungs.add(new Rung(byLogits, target.choose(validation.curve(byLogits))));
+    if (byHidden != null) {
+      rungs.add(new Rung(byHidden, target.choose(validation.curve(byHidden))));
+    }
+    List<Answered> asked =
+        ladder == 0 ? List.of() : QuestionSet.thinned(heldBack, Math.min(ladder, heldBack.size()));
+    climb(io, rungs, small, large, asked);
+    double alone = asked.stream().filter(Answered::right).count() / (double) asked.size();
+    report(arguments, io, labels, curve, chosen, rungs, alone);
+  }
+
+  /** A router of the ladder at the threshold that it would have, and what the pair makes of it. */
+  private static final class Rung {
+    final TokenRouter router;
+    final RouterTraining.Point point;
+    int answered;
+    int right;
+    long tokens;
+    long routed;
+
+    Rung(TokenRouter router, RouterTraining.Point point) {
+      this.router = router;
+      this.point = point;
+    }
+
+    Map<String, Object> json() {
+      Map<String, Object> out = new LinkedHashMap<>();
+      out.put("router", router.name());
+      out.put("threshold", Json.rounded(point.threshold()));
+      out.put("routed", Json.rounded(point.routed()));
+      out.put("precision", Json.rounded(point.precision()));
+      out.put("recall", Json.rounded(point.recall()));
+      if (answered > 0) {
+        out.put("questions", answered);
+        out.put("accuracy", Json.rounded((double) right / answered));
+        out.put("routed_in_answers", Json.rounded((double) routed / Math.max(1, tokens)));
+      }
+      return out;
+    }
+  }
+
+  /** Lets the pair answer held-back questions with every router. */
+  private void climb(
+      Io io, List<Rung> rungs, Model small, Model large, List<Answered> questions) {
+    AtomicInteger done = new AtomicInteger();
+    int all = rungs.size() * questions.size();
+    try (Progress _ = Progress.show(io, () -> "routers, " + done.get() + " of " + all + " answers");
+        Session session = large.newSession()) {
+      for (Rung rung : rungs) {
+        Routing routing = new Routing(small, rung.router, rung.point.threshold());
+        for (Answered each : questions) {
+          Question question = each.question();
+          try (Generation generation =
+              session.chat(
+                  List.of(Message.user(question.question())), greedy.withRouting(routing))) {
+            Generation.Result result = generation.result();
+            rung.answered++;
+            rung.right += question.isAnsweredBy(result) ? 1 : 0;
+            rung.tokens += result.counters().drafted();
+            rung.routed += result.counters().drafted() - result.counters().accepted();
+          }
+          done.incrementAndGet();
+        }
+      }
+    }
   }
 
   /** Every token of the large model's answer becomes an example. */
@@ -229,6 +375,9 @@ final class RouterCalibration {
     for (int i = 0; i < ids.length; i++) {
       ids[i] = i < prompt ? held.get(i) : result.ids().get(i - prompt);
     }
+    if (items % FOLDS == FOLDS - 1) {
+      heldBack.add(new Answered(question, question.isAnsweredBy(result)));
+    }
     label(large, small, ids, prompt - 1, result.text());
   }
 
@@ -240,7 +389,8 @@ final class RouterCalibration {
   private void label(Session large, Session small, int[] ids, int first, String answer) {
     RouterTraining into = items++ % FOLDS == FOLDS - 1 ? validation : training;
     float[][] theirs = large.logits(ids);
-    float[][] ours = small.logits(ids);
+    HiddenStates.Run read = HiddenStates.of(small, ids);
+    float[][] ours = read.logits();
     for (int row = first; row < ids.length; row++) {
       int candidate = best(ours[row]);
       int wanted = best(theirs[row]);
@@ -249,7 +399,8 @@ final class RouterCalibration {
               && (byEnding
                   ? endsOtherwise(large, ids, row, first, candidate, answer)
                   : Math.exp((double) theirs[row][candidate] - theirs[row][wanted]) < DIVERGES);
-      into.add(ours[row], ours[row].length, candidate, diverges);
+      float[] state = states ? read.hidden()[row] : null;
+      into.add(ours[row], ours[row].length, candidate, state, diverges);
     }
   }
 
@@ -282,28 +433,9 @@ final class RouterCalibration {
     return stripped.substring(stripped.lastIndexOf('\n') + 1).strip();
   }
 
-  private static int best(float[] logits) {
-    int best = 0;
-    for (int i = 1; i < logits.length; i++) {
-      if (logits[i] > logits[best]) {
-        best = i;
-      }
-    }
-    return best;
-  }
-
-  private static RouterTraining.Point choose(
-      List<RouterTraining.Point> curve, boolean byShare, double share, double recall) {
-    RouterTraining.Point chosen = byShare ? curve.getLast() : curve.getFirst();
-    for (RouterTraining.Point p : curve) {
-      if (byShare && p.routed() <= share) {
-        return p;
-      }
-      if (!byShare && p.recall() >= recall) {
-        chosen = p;
-      }
-    }
-    return chosen;
+  private int best(float[] logits) {
+    statistics.set(logits, 0, logits.length);
+    return statistics.argmax;
   }
 
   private void report(
@@ -311,7 +443,9 @@ final class RouterCalibration {
       Io io,
       String labels,
       List<RouterTraining.Point> curve,
-      RouterTraining.Point chosen) {
+      RouterTraining.Point chosen,
+      List<Rung> rungs,
+      double alone) {
     if (arguments.has("json")) {
       Map<String, Object> out = new LinkedHashMap<>();
       out.put("examples", training.size());
@@ -333,6 +467,10 @@ final class RouterCalibration {
                 Json.rounded(p.recall())));
       }
       out.put("curve", points);
+      out.put("ladder", rungs.stream().map(Rung::json).toList());
+      if (!Double.isNaN(alone)) {
+        out.put("large_accuracy", Json.rounded(alone));
+      }
       io.println(Json.line(out));
       return;
     }
@@ -353,6 +491,29 @@ final class RouterCalibration {
     }
     io.println("chosen:");
     line(io, chosen);
+    io.println("routers by the same rule:");
+    io.printf(
+        "%-15s %10s %9s %10s %8s %11s %18s",
+        "router", "threshold", "routed %", "precision", "recall", "accuracy %", "routed in answers");
+    for (Rung r : rungs) {
+      RouterTraining.Point p = r.point;
+      String answers =
+          r.answered == 0
+              ? Texts.format("%11s %18s", "-", "-")
+              : Texts.format(
+                  "%11.1f %17.1f%%",
+                  100.0 * r.right / r.answered, 100.0 * r.routed / Math.max(1, r.tokens));
+      io.printf(
+          "%-15s %10.3f %9.1f %10.3f %8.3f %s",
+          r.router.name(), p.threshold(), 100 * p.routed(), p.precision(), p.recall(), answers);
+    }
+    rungs.stream()
+        .filter(r -> r.answered > 0)
+        .findFirst()
+        .ifPresent(r ->
+            io.printf(
+                "answers are those to %d held-back questions; the large model alone: %.1f %%",
+                r.answered, 100 * alone));
   }
 
   private static void line(Io io, RouterTraining.Point p) {

@@ -68,6 +68,19 @@ class RoutingCommandTest {
     // The least threshold there is where not even that finds enough, as after so few questions.
     assertTrue(
         number(report, "recall") >= 0.95 || number(report, "threshold") == 0.01, report.toString());
+    List<?> ladder = (List<?>) report.get("ladder");
+    assertEquals(
+        List.of("entropy", "logu", "learned", "learned+hidden"),
+        ladder.stream().map(r -> ((Map<?, ?>) r).get("router")).toList());
+    for (Object rung : ladder) {
+      @SuppressWarnings("unchecked")
+      Map<String, Object> r = (Map<String, Object>) rung;
+      assertEquals(1, number(r, "questions"), "the fifth question");
+      assertEquals(0, number(r, "accuracy"), "no answer is empty");
+      assertTrue(number(r, "routed_in_answers") > 0, r.toString());
+      assertTrue(number(r, "routed") > 0 && number(r, "routed") <= 1, r.toString());
+    }
+    assertEquals(0, number(report, "large_accuracy"));
     byte[] first = Files.readAllBytes(router);
     Fletch.ok(calibrate);
     org.junit.jupiter.api.Assertions.assertArrayEquals(
@@ -85,6 +98,96 @@ class RoutingCommandTest {
             .json();
     double share = number(json, "routed_share");
     assertTrue(share > 0 && share < 1, json.toString());
+  }
+
+  @Test
+  void aRouterMayReadHiddenStates() throws IOException {
+    Path set =
+        questions(
+            "What is 12 + 30?",
+            "What is 91 - 45?",
+            "Reverse the words: tower lemon map",
+            "Is 17 odd or even?",
+            "Reverse the words: stone egg rock");
+    String router = folder.resolve("hidden.arrow").toString();
+    Fletch.Outcome done =
+        Fletch.ok(
+            "calibrate",
+            "r2r",
+            "--small",
+            "demo-small",
+            "--small-threads",
+            "1",
+            "--set",
+            set.toString(),
+            "--features",
+            "hidden",
+            "--ladder-questions",
+            "0",
+            "-o",
+            router);
+    assertTrue(done.out().contains("learned+hidden"), done.out());
+    String[] eval = {"eval", "--small", "demo-small", "--set", set.toString(), "--json"};
+    double share =
+        number(
+            Fletch.ok(with(eval, "--router", router, "--router-threshold", "0.5")).json(),
+            "routed_share");
+    assertTrue(share > 0 && share < 1, "share " + share);
+    Fletch.Outcome swapped =
+        Fletch.run("run", "--model", "demo-small", "--small", "demo", "--router", router, "Hi");
+    assertEquals(Cli.ERROR, swapped.status());
+    assertEquals(
+        Cli.USAGE,
+        Fletch.run("calibrate", "r2r", "--features", "all", "--set", set.toString(), "-o", router)
+            .status());
+  }
+
+  @Test
+  void routersHoldOnAndJoin() {
+    String[] run = {"run", "--small", "demo-small", "--json", "What is 457 + 386?"};
+    String[] by = with(run, "--router", "entropy", "--router-threshold", "0.3");
+    double each = number(Fletch.ok(by).json(), "routed_share");
+    double held = number(Fletch.ok(with(by, "--router-hold", "3")).json(), "routed_share");
+    assertTrue(each < held && held <= 1, each + " " + held);
+    double both =
+        number(
+            Fletch.ok(with(run, "--router", "entropy+logu", "--router-threshold", "0.6")).json(),
+            "routed_share");
+    double first =
+        number(
+            Fletch.ok(with(run, "--router", "entropy", "--router-threshold", "0.27")).json(),
+            "routed_share");
+    assertTrue(both > 0 && both <= first + 0.2, both + " " + first);
+  }
+
+  /** What the small model runs on is its own affair. */
+  @Test
+  void theSmallModelHasOptionsOfItsOwn() {
+    String[] run = {
+      "run", "--small", "demo-small", "--temp", "0", "--json", "What is 457 + 386?"
+    };
+    Object expected = Fletch.ok(with(run, "--router-threshold", "Infinity")).json().get("ids");
+    String[] exact = with(run, "--router-threshold", "Infinity", "--small-kv", "f32");
+    Map<String, Object> other = Fletch.ok(with(exact, "--small-threads", "1")).json();
+    assertEquals(expected, other.get("ids"));
+    // No GPU here: only the small model is asked to have one.
+    Fletch.Outcome refused = Fletch.run(with(run, "--small-device", "gpu"));
+    assertEquals(Cli.ERROR, refused.status(), refused.out());
+    assertTrue(refused.err().contains("GPU"), refused.err());
+    for (List<String> wrong :
+        List.of(
+            List.of("--small-device", "cpu"),
+            List.of("--small-threads", "2"),
+            List.of("--small-kv", "f32"),
+            List.of("--router-hold", "3"),
+            List.of("--small", "demo-small", "--small-device", "reference"),
+            List.of("--small", "demo-small", "--small-kv", "f64"),
+            List.of("--small", "demo-small", "--router-hold", "-1"))) {
+      assertEquals(
+          Cli.USAGE,
+          Fletch.run(with(new String[] {"run", "Hi"}, wrong.toArray(String[]::new))).status(),
+          wrong.toString());
+    }
   }
 
   @Test

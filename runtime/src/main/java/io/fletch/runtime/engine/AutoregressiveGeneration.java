@@ -105,7 +105,8 @@ final class AutoregressiveGeneration implements Generation {
       decoder =
           AutoregressiveDecoder.routed(
               small,
-              new TokenRouting(forward, routing.router().copy(), routing.threshold()),
+              new TokenRouting(
+                  forward, routing.router().copy(), routing.threshold(), routing.hold()),
               sampler,
               limits,
               mask);

@@ -243,6 +243,32 @@ final class AutoregressiveSession extends BaseSession {
     }
   }
 
+  /** Logits of every token, and the states behind the final norm. */
+  HiddenStates.Run hiddenStates(int[] ids) {
+    guard().enter();
+    try {
+      checkOpen();
+      checkFits(ids);
+      float[][] logits = new float[ids.length][];
+      float[][] hidden = new float[ids.length][];
+      eachRow(
+          ids,
+          (f, row, position) -> {
+            logits[position] = new float[f.vocabulary()];
+            f.rawLogits(row, logits[position]);
+            hidden[position] = new float[f.hiddenWidth()];
+            if (hidden[position].length > 0) {
+              f.hidden(row, hidden[position]);
+            }
+          });
+      return new HiddenStates.Run(logits, hidden);
+    } catch (GraphException e) {
+      throw model().failure(e);
+    } finally {
+      guard().exit();
+    }
+  }
+
   private interface RowConsumer {
     void accept(GraphForward forward, int row, int position);
   }

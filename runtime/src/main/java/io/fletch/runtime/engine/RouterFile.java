@@ -40,7 +40,8 @@ public final class RouterFile {
       throw new FletchException("router " + routing.router().name() + " has nothing to save");
     }
     try (TensorStore store = TensorStore.create()) {
-      Tensor weights = store.floats(WEIGHTS, router.weights(), LearnedRouter.WEIGHTS);
+      float[] values = router.weights();
+      Tensor weights = store.floats(WEIGHTS, values, values.length);
       ArrowWriter writer = new ArrowWriter();
       facts.forEach((key, value) -> writer.put(PREFIX + key, value));
       writer
@@ -51,6 +52,7 @@ public final class RouterFile {
           .put(PREFIX + "large", LoadedModel.hash(large))
           .put(PREFIX + "tokenizer", tokens(large))
           .put(PREFIX + "threshold", routing.threshold())
+          .put(PREFIX + "hidden_width", router.hiddenWidth())
           .tensor(weights)
           .write(file);
     }
@@ -106,23 +108,34 @@ public final class RouterFile {
             file + ": the router was trained for another tokenizer than that of " + model.name());
       }
     }
+    // Files that do not say read logits alone.
+    long hiddenWidth = m.integer(PREFIX + "hidden_width").orElse(0L);
+    if (hiddenWidth != 0 && hiddenWidth != small.info().embeddingLength()) {
+      throw new FletchException(
+          file
+              + ": hidden width: expected="
+              + small.info().embeddingLength()
+              + " actual="
+              + hiddenWidth);
+    }
+    int expected = LearnedRouter.weights((int) hiddenWidth);
     Tensor weights = in.tensors().get(WEIGHTS);
-    if (weights == null
-        || weights.type() != TensorType.F32
-        || weights.elements() != LearnedRouter.WEIGHTS) {
+    if (weights == null || weights.type() != TensorType.F32 || weights.elements() != expected) {
       throw new FletchException(
           file
               + ": "
               + WEIGHTS
               + ": expected=F32 ["
-              + LearnedRouter.WEIGHTS
+              + expected
               + "] actual="
               + weights);
     }
     double threshold =
         m.number(PREFIX + "threshold")
             .orElseThrow(() -> new FletchException(file + ": " + PREFIX + "threshold: missing"));
-    return new Routing(small, new LearnedRouter(Dequantizer.toFloats(weights)), threshold);
+    LearnedRouter router =
+        new LearnedRouter(Dequantizer.toFloats(weights), (int) hiddenWidth);
+    return new Routing(small, router, threshold);
   }
 
   private static void check(Path file, Metadata m, String role, Model model) {
