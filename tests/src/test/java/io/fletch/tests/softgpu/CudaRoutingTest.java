@@ -13,6 +13,8 @@ import io.fletch.quant.SafetensorsWriter;
 import io.fletch.quant.TensorStore;
 import io.fletch.sampling.TokenRouter;
 import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
 import java.util.SplittableRandom;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.BeforeEach;
@@ -74,6 +76,52 @@ class CudaRoutingTest {
       // The other way round.
       Generation.Result swapped = answer(small, greedy.withRouting(new Routing(large, entropy, 0)));
       assertEquals(answer(small, greedy).ids(), swapped.ids());
+    }
+    assertEquals(0, gpu.liveBytes(), "memory left");
+  }
+
+  /** R5 to R7 of two copies of a model on the device. */
+  @Test
+  void aLaggingCacheOnTheDeviceCatchesUp() {
+    GenerationOptions greedy = GenerationOptions.greedy().withMaxTokens(6).withIgnoreEnd(true);
+    try (Model large = open("demo-small", ModelOptions.Backend.GPU);
+        Model twin = open("demo-small", ModelOptions.Backend.GPU);
+        Session session = large.newSession();
+        Session other = large.newSession()) {
+      Generation.Result alone = answer(large, GenerationOptions.greedy());
+      TokenRouter entropy = TokenRouter.entropy();
+      Generation.Result some = null;
+      for (double threshold : new double[] {0.5, 1.5, 3}) {
+        GenerationOptions routed = greedy.withRouting(new Routing(twin, entropy, threshold));
+        session.truncate(0);
+        try (Generation g = session.generate(PROMPT, routed)) {
+          some = g.result();
+        }
+        // R6: whatever is routed; R5: the extend ran in pieces of at most four rows.
+        assertEquals(alone.ids(), some.ids().subList(0, 5), "threshold " + threshold);
+        long count = some.counters().drafted() - some.counters().accepted();
+        assertTrue(some.counters().rows() <= PROMPT.length + 5, "no row ran twice");
+        assertTrue(threshold < 1 ? count > 0 : count < 6, threshold + " routed " + count);
+      }
+      // R7: an answer in between changes none of them.
+      GenerationOptions routed = greedy.withRouting(new Routing(twin, entropy, 1.5));
+      int[] second = {5, 17, 33};
+      List<Integer> first = new ArrayList<>();
+      List<Integer> between;
+      session.truncate(0);
+      try (Generation a = session.generate(PROMPT, routed);
+          Generation b = other.generate(second, routed)) {
+        first.addAll(a.next().ids());
+        between = b.result().ids();
+        while (a.hasNext()) {
+          first.addAll(a.next().ids());
+        }
+      }
+      assertEquals(some.ids(), first);
+      other.truncate(0);
+      try (Generation b = other.generate(second, routed)) {
+        assertEquals(between, b.result().ids());
+      }
     }
     assertEquals(0, gpu.liveBytes(), "memory left");
   }
