@@ -1,5 +1,6 @@
 package io.fletch.graph.cpu;
 
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -47,6 +48,23 @@ class CpuBackendTest {
       b.logits(r, all[r]);
     }
     return all;
+  }
+
+  /** Row by row, bit for bit. */
+  static void assertSame(float[][] expected, float[][] actual) {
+    assertEquals(expected.length, actual.length);
+    for (int r = 0; r < expected.length; r++) {
+      assertArrayEquals(expected[r], actual[r], "row " + r);
+    }
+  }
+
+  /** A small Llama of so many layers, of any shape where the type allows it. */
+  static Graph llama(TestGraphs graphs, SplittableRandom random, TensorType type, int layers) {
+    Shape shape =
+        type == TensorType.F32
+            ? Shape.random(random, type).layers(layers)
+            : Shape.small().type(type).layers(layers);
+    return graphs.llama(shape);
   }
 
   static void assertClose(float[][] expected, float[][] actual, double tolerance, String what) {

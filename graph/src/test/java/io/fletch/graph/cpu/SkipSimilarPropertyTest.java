@@ -101,37 +101,22 @@ class SkipSimilarPropertyTest {
     return all;
   }
 
-  private static void assertSame(float[][] expected, float[][] actual) {
-    assertEquals(expected.length, actual.length);
-    for (int r = 0; r < expected.length; r++) {
-      assertArrayEquals(expected[r], actual[r], "row " + r);
-    }
-  }
-
-  private static Graph graph(TestGraphs graphs, SplittableRandom random, TensorType type) {
-    Shape shape =
-        type == TensorType.F32
-            ? Shape.random(random, type).layers(LAYERS)
-            : Shape.small().type(type).layers(LAYERS);
-    return graphs.llama(shape);
-  }
-
   @Property(tries = 12, shrinking = ShrinkingMode.OFF)
   void decidingIsForcingTheSameGatesBitForBit(
       @ForAll long seed, @ForAll("kernelSets") Kernels kernels, @ForAll("types") TensorType type) {
     SplittableRandom random = new SplittableRandom(seed);
     try (TestGraphs graphs = new TestGraphs(seed)) {
-      Graph plain = graph(graphs, random, type);
+      Graph plain = CpuBackendTest.llama(graphs, random, type, LAYERS);
       Graph deciding = SkipPass.apply(plain, FROM, TO);
       int[] ids = graphs.tokens(ROWS, plain.vocabulary());
       try (Executable dense = CpuBackendTest.compile(plain, ROWS, 2, kernels);
           Executable e = CpuBackendTest.compile(deciding, ROWS, 2, kernels)) {
         Outcome expected = run(dense, ids, new Rule[ROWS], null);
         // F1: who asks for nothing, and who never reaches the threshold, is dense.
-        assertSame(expected.logits(), run(e, ids, new Rule[ROWS], null).logits());
+        CpuBackendTest.assertSame(expected.logits(), run(e, ids, new Rule[ROWS], null).logits());
         Rule never = new Rule(Float.POSITIVE_INFINITY, LAYERS, LAYERS);
         Outcome logged = run(e, ids, same(never), null);
-        assertSame(expected.logits(), logged.logits());
+        CpuBackendTest.assertSame(expected.logits(), logged.logits());
         float[] seen = new float[logged.scores().length * ROWS];
         for (int d = 0; d < logged.scores().length; d++) {
           for (int r = 0; r < ROWS; r++) {
@@ -146,7 +131,7 @@ class SkipSimilarPropertyTest {
           rules[r] = new Rule(threshold, random.nextInt(LAYERS), random.nextInt(LAYERS));
         }
         Outcome decided = run(e, ids, rules, null);
-        assertSame(run(dense, ids, new Rule[ROWS], decided.bytes()).logits(), decided.logits());
+        CpuBackendTest.assertSame(run(dense, ids, new Rule[ROWS], decided.bytes()).logits(), decided.logits());
         for (int r = 0; r < ROWS; r++) {
           assertTrue(decided.skipped(r) <= rules[r].budget(), "F5");
           assertRule(decided, rules[r], r);
@@ -183,7 +168,7 @@ class SkipSimilarPropertyTest {
       @ForAll long seed, @ForAll("kernelSets") Kernels kernels, @ForAll("types") TensorType type) {
     SplittableRandom random = new SplittableRandom(seed);
     try (TestGraphs graphs = new TestGraphs(seed)) {
-      Graph graph = SkipPass.apply(graph(graphs, random, type), FROM, TO);
+      Graph graph = SkipPass.apply(CpuBackendTest.llama(graphs, random, type, LAYERS), FROM, TO);
       // One row: later ones see what earlier ones stored, which depends on their skipping.
       int[] ids = graphs.tokens(1, graph.vocabulary());
       try (Executable e = CpuBackendTest.compile(graph, ROWS, 1, kernels)) {
@@ -217,7 +202,7 @@ class SkipSimilarPropertyTest {
       @ForAll long seed, @ForAll("kernelSets") Kernels kernels, @ForAll("types") TensorType type) {
     SplittableRandom random = new SplittableRandom(seed);
     try (TestGraphs graphs = new TestGraphs(seed)) {
-      Graph graph = SkipPass.apply(graph(graphs, random, type), FROM, TO);
+      Graph graph = SkipPass.apply(CpuBackendTest.llama(graphs, random, type, LAYERS), FROM, TO);
       int n = 4;
       int[] ids = graphs.tokens(n, graph.vocabulary());
       try (Executable e = CpuBackendTest.compile(graph, ROWS, 3, kernels);
@@ -248,7 +233,7 @@ class SkipSimilarPropertyTest {
   void theReferenceSeesTheSameScores(@ForAll long seed, @ForAll("kernelSets") Kernels kernels) {
     SplittableRandom random = new SplittableRandom(seed);
     try (TestGraphs graphs = new TestGraphs(seed)) {
-      Graph graph = SkipPass.apply(graph(graphs, random, TensorType.F32), FROM, TO);
+      Graph graph = SkipPass.apply(CpuBackendTest.llama(graphs, random, TensorType.F32, LAYERS), FROM, TO);
       int[] ids = graphs.tokens(ROWS, graph.vocabulary());
       Rule never = new Rule(Float.POSITIVE_INFINITY, LAYERS, LAYERS);
       Rule always = new Rule(-1.1f, 2, LAYERS);

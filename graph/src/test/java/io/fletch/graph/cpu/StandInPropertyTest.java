@@ -135,36 +135,22 @@ class StandInPropertyTest {
     return t;
   }
 
-  private static void assertSame(float[][] expected, float[][] actual) {
-    for (int r = 0; r < expected.length; r++) {
-      assertArrayEquals(expected[r], actual[r], "row " + r);
-    }
-  }
-
-  private static Graph graph(TestGraphs graphs, SplittableRandom random, TensorType type) {
-    Shape shape =
-        type == TensorType.F32
-            ? Shape.random(random, type).layers(LAYERS)
-            : Shape.small().type(type).layers(LAYERS);
-    return graphs.llama(shape);
-  }
-
   @Property(tries = 12, shrinking = ShrinkingMode.OFF)
   void decidingIsForcingTheSameGatesInAnyPieces(
       @ForAll long seed, @ForAll("kernelSets") Kernels kernels, @ForAll("types") TensorType type) {
     SplittableRandom random = new SplittableRandom(seed);
     try (TestGraphs graphs = new TestGraphs(seed)) {
-      Graph plain = graph(graphs, random, type);
+      Graph plain = CpuBackendTest.llama(graphs, random, type, LAYERS);
       Graph routed = StandInPass.apply(plain, standIns(graphs, plain, random, 0.1f));
       int[] ids = graphs.tokens(ROWS, plain.vocabulary());
       try (Executable dense = CpuBackendTest.compile(plain, ROWS, 2, kernels);
           Executable e = CpuBackendTest.compile(routed, ROWS, 2, kernels)) {
         // L1, and rows for which nobody asked.
         float[][] expected = run(dense, ids, ROWS, null, Gate.SKIP, null).logits();
-        assertSame(expected, run(e, ids, ROWS, null, Gate.SUBSTITUTE, null).logits());
+        CpuBackendTest.assertSame(expected, run(e, ids, ROWS, null, Gate.SUBSTITUTE, null).logits());
         float[] never = all(Float.NEGATIVE_INFINITY);
         Outcome logged = run(e, ids, ROWS, never, Gate.SUBSTITUTE, null);
-        assertSame(expected, logged.logits());
+        CpuBackendTest.assertSame(expected, logged.logits());
         assertEquals(0, logged.routed());
         byte otherwise = random.nextBoolean() ? Gate.SKIP : Gate.SUBSTITUTE;
         float[] threshold = new float[ROWS];
@@ -174,10 +160,10 @@ class StandInPropertyTest {
         Outcome decided = run(e, ids, ROWS, threshold, otherwise, null);
         assertTrue(decided.routed() > 0);
         Outcome forced = run(e, ids, ROWS, null, otherwise, decided.bytes());
-        assertSame(forced.logits(), decided.logits());
+        CpuBackendTest.assertSame(forced.logits(), decided.logits());
         for (int chunk : new int[] {1, 4}) {
           Outcome pieces = run(e, ids, chunk, threshold, otherwise, null);
-          assertSame(decided.logits(), pieces.logits());
+          CpuBackendTest.assertSame(decided.logits(), pieces.logits());
           assertArrayEquals(decided.bytes(), pieces.bytes());
         }
         // L2: everything is approximated, and the cache is full length all the same.
@@ -191,7 +177,7 @@ class StandInPropertyTest {
   void compactedRowsEqualMaskedOnes(@ForAll long seed, @ForAll("kernelSets") Kernels kernels) {
     SplittableRandom random = new SplittableRandom(seed);
     try (TestGraphs graphs = new TestGraphs(seed)) {
-      Graph plain = graph(graphs, random, TensorType.F32);
+      Graph plain = CpuBackendTest.llama(graphs, random, TensorType.F32, LAYERS);
       Graph routed = StandInPass.apply(plain, standIns(graphs, plain, random, 0.1f));
       int[] ids = graphs.tokens(ROWS, plain.vocabulary());
       byte[][] forced = new byte[2 * LAYERS][ROWS];
@@ -227,7 +213,7 @@ class StandInPropertyTest {
       @ForAll long seed, @ForAll("kernelSets") Kernels kernels, @ForAll("types") TensorType type) {
     SplittableRandom random = new SplittableRandom(seed);
     try (TestGraphs graphs = new TestGraphs(seed)) {
-      Graph plain = graph(graphs, random, type);
+      Graph plain = CpuBackendTest.llama(graphs, random, type, LAYERS);
       Graph routed = StandInPass.apply(plain, standIns(graphs, plain, random, 0));
       int[] ids = graphs.tokens(ROWS, plain.vocabulary());
       try (Executable e = CpuBackendTest.compile(routed, ROWS, 1, kernels)) {
@@ -307,7 +293,7 @@ class StandInPropertyTest {
       @ForAll long seed, @ForAll("kernelSets") Kernels kernels, @ForAll("types") TensorType type) {
     SplittableRandom random = new SplittableRandom(seed);
     try (TestGraphs graphs = new TestGraphs(seed)) {
-      Graph plain = graph(graphs, random, type);
+      Graph plain = CpuBackendTest.llama(graphs, random, type, LAYERS);
       Graph routed = StandInPass.apply(plain, standIns(graphs, plain, random, 0.1f));
       int[] ids = graphs.tokens(ROWS, plain.vocabulary());
       try (Executable e = CpuBackendTest.compile(routed, ROWS, 2, kernels)) {

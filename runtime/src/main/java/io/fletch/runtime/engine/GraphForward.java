@@ -3,7 +3,6 @@ package io.fletch.runtime.engine;
 import io.fletch.UnitPolicy;
 import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
-import io.fletch.graph.Gate;
 import io.fletch.graph.GreedySteps;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.LowRankAdapter;
@@ -67,10 +66,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
   private long headRows;
   private long bytesRead;
   private long weightBytes;
-  private long spared;
-  private long units;
-  private long skipped;
-  private long approximated;
+  private final PassCost.Tally tally = new PassCost.Tally();
 
   /** What rows ask of the gates, and how many leading slots were computed by all units. */
   private UnitRule rule = UnitRule.DENSE;
@@ -302,7 +298,12 @@ final class GraphForward implements CausalForward, AutoCloseable {
     batch.clear();
     addTo(batch, n);
     on.forward(batch);
-    ran(batch, n, 1);
+    ran(batch, n, 1, bytesSpared(batch));
+  }
+
+  /** Bytes of weights that a batch with rows of this did not read; nothing is asked if all run. */
+  long bytesSpared(Batch in) {
+    return rule == UnitRule.DENSE ? 0 : cost.bytesSpared(in);
   }
 
   /** Adds the next {@code n} rows to a batch. */
@@ -326,8 +327,12 @@ final class GraphForward implements CausalForward, AutoCloseable {
     logitRows = into.logitRows() - firstLogitRow;
   }
 
-  /** The rows have run, together with those of {@code sessions - 1} others. */
-  void ran(Batch in, int n, int sessions) {
+  /**
+   * The rows have run, together with those of {@code sessions - 1} others.
+   *
+   * @param spared bytes of weights that all of them together did not read
+   */
+  void ran(Batch in, int n, int sessions, long spared) {
     isCopied = in != batch;
     if (isCopied && logitRows > 0) {
       if (copied == null) {
@@ -345,11 +350,9 @@ final class GraphForward implements CausalForward, AutoCloseable {
     rows += n;
     headRows += logitRows;
     // The weights are read once for all of them.
-    long weights = cost.bytes(logitRows > 0) / sessions;
+    long weights = (cost.bytes(logitRows > 0) - spared) / sessions;
     if (rule != UnitRule.DENSE) {
       countUnits(in, n, length);
-      // Rows of others that run all units make this 0.
-      weights -= cost.bytesSpared(in) / sessions;
     } else if (dense == length) {
       dense = length + n;
     }
@@ -362,18 +365,15 @@ final class GraphForward implements CausalForward, AutoCloseable {
   private void countUnits(Batch in, int n, int length) {
     for (int i = 0; i < n; i++) {
       int position = length + i;
-      if (rule.counts(position)) {
-        units += cost.units();
-        skipped += cost.count(in, firstRow + i, Gate.SKIP);
-        approximated += cost.count(in, firstRow + i, Gate.SUBSTITUTE);
+      boolean counts = rule.counts(position);
+      // Of the answer's tokens, each of which was drawn from one row.
+      boolean draws = logitRows > 0 && i == n - 1;
+      if (counts || draws) {
+        cost.tally(in, firstRow + i, counts, draws, tally);
       }
       if (rule.isDense(position) && dense == position) {
         dense++;
       }
-    }
-    if (logitRows > 0) {
-      // Of the answer's tokens, each of which was drawn from one row.
-      spared += cost.parametersSpared(in, firstRow + n - 1);
     }
     decidedBy = rule.policies();
   }
@@ -616,7 +616,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
 
   /** Parameters that rows with logits were not multiplied by, because units did not run. */
   long sparedParameters() {
-    return spared;
+    return tally.sparedParameters;
   }
 
   /** What has been run so far; whose tokens came of it is for the caller to say. */
@@ -635,7 +635,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
         0,
         0,
         new WeightUse(0, weightBytes, 0),
-        new UnitUse(units, skipped, approximated));
+        new UnitUse(tally.units, tally.skipped, tally.approximated));
   }
 
   @Override

@@ -132,11 +132,6 @@ final class PassCost {
     return wantsLogits ? body + head : body;
   }
 
-  /** Units that a gate can spare, per row. */
-  int units() {
-    return units.size();
-  }
-
   /** Bytes of weights that a batch which has run did not read, because no row ran their unit. */
   long bytesSpared(Batch ran) {
     long spared = 0;
@@ -154,28 +149,37 @@ final class PassCost {
     return spared;
   }
 
-  /** Parameters that a row of a batch which has run was not multiplied by. */
-  long parametersSpared(Batch ran, int row) {
-    long spared = 0;
-    for (int u = 0; u < units.size(); u++) {
-      Unit unit = units.get(u);
-      spared +=
-          switch (ran.decided(unit.gate().layer(), unit.gate().unit(), row)) {
-            case Gate.SKIP -> unit.parameters();
-            case Gate.SUBSTITUTE -> unit.parameters() - unit.standInParameters();
-            default -> 0;
-          };
-    }
-    return spared;
+  /** What became of the units of rows. Reused; nothing is allocated. */
+  static final class Tally {
+    /** Units that were asked about, that were skipped, and that were substituted. */
+    long units;
+
+    long skipped;
+    long approximated;
+
+    /** Parameters that rows which tokens were drawn from were not multiplied by. */
+    long sparedParameters;
   }
 
-  /** Units of a row, of a batch which has run, that ended with a gate byte. */
-  int count(Batch ran, int row, byte value) {
-    int n = 0;
+  /**
+   * Counts what became of the units of a row of a batch which has run.
+   *
+   * @param counts whether its units are counted
+   * @param draws whether a token is drawn from it, so that its parameters count
+   */
+  void tally(Batch ran, int row, boolean counts, boolean draws, Tally into) {
     for (int u = 0; u < units.size(); u++) {
-      Gate gate = units.get(u).gate();
-      n += ran.decided(gate.layer(), gate.unit(), row) == value ? 1 : 0;
+      Unit unit = units.get(u);
+      byte decided = ran.decided(unit.gate().layer(), unit.gate().unit(), row);
+      if (counts) {
+        into.units++;
+        into.skipped += decided == Gate.SKIP ? 1 : 0;
+        into.approximated += decided == Gate.SUBSTITUTE ? 1 : 0;
+      }
+      if (draws && decided != Gate.RUN) {
+        into.sparedParameters +=
+            unit.parameters() - (decided == Gate.SUBSTITUTE ? unit.standInParameters() : 0);
+      }
     }
-    return n;
   }
 }
