@@ -212,7 +212,8 @@ final class GraphForward implements CausalForward, AutoCloseable {
     expected--;
     inStep = true;
     logitRows = 1;
-    ran(batch, 1, 1);
+    // All units run.
+    ran(batch, 1, 1, 0);
     return true;
   }
 
