@@ -3,7 +3,7 @@ package io.fletch.tools;
 import io.fletch.GenerationOptions;
 import io.fletch.Routing;
 import io.fletch.Session;
-import io.fletch.runtime.engine.UnitScores;
+import io.fletch.runtime.calibrate.ForcedRuns;
 import io.fletch.sampling.RowStatistics;
 import io.fletch.sampling.TokenRouter;
 import java.util.Arrays;
@@ -45,8 +45,7 @@ final class ReferencePerplexity {
         || (router != null && router.hiddenWidth() > 0)) {
       return;
     }
-    float[][] logits =
-        UnitScores.of(session, ids, prompt.length, options.units()).logits();
+    float[][] logits = ForcedRuns.logits(session, ids, prompt.length, options.units());
     float[][] proposed = router == null ? null : small.logits(ids);
     for (int i = prompt.length; i < ids.length; i++) {
       float[] row = logits[i - 1];

@@ -6,7 +6,7 @@ import io.fletch.Message;
 import io.fletch.Model;
 import io.fletch.Routing;
 import io.fletch.Session;
-import io.fletch.runtime.engine.HiddenStates;
+import io.fletch.runtime.calibrate.ForcedRuns;
 import io.fletch.sampling.LearnedRouter;
 import io.fletch.sampling.RouterTraining;
 import io.fletch.sampling.RowStatistics;
@@ -209,7 +209,7 @@ final class RouterCalibration {
 
   private static int hiddenWidth(Model small) {
     try (Session session = small.newSession()) {
-      return HiddenStates.of(session, new int[] {0}).hidden()[0].length;
+      return ForcedRuns.states(session, new int[] {0}).hidden()[0].length;
     }
   }
 
@@ -389,7 +389,7 @@ final class RouterCalibration {
   private void label(Session large, Session small, int[] ids, int first, String answer) {
     RouterTraining into = items++ % FOLDS == FOLDS - 1 ? validation : training;
     float[][] theirs = large.logits(ids);
-    HiddenStates.Run read = HiddenStates.of(small, ids);
+    ForcedRuns.States read = ForcedRuns.states(small, ids);
     float[][] ours = read.logits();
     for (int row = first; row < ids.length; row++) {
       int candidate = best(ours[row]);
