@@ -57,8 +57,7 @@ public final class RouterTraining {
    * @param state hidden state of the small model; null if none are read
    * @param divergent whether that leads astray
    */
-  public void add(
-      float[] logits, int vocabulary, int candidate, float[] state, boolean divergent) {
+  public void add(float[] logits, int vocabulary, int candidate, float[] state, boolean divergent) {
     if (projections != null) {
       double[] p = new double[LearnedRouter.PROJECTIONS];
       projections.apply(state, p);

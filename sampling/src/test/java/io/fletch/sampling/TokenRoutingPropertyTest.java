@@ -215,8 +215,7 @@ class TokenRoutingPropertyTest {
    * below the threshold; R1 to R3 hold as without.
    */
   @Property(tries = 40)
-  void aRoutedTokenHoldsOn(
-      @ForAll long seed, @ForAll @IntRange(min = 1, max = 5) int hold) {
+  void aRoutedTokenHoldsOn(@ForAll long seed, @ForAll @IntRange(min = 1, max = 5) int hold) {
     double[] scores = new double[TOKENS];
     for (int i = 0; i < TOKENS; i++) {
       scores[i] = CounterRandom.uniform(seed, i, 0, 0, 0);
@@ -309,10 +308,8 @@ class TokenRoutingPropertyTest {
     for (RouterTraining.Point p : without) {
       assertTrue(p.routed() == 0 || p.routed() == 1, "all alike: " + p);
     }
-    assertThrows(
-        UnsupportedOperationException.class, () -> seeing.score(flat, VOCABULARY, 3));
-    assertThrows(
-        IllegalArgumentException.class, () -> new LearnedRouter(blind.weights(), width));
+    assertThrows(UnsupportedOperationException.class, () -> seeing.score(flat, VOCABULARY, 3));
+    assertThrows(IllegalArgumentException.class, () -> new LearnedRouter(blind.weights(), width));
     assertThrows(IllegalArgumentException.class, () -> new RouterTraining().fit(1, true));
   }
 

@@ -86,32 +86,33 @@ final class RouterCalibration {
     options.addAll(RoutingFlags.smallOptions());
     options.addAll(
         List.of(
-        Command.value(
-            "text", "FILE", "a text that both models read, instead of questions or besides"),
-        Command.value("tokens", "N", "only the first N tokens of the text (default: all)"),
-        Command.value(
-            "labels",
-            "L",
-            "what counts as divergent: proxy, a token that the large model gives less than a tenth"
-                + " of its best token's probability; ending, one behind which it ends the answer"
-                + " with another line (default: proxy)"),
-        Command.value(
-            "recall",
-            "R",
-            "choose the threshold that routes least and finds this share of the divergent tokens"
-                + " (default: 0.95)"),
-        Command.value("share", "S", "choose the threshold that routes at most this share instead"),
-        Command.value("recall-factor", "X", "weight of divergent tokens (default: 1)"),
-        Command.value(
-            "features",
-            "F",
-            "what the router reads: logits, or hidden for 64 random projections of the hidden state"
-                + " besides (default: logits)"),
-        Command.value(
-            "ladder-questions",
-            "N",
-            "held-back questions that the pair answers with every router of the report (default:"
-                + " 100)")));
+            Command.value(
+                "text", "FILE", "a text that both models read, instead of questions or besides"),
+            Command.value("tokens", "N", "only the first N tokens of the text (default: all)"),
+            Command.value(
+                "labels",
+                "L",
+                "what counts as divergent: proxy, a token that the large model gives less than a"
+                    + " tenth of its best token's probability; ending, one behind which it ends the"
+                    + " answer with another line (default: proxy)"),
+            Command.value(
+                "recall",
+                "R",
+                "choose the threshold that routes least and finds this share of the divergent"
+                    + " tokens (default: 0.95)"),
+            Command.value(
+                "share", "S", "choose the threshold that routes at most this share instead"),
+            Command.value("recall-factor", "X", "weight of divergent tokens (default: 1)"),
+            Command.value(
+                "features",
+                "F",
+                "what the router reads: logits, or hidden for 64 random projections of the hidden"
+                    + " state besides (default: logits)"),
+            Command.value(
+                "ladder-questions",
+                "N",
+                "held-back questions that the pair answers with every router of the report"
+                    + " (default: 100)")));
     return options;
   }
 
@@ -337,11 +338,11 @@ final class RouterCalibration {
   }
 
   /** Lets the pair answer held-back questions with every router. */
-  private void climb(
-      Io io, List<Rung> rungs, Model small, Model large, List<Answered> questions) {
+  private void climb(Io io, List<Rung> rungs, Model small, Model large, List<Answered> questions) {
     AtomicInteger done = new AtomicInteger();
     int all = rungs.size() * questions.size();
-    try (Progress _ = Progress.show(io, () -> "routers, " + done.get() + " of " + all + " answers");
+    try (Progress _ =
+            Progress.show(io, () -> "routers, " + done.get() + " of " + all + " answers");
         Session session = large.newSession()) {
       for (Rung rung : rungs) {
         Routing routing = new Routing(small, rung.router, rung.point.threshold());
@@ -494,7 +495,13 @@ final class RouterCalibration {
     io.println("routers by the same rule:");
     io.printf(
         "%-15s %10s %9s %10s %8s %11s %18s",
-        "router", "threshold", "routed %", "precision", "recall", "accuracy %", "routed in answers");
+        "router",
+        "threshold",
+        "routed %",
+        "precision",
+        "recall",
+        "accuracy %",
+        "routed in answers");
     for (Rung r : rungs) {
       RouterTraining.Point p = r.point;
       String answers =
@@ -510,10 +517,11 @@ final class RouterCalibration {
     rungs.stream()
         .filter(r -> r.answered > 0)
         .findFirst()
-        .ifPresent(r ->
-            io.printf(
-                "answers are those to %d held-back questions; the large model alone: %.1f %%",
-                r.answered, 100 * alone));
+        .ifPresent(
+            r ->
+                io.printf(
+                    "answers are those to %d held-back questions; the large model alone: %.1f %%",
+                    r.answered, 100 * alone));
   }
 
   private static void line(Io io, RouterTraining.Point p) {

@@ -145,7 +145,9 @@ final class RoutingFlags {
     return UNTRAINED.contains(name);
   }
 
-  /** A router without training at its published threshold; of both, 1 is where both reach theirs. */
+  /**
+   * A router without training at its published threshold; of both, 1 is where both reach theirs.
+   */
   static Routing untrained(String name, Model small) {
     return switch (name) {
       case "entropy" -> new Routing(small, TokenRouter.entropy(), ENTROPY);

@@ -236,8 +236,7 @@ class CompareCommandTest {
     assertEquals(0.5, number(rows.get(4), "units_skipped") / number(rows.get(4), "units"));
     assertTrue(number(rows.get(4), "perplexity") != number(rows.get(3), "perplexity"));
     assertEquals(
-        Cli.USAGE,
-        Fletch.run("compare", "--set", set, "--technique", "drop(layers=x)").status());
+        Cli.USAGE, Fletch.run("compare", "--set", set, "--technique", "drop(layers=x)").status());
   }
 
   private static String[] with(String[] command, String... more) {

@@ -163,9 +163,7 @@ class RoutingCommandTest {
   /** What the small model runs on is its own affair. */
   @Test
   void theSmallModelHasOptionsOfItsOwn() {
-    String[] run = {
-      "run", "--small", "demo-small", "--temp", "0", "--json", "What is 457 + 386?"
-    };
+    String[] run = {"run", "--small", "demo-small", "--temp", "0", "--json", "What is 457 + 386?"};
     Object expected = Fletch.ok(with(run, "--router-threshold", "Infinity")).json().get("ids");
     String[] exact = with(run, "--router-threshold", "Infinity", "--small-kv", "f32");
     Map<String, Object> other = Fletch.ok(with(exact, "--small-threads", "1")).json();

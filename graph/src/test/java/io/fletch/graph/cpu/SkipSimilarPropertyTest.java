@@ -131,7 +131,8 @@ class SkipSimilarPropertyTest {
           rules[r] = new Rule(threshold, random.nextInt(LAYERS), random.nextInt(LAYERS));
         }
         Outcome decided = run(e, ids, rules, null);
-        CpuBackendTest.assertSame(run(dense, ids, new Rule[ROWS], decided.bytes()).logits(), decided.logits());
+        CpuBackendTest.assertSame(
+            run(dense, ids, new Rule[ROWS], decided.bytes()).logits(), decided.logits());
         for (int r = 0; r < ROWS; r++) {
           assertTrue(decided.skipped(r) <= rules[r].budget(), "F5");
           assertRule(decided, rules[r], r);
@@ -233,7 +234,8 @@ class SkipSimilarPropertyTest {
   void theReferenceSeesTheSameScores(@ForAll long seed, @ForAll("kernelSets") Kernels kernels) {
     SplittableRandom random = new SplittableRandom(seed);
     try (TestGraphs graphs = new TestGraphs(seed)) {
-      Graph graph = SkipPass.apply(CpuBackendTest.llama(graphs, random, TensorType.F32, LAYERS), FROM, TO);
+      Graph graph =
+          SkipPass.apply(CpuBackendTest.llama(graphs, random, TensorType.F32, LAYERS), FROM, TO);
       int[] ids = graphs.tokens(ROWS, graph.vocabulary());
       Rule never = new Rule(Float.POSITIVE_INFINITY, LAYERS, LAYERS);
       Rule always = new Rule(-1.1f, 2, LAYERS);

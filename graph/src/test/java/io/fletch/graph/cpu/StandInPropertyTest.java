@@ -147,7 +147,8 @@ class StandInPropertyTest {
           Executable e = CpuBackendTest.compile(routed, ROWS, 2, kernels)) {
         // L1, and rows for which nobody asked.
         float[][] expected = run(dense, ids, ROWS, null, Gate.SKIP, null).logits();
-        CpuBackendTest.assertSame(expected, run(e, ids, ROWS, null, Gate.SUBSTITUTE, null).logits());
+        CpuBackendTest.assertSame(
+            expected, run(e, ids, ROWS, null, Gate.SUBSTITUTE, null).logits());
         float[] never = all(Float.NEGATIVE_INFINITY);
         Outcome logged = run(e, ids, ROWS, never, Gate.SUBSTITUTE, null);
         CpuBackendTest.assertSame(expected, logged.logits());

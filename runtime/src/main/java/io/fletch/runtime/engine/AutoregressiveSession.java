@@ -12,10 +12,10 @@ import io.fletch.sampling.CausalForward.Logits;
 import io.fletch.sampling.RowStatistics;
 import io.fletch.sampling.UnitUse;
 import java.nio.file.Path;
-import java.util.Optional;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
+import java.util.Optional;
 
 /**
  * A conversation with an autoregressive model. Its history is what the cache holds; a new prompt

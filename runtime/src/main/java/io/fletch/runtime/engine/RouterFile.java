@@ -122,19 +122,12 @@ public final class RouterFile {
     Tensor weights = in.tensors().get(WEIGHTS);
     if (weights == null || weights.type() != TensorType.F32 || weights.elements() != expected) {
       throw new FletchException(
-          file
-              + ": "
-              + WEIGHTS
-              + ": expected=F32 ["
-              + expected
-              + "] actual="
-              + weights);
+          file + ": " + WEIGHTS + ": expected=F32 [" + expected + "] actual=" + weights);
     }
     double threshold =
         m.number(PREFIX + "threshold")
             .orElseThrow(() -> new FletchException(file + ": " + PREFIX + "threshold: missing"));
-    LearnedRouter router =
-        new LearnedRouter(Dequantizer.toFloats(weights), (int) hiddenWidth);
+    LearnedRouter router = new LearnedRouter(Dequantizer.toFloats(weights), (int) hiddenWidth);
     return new Routing(small, router, threshold);
   }
 

@@ -39,8 +39,7 @@ public final class UnitScores {
    * @throws FletchException if the session is not one of an autoregressive model, or the model was
    *     not opened for the policies
    */
-  public static Run of(
-      Session session, int[] ids, int start, Optional<List<UnitPolicy>> policies) {
+  public static Run of(Session session, int[] ids, int start, Optional<List<UnitPolicy>> policies) {
     if (!(session instanceof AutoregressiveSession s)) {
       throw new FletchException("units rest in autoregressive models only");
     }

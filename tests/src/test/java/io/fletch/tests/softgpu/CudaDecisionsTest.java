@@ -108,9 +108,11 @@ class CudaDecisionsTest {
       Value n = g.rmsNorm(p + "an", x, norm(p + "an"), 1e-5f, 1, 1);
       Value q = g.linear(p + "q", n, matrix(p + "q", WIDTH, WIDTH), Optional.empty(), attention);
       Value k =
-          g.linear(p + "k", n, matrix(p + "k", 2 * HEAD, WIDTH), Optional.empty(), Optional.empty());
+          g.linear(
+              p + "k", n, matrix(p + "k", 2 * HEAD, WIDTH), Optional.empty(), Optional.empty());
       Value v =
-          g.linear(p + "v", n, matrix(p + "v", 2 * HEAD, WIDTH), Optional.empty(), Optional.empty());
+          g.linear(
+              p + "v", n, matrix(p + "v", 2 * HEAD, WIDTH), Optional.empty(), Optional.empty());
       RopeSpec rope = new RopeSpec(RopeSpec.Style.values()[0], frequencies, 1);
       q = g.rope(p + "qr", q, rope, 4, HEAD);
       k = g.rope(p + "kr", k, rope, 2, HEAD);
@@ -136,7 +138,9 @@ class CudaDecisionsTest {
             "logits", last, matrix("head", VOCABULARY, WIDTH), Optional.empty(), Optional.empty()));
   }
 
-  /** Logits, bytes of [row][unit], scores of [row][decision]; the last row of logits is a later one. */
+  /**
+   * Logits, bytes of [row][unit], scores of [row][decision]; the last row of logits is a later one.
+   */
   private record Outcome(float[][] logits, byte[][] bytes, float[][] scores) {
     int count(int row, byte value) {
       int n = 0;
@@ -303,7 +307,9 @@ class CudaDecisionsTest {
         LinearOp.dense(tensor(name, size, 0, out, in)), tensor(name + ".b", size, 0, out));
   }
 
-  /** Stand-ins of all units; every other router has a hidden layer, or reads the residual stream. */
+  /**
+   * Stand-ins of all units; every other router has a hidden layer, or reads the residual stream.
+   */
   private List<StandIn> standIns(Graph plain, double size) {
     List<StandIn> all = new ArrayList<>();
     for (Gate unit : StandInPass.units(plain)) {
@@ -317,9 +323,7 @@ class CudaDecisionsTest {
               layer(p + "w1", 6, WIDTH, size),
               deep ? Optional.of(Activation.SILU) : Optional.empty(),
               layer(p + "w2", WIDTH, 6, size),
-              unit.layer() % 2 == 0
-                  ? StandIn.RouterInput.NORMED
-                  : StandIn.RouterInput.RESIDUAL));
+              unit.layer() % 2 == 0 ? StandIn.RouterInput.NORMED : StandIn.RouterInput.RESIDUAL));
     }
     return all;
   }

@@ -1,4 +1,4 @@
-package io.fletch.runtime.calibrate;
+package io.fletch.runtime.engine;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -7,6 +7,8 @@ import io.fletch.FfnSkip;
 import io.fletch.Model;
 import io.fletch.ModelOptions;
 import io.fletch.Session;
+import io.fletch.runtime.calibrate.ForcedText;
+import io.fletch.runtime.calibrate.SkipCalibration;
 import java.util.List;
 import java.util.SplittableRandom;
 import java.util.concurrent.atomic.AtomicInteger;
@@ -24,10 +26,10 @@ class SkipCalibrationTest {
   @BeforeAll
   static void measure() {
     ModelOptions options =
-        ModelOptions.defaults()
+        TestModels.options(ModelOptions.Backend.CPU)
             .withContextLength(64)
             .withUnits(List.of(SkipCalibration.observer(LAYERS)));
-    model = Model.demo("demo", options);
+    model = TestModels.open("demo", options);
     SplittableRandom random = new SplittableRandom(1);
     try (Session session = model.newSession()) {
       for (int t = 0; t < 6; t++) {
