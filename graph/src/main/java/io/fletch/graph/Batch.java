@@ -116,6 +116,20 @@ public interface Batch extends AutoCloseable {
   /** After forward: the token with the largest logit, the lowest id on ties. */
   int argmax(int logitRow);
 
+  /**
+   * After forward: finds the largest logits of a row where the backend can without copying the row.
+   * Of equal ones those with the lowest ids are chosen.
+   *
+   * @param defined ids below this count
+   * @param ids takes the ids, ascending; its length is how many are wanted
+   * @param logits takes their logits
+   * @return false if the backend cannot choose so many, or all that count are wanted, or one of
+   *     them is NaN or positive infinity; the arrays are undefined then
+   */
+  default boolean top(int logitRow, int defined, int[] ids, float[] logits) {
+    return false;
+  }
+
   /** After forward: reduces a logit row to its statistics, one pass, into {@code into}. */
   void statistics(int logitRow, RowStatistics into);
 

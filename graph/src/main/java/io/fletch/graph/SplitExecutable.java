@@ -261,6 +261,12 @@ final class SplitExecutable implements Executable {
     }
 
     @Override
+    public boolean top(int logitRow, int defined, int[] ids, float[] logits) {
+      checkComputed(logitRow);
+      return back.top(logitRow, defined, ids, logits);
+    }
+
+    @Override
     public void statistics(int logitRow, RowStatistics into) {
       checkComputed(logitRow);
       back.statistics(logitRow, into);

@@ -65,6 +65,11 @@ public final class AutoregressiveDecoder {
   private int token = -1;
   private Finish finish = Finish.NONE;
 
+  /** The largest logits, where no others matter; null otherwise. */
+  private final int[] topIds;
+
+  private final float[] topLogits;
+
   private AutoregressiveDecoder(
       CausalForward model,
       Sampler sampler,
@@ -114,6 +119,14 @@ public final class AutoregressiveDecoder {
     boolean needsLogits =
         routing != null || mask != null || logprobs != null || !sampler.isArgmax();
     logits = needsLogits ? new float[model.vocabulary()] : null;
+    boolean few =
+        routing == null
+            && mask == null
+            && logprobs == null
+            && sampler.leading() > 0
+            && sampler.leading() <= model.vocabulary() / 4;
+    topIds = few ? new int[sampler.leading()] : null;
+    topLogits = few ? new float[sampler.leading()] : null;
   }
 
   /** A decoder without a grammar. */
@@ -359,6 +372,9 @@ public final class AutoregressiveDecoder {
             "logits have no maximum at position " + history.length() + ": argmax=" + best);
       }
       return best;
+    }
+    if (topIds != null && model.top(row, topIds, topLogits)) {
+      return sampler.sample(topIds, topLogits, history);
     }
     model.logits(row, logits);
     if (logprobs != null) {

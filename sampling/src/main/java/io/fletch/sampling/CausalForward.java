@@ -91,6 +91,18 @@ public interface CausalForward {
    */
   int argmax(int row);
 
+  /**
+   * Finds the largest logits of a row, where that is cheaper than copying the row: on a device. Of
+   * equal ones those with the lowest ids are chosen.
+   *
+   * @param ids takes the ids, ascending; its length is how many are wanted
+   * @param logits takes their logits
+   * @return false if the row has to be copied; the arrays are undefined then
+   */
+  default boolean top(int row, int[] ids, float[] logits) {
+    return false;
+  }
+
   /** Reduces a logit row, where the backend can on the device. */
   void statistics(int row, RowStatistics into);
 

@@ -22,6 +22,7 @@ public final class Sampler {
   private final List<SamplerStep> edits = new ArrayList<>();
   private final List<SamplerStep> filters = new ArrayList<>();
   private final boolean argmaxOnly;
+  private final int leading;
 
   /** Null without Mirostat. */
   private MirostatStep mirostat;
@@ -64,6 +65,12 @@ public final class Sampler {
     }
     filters.addAll(more);
     argmaxOnly = options.temperature() == 0 && edits.isEmpty() && filters.isEmpty();
+    boolean topFirst =
+        options.temperature() > 0
+            && edits.isEmpty()
+            && extras.mirostat().isEmpty()
+            && extras.topNSigma() == 0;
+    leading = topFirst ? options.topK() : 0;
   }
 
   private void addFilters() {
@@ -183,6 +190,26 @@ public final class Sampler {
    */
   public boolean isArgmax() {
     return argmaxOnly;
+  }
+
+  /**
+   * How many of the largest logits decide, as the chain begins with keeping these; 0 if others
+   * matter too. A decoder need fetch no more.
+   */
+  public int leading() {
+    return leading;
+  }
+
+  /**
+   * Draws from the {@link #leading} largest logits what {@link #sample(float[], TokenHistory)}
+   * would from all.
+   *
+   * @param ids ascending; of equal logits the lowest ids
+   */
+  int sample(int[] ids, float[] logits, TokenHistory history) {
+    candidates.load(ids, logits);
+    run(filters, history);
+    return learn(draw(history, 0));
   }
 
   /**

@@ -52,6 +52,22 @@ public final class TokenCandidates {
     size = vocabulary;
   }
 
+  /** Ids that ascend, with their logits: the largest ones of a row. */
+  void load(int[] top, float[] values) {
+    if (top.length != values.length || top.length > vocabulary) {
+      throw new IllegalArgumentException(
+          "candidates: expected=at most "
+              + vocabulary
+              + " actual ids="
+              + top.length
+              + " logits="
+              + values.length);
+    }
+    System.arraycopy(top, 0, ids, 0, top.length);
+    System.arraycopy(values, 0, logits, 0, top.length);
+    size = top.length;
+  }
+
   /** Number of ids there are in all. */
   public int vocabulary() {
     return vocabulary;

@@ -174,6 +174,34 @@ public final class PtxKernel {
     return r;
   }
 
+  /** The lanes with the same 32 bits, its own included; all lanes take part. */
+  public PtxRegister matchAny(PtxRegister a) {
+    PtxRegister r = register(PtxType.U32);
+    line("match.any.sync.b32 " + r + ", " + a + ", " + ALL);
+    return r;
+  }
+
+  /**
+   * Adds to a 32-bit word of a space ({@code shared} or {@code global}) as if nobody else did.
+   *
+   * @return what was there before
+   */
+  public PtxRegister atomicAdd(String space, PtxRegister address, long offset, Object value) {
+    PtxRegister r = register(PtxType.U32);
+    line(
+        "atom."
+            + space
+            + ".add.u32 "
+            + r
+            + ", ["
+            + address
+            + "+"
+            + offset
+            + "], "
+            + operand(PtxType.U32, value));
+    return r;
+  }
+
   /** Shift to the left by a constant or 32-bit register. */
   public PtxRegister shl(PtxRegister a, Object b) {
     PtxRegister r = register(a.type());

@@ -135,6 +135,28 @@ final class CudaBatch extends AbstractBatch {
   }
 
   @Override
+  public boolean top(int logitRow, int defined, int[] ids, float[] logits) {
+    checkComputed(logitRow);
+    if (defined < 1 || defined > graph().logits().width() || ids.length != logits.length) {
+      throw new IllegalArgumentException(
+          "largest logits: expected=as many ids as logits, of 1 to "
+              + graph().logits().width()
+              + " ids, actual ids="
+              + ids.length
+              + " logits="
+              + logits.length
+              + " of="
+              + defined);
+    }
+    boolean possible =
+        ids.length > 0
+            && ids.length <= TopKernel.MOST
+            && ids.length < defined
+            && defined <= 1 << 24;
+    return possible && owner.top(this, logitRow, defined, ids, logits);
+  }
+
+  @Override
   public void statistics(int logitRow, RowStatistics into) {
     checkComputed(logitRow);
     fetch();

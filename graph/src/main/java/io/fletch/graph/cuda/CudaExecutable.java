@@ -12,6 +12,7 @@ import io.fletch.ffm.device.CudaStream;
 import io.fletch.ffm.device.DeviceMemory;
 import io.fletch.ffm.device.LaunchConfig;
 import io.fletch.ffm.device.PinnedMemory;
+import io.fletch.ffm.ptx.PtxKernel;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
@@ -101,6 +102,9 @@ final class CudaExecutable implements Executable {
   private final int[] firstToken = new int[1];
   private final ReentrantLock turn = new ReentrantLock(true);
   private CudaBatch latest;
+
+  /** Null until it is used. */
+  private Top top;
 
   /** Whose next row the control block on the device describes. */
   private CudaGreedySteps steps;
@@ -818,6 +822,66 @@ final class CudaExecutable implements Executable {
     s.synchronize();
     busy = false;
     MemorySegment.copy(host, ValueLayout.JAVA_FLOAT, 0, dst, at, count);
+  }
+
+  /** What {@link Batch#top} needs, made when it is first asked for. */
+  private record Top(CudaLaunch launch, DeviceMemory pairs, PinnedMemory host, long[] order) {}
+
+  private Top top() {
+    if (top == null) {
+      PtxKernel kernel = TopKernel.kernel();
+      String text = PtxKernel.header() + kernel.text("top");
+      CudaModule module = modules.load(context, graph.name() + ".top", text);
+      owned.push(module::close);
+      CudaLaunch launch = module.function("top").prepare(LaunchConfig.of(1, kernel.threads()), 4);
+      owned.push(launch::close);
+      DeviceMemory pairs = context.allocate(TopKernel.BYTES);
+      owned.push(pairs::close);
+      PinnedMemory host = context.allocatePinned(TopKernel.BYTES);
+      owned.push(host::close);
+      top = new Top(launch, pairs, host, new long[TopKernel.MOST]);
+    }
+    return top;
+  }
+
+  /** The largest logits of a row, by ascending ids; false if one is no number or infinite. */
+  boolean top(CudaBatch b, int row, int defined, int[] ids, float[] values) {
+    boolean[] chosen = new boolean[1];
+    locked(
+        s -> {
+          Top t = top();
+          DeviceMemory source = latest == b ? logits : b.keptLogits();
+          int n = ids.length;
+          t.launch()
+              .setLong(0, source.address() + row * slotRow)
+              .setInt(1, defined)
+              .setInt(2, n)
+              .setMemory(3, t.pairs())
+              .launch(s);
+          MemorySegment host = t.host().segment();
+          s.download(t.pairs(), 0, host.asSlice(0, 8 + 8L * n));
+          s.synchronize();
+          busy = false;
+          int found = host.get(ValueLayout.JAVA_INT, 0);
+          if (host.get(ValueLayout.JAVA_INT, 4) != 0) {
+            return;
+          }
+          if (found != n) {
+            throw new GraphException("largest logits: expected=" + n + " actual=" + found);
+          }
+          long[] order = t.order();
+          for (int i = 0; i < n; i++) {
+            long bits = host.get(ValueLayout.JAVA_INT, 12 + 8L * i) & 0xffffffffL;
+            order[i] = (long) host.get(ValueLayout.JAVA_INT, 8 + 8L * i) << 32 | bits;
+          }
+          Arrays.sort(order, 0, n);
+          for (int i = 0; i < n; i++) {
+            ids[i] = (int) (order[i] >>> 32);
+            values[i] = Float.intBitsToFloat((int) order[i]);
+          }
+          chosen[0] = true;
+        });
+    return chosen[0];
   }
 
   void forget(CudaBatch b) {

@@ -579,6 +579,12 @@ final class GraphForward implements CausalForward, AutoCloseable {
   }
 
   @Override
+  public boolean top(int row, int[] ids, float[] logits) {
+    runStepAgain();
+    return !isCopied && batch.top(row, defined, ids, logits);
+  }
+
+  @Override
   public void statistics(int row, RowStatistics into) {
     runStepAgain();
     if (scratch == null && !isCopied) {
