@@ -1,0 +1,159 @@
+package io.fletch.bench;
+
+import io.fletch.ffm.NativeMemory;
+import io.fletch.graph.KvCache;
+import io.fletch.graph.cpu.KernelSets;
+import io.fletch.graph.cpu.Kernels;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.Random;
+import java.util.concurrent.TimeUnit;
+import org.openjdk.jmh.annotations.AuxCounters;
+import org.openjdk.jmh.annotations.Benchmark;
+import org.openjdk.jmh.annotations.BenchmarkMode;
+import org.openjdk.jmh.annotations.Fork;
+import org.openjdk.jmh.annotations.Level;
+import org.openjdk.jmh.annotations.Measurement;
+import org.openjdk.jmh.annotations.Mode;
+import org.openjdk.jmh.annotations.OutputTimeUnit;
+import org.openjdk.jmh.annotations.Param;
+import org.openjdk.jmh.annotations.Scope;
+import org.openjdk.jmh.annotations.Setup;
+import org.openjdk.jmh.annotations.State;
+import org.openjdk.jmh.annotations.TearDown;
+import org.openjdk.jmh.annotations.Warmup;
+
+/**
+ * How many bytes of keys and values per second one thread takes into attention, one row of the
+ * heads that share a key/value head, per kernel set, cache type and context: the counters {@code
+ * gigabytes} and {@code gigaops} are GB/s and Gop/s (two operations per multiply-add).
+ *
+ * <p>At 512 slots keys and values come from the level-2 cache: what the computation takes. At 32768
+ * several heads take turns, so that they come from memory.
+ *
+ * <pre>
+ *   java -jar bench/target/benchmarks.jar AttentionBenchmark -p kernels=x86 -p type=F16 -p context=2048
+ * </pre>
+ */
+@State(Scope.Thread)
+@BenchmarkMode(Mode.Throughput)
+@OutputTimeUnit(TimeUnit.SECONDS)
+@Warmup(iterations = 5, time = 1)
+@Measurement(iterations = 9, time = 1)
+@Fork(
+    value = 1,
+    jvmArgsAppend = {
+      "--add-modules=jdk.incubator.vector",
+      "--enable-native-access=ALL-UNNAMED",
+      "-Xmx1g"
+    })
+public class AttentionBenchmark {
+  private static final long WORKING_SET = 128L << 20;
+
+  /** The start of a kernel set's name; the fastest one that matches is taken. */
+  @Param({"scalar", "vector", "x86"})
+  String kernels;
+
+  @Param({"F16", "Q8_0", "F32"})
+  KvCache.Type type;
+
+  @Param({"512", "2048", "32768"})
+  int context;
+
+  /** Query heads that share a key/value head. */
+  @Param({"4"})
+  int group;
+
+  @Param({"64"})
+  int headDim;
+
+  private Kernels set;
+  private Arena arena;
+  private NativeMemory kv;
+  private MemorySegment query;
+  private MemorySegment scratch;
+  private MemorySegment out;
+  private long slotBytes;
+  private int heads;
+  private int next;
+
+  /** What one second moves and computes. */
+  @AuxCounters(AuxCounters.Type.OPERATIONS)
+  @State(Scope.Thread)
+  public static class Rates {
+    public double gigabytes;
+    public double gigaops;
+
+    @Setup(Level.Iteration)
+    public void clear() {
+      gigabytes = 0;
+      gigaops = 0;
+    }
+  }
+
+  @Setup
+  public void prepare() {
+    set =
+        KernelSets.available().stream()
+            .filter(k -> k.name().startsWith(kernels))
+            .findFirst()
+            .orElseThrow(() -> new IllegalStateException("not available here: " + kernels));
+    arena = Arena.ofConfined();
+    Random random = new Random(1);
+    slotBytes = set.kvBytes(type, headDim);
+    long headBytes = 2 * context * slotBytes;
+    heads = context <= 512 ? 1 : (int) Math.max(1, WORKING_SET / headBytes);
+    kv = NativeMemory.allocateSparse(heads * headBytes);
+    MemorySegment row = arena.allocate(4L * headDim, 64);
+    for (long slot = 0; slot < 2L * context * heads; slot++) {
+      for (int i = 0; i < headDim; i++) {
+        row.setAtIndex(ValueLayout.JAVA_FLOAT, i, (float) random.nextGaussian());
+      }
+      set.kvStore(type, row, 0, headDim, kv.segment(), slot * slotBytes);
+    }
+    query = arena.allocate(4L * headDim * group, 64);
+    for (int i = 0; i < headDim * group; i++) {
+      query.setAtIndex(ValueLayout.JAVA_FLOAT, i, (float) random.nextGaussian());
+    }
+    scratch = arena.allocate(4L * set.attentionScratch(group, headDim, headDim), 64);
+    out = arena.allocate(4L * headDim * group, 64);
+    next = 0;
+  }
+
+  @TearDown
+  public void release() {
+    kv.close();
+    arena.close();
+  }
+
+  /** One row. */
+  @Benchmark
+  public float attention(Rates rates) {
+    long keys = 2L * next * context * slotBytes;
+    next = next + 1 == heads ? 0 : next + 1;
+    set.attention(
+        type,
+        query,
+        0,
+        group,
+        headDim,
+        headDim,
+        kv.segment(),
+        keys,
+        keys + context * slotBytes,
+        0,
+        context,
+        0,
+        0,
+        0.125f,
+        0,
+        scratch,
+        0,
+        out,
+        0);
+    rates.gigabytes += 2e-9 * context * slotBytes;
+    rates.gigaops += 4e-9 * context * headDim * group;
+    return out.get(ValueLayout.JAVA_FLOAT, 0);
+  }
+}
