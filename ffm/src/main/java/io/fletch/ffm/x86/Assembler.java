@@ -196,6 +196,10 @@ public final class Assembler extends Encoder {
     scalar(PF3, M0F, 0x51, W0, Tuple.ONE32, d, a, b);
   }
 
+  public void vmaxpd(Vec d, Vec a, Operand b) {
+    three(P66, M0F, 0x5f, EVEX_W1, Tuple.FULL64, d, a, b);
+  }
+
   public void vaddpd(Vec d, Vec a, Operand b) {
     three(P66, M0F, 0x58, EVEX_W1, Tuple.FULL64, d, a, b);
   }
@@ -358,6 +362,10 @@ public final class Assembler extends Encoder {
 
   public void vcvtdq2ps(Vec d, Operand s) {
     two(NP, M0F, 0x5b, W0, Tuple.FULL32, d, s);
+  }
+
+  public void vcvtps2pd(Vec d, Operand s) {
+    widen(NP, M0F, 0x5a, W0, Tuple.HALF32, d, s, 2);
   }
 
   public void vcvtps2dq(Vec d, Operand s) {

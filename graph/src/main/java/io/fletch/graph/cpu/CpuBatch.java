@@ -56,6 +56,14 @@ final class CpuBatch extends AbstractBatch {
   }
 
   @Override
+  public void statistics(int logitRow, RowStatistics into) {
+    checkComputed(logitRow);
+    if (!kernels.statistics(segment, logitRow * stride, graph().logits().width(), into)) {
+      super.statistics(logitRow, into);
+    }
+  }
+
+  @Override
   protected void copyLogits(int logitRow, int from, int count, float[] dst, int dstOffset) {
     MemorySegment.copy(
         segment,

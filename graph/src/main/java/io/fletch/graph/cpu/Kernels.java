@@ -1,6 +1,7 @@
 package io.fletch.graph.cpu;
 
 import io.fletch.graph.Activation;
+import io.fletch.graph.Batch.RowStatistics;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.RopeSpec;
 import io.fletch.quant.SparseMatrix;
@@ -269,4 +270,14 @@ public interface Kernels {
 
   /** The index of the largest element, the lowest on ties; NaN is never chosen. */
   int argmax(MemorySegment x, long offset, int n);
+
+  /**
+   * Reduces a row of logits, {@code x[offset .. offset + n)}, {@code n >= 1}; logarithm and entropy
+   * to 1e-9.
+   *
+   * @return false where this set has no code for it: nothing was done
+   */
+  default boolean statistics(MemorySegment x, long offset, int n, RowStatistics into) {
+    return false;
+  }
 }

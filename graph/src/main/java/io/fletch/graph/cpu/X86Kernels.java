@@ -3,6 +3,7 @@ package io.fletch.graph.cpu;
 import io.fletch.ffm.CpuFeatures;
 import io.fletch.ffm.ExecutableMemory;
 import io.fletch.graph.Activation;
+import io.fletch.graph.Batch.RowStatistics;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.RopeSpec;
 import io.fletch.graph.cpu.x86.AttentionCode;
@@ -273,5 +274,11 @@ final class X86Kernels implements Kernels {
   @Override
   public int argmax(MemorySegment x, long offset, int n) {
     return elements.argmax(x, offset, n);
+  }
+
+  @Override
+  public boolean statistics(MemorySegment x, long offset, int n, RowStatistics into) {
+    X86Statistics.reduce(x, offset, n, elements.argmax(x, offset, n), into);
+    return true;
   }
 }
