@@ -60,9 +60,7 @@ public final class ContextBenchmark {
       HyperParameters hp = weights.fit(declared);
       Graph graph = ModelGraph.build(hp, weights, longest, path.getFileName().toString());
       CpuBackend.Options options =
-          CpuBackend.Options.defaults()
-              .withThreads(threads)
-              .withLayout(CpuBackend.Layout.PACKED);
+          CpuBackend.Options.defaults().withThreads(threads).withLayout(CpuBackend.Layout.PACKED);
       try (Executable executable = new CpuBackend(options).compile(graph, SEED_ROWS);
           KvCache kv = executable.newKvCache(longest, type);
           Batch batch = executable.newBatch(SEED_ROWS, 1)) {
@@ -139,8 +137,8 @@ public final class ContextBenchmark {
       int[] lengths, List<List<Double>> samples, long weightBytes, KvCache kv) {
     System.out.println();
     System.out.println(
-        "| context | ms per token | weights MB | keys and values MB | GB/s of both | GB/s of keys and"
-            + " values beyond the shortest |");
+        "| context | ms per token | weights MB | keys and values MB | GB/s of both | GB/s of keys"
+            + " and values beyond the shortest |");
     System.out.println("|---|---|---|---|---|---|");
     double base = median(samples.getFirst());
     long baseKv = lengths[0] * kv.slotBytes();
@@ -155,9 +153,7 @@ public final class ContextBenchmark {
           weightBytes / 1e6,
           kvBytes / 1e6,
           (weightBytes + kvBytes) / nanos,
-          i == 0
-              ? ""
-              : String.format(Locale.ROOT, "%.1f", (kvBytes - baseKv) / (nanos - base)));
+          i == 0 ? "" : String.format(Locale.ROOT, "%.1f", (kvBytes - baseKv) / (nanos - base)));
     }
   }
 

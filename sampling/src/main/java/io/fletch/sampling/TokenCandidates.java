@@ -11,6 +11,9 @@ import java.util.function.IntPredicate;
  * one thread at a time.
  */
 public final class TokenCandidates {
+  /** Up to so many candidates are found with a heap. */
+  private static final int FEW = 256;
+
   private final int vocabulary;
   private final int[] ids;
   private final float[] logits;
@@ -154,6 +157,10 @@ public final class TokenCandidates {
     if (k >= size) {
       return;
     }
+    if (k <= FEW) {
+      keepFew(k);
+      return;
+    }
     System.arraycopy(logits, 0, work, 0, size);
     int lo = 0;
     int hi = size;
@@ -174,6 +181,46 @@ public final class TokenCandidates {
       }
     }
     keepAbove(logits, threshold, ties);
+  }
+
+  /**
+   * The {@code k} largest in one pass: a heap whose root is the least of them. Nearly all logits
+   * are below it and cost a comparison.
+   */
+  private void keepFew(int k) {
+    System.arraycopy(logits, 0, work, 0, k);
+    for (int i = k / 2 - 1; i >= 0; i--) {
+      sink(i, k);
+    }
+    float least = work[0];
+    for (int i = k; i < size; i++) {
+      if (logits[i] > least) {
+        work[0] = logits[i];
+        sink(0, k);
+        least = work[0];
+      }
+    }
+    int ties = 0;
+    for (int i = 0; i < k; i++) {
+      ties += work[i] == least ? 1 : 0;
+    }
+    keepAbove(logits, least, ties);
+  }
+
+  private void sink(int at, int k) {
+    float v = work[at];
+    int i = at;
+    for (int child = 2 * i + 1; child < k; child = 2 * i + 1) {
+      if (child + 1 < k && work[child + 1] < work[child]) {
+        child++;
+      }
+      if (!(work[child] < v)) {
+        break;
+      }
+      work[i] = work[child];
+      i = child;
+    }
+    work[i] = v;
   }
 
   /**

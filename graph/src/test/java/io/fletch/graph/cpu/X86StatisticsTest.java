@@ -14,7 +14,9 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 
-/** Statistics in machine code against double precision in Java, on pages with guards behind them. */
+/**
+ * Statistics in machine code against double precision in Java, on pages with guards behind them.
+ */
 class X86StatisticsTest {
   private static RowStatistics of(float[] logits) {
     Kernels kernels = X86TestSets.orSkip(Isa.AVX2);

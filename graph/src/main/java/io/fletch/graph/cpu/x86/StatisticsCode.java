@@ -35,8 +35,8 @@ public final class StatisticsCode {
 
   /**
    * Code of {@code void (long x, long blocks, long state)}, {@code blocks >= 1}: stores the largest
-   * float of each lane, then the second largest (equal to it on a tie), minus infinity where there is
-   * none. NaN counts for nothing.
+   * float of each lane, then the second largest (equal to it on a tie), minus infinity where there
+   * is none. NaN counts for nothing.
    */
   public static byte[] maxima() {
     return new StatisticsCode().emitMaxima();
