@@ -84,9 +84,13 @@ final class Weights implements AutoCloseable {
     boolean inMemory = copies.isPresent() && !copies.get().inFile() && packing.isEmpty();
     HugeCopies wanted =
         new HugeCopies(
-            matrices.entrySet().stream()
-                .filter(e -> !inMemory || e.getValue().form().data().equals(e.getKey().segment()))
-                .map(Map.Entry::getValue)
+            Stream.concat(
+                    matrices.entrySet().stream()
+                        .filter(
+                            e -> !inMemory || e.getValue().form().data().equals(e.getKey().segment()))
+                        .map(Map.Entry::getValue),
+                    // Their values; masks and indices stay in the file.
+                    sparse.values().stream())
                 .toList(),
             () -> {
               options.packed().run();
