@@ -87,7 +87,9 @@ final class Weights implements AutoCloseable {
             Stream.concat(
                     matrices.entrySet().stream()
                         .filter(
-                            e -> !inMemory || e.getValue().form().data().equals(e.getKey().segment()))
+                            e ->
+                                !inMemory
+                                    || e.getValue().form().data().equals(e.getKey().segment()))
                         .map(Map.Entry::getValue),
                     // Their values; masks and indices stay in the file.
                     sparse.values().stream())
