@@ -101,6 +101,7 @@ class ServerStressTest {
       long end = start + time.toNanos();
       AtomicInteger whole = new AtomicInteger();
       AtomicInteger gone = new AtomicInteger();
+      AtomicInteger stale = new AtomicInteger();
       List<Future<?>> clients = new ArrayList<>();
       for (int c = 0; c < CLIENTS; c++) {
         SplittableRandom random = new SplittableRandom(c);
@@ -117,13 +118,13 @@ class ServerStressTest {
                       }
                       case 1 -> {
                         // In the middle of a stream, which the server notices at its next write.
-                        HttpResponse<InputStream> response = send(client, uri, body);
+                        HttpResponse<InputStream> response = again(client, uri, body, stale);
                         read(response, body, random.nextInt(20));
                         gone.incrementAndGet();
                       }
                       default -> {
-                        assertEquals(
-                            expected.get(i), read(send(client, uri, body), body, -1).orElseThrow());
+                        HttpResponse<InputStream> response = again(client, uri, body, stale);
+                        assertEquals(expected.get(i), read(response, body, -1).orElseThrow());
                         whole.incrementAndGet();
                       }
                     }
@@ -139,6 +140,7 @@ class ServerStressTest {
       }
       Held after = FULL ? Held.now() : null;
       assertTrue(whole.get() > 0 && gone.get() > 0, whole + " " + gone);
+      assertTrue(stale.get() <= 2 + whole.get() / 100, "closed connections: " + stale);
       // Clients that hung up are found out, and what they held is free.
       long patience = System.nanoTime() + Duration.ofSeconds(30).toNanos();
       while (metric(client, server, "fletch_active") != 0 && System.nanoTime() < patience) {
@@ -159,6 +161,8 @@ class ServerStressTest {
                 + whole
                 + " disconnects="
                 + gone
+                + " closed idle connections="
+                + stale
                 + " cancelled="
                 + metric(client, server, "fletch_cancelled_total")
                 + " memory "
@@ -185,6 +189,24 @@ class ServerStressTest {
         Duration.ofSeconds(10),
         Optional.empty(),
         Optional.empty());
+  }
+
+  /**
+   * Sends, and once more if the server closed an idle connection just when it was used again, which
+   * HTTP leaves to the client to do.
+   */
+  private static HttpResponse<InputStream> again(
+      HttpClient client, URI uri, Body body, AtomicInteger stale)
+      throws IOException, InterruptedException {
+    try {
+      return send(client, uri, body);
+    } catch (IOException e) {
+      if (!String.valueOf(e.getMessage()).contains("received no bytes")) {
+        throw e;
+      }
+      stale.incrementAndGet();
+      return send(client, uri, body);
+    }
   }
 
   private static HttpResponse<InputStream> send(HttpClient client, URI uri, Body body)
