@@ -5,9 +5,10 @@ import java.util.List;
 import java.util.Objects;
 
 /**
- * A low-rank adapter (LoRA, rsLoRA, NLoRA, exported Uni-LoRA) that is registered with an open model
- * ({@link Model#adapter}), for sessions that list it ({@link Session#adapters(List)}). The model's
- * weights stay as they are; sessions with different adapters, and without, share forward passes.
+ * A low-rank adapter (LoRA, rsLoRA, DoRA, NLoRA, exported Uni-LoRA) that is registered with an open
+ * model ({@link Model#adapter}), for sessions that list it ({@link Session#adapters(List)}). The
+ * model's weights stay as they are; sessions with different adapters, and without, share forward
+ * passes.
  *
  * <p>Immutable and thread-safe. It takes {@link #bytes} of memory until it is closed, or its model
  * is.

@@ -89,12 +89,13 @@ public sealed interface Op {
   }
 
   /**
-   * {@code out = base + sum s_t f_t B_t (A_t in)} over the terms of the row ({@link Batch#adapt})
-   * whose adapter has a delta for the product that gave {@code base}, in the order of the row's
-   * list; rows without any keep the base bit for bit. Put in by a backend behind a product with
-   * input {@code in} and the same gate.
+   * {@code out = base + sum s_t (f_t B_t (A_t in) + g_t (base - bias))} over the terms of the row
+   * ({@link Batch#adapt}) whose adapter has a delta for the product that gave {@code base}, in the
+   * order of the row's list; rows without any keep the base bit for bit. Put in by a backend behind
+   * a product with input {@code in} and the same gate.
    */
-  record Adapt(Value in, Value base, Optional<Gate> gate, Value out) implements Op {
+  record Adapt(Value in, Value base, Optional<Tensor> bias, Optional<Gate> gate, Value out)
+      implements Op {
     @Override
     public Optional<Value> output() {
       return Optional.of(out);

@@ -114,7 +114,11 @@ final class ReferenceExecutable implements Executable {
       super(owner, name, given);
       executable = owner;
       given.forEach(
-          (v, d) -> deltas.put(v, new LowRankDelta(copy(d.a()), copy(d.b()), d.factor())));
+          (v, d) ->
+              deltas.put(
+                  v,
+                  new LowRankDelta(
+                      copy(d.a()), copy(d.b()), d.factor(), d.gain().map(this::copy))));
     }
 
     private Tensor copy(Tensor t) {
@@ -286,6 +290,7 @@ final class ReferenceExecutable implements Executable {
   /** Adds the low-rank terms of a row that are for this product. */
   private static void adapt(
       Op.Linear o, List<LowRankAdapter.Term> terms, float[] x, float[] y, int at) {
+    float[] base = Arrays.copyOfRange(y, at, at + o.out().width());
     for (LowRankAdapter.Term t : terms) {
       LowRankDelta d = ((ReferenceAdapter) t.adapter()).deltas.get(o.out());
       if (d == null || t.scale() == 0) {
@@ -295,8 +300,10 @@ final class ReferenceExecutable implements Executable {
       product(LinearOp.dense(d.a()), x, 1, h);
       float[] z = new float[o.out().width()];
       product(LinearOp.dense(d.b()), h, 1, z);
+      float[] gain = d.gain().map(Dequantizer::toFloats).orElse(new float[z.length]);
       for (int i = 0; i < z.length; i++) {
-        y[at + i] = (float) (y[at + i] + (double) t.scale() * d.factor() * z[i]);
+        double added = (double) d.factor() * z[i] + (double) gain[i] * base[i];
+        y[at + i] = (float) (y[at + i] + t.scale() * added);
       }
     }
   }

@@ -7,6 +7,7 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.SplittableRandom;
 
 /** Sequences with different adapters, run together and alone. */
@@ -30,7 +31,10 @@ public final class AdapterScenario {
             new LowRankDelta(
                 graphs.matrix("a" + i, type(random), rank, l.in().width()),
                 graphs.matrix("b" + i, type(random), l.out().width(), rank),
-                (float) (0.2 + random.nextDouble())));
+                (float) (0.2 + random.nextDouble()),
+                random.nextInt(3) == 0
+                    ? Optional.of(graphs.vector("g" + i, l.out().width()))
+                    : Optional.empty()));
       }
     }
     return deltas;

@@ -28,6 +28,7 @@ final class CpuAdapter extends PreparedAdapter {
    * @param a the first factor {@code [rank, in]}
    * @param type of the second factor
    * @param b the second factor, transposed: row k from byte {@code k * stride} on
+   * @param gain float32 per output; {@link MemorySegment#NULL} for none
    */
   record Part(
       int rank,
@@ -36,7 +37,12 @@ final class CpuAdapter extends PreparedAdapter {
       MemorySegment a,
       TensorType type,
       MemorySegment b,
-      long stride) {}
+      long stride,
+      MemorySegment gain) {
+    boolean hasGain() {
+      return gain.byteSize() > 0;
+    }
+  }
 
   private final CpuExecutable executable;
   private final NativeMemory memory;
@@ -61,6 +67,7 @@ final class CpuAdapter extends PreparedAdapter {
     long bytes = 0;
     for (LowRankDelta d : deltas.values()) {
       bytes += aligned(d.a().bytes()) + aligned(d.rank() * stride(d.b()));
+      bytes += aligned(d.gain().map(Tensor::bytes).orElse(0L));
     }
     memory = NativeMemory.allocate(Math.max(1, bytes));
     for (Map.Entry<Value, LowRankDelta> e : deltas.entrySet()) {
@@ -103,7 +110,13 @@ final class CpuAdapter extends PreparedAdapter {
         }
       }
     }
-    return new Part(rank, d.factor(), down, a, d.b().type(), b, stride);
+    MemorySegment gain = MemorySegment.NULL;
+    if (d.gain().isPresent()) {
+      Tensor t = d.gain().get();
+      gain = take(t.bytes());
+      MemorySegment.copy(t.segment(), 0, gain, 0, t.bytes());
+    }
+    return new Part(rank, d.factor(), down, a, d.b().type(), b, stride, gain);
   }
 
   /** What is added to a product; null for nothing. */

@@ -146,22 +146,28 @@ abstract sealed class ElementOp {
     private final int target;
     private final int product;
     private final Place base;
+    private final MemorySegment bias;
+    private final boolean hasBias;
 
     /**
      * The op.
      *
      * @param target the product's index among those that the executable adapts
      * @param product its index in the stage of the first factors
+     * @param bias that of the product, {@link MemorySegment#NULL} for none
      */
     Adapt(
         Value.Rows kind,
         int target,
         int product,
         Place base,
+        MemorySegment bias,
         Place out,
         int gate,
         boolean readWhenSkipped) {
       super(gate, readWhenSkipped, out);
+      this.bias = bias;
+      hasBias = bias.byteSize() > 0;
       this.kind = kind;
       this.target = target;
       this.product = product;
@@ -184,6 +190,7 @@ abstract sealed class ElementOp {
       if (terms.isEmpty()) {
         return;
       }
+      gain(terms, y, to, from, n);
       long h = f.innerAt(kind, row, product);
       for (int i = 0; i < terms.size(); i++) {
         LowRankAdapter.Term t = terms.get(i);
@@ -203,6 +210,27 @@ abstract sealed class ElementOp {
               to);
         }
         h += a.width();
+      }
+    }
+
+    /** What is a multiple of the product itself, before anything is added to it. */
+    private void gain(List<LowRankAdapter.Term> terms, MemorySegment y, long to, long from, int n) {
+      boolean any = false;
+      for (int t = 0; t < terms.size(); t++) {
+        CpuAdapter.Part part = ((CpuAdapter) terms.get(t).adapter()).part(target);
+        any |= part != null && part.hasGain() && terms.get(t).scale() != 0;
+      }
+      for (int i = 0; any && i < n; i++) {
+        float sum = 0;
+        for (int t = 0; t < terms.size(); t++) {
+          CpuAdapter.Part part = ((CpuAdapter) terms.get(t).adapter()).part(target);
+          if (part != null && part.hasGain() && terms.get(t).scale() != 0) {
+            sum = Math.fma(terms.get(t).scale(), Segments.f32(part.gain(), from + i), sum);
+          }
+        }
+        float whole = Segments.f32(y, to + i);
+        float product = hasBias ? whole - Segments.f32(bias, from + i) : whole;
+        Segments.f32(y, to + i, Math.fma(sum, product, whole));
       }
     }
 

@@ -455,6 +455,7 @@ final class Lowering {
         targets.indexOf(op.out()),
         all.indexOf(op),
         place(op.base()),
+        op.bias().map(floats).orElse(MemorySegment.NULL),
         place(op.out()),
         gate(op),
         gates.readWhenSkipped(op));

@@ -29,15 +29,17 @@ final class AdapterKernels {
   static final int TERM_BYTES = 16;
 
   /** Bytes of a product's entry in an adapter's table. */
-  static final int ENTRY_BYTES = 32;
+  static final int ENTRY_BYTES = 48;
 
-  // An entry: addresses of both factors, rank (0 for nothing), types, the adapter's own scale.
+  // An entry: addresses of both factors, rank (0 for nothing), types, the adapter's own scale,
+  // address of the gain (0 for none).
   static final int FIRST = 0;
   static final int SECOND = 8;
   static final int RANK = 16;
   static final int FIRST_TYPE = 20;
   static final int SECOND_TYPE = 24;
   static final int FACTOR = 28;
+  static final int GAIN = 32;
 
   /** Blocks of the first factor. */
   static final int BLOCKS = 16;
@@ -160,19 +162,31 @@ final class AdapterKernels {
   }
 
   /**
-   * The second factors, added to what is there: a thread per output, term after term, rank after
-   * rank. Parameters: control, the entry's offset in a table, inner, out.
+   * The gains, then the second factors, added to what is there: a thread per output, term after
+   * term, rank after rank. Parameters: control, the entry's offset in a table, inner, out, bias if
+   * any.
    */
-  PtxKernel up(int out, Optional<Gate> gate, Value.Rows rows) {
+  PtxKernel up(int out, boolean bias, Optional<Gate> gate, Value.Rows rows) {
     Terms terms = new Terms(rows);
     PtxKernel k = terms.k;
     PtxRegister inner = terms.b.floats(k.parameter(U64), terms.b.row, MOST_INNER);
     PtxRegister y = terms.b.floats(k.parameter(U64), terms.b.row, out);
+    Optional<PtxRegister> biases = bias ? Optional.of(k.parameter(U64)) : Optional.empty();
     PtxRegister i = terms.b.element(out);
     // The product has left a zero there.
     gate.ifPresent(g -> k.when(terms.b.skipped(g), k::exit));
     PtxRegister sum = k.register(F32);
     k.assign(sum, terms.b.get(y, i));
+    PtxRegister product = biases.map(b -> k.sub(sum, terms.b.get(b, i))).orElse(sum);
+    PtxRegister gain = k.constant(F32, 0);
+    terms.each(
+        term -> {
+          PtxRegister data = k.load(U64, term[0], GAIN);
+          k.when(
+              k.compare("ne", data, 0), () -> k.fmaInto(gain, term[2], terms.b.get(data, i), gain));
+        });
+    k.assign(sum, k.fma(gain, product, sum));
+    k.assign(terms.base, 0);
     terms.each(
         term -> {
           PtxRegister entry = term[0];

@@ -37,6 +37,7 @@ final class CudaAdapter extends PreparedAdapter {
     long bytes = table;
     for (LowRankDelta d : deltas.values()) {
       bytes += aligned(d.a().bytes()) + aligned(d.b().bytes());
+      bytes += aligned(d.gain().map(Tensor::bytes).orElse(0L));
     }
     memory = owner.allocate(bytes);
     try (Arena arena = Arena.ofConfined()) {
@@ -56,6 +57,12 @@ final class CudaAdapter extends PreparedAdapter {
         host.set(word, entry + AdapterKernels.SECOND_TYPE, AdapterKernels.code(d.b().type()));
         host.set(ValueLayout.JAVA_FLOAT, entry + AdapterKernels.FACTOR, d.factor());
         at = second + aligned(d.b().bytes());
+        if (d.gain().isPresent()) {
+          Tensor gain = d.gain().get();
+          MemorySegment.copy(gain.segment(), 0, host, at, gain.bytes());
+          host.set(ValueLayout.JAVA_LONG, entry + AdapterKernels.GAIN, memory.address() + at);
+          at += aligned(gain.bytes());
+        }
       }
       owner.upload(host, memory);
     } catch (RuntimeException | Error e) {

@@ -572,14 +572,12 @@ final class CudaLowering {
             entry,
             at(o.in()),
             adapters.inner());
-        run.element(
-            op,
-            "adapter_up",
-            kernels.up(o.out().width(), o.gate(), o.in().rows()),
-            o.out().width(),
-            entry,
-            adapters.inner(),
-            at(o.out()));
+        PtxKernel up = kernels.up(o.out().width(), o.bias().isPresent(), o.gate(), o.in().rows());
+        long[] p =
+            o.bias().isPresent()
+                ? new long[] {entry, adapters.inner(), at(o.out()), weights.address(o.bias().get())}
+                : new long[] {entry, adapters.inner(), at(o.out())};
+        run.element(op, "adapter_up", up, o.out().width(), p);
       }
       case Op.Rope o ->
           run.launch(

@@ -31,7 +31,7 @@ public final class AdapterPass {
         Value out = l.out();
         Value base = new Value(next++, out.width(), out.rows(), out.name() + ".base");
         ops.add(new Op.Linear(l.in(), l.weight(), l.bias(), l.gate(), base));
-        ops.add(new Op.Adapt(l.in(), base, l.gate(), out));
+        ops.add(new Op.Adapt(l.in(), base, l.bias(), l.gate(), out));
       } else {
         ops.add(op);
       }

@@ -194,10 +194,12 @@ class AdapterPropertyTest {
     int rank = d.rank();
     for (int i = 0; i < values.length; i++) {
       double sum = 0;
+      int row = i / in;
       for (int k = 0; k < rank; k++) {
         sum += (double) b[i / in * rank + k] * a[k * in + i % in];
       }
-      values[i] += (float) (scale * d.factor() * sum);
+      double gain = d.gain().map(g -> Dequantizer.toFloats(g)[row]).orElse(0f);
+      values[i] += (float) (scale * (d.factor() * sum + gain * values[i]));
     }
     return graphs.encode(w.name() + ".merged", TensorType.F32, values, w.shape());
   }

@@ -87,8 +87,8 @@ class EmitterTest {
     AdapterKernels adapters = new AdapterKernels(e, new Control(rows, 2, 4, 3, 7, true));
     for (Rows r : Rows.values()) {
       all.add(adapters.down(75, r));
-      all.add(adapters.up(33, GATE, r));
-      all.add(adapters.up(33, Optional.empty(), r));
+      all.add(adapters.up(33, true, GATE, r));
+      all.add(adapters.up(33, false, Optional.empty(), r));
     }
     all.add(e.selectRows(33));
     all.add(e.skipSimilar(1, 33, GATE.orElseThrow(), new int[] {0, 3}));

@@ -35,14 +35,15 @@ import java.util.Optional;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
+import java.util.stream.IntStream;
 
 /**
- * The low-rank terms of an adapter (LoRA, rsLoRA, NLoRA, exported Uni-LoRA) for the matrices of one
- * model, which are added when those are used, never to the stored weights: {@code y = W x + scale *
- * s * B (N) A x} (specs weights 4.7). From a PEFT folder ({@code adapter_config.json}, {@code
- * adapter_model.safetensors}) or a GGUF file with {@code adapter.type = "lora"}, whatever format
- * the model is in: names are translated, and rows of queries and keys are put into the model's
- * order.
+ * The low-rank terms of an adapter (LoRA, rsLoRA, DoRA, NLoRA, exported Uni-LoRA) for the matrices
+ * of one model, which are added when those are used, never to the stored weights: {@code y = W x +
+ * scale * s * B (N) A x} (specs weights 4.7). From a PEFT folder ({@code adapter_config.json},
+ * {@code adapter_model.safetensors}) or a GGUF file with {@code adapter.type = "lora"}, whatever
+ * format the model is in: names are translated, and rows of queries and keys are put into the
+ * model's order.
  *
  * <p>Used by one thread; its tensors belong to the store.
  */
@@ -88,8 +89,15 @@ public final class AdapterFile {
    *
    * @param stem its name in the adapter, for messages
    * @param own the adapter's own scale times the one given
+   * @param magnitude lengths of the rows of the changed matrix (DoRA)
    */
-  private record Delta(String stem, Tensor a, Optional<Tensor> middle, Tensor b, float own) {}
+  private record Delta(
+      String stem,
+      Tensor a,
+      Optional<Tensor> middle,
+      Tensor b,
+      float own,
+      Optional<Tensor> magnitude) {}
 
   private final Path path;
   private final TensorStore store;
@@ -227,6 +235,9 @@ public final class AdapterFile {
         }
         expand(stem, p, p.theta == null ? theta : p.theta);
       }
+      if (Boolean.TRUE.equals(config.get("use_dora")) && p.magnitude == null) {
+        throw fail(stem + ".lora_magnitude_vector (use_dora)", "present", "absent");
+      }
       double own = uni ? 1 : scale(config, stem, p);
       put(names.getOrDefault(stem, stem), stem, p, own, false);
     }
@@ -241,9 +252,7 @@ public final class AdapterFile {
       throw fail("peft_type", "LORA or UNILORA", type);
     }
     for (String key :
-        new String[] {
-          "use_dora", "fan_in_fan_out", "lora_bias", "use_qalora", "is_prompt_learning"
-        }) {
+        new String[] {"fan_in_fan_out", "lora_bias", "use_qalora", "is_prompt_learning"}) {
       if (Boolean.TRUE.equals(config.get(key))) {
         throw fail(key, false, true);
       }
@@ -417,9 +426,7 @@ public final class AdapterFile {
     if (p.a == null || p.b == null) {
       throw fail(stem, "lora_A and lora_B", "one of them");
     }
-    if (p.magnitude != null) {
-      throw fail(stem + ".lora_magnitude_vector", "absent (DoRA)", "present");
-    }
+    Optional<Tensor> magnitude = Optional.ofNullable(p.magnitude).map(m -> column(stem, m, p.b));
     Tensor a = factor(stem, p.a);
     Tensor b = factor(stem, p.b);
     Optional<Tensor> middle = Optional.ofNullable(p.middle).map(t -> factor(stem, t));
@@ -435,7 +442,23 @@ public final class AdapterFile {
     if (!Float.isFinite(scale)) {
       throw fail(stem + ": scale", "finite", scale);
     }
-    deltas.put(layer, new Delta(stem, a, middle, ordered(layer, b, pairs), scale));
+    deltas.put(
+        layer,
+        new Delta(
+            stem,
+            a,
+            middle,
+            ordered(layer, b, pairs),
+            scale,
+            magnitude.map(m -> ordered(layer, m, pairs))));
+  }
+
+  /** Magnitudes as a matrix of one column of float32. */
+  private Tensor column(String stem, Tensor m, Tensor b) {
+    if (m.elements() != b.rows()) {
+      throw fail(stem + ".lora_magnitude_vector", b.rows() + " elements", m.elements());
+    }
+    return store.floats(m.name(), Dequantizer.toFloats(m), m.elements(), 1);
   }
 
   /**
@@ -477,6 +500,12 @@ public final class AdapterFile {
       return Optional.empty();
     }
     used.add(layer);
+    if (d.magnitude().isPresent()) {
+      throw fail(
+          d.stem() + ".lora_magnitude_vector",
+          "absent (DoRA needs a session: Model.adapter)",
+          "present");
+    }
     LinearOp a = LinearOp.dense(d.a());
     LinearOp v =
         d.middle().<LinearOp>map(n -> new LinearOp.Chain(List.of(a, LinearOp.dense(n)))).orElse(a);
@@ -541,9 +570,58 @@ public final class AdapterFile {
                 "[" + l.out().width() + ", " + l.in().width() + "]",
                 "[" + d.b().rows() + ", " + d.a().cols() + "]");
           }
-          out.put(l.out(), new LowRankDelta(first(d), d.b(), d.own()));
+          LowRankDelta plain = new LowRankDelta(first(d), d.b(), d.own());
+          out.put(l.out(), d.magnitude().map(m -> decomposed(d, l, plain, m)).orElse(plain));
         });
     return out;
+  }
+
+  /**
+   * DoRA: {@code W' = m (W + s B A) / |W + s B A|}, row by row, so {@code W' x = W x + (g - 1) W x
+   * + g s B A x} with {@code g = m / |W + s B A|}.
+   */
+  private LowRankDelta decomposed(Delta d, Op.Linear l, LowRankDelta plain, Tensor magnitude) {
+    if (!(l.weight() instanceof LinearOp.Dense dense)) {
+      throw fail(d.stem() + ".lora_magnitude_vector", "a matrix that is stored whole", l.weight());
+    }
+    float[] a = Dequantizer.toFloats(plain.a());
+    float[] b = Dequantizer.toFloats(plain.b());
+    float[] m = Dequantizer.toFloats(magnitude);
+    int in = l.in().width();
+    int rank = plain.rank();
+    float[] gain = new float[m.length];
+    IntStream.range(0, m.length)
+        .parallel()
+        .forEach(
+            row -> {
+              float[] w = new float[in];
+              Dequantizer.row(dense.weight(), row, w, 0);
+              for (int k = 0; k < rank; k++) {
+                float f = d.own() * b[row * rank + k];
+                for (int i = 0; i < in; i++) {
+                  w[i] = Math.fma(f, a[k * in + i], w[i]);
+                }
+              }
+              double squares = 0;
+              for (float v : w) {
+                squares += (double) v * v;
+              }
+              float g = (float) (m[row] / Math.sqrt(squares));
+              gain[row] = g - 1;
+              for (int k = 0; k < rank; k++) {
+                b[row * rank + k] *= g;
+              }
+            });
+    for (float g : gain) {
+      if (!Float.isFinite(g)) {
+        throw fail(d.stem() + ": length of a row", "positive", 0);
+      }
+    }
+    return new LowRankDelta(
+        plain.a(),
+        store.floats(d.b().name(), b, d.b().shape()),
+        d.own(),
+        Optional.of(store.floats(magnitude.name(), gain, gain.length)));
   }
 
   /** The first factor, with the middle one in it. */

@@ -6,6 +6,9 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.FletchException;
+import io.fletch.graph.Graph;
+import io.fletch.graph.LowRankDelta;
+import io.fletch.graph.Value;
 import io.fletch.quant.Dequantizer;
 import io.fletch.quant.GgufWriter;
 import io.fletch.quant.LinearOp;
@@ -14,6 +17,7 @@ import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
 import io.fletch.quant.WeightFile.Format;
+import io.fletch.quant.merge.Merges;
 import java.io.IOException;
 import java.lang.foreign.ValueLayout;
 import java.nio.file.Files;
@@ -22,6 +26,7 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.SplittableRandom;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
@@ -214,6 +219,51 @@ class AdapterFileTest {
     FletchException e =
         assertThrows(FletchException.class, () -> open(path, Format.SAFETENSORS), part);
     assertTrue(e.getMessage().contains(part), e.getMessage());
+  }
+
+  /** Terms and gain together are the merged matrix. */
+  @Test
+  void doraScalesTheRowsOfTheModel() throws IOException {
+    List<Tensor> tensors = new ArrayList<>(lora(UP, 48));
+    float[] lengths = floats(48);
+    for (int i = 0; i < lengths.length; i++) {
+      lengths[i] += 2;
+    }
+    tensors.add(store.floats("base_model.model." + UP + ".lora_magnitude_vector", lengths, 48));
+    AdapterFile adapter =
+        open(peft("\"LORA\",\"lora_alpha\":8,\"use_dora\":true", tensors), Format.SAFETENSORS);
+    Tensor w = matrix("w", 48, WIDTH);
+    Graph.Builder g = Graph.builder("dora");
+    Tensor table = matrix("e", 50, WIDTH);
+    Value x = g.embedding("x", table, 1);
+    Value up = g.linear("blk.1.ffn_up", x, LinearOp.dense(w), Optional.empty(), Optional.empty());
+    LinearOp head = LinearOp.dense(matrix("head", 50, 48));
+    Value logits =
+        g.linear("logits", g.selectRows("s", up), head, Optional.empty(), Optional.empty());
+    LowRankDelta d = adapter.deltas(g.build(logits)).get(up);
+    float[] base = Dequantizer.toFloats(w);
+    float[] expected =
+        Merges.lora(
+            base,
+            Dequantizer.toFloats(tensors.get(0)),
+            Dequantizer.toFloats(tensors.get(1)),
+            null,
+            RANK,
+            8.0 / RANK,
+            lengths);
+    float[] a = Dequantizer.toFloats(d.a());
+    float[] b = Dequantizer.toFloats(d.b());
+    float[] gain = Dequantizer.toFloats(d.gain().orElseThrow());
+    for (int i = 0; i < base.length; i++) {
+      double sum = 0;
+      for (int k = 0; k < RANK; k++) {
+        sum += (double) b[i / WIDTH * RANK + k] * a[k * WIDTH + i % WIDTH];
+      }
+      double actual = base[i] + d.factor() * sum + (double) gain[i / WIDTH] * base[i];
+      assertEquals(expected[i], actual, 1e-5, "element " + i);
+    }
+    // A matrix of the graph has no rows that grow: at open there are only sums.
+    assertThrows(FletchException.class, () -> adapter.term("blk.1.ffn_up"));
   }
 
   @Test
