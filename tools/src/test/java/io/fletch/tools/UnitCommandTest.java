@@ -54,8 +54,9 @@ class UnitCommandTest {
     assertEquals(0, done.status(), done.err());
     Map<String, Object> report = done.json();
     assertEquals(1, number(report, "from"));
-    assertTrue(number(report, "predicted_ratio") >= 0.2, report.toString());
     assertEquals(0.2, number(report, "predicted_ratio"), 0.1);
+    assertEquals(0.2, number(report, "tuned_ratio"), 0.015, report.toString());
+    assertEquals(0.5, number(report, "most_ratio"), 0.05, "four of eight, but for the warm-up");
     assertTrue(number(report, "agreement") > 0.9, report.toString());
     String question = "What is 457 + 386?";
     Map<String, Object> rests =
