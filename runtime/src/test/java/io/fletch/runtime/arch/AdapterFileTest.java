@@ -17,7 +17,6 @@ import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
 import io.fletch.quant.WeightFile.Format;
-import io.fletch.quant.merge.Merges;
 import java.io.IOException;
 import java.lang.foreign.ValueLayout;
 import java.nio.file.Files;
@@ -243,12 +242,10 @@ class AdapterFileTest {
     LowRankDelta d = adapter.deltas(g.build(logits)).get(up);
     float[] base = Dequantizer.toFloats(w);
     float[] expected =
-        Merges.lora(
+        merged(
             base,
             Dequantizer.toFloats(tensors.get(0)),
             Dequantizer.toFloats(tensors.get(1)),
-            null,
-            RANK,
             8.0 / RANK,
             lengths);
     float[] a = Dequantizer.toFloats(d.a());
@@ -264,6 +261,26 @@ class AdapterFileTest {
     }
     // A matrix of the graph has no rows that grow: at open there are only sums.
     assertThrows(FletchException.class, () -> adapter.term("blk.1.ffn_up"));
+  }
+
+  /** {@code m (W + s B A) / |W + s B A|}, row by row. */
+  private static float[] merged(float[] w, float[] a, float[] b, double s, float[] m) {
+    float[] out = new float[w.length];
+    for (int row = 0; row < m.length; row++) {
+      double[] v = new double[WIDTH];
+      double squares = 0;
+      for (int i = 0; i < WIDTH; i++) {
+        v[i] = w[row * WIDTH + i];
+        for (int k = 0; k < RANK; k++) {
+          v[i] += s * b[row * RANK + k] * a[k * WIDTH + i];
+        }
+        squares += v[i] * v[i];
+      }
+      for (int i = 0; i < WIDTH; i++) {
+        out[row * WIDTH + i] = (float) (m[row] * v[i] / Math.sqrt(squares));
+      }
+    }
+    return out;
   }
 
   @Test
