@@ -39,8 +39,8 @@ import java.util.Set;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
-import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.ScheduledFuture;
+import java.util.concurrent.ScheduledThreadPoolExecutor;
 import java.util.concurrent.Semaphore;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
@@ -187,9 +187,9 @@ public final class FletchServer implements AutoCloseable {
   private final Options options;
   private final HttpServer http;
   private final ExecutorService threads = Executors.newVirtualThreadPerTaskExecutor();
-  private final ScheduledExecutorService clock =
-      Executors.newSingleThreadScheduledExecutor(
-          Thread.ofPlatform().daemon().name("fletch-server-clock").factory());
+  private final ScheduledThreadPoolExecutor clock =
+      new ScheduledThreadPoolExecutor(
+          1, Thread.ofPlatform().daemon().name("fletch-server-clock").factory());
   private final Metrics metrics = new Metrics();
 
   /** Null without such a model. */
@@ -223,6 +223,8 @@ public final class FletchServer implements AutoCloseable {
     this.model = model.orElse(null);
     this.embeddings = embeddings;
     this.options = options;
+    // Else the alarms of answers that have ended stay until the time limit.
+    clock.setRemoveOnCancelPolicy(true);
     sessions = model.map(m -> new SessionPool(m, options.parallel())).orElse(null);
     slots = new Semaphore(options.parallel(), true);
     try (InputStream in = FletchServer.class.getResourceAsStream("/META-INF/fletch/chat.html")) {

@@ -50,8 +50,8 @@ class ServerStressTest {
   /** Requests that were under way when it was measured, and garbage since the collection. */
   private static final long HEAP_GROWTH = 48L << 20;
 
-  /** Compiled code, stacks, arenas, and pages of the heap that were committed but not in use. */
-  private static final long OUTSIDE_GROWTH = 96L << 20;
+  /** Compiled code, stacks, arenas, and pages that the system has not taken back. */
+  private static final long RESIDENT_GROWTH = 96L << 20;
 
   private record Body(Map<String, Object> json, boolean isStream) {
     String text() {
@@ -185,7 +185,8 @@ class ServerStressTest {
         FULL ? 32 : 6,
         2 * CLIENTS,
         1 << 20,
-        Duration.ofSeconds(300),
+        // The JDK's server remembers a connection that broke for a minute more than this.
+        Duration.ofSeconds(60),
         Duration.ofSeconds(10),
         Optional.empty(),
         Optional.empty());
@@ -295,24 +296,24 @@ class ServerStressTest {
    * Memory that is held after a collection.
    *
    * @param heap bytes of live objects
-   * @param outside resident bytes of the process, from Linux (0 where that is not to be had), less
-   *     the heap's
+   * @param resident bytes of the process, the heap's included, from Linux; 0 where that is not to
+   *     be had
    */
-  private record Held(long heap, long outside) {
+  private record Held(long heap, long resident) {
     /** Looks for five seconds: a collector gives memory back to the system after its work. */
     static Held now() throws IOException, InterruptedException {
       Runtime runtime = Runtime.getRuntime();
       long heap = Long.MAX_VALUE;
-      long outside = Long.MAX_VALUE;
+      long resident = Long.MAX_VALUE;
       for (int i = 0; i < 50; i++) {
         if (i % 10 == 0) {
           System.gc();
         }
         heap = Math.min(heap, runtime.totalMemory() - runtime.freeMemory());
-        outside = Math.min(outside, residentBytes() - runtime.totalMemory());
+        resident = Math.min(resident, residentBytes());
         Thread.sleep(100);
       }
-      return new Held(heap, outside);
+      return new Held(heap, resident);
     }
 
     private static long residentBytes() throws IOException {
@@ -329,13 +330,13 @@ class ServerStressTest {
 
     void checkSteady(Held before) {
       assertTrue(
-          heap - before.heap < HEAP_GROWTH && outside - before.outside < OUTSIDE_GROWTH,
+          heap - before.heap < HEAP_GROWTH && resident - before.resident < RESIDENT_GROWTH,
           "memory: before=" + before + " after=" + this);
     }
 
     @Override
     public String toString() {
-      return (heap >> 20) + " MiB of objects and " + (outside >> 20) + " MiB outside";
+      return (heap >> 20) + " MiB of objects and " + (resident >> 20) + " MiB resident";
     }
   }
 }
