@@ -428,7 +428,8 @@ class CudaOpsTest {
         assertThrows(IllegalStateException.class, steps::take);
         assertThrows(IllegalArgumentException.class, () -> steps.start(VOCABULARY));
         steps.start(expected[3]);
-        assertTrue(steps.follow() && steps.follow());
+        assertTrue(steps.follow(), "the second step");
+        assertTrue(steps.follow(), "the third step");
         assertEquals(3, steps.pending());
         assertEquals(expected[4], steps.take());
         int otherToken = next(e, two, other, 51);
