@@ -43,23 +43,20 @@ public record Graph(
         }
       }
       op.output()
-          .ifPresent(
-              v -> {
-                if (!defined.add(v)) {
-                  throw new IllegalArgumentException("value defined twice: " + v.name());
-                }
-              });
+          .ifPresent(v -> {
+            if (!defined.add(v)) {
+              throw new IllegalArgumentException("value defined twice: " + v.name());
+            }
+          });
     }
     if (!defined.contains(logits) || logits.rows() != Rows.LOGITS) {
       throw new IllegalArgumentException("logits are not a LOGITS value of the graph: " + logits);
     }
-    hidden.ifPresent(
-        h -> {
-          if (!defined.contains(h) || h.rows() != Rows.LOGITS || h.equals(logits)) {
-            throw new IllegalArgumentException(
-                "hidden is not another LOGITS value of the graph: " + h);
-          }
-        });
+    hidden.ifPresent(h -> {
+      if (!defined.contains(h) || h.rows() != Rows.LOGITS || h.equals(logits)) {
+        throw new IllegalArgumentException("hidden is not another LOGITS value of the graph: " + h);
+      }
+    });
   }
 
   /** Numbers that a row of {@link Batch#input} has; 0 if the graph takes none. */
@@ -73,11 +70,10 @@ public record Graph(
   /** Positions that a row can have: those of the smallest table of learned ones. */
   public int positions() {
     return ops.stream()
-        .mapToInt(
-            op ->
-                op instanceof Op.Embedding e && e.index() == Op.Embedding.Index.POSITION
-                    ? Math.toIntExact(e.table().rows())
-                    : Integer.MAX_VALUE)
+        .mapToInt(op ->
+            op instanceof Op.Embedding e && e.index() == Op.Embedding.Index.POSITION
+                ? Math.toIntExact(e.table().rows())
+                : Integer.MAX_VALUE)
         .min()
         .orElse(Integer.MAX_VALUE);
   }

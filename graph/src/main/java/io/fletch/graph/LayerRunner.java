@@ -331,15 +331,14 @@ public final class LayerRunner {
     float[] y = new float[rows * out];
     IntStream.range(0, rows)
         .parallel()
-        .forEach(
-            r -> {
-              int to = causal ? r + 1 : rows;
-              int from = spec.window() > 0 ? Math.max(0, r + 1 - spec.window()) : 0;
-              float[] p = new float[to - from];
-              for (int h = 0; h < spec.heads(); h++) {
-                attend(spec, h, q, k, v, r, from, to, p, y, r * out + h * spec.valueDim());
-              }
-            });
+        .forEach(r -> {
+          int to = causal ? r + 1 : rows;
+          int from = spec.window() > 0 ? Math.max(0, r + 1 - spec.window()) : 0;
+          float[] p = new float[to - from];
+          for (int h = 0; h < spec.heads(); h++) {
+            attend(spec, h, q, k, v, r, from, to, p, y, r * out + h * spec.valueDim());
+          }
+        });
     return y;
   }
 
@@ -392,15 +391,14 @@ public final class LayerRunner {
     float[] y = new float[up.length];
     IntStream.range(0, up.length / o.up().width())
         .parallel()
-        .forEach(
-            r -> {
-              for (int i = r * o.up().width(); i < (r + 1) * o.up().width(); i++) {
-                y[i] =
-                    gate == null
-                        ? (float) ReferenceExecutable.activation(o.activation(), up[i])
-                        : (float) (ReferenceExecutable.activation(o.activation(), gate[i]) * up[i]);
-              }
-            });
+        .forEach(r -> {
+          for (int i = r * o.up().width(); i < (r + 1) * o.up().width(); i++) {
+            y[i] =
+                gate == null
+                    ? (float) ReferenceExecutable.activation(o.activation(), up[i])
+                    : (float) (ReferenceExecutable.activation(o.activation(), gate[i]) * up[i]);
+          }
+        });
     return y;
   }
 

@@ -23,13 +23,12 @@ public record LowRankDelta(Tensor a, Tensor b, float factor, Optional<Tensor> ga
       throw new IllegalArgumentException(
           b.name() + ": rank expected=" + a.rows() + " (of " + a.name() + ") actual=" + b.cols());
     }
-    gain.ifPresent(
-        g -> {
-          if (g.type() != TensorType.F32 || g.rank() != 1 || g.elements() != b.rows()) {
-            throw new IllegalArgumentException(
-                g.name() + ": gain: expected=F32 [" + b.rows() + "] actual=" + g);
-          }
-        });
+    gain.ifPresent(g -> {
+      if (g.type() != TensorType.F32 || g.rank() != 1 || g.elements() != b.rows()) {
+        throw new IllegalArgumentException(
+            g.name() + ": gain: expected=F32 [" + b.rows() + "] actual=" + g);
+      }
+    });
     if (!Float.isFinite(factor)) {
       throw new IllegalArgumentException(a.name() + ": factor: expected=finite actual=" + factor);
     }

@@ -113,12 +113,9 @@ final class ReferenceExecutable implements Executable {
     ReferenceAdapter(Executable owner, String name, Map<Value, LowRankDelta> given) {
       super(owner, name, given);
       executable = owner;
-      given.forEach(
-          (v, d) ->
-              deltas.put(
-                  v,
-                  new LowRankDelta(
-                      copy(d.a()), copy(d.b()), d.factor(), d.gain().map(this::copy))));
+      given.forEach((v, d) ->
+          deltas.put(
+              v, new LowRankDelta(copy(d.a()), copy(d.b()), d.factor(), d.gain().map(this::copy))));
     }
 
     private Tensor copy(Tensor t) {

@@ -25,11 +25,10 @@ public final class StandInPass {
     this.graph = graph;
     for (Op op : graph.ops()) {
       op.output()
-          .ifPresent(
-              v -> {
-                producers.put(v, op);
-                next = Math.max(next, v.id() + 1);
-              });
+          .ifPresent(v -> {
+            producers.put(v, op);
+            next = Math.max(next, v.id() + 1);
+          });
     }
   }
 

@@ -394,16 +394,15 @@ public final class ArrowWriter {
   private static void data(AtomicFile file, Item item, MessageDigest hash) throws IOException {
     long[] left = {item.bytes()};
     item.source()
-        .writeTo(
-            bytes -> {
-              left[0] -= bytes.byteSize();
-              if (left[0] < 0) {
-                throw new IllegalStateException(
-                    "tensor " + item.name() + ": bytes: expected=" + item.bytes() + " actual=more");
-              }
-              file.write(bytes);
-              add(hash, bytes);
-            });
+        .writeTo(bytes -> {
+          left[0] -= bytes.byteSize();
+          if (left[0] < 0) {
+            throw new IllegalStateException(
+                "tensor " + item.name() + ": bytes: expected=" + item.bytes() + " actual=more");
+          }
+          file.write(bytes);
+          add(hash, bytes);
+        });
     if (left[0] != 0) {
       throw new IllegalStateException(
           "tensor "

@@ -101,23 +101,22 @@ public final class GgufWriter {
     }
     source
         .index()
-        .forEach(
-            (key, e) -> {
-              if (key.equals(GgufReader.ALIGNMENT_KEY)) {
-                put(key, GgufType.UINT32, source.integer(key).orElseThrow());
-              } else if (!key.startsWith("split.")) {
-                LittleEndianBytes out = new LittleEndianBytes();
-                if (e.type() == GgufType.ARRAY) {
-                  out.u32(e.elementType().id()).u64(e.count());
-                }
-                byte[] value =
-                    source
-                        .bytes()
-                        .asSlice(e.start(), e.end() - e.start())
-                        .toArray(ValueLayout.JAVA_BYTE);
-                putEncoded(key, e.type(), out.bytes(value).toBytes());
-              }
-            });
+        .forEach((key, e) -> {
+          if (key.equals(GgufReader.ALIGNMENT_KEY)) {
+            put(key, GgufType.UINT32, source.integer(key).orElseThrow());
+          } else if (!key.startsWith("split.")) {
+            LittleEndianBytes out = new LittleEndianBytes();
+            if (e.type() == GgufType.ARRAY) {
+              out.u32(e.elementType().id()).u64(e.count());
+            }
+            byte[] value =
+                source
+                    .bytes()
+                    .asSlice(e.start(), e.end() - e.start())
+                    .toArray(ValueLayout.JAVA_BYTE);
+            putEncoded(key, e.type(), out.bytes(value).toBytes());
+          }
+        });
     return this;
   }
 
@@ -323,12 +322,11 @@ public final class GgufWriter {
   private static void writeData(AtomicFile file, Item item) throws IOException {
     long[] left = {item.bytes()};
     item.source()
-        .writeTo(
-            bytes -> {
-              left[0] -= bytes.byteSize();
-              checkBytes(item, left[0] >= 0, left[0]);
-              file.write(bytes);
-            });
+        .writeTo(bytes -> {
+          left[0] -= bytes.byteSize();
+          checkBytes(item, left[0] >= 0, left[0]);
+          file.write(bytes);
+        });
     checkBytes(item, left[0] == 0, left[0]);
   }
 

@@ -58,10 +58,9 @@ public enum QuantMix {
     return Arrays.stream(values())
         .filter(mix -> mix.name().equalsIgnoreCase(name))
         .findFirst()
-        .orElseThrow(
-            () ->
-                new IllegalArgumentException(
-                    "type: expected=one of " + Arrays.toString(values()) + " actual=" + name));
+        .orElseThrow(() ->
+            new IllegalArgumentException(
+                "type: expected=one of " + Arrays.toString(values()) + " actual=" + name));
   }
 
   /** The type of most matrices. */

@@ -76,12 +76,11 @@ public final class QuantizedCheckpoint {
               method);
     }
     file.tensors()
-        .forEach(
-            (name, t) -> {
-              if (!dropped.contains(name) && !name.endsWith(".input_scale")) {
-                result.putIfAbsent(name, t);
-              }
-            });
+        .forEach((name, t) -> {
+          if (!dropped.contains(name) && !name.endsWith(".input_scale")) {
+            result.putIfAbsent(name, t);
+          }
+        });
     return result;
   }
 
@@ -476,14 +475,13 @@ public final class QuantizedCheckpoint {
     Scales scales = scales(stem, out, in);
     Optional<float[][]> zeros =
         find(stem + ".weight_zero_point")
-            .map(
-                z -> {
-                  need(z.name(), "I8|I32|I64");
-                  if (z.elements() != scales.values.length * scales.columns) {
-                    throw fail(z.name(), "as many as scales", Arrays.toString(z.shape()));
-                  }
-                  return matrix(z, scales.values.length, scales.columns);
-                });
+            .map(z -> {
+              need(z.name(), "I8|I32|I64");
+              if (z.elements() != scales.values.length * scales.columns) {
+                throw fail(z.name(), "as many as scales", Arrays.toString(z.shape()));
+              }
+              return matrix(z, scales.values.length, scales.columns);
+            });
     integers(
         stem,
         out,

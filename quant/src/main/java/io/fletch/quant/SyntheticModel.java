@@ -168,13 +168,12 @@ public final class SyntheticModel {
       return presets().stream()
           .filter(s -> s.name.equals(name))
           .findFirst()
-          .orElseThrow(
-              () ->
-                  new IllegalArgumentException(
-                      "shape: expected=one of "
-                          + presets().stream().map(Shape::name).toList()
-                          + " actual="
-                          + name));
+          .orElseThrow(() ->
+              new IllegalArgumentException(
+                  "shape: expected=one of "
+                      + presets().stream().map(Shape::name).toList()
+                      + " actual="
+                      + name));
     }
 
     /** The same with another number of layers. */
@@ -521,12 +520,11 @@ public final class SyntheticModel {
         long start = at;
         IntStream.range(0, (size + share - 1) / share)
             .parallel()
-            .forEach(
-                i -> {
-                  int from = i * share;
-                  int length = Math.min(share, size - from);
-                  sampler.fill(chunk.asSlice(from, length), tensorSeed + start + from);
-                });
+            .forEach(i -> {
+              int from = i * share;
+              int length = Math.min(share, size - from);
+              sampler.fill(chunk.asSlice(from, length), tensorSeed + start + from);
+            });
         sink.write(chunk.asSlice(0, size));
       }
     }

@@ -116,11 +116,10 @@ public record DiffusionOptions(
 
   /** With another answer and block length. */
   public DiffusionOptions withLength(int answer, int block) {
-    return edit(
-        with -> {
-          with.answerLength = answer;
-          with.blockLength = block;
-        });
+    return edit(with -> {
+      with.answerLength = answer;
+      with.blockLength = block;
+    });
   }
 
   /** With another transfer policy. */
@@ -157,11 +156,10 @@ public record DiffusionOptions(
 
   /** With other filters of the proposal's distribution. */
   public DiffusionOptions withFilters(float nucleus, int top) {
-    return edit(
-        with -> {
-          with.topP = nucleus;
-          with.topK = top;
-        });
+    return edit(with -> {
+      with.topP = nucleus;
+      with.topK = top;
+    });
   }
 
   /** With classifier-free guidance. */
@@ -171,11 +169,10 @@ public record DiffusionOptions(
 
   /** With another treatment of ending tokens. */
   public DiffusionOptions withEnd(End value, float penalty) {
-    return edit(
-        with -> {
-          with.end = value;
-          with.endPenalty = penalty;
-        });
+    return edit(with -> {
+      with.end = value;
+      with.endPenalty = penalty;
+    });
   }
 
   /** With or without taking out the mask token's logit. */

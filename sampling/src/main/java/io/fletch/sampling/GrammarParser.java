@@ -48,13 +48,12 @@ final class GrammarParser {
       at = text.length();
       throw error("a rule named root", "none");
     }
-    firstUse.forEach(
-        (rule, position) -> {
-          if (!rules.isDefined(rule)) {
-            at = position;
-            throw error("a rule that is defined", name());
-          }
-        });
+    firstUse.forEach((rule, position) -> {
+      if (!rules.isDefined(rule)) {
+        at = position;
+        throw error("a rule that is defined", name());
+      }
+    });
     return rules.build(root);
   }
 

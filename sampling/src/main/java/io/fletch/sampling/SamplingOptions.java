@@ -129,13 +129,12 @@ public record SamplingOptions(
   /** With other penalties over the latest {@code window} tokens. */
   public SamplingOptions withPenalties(
       float repetition, float frequency, float presence, int window) {
-    return edit(
-        with -> {
-          with.repetitionPenalty = repetition;
-          with.frequencyPenalty = frequency;
-          with.presencePenalty = presence;
-          with.penaltyWindow = window;
-        });
+    return edit(with -> {
+      with.repetitionPenalty = repetition;
+      with.frequencyPenalty = frequency;
+      with.presencePenalty = presence;
+      with.penaltyWindow = window;
+    });
   }
 
   /** With another logit bias. */

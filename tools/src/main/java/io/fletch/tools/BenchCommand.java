@@ -490,15 +490,14 @@ final class BenchCommand implements Command {
     try (ExecutorService threads = Executors.newVirtualThreadPerTaskExecutor()) {
       for (int i = 0; i < sessions; i++) {
         running.add(
-            threads.submit(
-                () -> {
-                  try (Session session = model.newSession();
-                      Generation generation = session.generate(ids, options)) {
-                    generation.next();
-                    start.await();
-                    return generation.result().completionTokens() - 1;
-                  }
-                }));
+            threads.submit(() -> {
+              try (Session session = model.newSession();
+                  Generation generation = session.generate(ids, options)) {
+                generation.next();
+                start.await();
+                return generation.result().completionTokens() - 1;
+              }
+            }));
       }
       start.await();
       long begin = System.nanoTime();

@@ -175,14 +175,13 @@ final class CalibrateSkip implements Calibrator {
           "--region: expected=two or more layers within 0-" + (layers - 1) + " actual=" + text);
     }
     Optional<int[]> found = calibration.region(least);
-    return found.orElseThrow(
-        () ->
-            new CommandException(
-                "no two neighbouring layers are saturated: expected>="
-                    + least
-                    + " actual mean similarities="
-                    + Arrays.toString(rounded(calibration.means()).toArray())
-                    + "; FFN skipping is not for this model"));
+    return found.orElseThrow(() ->
+        new CommandException(
+            "no two neighbouring layers are saturated: expected>="
+                + least
+                + " actual mean similarities="
+                + Arrays.toString(rounded(calibration.means()).toArray())
+                + "; FFN skipping is not for this model"));
   }
 
   /** Decodes freely after prompts: text without prompts is cut in the middle. */

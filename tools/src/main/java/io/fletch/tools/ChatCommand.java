@@ -223,17 +223,16 @@ final class ChatCommand implements Command {
           model.adapters().stream()
               .filter(a -> a.name().equals(name) || a.path().equals(asked.path()))
               .findFirst()
-              .orElseGet(
-                  () -> {
-                    if (!Files.exists(asked.path())) {
-                      throw new CommandException(
-                          "/lora: expected="
-                              + model.adapters().stream().map(Adapter::name).toList()
-                              + " or a file actual="
-                              + name);
-                    }
-                    return model.adapter(asked.path());
-                  });
+              .orElseGet(() -> {
+                if (!Files.exists(asked.path())) {
+                  throw new CommandException(
+                      "/lora: expected="
+                          + model.adapters().stream().map(Adapter::name).toList()
+                          + " or a file actual="
+                          + name);
+                }
+                return model.adapter(asked.path());
+              });
       List<Adapter.Scaled> next = new ArrayList<>(session.adapters());
       next.removeIf(s -> s.adapter() == adapter);
       next.add(adapter.scaled(asked.scale()));

@@ -175,12 +175,11 @@ final class CompareCommand implements Command {
     }
     return techniques.stream()
         .distinct()
-        .map(
-            t ->
-                new Contender(
-                    t,
-                    model,
-                    DiffusionFlags.with(t, arguments, model, guide, GenerationOptions.greedy())))
+        .map(t ->
+            new Contender(
+                t,
+                model,
+                DiffusionFlags.with(t, arguments, model, guide, GenerationOptions.greedy())))
         .toList();
   }
 

@@ -130,12 +130,11 @@ final class EmbedCommand implements Command {
       } else if (arguments.has("json")) {
         io.println(Json.line(report(embedder, texts, vectors, perToken)));
       } else {
-        vectors.forEach(
-            rows -> {
-              for (float[] row : rows) {
-                io.println(line(row));
-              }
-            });
+        vectors.forEach(rows -> {
+          for (float[] row : rows) {
+            io.println(line(row));
+          }
+        });
       }
     }
     return Cli.OK;
@@ -181,11 +180,10 @@ final class EmbedCommand implements Command {
     report.put(
         "vectors",
         vectors.stream()
-            .map(
-                rows ->
-                    perToken
-                        ? (Object) List.of(rows).stream().map(EmbedCommand::list).toList()
-                        : list(rows[0]))
+            .map(rows ->
+                perToken
+                    ? (Object) List.of(rows).stream().map(EmbedCommand::list).toList()
+                    : list(rows[0]))
             .toList());
     return report;
   }

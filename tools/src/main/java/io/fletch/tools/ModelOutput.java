@@ -118,12 +118,10 @@ final class ModelOutput {
         String stem = stem(matrix);
         List<Object> names = new ArrayList<>();
         LinearOpTensors.of(op, stem)
-            .forEach(
-                (name, t) -> {
-                  workspace.put("tensor " + name, sink -> sink.write(t.segment()));
-                  names.add(
-                      List.of(name, t.type().name(), Arrays.stream(t.shape()).boxed().toList()));
-                });
+            .forEach((name, t) -> {
+              workspace.put("tensor " + name, sink -> sink.write(t.segment()));
+              names.add(List.of(name, t.type().name(), Arrays.stream(t.shape()).boxed().toList()));
+            });
         byte[] line =
             Json.line(Map.of("kind", SparseRequest.kind(op), "tensors", names))
                 .getBytes(StandardCharsets.UTF_8);
@@ -172,14 +170,13 @@ final class ModelOutput {
   /** Bytes of the tensors. */
   long bytes() {
     return items.values().stream()
-        .mapToLong(
-            i -> {
-              long n = 1;
-              for (long d : i.shape()) {
-                n *= d;
-              }
-              return i.type().bytes(n);
-            })
+        .mapToLong(i -> {
+          long n = 1;
+          for (long d : i.shape()) {
+            n *= d;
+          }
+          return i.type().bytes(n);
+        })
         .sum();
   }
 

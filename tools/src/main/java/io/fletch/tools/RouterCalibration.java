@@ -517,11 +517,10 @@ final class RouterCalibration {
     rungs.stream()
         .filter(r -> r.answered > 0)
         .findFirst()
-        .ifPresent(
-            r ->
-                io.printf(
-                    "answers are those to %d held-back questions; the large model alone: %.1f %%",
-                    r.answered, 100 * alone));
+        .ifPresent(r ->
+            io.printf(
+                "answers are those to %d held-back questions; the large model alone: %.1f %%",
+                r.answered, 100 * alone));
   }
 
   private static void line(Io io, RouterTraining.Point p) {

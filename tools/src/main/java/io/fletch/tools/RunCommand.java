@@ -196,14 +196,13 @@ final class RunCommand implements Command {
     entry.put(
         "top",
         token.top().stream()
-            .map(
-                other -> {
-                  Map<String, Object> alternative = new LinkedHashMap<>();
-                  alternative.put("id", other.id());
-                  alternative.put("token", model.tokenizer().token(other.id()));
-                  alternative.put("logprob", Json.finite(other.logprob()));
-                  return alternative;
-                })
+            .map(other -> {
+              Map<String, Object> alternative = new LinkedHashMap<>();
+              alternative.put("id", other.id());
+              alternative.put("token", model.tokenizer().token(other.id()));
+              alternative.put("logprob", Json.finite(other.logprob()));
+              return alternative;
+            })
             .toList());
     return entry;
   }

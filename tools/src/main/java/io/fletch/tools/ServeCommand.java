@@ -161,15 +161,14 @@ final class ServeCommand implements Command {
               model == null ? List.of() : ModelFlags.attach(model, modelOptions),
               options)) {
         Thread hook =
-            new Thread(
-                () -> {
-                  end.countDown();
-                  try {
-                    closed.await();
-                  } catch (InterruptedException _) {
-                    Thread.currentThread().interrupt();
-                  }
-                });
+            new Thread(() -> {
+              end.countDown();
+              try {
+                closed.await();
+              } catch (InterruptedException _) {
+                Thread.currentThread().interrupt();
+              }
+            });
         Runtime.getRuntime().addShutdownHook(hook);
         InetSocketAddress at = server.address();
         String host = at.getAddress().isLoopbackAddress() ? "localhost" : at.getHostString();

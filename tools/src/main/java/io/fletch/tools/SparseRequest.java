@@ -126,11 +126,10 @@ record SparseRequest(Kind kind, int rows, int columns, Optional<TensorType> valu
     long[] at = {0};
     try {
       copy.as(source.type(), null)
-          .writeTo(
-              bytes -> {
-                MemorySegment.copy(bytes, 0, matrix.segment(), at[0], bytes.byteSize());
-                at[0] += bytes.byteSize();
-              });
+          .writeTo(bytes -> {
+            MemorySegment.copy(bytes, 0, matrix.segment(), at[0], bytes.byteSize());
+            at[0] += bytes.byteSize();
+          });
       return encode(matrix, dense, store);
     } catch (java.io.IOException e) {
       throw new java.io.UncheckedIOException(e);
@@ -178,11 +177,10 @@ record SparseRequest(Kind kind, int rows, int columns, Optional<TensorType> valu
     try {
       TensorCopy.of(matrix)
           .as(type, null)
-          .writeTo(
-              bytes -> {
-                MemorySegment.copy(bytes, 0, to.segment(), at[0], bytes.byteSize());
-                at[0] += bytes.byteSize();
-              });
+          .writeTo(bytes -> {
+            MemorySegment.copy(bytes, 0, to.segment(), at[0], bytes.byteSize());
+            at[0] += bytes.byteSize();
+          });
     } catch (java.io.IOException e) {
       throw new java.io.UncheckedIOException(e);
     }
@@ -237,18 +235,17 @@ record SparseRequest(Kind kind, int rows, int columns, Optional<TensorType> valu
         float[] all = new float[Math.toIntExact(f.out() * in)];
         IntStream.range(0, Math.toIntExact(f.out()))
             .parallel()
-            .forEach(
-                r -> {
-                  double[] sum = new double[in];
-                  for (int k = 0; k < rank; k++) {
-                    for (int c = 0; c < in; c++) {
-                      sum[c] += (double) u[r * rank + k] * v[k * in + c];
-                    }
-                  }
-                  for (int c = 0; c < in; c++) {
-                    all[r * in + c] = (float) sum[c];
-                  }
-                });
+            .forEach(r -> {
+              double[] sum = new double[in];
+              for (int k = 0; k < rank; k++) {
+                for (int c = 0; c < in; c++) {
+                  sum[c] += (double) u[r * rank + k] * v[k * in + c];
+                }
+              }
+              for (int c = 0; c < in; c++) {
+                all[r * in + c] = (float) sum[c];
+              }
+            });
         yield all;
       }
       case LinearOp.Sum s -> {

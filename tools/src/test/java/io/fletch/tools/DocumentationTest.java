@@ -96,11 +96,10 @@ class DocumentationTest {
       for (Command.Section section : command.sections()) {
         section
             .options()
-            .forEach(
-                option ->
-                    assertTrue(
-                        text.contains("`--" + option.getLongOpt()),
-                        command.getClass().getSimpleName() + " --" + option.getLongOpt()));
+            .forEach(option ->
+                assertTrue(
+                    text.contains("`--" + option.getLongOpt()),
+                    command.getClass().getSimpleName() + " --" + option.getLongOpt()));
       }
     }
   }

@@ -775,11 +775,10 @@ public final class PtxKernel {
       out.append(".minnctapersm ").append(resident).append('\n');
     }
     out.append("{\n");
-    used.forEach(
-        (type, n) -> {
-          String declared = "  .reg ." + type.register() + " %" + type.text() + "_<" + n + ">;\n";
-          out.append(declared);
-        });
+    used.forEach((type, n) -> {
+      String declared = "  .reg ." + type.register() + " %" + type.text() + "_<" + n + ">;\n";
+      out.append(declared);
+    });
     shared.forEach(s -> out.append("  ").append(s).append('\n'));
     return out.append(body).append("  ret;\n}\n").toString();
   }

@@ -136,11 +136,10 @@ final class CpuAdapter extends PreparedAdapter {
 
   @Override
   public void close() {
-    executable.afterForward(
-        () -> {
-          if (end()) {
-            memory.close();
-          }
-        });
+    executable.afterForward(() -> {
+      if (end()) {
+        memory.close();
+      }
+    });
   }
 }

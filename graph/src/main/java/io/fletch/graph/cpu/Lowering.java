@@ -80,22 +80,19 @@ final class Lowering {
     graph
         .hidden()
         .filter(h -> !isRowWise(h))
-        .ifPresent(
-            h -> {
-              throw new GraphException("hidden states must come out of a row-wise op: " + h.name());
-            });
+        .ifPresent(h -> {
+          throw new GraphException("hidden states must come out of a row-wise op: " + h.name());
+        });
   }
 
   private boolean isRowWise(Value value) {
     return sections.stream()
-        .anyMatch(
-            s ->
-                s instanceof Fusion.RowWise r
-                    && r.steps().stream()
-                        .anyMatch(
-                            step ->
-                                step instanceof Fusion.Compute c
-                                    && c.op().output().equals(Optional.of(value))));
+        .anyMatch(s ->
+            s instanceof Fusion.RowWise r
+                && r.steps().stream()
+                    .anyMatch(step ->
+                        step instanceof Fusion.Compute c
+                            && c.op().output().equals(Optional.of(value))));
   }
 
   /** Plans for forwards of up to {@code rows} rows. */
@@ -249,10 +246,9 @@ final class Lowering {
   private int convertGate(Value in) {
     List<Integer> all =
         graph.ops().stream()
-            .filter(
-                op ->
-                    op instanceof Op.Linear l && l.in().equals(in)
-                        || op instanceof Op.ExpertLinear e && e.in().equals(in))
+            .filter(op ->
+                op instanceof Op.Linear l && l.in().equals(in)
+                    || op instanceof Op.ExpertLinear e && e.in().equals(in))
             .map(this::gate)
             .distinct()
             .toList();
@@ -441,10 +437,8 @@ final class Lowering {
     return new AdapterStage(
         first.in().rows(),
         ops.stream()
-            .map(
-                o ->
-                    new AdapterStage.Product(
-                        targets.indexOf(o.out()), place(o.in()), o.in().width()))
+            .map(o ->
+                new AdapterStage.Product(targets.indexOf(o.out()), place(o.in()), o.in().width()))
             .toList(),
         first.out().name());
   }

@@ -86,10 +86,8 @@ final class Weights implements AutoCloseable {
         new HugeCopies(
             Stream.concat(
                     matrices.entrySet().stream()
-                        .filter(
-                            e ->
-                                !inMemory
-                                    || e.getValue().form().data().equals(e.getKey().segment()))
+                        .filter(e ->
+                            !inMemory || e.getValue().form().data().equals(e.getKey().segment()))
                         .map(Map.Entry::getValue),
                     // Their values; masks and indices stay in the file.
                     sparse.values().stream())
@@ -200,14 +198,12 @@ final class Weights implements AutoCloseable {
   private static List<Tensor> matricesOf(Graph graph) {
     Set<Tensor> seen = Collections.newSetFromMap(new IdentityHashMap<>());
     return graph.ops().stream()
-        .flatMap(
-            op ->
-                switch (op) {
-                  case Op.Linear o when o.weight() instanceof LinearOp.Dense d ->
-                      Stream.of(d.weight());
-                  case Op.ExpertLinear o -> o.experts().stream();
-                  default -> Stream.empty();
-                })
+        .flatMap(op ->
+            switch (op) {
+              case Op.Linear o when o.weight() instanceof LinearOp.Dense d -> Stream.of(d.weight());
+              case Op.ExpertLinear o -> o.experts().stream();
+              default -> Stream.empty();
+            })
         .filter(seen::add)
         .toList();
   }

@@ -102,13 +102,12 @@ final class WorkerPool implements AutoCloseable {
       int core = pinned ? cores.get(w) : -1;
       Thread thread =
           made.factory()
-              .newThread(
-                  () -> {
-                    if (core >= 0 && !Affinity.pin(core)) {
-                      LOG.log(Level.WARNING, "a worker cannot be bound to CPU {0}", core);
-                    }
-                    work(worker);
-                  });
+              .newThread(() -> {
+                if (core >= 0 && !Affinity.pin(core)) {
+                  LOG.log(Level.WARNING, "a worker cannot be bound to CPU {0}", core);
+                }
+                work(worker);
+              });
       if (thread == null || thread.isVirtual()) {
         throw new IllegalArgumentException(
             "thread factory: expected=a platform thread actual=" + thread);

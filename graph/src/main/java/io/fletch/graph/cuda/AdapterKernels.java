@@ -127,37 +127,36 @@ final class AdapterKernels {
     PtxRegister inner = terms.b.floats(k.parameter(U64), terms.b.row, MOST_INNER);
     PtxRegister lane = k.and(terms.b.thread, 31);
     PtxRegister warp = k.fma(k.special("ctaid.x"), Emitter.WARPS, k.shr(terms.b.thread, 5));
-    terms.each(
-        term -> {
-          PtxRegister entry = term[0];
-          PtxRegister factor = k.mul(term[2], k.load(F32, entry, FACTOR));
-          PtxRegister data = k.load(U64, entry, FIRST);
-          PtxRegister type = k.load(U32, entry, FIRST_TYPE);
-          PtxRegister j = k.register(U32);
-          k.assign(j, warp);
-          k.loop(
-              j,
-              term[1],
-              BLOCKS * Emitter.WARPS,
-              () -> {
-                PtxRegister sum = k.constant(F32, 0);
-                terms.types(
-                    type,
-                    t -> {
-                      PtxRegister row = k.address(data, j, Math.toIntExact(t.bytes(in)));
-                      PtxRegister i = k.register(U32);
-                      k.assign(i, lane);
-                      k.loop(
-                          i,
-                          in,
-                          32,
-                          () -> k.fmaInto(sum, terms.element(t, row, i), terms.b.get(x, i), sum));
-                    });
-                PtxRegister total = k.mul(k.warpSum(sum), factor);
-                PtxRegister at = k.add(terms.base, j);
-                k.when(k.compare("eq", lane, 0), () -> terms.b.put(inner, at, total));
-              });
-        });
+    terms.each(term -> {
+      PtxRegister entry = term[0];
+      PtxRegister factor = k.mul(term[2], k.load(F32, entry, FACTOR));
+      PtxRegister data = k.load(U64, entry, FIRST);
+      PtxRegister type = k.load(U32, entry, FIRST_TYPE);
+      PtxRegister j = k.register(U32);
+      k.assign(j, warp);
+      k.loop(
+          j,
+          term[1],
+          BLOCKS * Emitter.WARPS,
+          () -> {
+            PtxRegister sum = k.constant(F32, 0);
+            terms.types(
+                type,
+                t -> {
+                  PtxRegister row = k.address(data, j, Math.toIntExact(t.bytes(in)));
+                  PtxRegister i = k.register(U32);
+                  k.assign(i, lane);
+                  k.loop(
+                      i,
+                      in,
+                      32,
+                      () -> k.fmaInto(sum, terms.element(t, row, i), terms.b.get(x, i), sum));
+                });
+            PtxRegister total = k.mul(k.warpSum(sum), factor);
+            PtxRegister at = k.add(terms.base, j);
+            k.when(k.compare("eq", lane, 0), () -> terms.b.put(inner, at, total));
+          });
+    });
     return k;
   }
 
@@ -179,33 +178,30 @@ final class AdapterKernels {
     k.assign(sum, terms.b.get(y, i));
     PtxRegister product = biases.map(b -> k.sub(sum, terms.b.get(b, i))).orElse(sum);
     PtxRegister gain = k.constant(F32, 0);
-    terms.each(
-        term -> {
-          PtxRegister data = k.load(U64, term[0], GAIN);
-          k.when(
-              k.compare("ne", data, 0), () -> k.fmaInto(gain, term[2], terms.b.get(data, i), gain));
-        });
+    terms.each(term -> {
+      PtxRegister data = k.load(U64, term[0], GAIN);
+      k.when(k.compare("ne", data, 0), () -> k.fmaInto(gain, term[2], terms.b.get(data, i), gain));
+    });
     k.assign(sum, k.fma(gain, product, sum));
     k.assign(terms.base, 0);
-    terms.each(
-        term -> {
-          PtxRegister entry = term[0];
-          PtxRegister data = k.load(U64, entry, SECOND);
-          PtxRegister h = k.address(inner, terms.base, 4);
-          terms.types(
-              k.load(U32, entry, SECOND_TYPE),
-              t -> {
-                PtxRegister j = k.constant(U32, 0);
-                k.loop(
-                    j,
-                    term[1],
-                    1,
-                    () -> {
-                      PtxRegister row = k.address(data, j, Math.toIntExact(t.bytes(out)));
-                      k.fmaInto(sum, terms.b.get(h, j), terms.element(t, row, i), sum);
-                    });
-              });
-        });
+    terms.each(term -> {
+      PtxRegister entry = term[0];
+      PtxRegister data = k.load(U64, entry, SECOND);
+      PtxRegister h = k.address(inner, terms.base, 4);
+      terms.types(
+          k.load(U32, entry, SECOND_TYPE),
+          t -> {
+            PtxRegister j = k.constant(U32, 0);
+            k.loop(
+                j,
+                term[1],
+                1,
+                () -> {
+                  PtxRegister row = k.address(data, j, Math.toIntExact(t.bytes(out)));
+                  k.fmaInto(sum, terms.b.get(h, j), terms.element(t, row, i), sum);
+                });
+          });
+    });
     terms.b.put(y, i, sum);
     return k;
   }

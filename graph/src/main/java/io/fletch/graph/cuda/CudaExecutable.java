@@ -304,11 +304,10 @@ final class CudaExecutable implements Executable {
       // Uploads the row's data, which the kernels then read again and again.
       forward(batch);
       List<KernelTime> times = new ArrayList<>();
-      locked(
-          s -> {
-            finish();
-            times.addAll(profiles.get(new Key(bucket(1), type, false)).measure(context, s));
-          });
+      locked(s -> {
+        finish();
+        times.addAll(profiles.get(new Key(bucket(1), type, false)).measure(context, s));
+      });
       return List.copyOf(times);
     }
   }
@@ -360,32 +359,31 @@ final class CudaExecutable implements Executable {
     if (!(batch instanceof CudaBatch b) || !b.isOf(this)) {
       throw new IllegalArgumentException("the batch was made by another executable: " + batch);
     }
-    locked(
-        s -> {
-          b.checkRunnable();
-          KvCache.Type type = b.cache(0).type();
-          for (int r = 1; r < b.rows(); r++) {
-            if (b.cache(r).type() != type) {
-              throw new IllegalArgumentException(
-                  "caches of one batch: expected type=" + type + " actual=" + b.cache(r).type());
-            }
-          }
-          finish();
-          if (latest != null && latest != b) {
-            latest.fetch(hostStatistics.segment(), hostControl.segment());
-            latest.keep(s, logits, hidden);
-          }
-          latest = null;
-          int rows = bucket(b.rows());
-          Control c = control(rows, b.adapted());
-          CudaGraphExec replay = replay(new Key(rows, type, b.adapted())).exec();
-          fill(b, c);
-          steps = null;
-          busy = true;
-          replay.launch(s);
-          latest = b;
-          b.queued(c);
-        });
+    locked(s -> {
+      b.checkRunnable();
+      KvCache.Type type = b.cache(0).type();
+      for (int r = 1; r < b.rows(); r++) {
+        if (b.cache(r).type() != type) {
+          throw new IllegalArgumentException(
+              "caches of one batch: expected type=" + type + " actual=" + b.cache(r).type());
+        }
+      }
+      finish();
+      if (latest != null && latest != b) {
+        latest.fetch(hostStatistics.segment(), hostControl.segment());
+        latest.keep(s, logits, hidden);
+      }
+      latest = null;
+      int rows = bucket(b.rows());
+      Control c = control(rows, b.adapted());
+      CudaGraphExec replay = replay(new Key(rows, type, b.adapted())).exec();
+      fill(b, c);
+      steps = null;
+      busy = true;
+      replay.launch(s);
+      latest = b;
+      b.queued(c);
+    });
   }
 
   /** Waits for what was queued; the pinned memory is the host's afterwards. */
@@ -527,15 +525,14 @@ final class CudaExecutable implements Executable {
     MemorySegment down =
         hostStatistics.segment().asSlice(0, (long) Emitter.STATISTICS * key.rows());
     try (CudaGraph captured =
-        stream.capture(
-            () -> {
-              stream.upload(up, control, 0);
-              launches.forEach(l -> l.launch(stream));
-              stream.download(statistics, 0, down);
-              if (decisions > 0) {
-                stream.download(control, c.score(0), up.asSlice(c.score(0)));
-              }
-            })) {
+        stream.capture(() -> {
+          stream.upload(up, control, 0);
+          launches.forEach(l -> l.launch(stream));
+          stream.download(statistics, 0, down);
+          if (decisions > 0) {
+            stream.download(control, c.score(0), up.asSlice(c.score(0)));
+          }
+        })) {
       CudaGraphExec made = captured.instantiate();
       owned.push(made::close);
       Replay replay = new Replay(made, module, List.copyOf(launches));
@@ -557,20 +554,19 @@ final class CudaExecutable implements Executable {
       return Optional.empty();
     }
     CudaGreedySteps[] made = new CudaGreedySteps[1];
-    locked(
-        s -> {
-          Deque<Runnable> own = new ArrayDeque<>();
-          try {
-            made[0] = new CudaGreedySteps(this, kv, b, steps(s, kv.type(), own));
-          } catch (RuntimeException | Error e) {
-            try {
-              free(own);
-            } catch (RuntimeException suppressed) {
-              e.addSuppressed(suppressed);
-            }
-            throw e;
-          }
-        });
+    locked(s -> {
+      Deque<Runnable> own = new ArrayDeque<>();
+      try {
+        made[0] = new CudaGreedySteps(this, kv, b, steps(s, kv.type(), own));
+      } catch (RuntimeException | Error e) {
+        try {
+          free(own);
+        } catch (RuntimeException suppressed) {
+          e.addSuppressed(suppressed);
+        }
+        throw e;
+      }
+    });
     return Optional.of(made[0]);
   }
 
@@ -594,12 +590,11 @@ final class CudaExecutable implements Executable {
     follow.setLong(1, statistics.address());
     follow.setLong(2, ring.address());
     try (CudaGraph captured =
-        s.capture(
-            () -> {
-              replay.launches().forEach(l -> l.launch(s));
-              follow.launch(s);
-              s.download(ring, 0, host.segment());
-            })) {
+        s.capture(() -> {
+          replay.launches().forEach(l -> l.launch(s));
+          follow.launch(s);
+          s.download(ring, 0, host.segment());
+        })) {
       CudaGraphExec step = captured.instantiate();
       own.push(step::close);
       return new CudaGreedySteps.Parts(host, List.copyOf(events), step, own);
@@ -617,40 +612,38 @@ final class CudaExecutable implements Executable {
       throw new IllegalArgumentException(
           "token: expected=in [0, " + graph.vocabulary() + ") actual=" + token);
     }
-    locked(
-        s -> {
-          finish();
-          if (latest != null && latest != of.batch()) {
-            latest.fetch(hostStatistics.segment(), hostControl.segment());
-            latest.keep(s, logits, hidden);
-          }
-          latest = null;
-          steps = null;
-          CudaBatch b = of.batch();
-          firstToken[0] = token;
-          b.clear();
-          b.wantLogits(b.append(of.cache(), firstToken, 0, 1));
-          Control c = control(bucket(1), false);
-          fill(b, c);
-          b.clear();
-          busy = true;
-          s.upload(hostControl.segment().asSlice(0, c.bytes()), control, 0);
-          of.queue(s);
-          steps = of;
-        });
+    locked(s -> {
+      finish();
+      if (latest != null && latest != of.batch()) {
+        latest.fetch(hostStatistics.segment(), hostControl.segment());
+        latest.keep(s, logits, hidden);
+      }
+      latest = null;
+      steps = null;
+      CudaBatch b = of.batch();
+      firstToken[0] = token;
+      b.clear();
+      b.wantLogits(b.append(of.cache(), firstToken, 0, 1));
+      Control c = control(bucket(1), false);
+      fill(b, c);
+      b.clear();
+      busy = true;
+      s.upload(hostControl.segment().asSlice(0, c.bytes()), control, 0);
+      of.queue(s);
+      steps = of;
+    });
   }
 
   /** Queues another step, if the control block still is of these. */
   boolean follow(CudaGreedySteps of) {
     boolean[] done = new boolean[1];
-    locked(
-        s -> {
-          if (steps == of) {
-            busy = true;
-            of.queue(s);
-            done[0] = true;
-          }
-        });
+    locked(s -> {
+      if (steps == of) {
+        busy = true;
+        of.queue(s);
+        done[0] = true;
+      }
+    });
     return done[0];
   }
 
@@ -725,19 +718,18 @@ final class CudaExecutable implements Executable {
 
   /** Copies to the device and waits. */
   void upload(MemorySegment from, DeviceMemory to) {
-    locked(
-        s -> {
-          try (PinnedMemory staging = context.allocatePinned(Math.min(STAGING, from.byteSize()))) {
-            for (long done = 0; done < from.byteSize(); done += STAGING) {
-              long n = Math.min(STAGING, from.byteSize() - done);
-              MemorySegment.copy(from, done, staging.segment(), 0, n);
-              s.upload(staging.segment().asSlice(0, n), to, done);
-              // The staging memory is written again.
-              s.synchronize();
-            }
-            busy = false;
-          }
-        });
+    locked(s -> {
+      try (PinnedMemory staging = context.allocatePinned(Math.min(STAGING, from.byteSize()))) {
+        for (long done = 0; done < from.byteSize(); done += STAGING) {
+          long n = Math.min(STAGING, from.byteSize() - done);
+          MemorySegment.copy(from, done, staging.segment(), 0, n);
+          s.upload(staging.segment().asSlice(0, n), to, done);
+          // The staging memory is written again.
+          s.synchronize();
+        }
+        busy = false;
+      }
+    });
   }
 
   /** Runs device work in turn; a driver's failure becomes that of the forward. */
@@ -790,25 +782,17 @@ final class CudaExecutable implements Executable {
 
   /** Makes a batch's statistics readable. */
   void fetch(CudaBatch b) {
-    locked(
-        s -> {
-          if (latest == b) {
-            finish();
-            b.fetch(hostStatistics.segment(), hostControl.segment());
-          }
-        });
+    locked(s -> {
+      if (latest == b) {
+        finish();
+        b.fetch(hostStatistics.segment(), hostControl.segment());
+      }
+    });
   }
 
   void readLogits(CudaBatch b, int row, int from, int count, float[] dst, int at) {
-    locked(
-        s ->
-            read(
-                s,
-                latest == b ? logits : b.keptLogits(),
-                row * slotRow + 4L * from,
-                count,
-                dst,
-                at));
+    locked(s ->
+        read(s, latest == b ? logits : b.keptLogits(), row * slotRow + 4L * from, count, dst, at));
   }
 
   void readHidden(CudaBatch b, int row, int count, float[] dst) {
@@ -847,40 +831,39 @@ final class CudaExecutable implements Executable {
   /** The largest logits of a row, by ascending ids; false if one is no number or infinite. */
   boolean top(CudaBatch b, int row, int defined, int[] ids, float[] values) {
     boolean[] chosen = new boolean[1];
-    locked(
-        s -> {
-          Top t = top();
-          DeviceMemory source = latest == b ? logits : b.keptLogits();
-          int n = ids.length;
-          t.launch()
-              .setLong(0, source.address() + row * slotRow)
-              .setInt(1, defined)
-              .setInt(2, n)
-              .setMemory(3, t.pairs())
-              .launch(s);
-          MemorySegment host = t.host().segment();
-          s.download(t.pairs(), 0, host.asSlice(0, 8 + 8L * n));
-          s.synchronize();
-          busy = false;
-          int found = host.get(ValueLayout.JAVA_INT, 0);
-          if (host.get(ValueLayout.JAVA_INT, 4) != 0) {
-            return;
-          }
-          if (found != n) {
-            throw new GraphException("largest logits: expected=" + n + " actual=" + found);
-          }
-          long[] order = t.order();
-          for (int i = 0; i < n; i++) {
-            long bits = host.get(ValueLayout.JAVA_INT, 12 + 8L * i) & 0xffffffffL;
-            order[i] = (long) host.get(ValueLayout.JAVA_INT, 8 + 8L * i) << 32 | bits;
-          }
-          Arrays.sort(order, 0, n);
-          for (int i = 0; i < n; i++) {
-            ids[i] = (int) (order[i] >>> 32);
-            values[i] = Float.intBitsToFloat((int) order[i]);
-          }
-          chosen[0] = true;
-        });
+    locked(s -> {
+      Top t = top();
+      DeviceMemory source = latest == b ? logits : b.keptLogits();
+      int n = ids.length;
+      t.launch()
+          .setLong(0, source.address() + row * slotRow)
+          .setInt(1, defined)
+          .setInt(2, n)
+          .setMemory(3, t.pairs())
+          .launch(s);
+      MemorySegment host = t.host().segment();
+      s.download(t.pairs(), 0, host.asSlice(0, 8 + 8L * n));
+      s.synchronize();
+      busy = false;
+      int found = host.get(ValueLayout.JAVA_INT, 0);
+      if (host.get(ValueLayout.JAVA_INT, 4) != 0) {
+        return;
+      }
+      if (found != n) {
+        throw new GraphException("largest logits: expected=" + n + " actual=" + found);
+      }
+      long[] order = t.order();
+      for (int i = 0; i < n; i++) {
+        long bits = host.get(ValueLayout.JAVA_INT, 12 + 8L * i) & 0xffffffffL;
+        order[i] = (long) host.get(ValueLayout.JAVA_INT, 8 + 8L * i) << 32 | bits;
+      }
+      Arrays.sort(order, 0, n);
+      for (int i = 0; i < n; i++) {
+        ids[i] = (int) (order[i] >>> 32);
+        values[i] = Float.intBitsToFloat((int) order[i]);
+      }
+      chosen[0] = true;
+    });
     return chosen[0];
   }
 

@@ -123,12 +123,11 @@ final class CudaLowering {
     lives.keySet().forEach(v -> offsets.put(v, offset.next()));
     Map<Fusion.Source, Long> parts = new HashMap<>();
     sources.keySet().forEach(s -> parts.put(s, offset.next()));
-    homes.forEach(
-        (base, home) -> {
-          if (offsets.containsKey(home)) {
-            offsets.put(base, offsets.get(home));
-          }
-        });
+    homes.forEach((base, home) -> {
+      if (offsets.containsKey(home)) {
+        offsets.put(base, offsets.get(home));
+      }
+    });
     long lists = 0;
     long pieces = 0;
     for (Op op : graph.ops()) {

@@ -230,12 +230,11 @@ final class DeviceWeights {
       int start = first;
       IntStream.range(0, n)
           .parallel()
-          .forEach(
-              i -> {
-                byte[] one = new byte[size];
-                packed.pack(t, start + i, one);
-                MemorySegment.copy(one, 0, staging, ValueLayout.JAVA_BYTE, (long) i * size, size);
-              });
+          .forEach(i -> {
+            byte[] one = new byte[size];
+            packed.pack(t, start + i, one);
+            MemorySegment.copy(one, 0, staging, ValueLayout.JAVA_BYTE, (long) i * size, size);
+          });
       stream.upload(staging.asSlice(0, (long) n * size), memory, at + (long) first * size);
       // The staging buffer is written again.
       stream.synchronize();

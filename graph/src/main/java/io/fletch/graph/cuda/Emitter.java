@@ -834,14 +834,13 @@ final class Emitter {
     PtxRegister y = b.floats(k.parameter(U64), b.row, width);
     PtxRegister other = gated ? b.floats(k.parameter(U64), b.row, width) : up;
     PtxRegister i = b.element(width);
-    gate.ifPresent(
-        g ->
-            k.when(
-                b.skipped(g),
-                () -> {
-                  b.put(y, i, k.constant(F32, 0));
-                  k.exit();
-                }));
+    gate.ifPresent(g ->
+        k.when(
+            b.skipped(g),
+            () -> {
+              b.put(y, i, k.constant(F32, 0));
+              k.exit();
+            }));
     PtxRegister x = b.get(other, i);
     PtxRegister a = activation(k, kind, x);
     b.put(y, i, gated ? k.mul(a, b.get(up, i)) : a);
@@ -890,14 +889,13 @@ final class Emitter {
     PtxRegister y = b.floats(k.parameter(U64), b.row, width);
     PtxRegister i = b.element(width);
     PtxRegister x = b.get(residual, i);
-    gate.ifPresent(
-        g ->
-            k.when(
-                b.skipped(g),
-                () -> {
-                  b.put(y, i, x);
-                  k.exit();
-                }));
+    gate.ifPresent(g ->
+        k.when(
+            b.skipped(g),
+            () -> {
+              b.put(y, i, x);
+              k.exit();
+            }));
     b.put(y, i, k.fma(b.get(branch, i), scale, x));
     return k;
   }

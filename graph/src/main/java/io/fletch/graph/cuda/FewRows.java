@@ -368,11 +368,9 @@ final class FewRows {
       k.assign(value, factor.map(f -> k.mul(sum, f)).orElse(sum));
       boolean other = c == 1 && s.otherWeights.isPresent();
       (other ? s.otherBias : s.bias)
-          .ifPresent(
-              b ->
-                  k.when(
-                      exists,
-                      () -> k.assign(value, k.add(value, k.load(F32, k.address(b, o, 4), 0)))));
+          .ifPresent(b ->
+              k.when(
+                  exists, () -> k.assign(value, k.add(value, k.load(F32, k.address(b, o, 4), 0)))));
       Optional<Gate> gate = other ? other(s).gate() : s.linear.gate();
       gate.ifPresent(g -> k.assign(value, k.select(skipped(g, row), k.constant(F32, 0), value)));
       cells[c] = new Output(o, exists, value);
@@ -468,24 +466,22 @@ final class FewRows {
     Output result = new Output(cell.index(), cell.exists(), value);
     store(new Output[] {result}, add.out(), row);
     t.next()
-        .ifPresent(
-            next -> {
-              PtxRegister scaled = value;
-              if (next.norm().isPresent()) {
-                Tensor weight = next.norm().get().weight();
-                PtxRegister w = k.register(F32);
-                k.assign(w, 0);
-                PtxRegister weights = parameter(addresses.weights(weight));
-                k.when(
-                    cell.exists(),
-                    () ->
-                        k.assign(
-                            w,
-                            k.load(Products.GLOBAL, F32, k.address(weights, cell.index(), 4), 0)));
-                scaled = k.mul(value, w);
-              }
-              parts(next, unit, row, new Output(cell.index(), cell.exists(), scaled), value);
-            });
+        .ifPresent(next -> {
+          PtxRegister scaled = value;
+          if (next.norm().isPresent()) {
+            Tensor weight = next.norm().get().weight();
+            PtxRegister w = k.register(F32);
+            k.assign(w, 0);
+            PtxRegister weights = parameter(addresses.weights(weight));
+            k.when(
+                cell.exists(),
+                () ->
+                    k.assign(
+                        w, k.load(Products.GLOBAL, F32, k.address(weights, cell.index(), 4), 0)));
+            scaled = k.mul(value, w);
+          }
+          parts(next, unit, row, new Output(cell.index(), cell.exists(), scaled), value);
+        });
   }
 
   /** Writes a cell, which is group {@code unit}, as parts of the next input. */

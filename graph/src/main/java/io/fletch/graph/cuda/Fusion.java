@@ -209,11 +209,10 @@ final class Fusion {
       case Attend a -> all.add(a.op());
       case Product p ->
           p.branches()
-              .forEach(
-                  b -> {
-                    all.add(b.linear());
-                    all.addAll(b.tail().ops());
-                  });
+              .forEach(b -> {
+                all.add(b.linear());
+                all.addAll(b.tail().ops());
+              });
       case Prepare p -> {}
     }
     return all;

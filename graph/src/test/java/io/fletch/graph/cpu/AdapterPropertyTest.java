@@ -131,16 +131,15 @@ class AdapterPropertyTest {
   private static Graph withMatrices(Graph graph, Map<Tensor, Tensor> replaced) {
     List<Op> ops =
         graph.ops().stream()
-            .map(
-                op ->
-                    op instanceof Op.Linear l && l.weight() instanceof LinearOp.Dense d
-                        ? new Op.Linear(
-                            l.in(),
-                            LinearOp.dense(replaced.getOrDefault(d.weight(), d.weight())),
-                            l.bias(),
-                            l.gate(),
-                            l.out())
-                        : op)
+            .map(op ->
+                op instanceof Op.Linear l && l.weight() instanceof LinearOp.Dense d
+                    ? new Op.Linear(
+                        l.in(),
+                        LinearOp.dense(replaced.getOrDefault(d.weight(), d.weight())),
+                        l.bias(),
+                        l.gate(),
+                        l.out())
+                    : op)
             .toList();
     return new Graph(
         graph.name(), ops, graph.logits(), graph.hidden(), graph.vocabulary(), graph.kvLayers());
@@ -156,14 +155,13 @@ class AdapterPropertyTest {
       float scale = 0.75f;
       Map<Tensor, Tensor> merged = new HashMap<>();
       PreparedAdapter.products(graph)
-          .forEach(
-              (v, l) -> {
-                LowRankDelta d = deltas.get(v);
-                if (d != null) {
-                  Tensor w = l.weight().tensors().getFirst();
-                  merged.put(w, merge(graphs, w, d, scale));
-                }
-              });
+          .forEach((v, l) -> {
+            LowRankDelta d = deltas.get(v);
+            if (d != null) {
+              Tensor w = l.weight().tensors().getFirst();
+              merged.put(w, merge(graphs, w, d, scale));
+            }
+          });
       Graph explicit = withMatrices(graph, merged);
       try (Executable e = CpuBackendTest.compile(graph, 25, 2, kernels);
           Executable m = CpuBackendTest.compile(explicit, 25, 2, kernels);

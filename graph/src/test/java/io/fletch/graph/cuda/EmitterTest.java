@@ -190,8 +190,7 @@ class EmitterTest {
     int assembled = n;
     Assembler.assemble(text.toString(), folder)
         .keySet()
-        .forEach(
-            target ->
-                System.out.println(target + ": kernels=" + assembled + " assembled, none spills"));
+        .forEach(target ->
+            System.out.println(target + ": kernels=" + assembled + " assembled, none spills"));
   }
 }

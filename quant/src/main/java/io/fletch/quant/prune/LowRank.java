@@ -137,39 +137,38 @@ public final class LowRank {
     boolean byRows = out < in;
     IntStream.range(0, rank)
         .parallel()
-        .forEach(
-            k -> {
-              double root = Math.sqrt(values[k]);
-              if (root == 0) {
-                return;
+        .forEach(k -> {
+          double root = Math.sqrt(values[k]);
+          if (root == 0) {
+            return;
+          }
+          double[] x = vectors[k];
+          if (byRows) {
+            // L is known: R' S = L' W D.
+            double[] sum = new double[in];
+            for (int i = 0; i < out; i++) {
+              u[i * rank + k] = (float) (x[i] * root);
+              for (int j = 0; j < in; j++) {
+                sum[j] += x[i] * w[i * in + j];
               }
-              double[] x = vectors[k];
-              if (byRows) {
-                // L is known: R' S = L' W D.
-                double[] sum = new double[in];
-                for (int i = 0; i < out; i++) {
-                  u[i * rank + k] = (float) (x[i] * root);
-                  for (int j = 0; j < in; j++) {
-                    sum[j] += x[i] * w[i * in + j];
-                  }
-                }
-                for (int j = 0; j < in; j++) {
-                  v[k * in + j] = (float) (sum[j] / root);
-                }
-              } else {
-                // R is known: L S = W D R.
-                for (int j = 0; j < in; j++) {
-                  v[k * in + j] = (float) (root * x[j] / weights[j]);
-                }
-                for (int i = 0; i < out; i++) {
-                  double sum = 0;
-                  for (int j = 0; j < in; j++) {
-                    sum += w[i * in + j] * weights[j] * x[j];
-                  }
-                  u[i * rank + k] = (float) (sum / root);
-                }
+            }
+            for (int j = 0; j < in; j++) {
+              v[k * in + j] = (float) (sum[j] / root);
+            }
+          } else {
+            // R is known: L S = W D R.
+            for (int j = 0; j < in; j++) {
+              v[k * in + j] = (float) (root * x[j] / weights[j]);
+            }
+            for (int i = 0; i < out; i++) {
+              double sum = 0;
+              for (int j = 0; j < in; j++) {
+                sum += w[i * in + j] * weights[j] * x[j];
               }
-            });
+              u[i * rank + k] = (float) (sum / root);
+            }
+          }
+        });
     return new Factors(rank, u, v);
   }
 
@@ -178,19 +177,18 @@ public final class LowRank {
     float[] rest = w.clone();
     IntStream.range(0, out)
         .parallel()
-        .forEach(
-            i -> {
-              double[] sum = new double[in];
-              for (int k = 0; k < f.rank(); k++) {
-                double a = f.u()[i * f.rank() + k];
-                for (int j = 0; j < in; j++) {
-                  sum[j] += a * f.v()[k * in + j];
-                }
-              }
-              for (int j = 0; j < in; j++) {
-                rest[i * in + j] -= (float) sum[j];
-              }
-            });
+        .forEach(i -> {
+          double[] sum = new double[in];
+          for (int k = 0; k < f.rank(); k++) {
+            double a = f.u()[i * f.rank() + k];
+            for (int j = 0; j < in; j++) {
+              sum[j] += a * f.v()[k * in + j];
+            }
+          }
+          for (int j = 0; j < in; j++) {
+            rest[i * in + j] -= (float) sum[j];
+          }
+        });
     return rest;
   }
 
@@ -198,17 +196,16 @@ public final class LowRank {
     double[][] g = new double[out][out];
     IntStream.range(0, out)
         .parallel()
-        .forEach(
-            a -> {
-              for (int b = 0; b <= a; b++) {
-                double sum = 0;
-                for (int j = 0; j < in; j++) {
-                  double d = weights[j] * weights[j];
-                  sum += w[a * in + j] * d * w[b * in + j];
-                }
-                g[a][b] = sum;
-              }
-            });
+        .forEach(a -> {
+          for (int b = 0; b <= a; b++) {
+            double sum = 0;
+            for (int j = 0; j < in; j++) {
+              double d = weights[j] * weights[j];
+              sum += w[a * in + j] * d * w[b * in + j];
+            }
+            g[a][b] = sum;
+          }
+        });
     return full(g);
   }
 
@@ -216,19 +213,18 @@ public final class LowRank {
     double[][] g = new double[in][in];
     IntStream.range(0, in)
         .parallel()
-        .forEach(
-            a -> {
-              double[] sum = g[a];
-              for (int i = 0; i < out; i++) {
-                double x = w[i * in + a] * weights[a];
-                for (int b = 0; b <= a; b++) {
-                  sum[b] += x * w[i * in + b];
-                }
-              }
-              for (int b = 0; b <= a; b++) {
-                sum[b] *= weights[b];
-              }
-            });
+        .forEach(a -> {
+          double[] sum = g[a];
+          for (int i = 0; i < out; i++) {
+            double x = w[i * in + a] * weights[a];
+            for (int b = 0; b <= a; b++) {
+              sum[b] += x * w[i * in + b];
+            }
+          }
+          for (int b = 0; b <= a; b++) {
+            sum[b] *= weights[b];
+          }
+        });
     return full(g);
   }
 

@@ -95,11 +95,10 @@ final class Chats implements AutoCloseable {
   Optional<ChatResponse> answer(ChatRequest request, Reader reader) {
     // A seed of the options means the same answer each time; else every answer is a new draw.
     GenerationOptions base =
-        options.orElseGet(
-            () -> {
-              GenerationOptions out = GenerationOptions.defaults();
-              return out.withSampling(out.sampling().withSeed(SEEDS.nextLong()));
-            });
+        options.orElseGet(() -> {
+          GenerationOptions out = GenerationOptions.defaults();
+          return out.withSampling(out.sampling().withSeed(SEEDS.nextLong()));
+        });
     checkOpen();
     Prompt prompt = Prompt.of(request, model, name, base, variables);
     try {

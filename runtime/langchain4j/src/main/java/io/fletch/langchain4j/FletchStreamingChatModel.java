@@ -62,15 +62,14 @@ public final class FletchStreamingChatModel implements StreamingChatModel, AutoC
       return;
     }
     // The session is free again: the handler may ask the next question.
-    answer.ifPresent(
-        response -> {
-          int index = 0;
-          for (ToolExecutionRequest call : response.aiMessage().toolExecutionRequests()) {
-            CompleteToolCall complete = new CompleteToolCall(index++, call);
-            tell(handler, () -> handler.onCompleteToolCall(complete));
-          }
-          tell(handler, () -> handler.onCompleteResponse(response));
-        });
+    answer.ifPresent(response -> {
+      int index = 0;
+      for (ToolExecutionRequest call : response.aiMessage().toolExecutionRequests()) {
+        CompleteToolCall complete = new CompleteToolCall(index++, call);
+        tell(handler, () -> handler.onCompleteToolCall(complete));
+      }
+      tell(handler, () -> handler.onCompleteResponse(response));
+    });
   }
 
   private static void tell(StreamingChatResponseHandler handler, Runnable call) {

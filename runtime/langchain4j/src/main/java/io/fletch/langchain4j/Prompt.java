@@ -79,10 +79,9 @@ record Prompt(int[] ids, GenerationOptions options, Optional<ToolCallFormat> too
       ToolCallFormat found =
           model
               .toolCallFormat()
-              .orElseThrow(
-                  () ->
-                      new UnsupportedFeatureException(
-                          "the chat template of model " + model.name() + " knows no tools"));
+              .orElseThrow(() ->
+                  new UnsupportedFeatureException(
+                      "the chat template of model " + model.name() + " knows no tools"));
       format = Optional.of(found);
       Map<String, Object> schemas = new LinkedHashMap<>();
       List<Object> described = new ArrayList<>();

@@ -253,13 +253,12 @@ class FletchChatModelTest {
           AiServices.builder(Assistant.class)
               .chatModel(tooled)
               .tools(calculator)
-              .chatRequestTransformer(
-                  request -> {
-                    if (request.messages().getLast() instanceof ToolExecutionResultMessage result) {
-                      assertEquals("843", result.text());
-                    }
-                    return demanding(request);
-                  })
+              .chatRequestTransformer(request -> {
+                if (request.messages().getLast() instanceof ToolExecutionResultMessage result) {
+                  assertEquals("843", result.text());
+                }
+                return demanding(request);
+              })
               .registerListener(
                   new dev.langchain4j.observability.api.listener
                       .AiServiceResponseReceivedListener() {

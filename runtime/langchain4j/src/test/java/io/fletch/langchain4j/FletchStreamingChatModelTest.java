@@ -262,19 +262,18 @@ class FletchStreamingChatModelTest {
             .streamingChatModel(chat)
             .tools(calculator)
             // The demo model, which has never seen tools, would not call by itself.
-            .chatRequestTransformer(
-                request ->
-                    request.messages().getLast() instanceof UserMessage
-                        ? request.toBuilder()
-                            .parameters(
-                                request
-                                    .parameters()
-                                    .overrideWith(
-                                        ChatRequestParameters.builder()
-                                            .toolChoice(ToolChoice.REQUIRED)
-                                            .build()))
-                            .build()
-                        : request)
+            .chatRequestTransformer(request ->
+                request.messages().getLast() instanceof UserMessage
+                    ? request.toBuilder()
+                        .parameters(
+                            request
+                                .parameters()
+                                .overrideWith(
+                                    ChatRequestParameters.builder()
+                                        .toolChoice(ToolChoice.REQUIRED)
+                                        .build()))
+                        .build()
+                    : request)
             .build();
     CompletableFuture<ChatResponse> second = new CompletableFuture<>();
     List<String> executed = new ArrayList<>();

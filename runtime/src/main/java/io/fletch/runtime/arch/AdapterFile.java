@@ -372,10 +372,9 @@ public final class AdapterFile {
       }
       m.string("general.architecture")
           .filter(a -> !a.equals(hp.architecture().id()))
-          .ifPresent(
-              a -> {
-                throw fail("general.architecture", hp.architecture().id(), a);
-              });
+          .ifPresent(a -> {
+            throw fail("general.architecture", hp.architecture().id(), a);
+          });
       double alpha =
           m.number("adapter.lora.alpha")
               .orElseThrow(() -> fail("adapter.lora.alpha", "present", "absent"));
@@ -393,12 +392,11 @@ public final class AdapterFile {
           p.b = copy(t);
         }
       }
-      parts.forEach(
-          (stem, p) -> {
-            // Without an alpha of its own, as other tools read it, the scale is 1.
-            double own = p.a == null || alpha == 0 ? 1 : alpha / p.a.rows();
-            put(stem, stem, p, own, true);
-          });
+      parts.forEach((stem, p) -> {
+        // Without an alpha of its own, as other tools read it, the scale is 1.
+        double own = p.a == null || alpha == 0 ? 1 : alpha / p.a.rows();
+        put(stem, stem, p, own, true);
+      });
     }
   }
 
@@ -516,12 +514,11 @@ public final class AdapterFile {
 
   /** Refuses matrices that the model does not have. */
   void checkAllUsed() {
-    deltas.forEach(
-        (layer, d) -> {
-          if (!used.contains(layer)) {
-            throw unknown(d);
-          }
-        });
+    deltas.forEach((layer, d) -> {
+      if (!used.contains(layer)) {
+        throw unknown(d);
+      }
+    });
   }
 
   private FletchException unknown(Delta d) {
@@ -558,21 +555,20 @@ public final class AdapterFile {
       }
     }
     Map<Value, LowRankDelta> out = new LinkedHashMap<>();
-    deltas.forEach(
-        (layer, d) -> {
-          Op.Linear l = products.get(layer);
-          if (l == null) {
-            throw unknown(d);
-          }
-          if (d.a().cols() != l.in().width() || d.b().rows() != l.out().width()) {
-            throw fail(
-                d.stem() + ": shape",
-                "[" + l.out().width() + ", " + l.in().width() + "]",
-                "[" + d.b().rows() + ", " + d.a().cols() + "]");
-          }
-          LowRankDelta plain = new LowRankDelta(first(d), d.b(), d.own());
-          out.put(l.out(), d.magnitude().map(m -> decomposed(d, l, plain, m)).orElse(plain));
-        });
+    deltas.forEach((layer, d) -> {
+      Op.Linear l = products.get(layer);
+      if (l == null) {
+        throw unknown(d);
+      }
+      if (d.a().cols() != l.in().width() || d.b().rows() != l.out().width()) {
+        throw fail(
+            d.stem() + ": shape",
+            "[" + l.out().width() + ", " + l.in().width() + "]",
+            "[" + d.b().rows() + ", " + d.a().cols() + "]");
+      }
+      LowRankDelta plain = new LowRankDelta(first(d), d.b(), d.own());
+      out.put(l.out(), d.magnitude().map(m -> decomposed(d, l, plain, m)).orElse(plain));
+    });
     return out;
   }
 
@@ -592,26 +588,25 @@ public final class AdapterFile {
     float[] gain = new float[m.length];
     IntStream.range(0, m.length)
         .parallel()
-        .forEach(
-            row -> {
-              float[] w = new float[in];
-              Dequantizer.row(dense.weight(), row, w, 0);
-              for (int k = 0; k < rank; k++) {
-                float f = d.own() * b[row * rank + k];
-                for (int i = 0; i < in; i++) {
-                  w[i] = Math.fma(f, a[k * in + i], w[i]);
-                }
-              }
-              double squares = 0;
-              for (float v : w) {
-                squares += (double) v * v;
-              }
-              float g = (float) (m[row] / Math.sqrt(squares));
-              gain[row] = g - 1;
-              for (int k = 0; k < rank; k++) {
-                b[row * rank + k] *= g;
-              }
-            });
+        .forEach(row -> {
+          float[] w = new float[in];
+          Dequantizer.row(dense.weight(), row, w, 0);
+          for (int k = 0; k < rank; k++) {
+            float f = d.own() * b[row * rank + k];
+            for (int i = 0; i < in; i++) {
+              w[i] = Math.fma(f, a[k * in + i], w[i]);
+            }
+          }
+          double squares = 0;
+          for (float v : w) {
+            squares += (double) v * v;
+          }
+          float g = (float) (m[row] / Math.sqrt(squares));
+          gain[row] = g - 1;
+          for (int k = 0; k < rank; k++) {
+            b[row * rank + k] *= g;
+          }
+        });
     for (float g : gain) {
       if (!Float.isFinite(g)) {
         throw fail(d.stem() + ": length of a row", "positive", 0);

@@ -80,17 +80,16 @@ final class GgufHyperParameters {
 
   private static Optional<Pooling> pooling(Settings s) {
     return s.optionalInteger("pooling_type", 0, 4)
-        .map(
-            type ->
-                switch (type) {
-                  case 0 -> Pooling.NONE;
-                  case 1 -> Pooling.MEAN;
-                  case 2 -> Pooling.CLS;
-                  case 3 -> Pooling.LAST;
-                  default ->
-                      throw new FletchException(
-                          s.key("pooling_type") + ": models that rank are not supported: " + type);
-                });
+        .map(type ->
+            switch (type) {
+              case 0 -> Pooling.NONE;
+              case 1 -> Pooling.MEAN;
+              case 2 -> Pooling.CLS;
+              case 3 -> Pooling.LAST;
+              default ->
+                  throw new FletchException(
+                      s.key("pooling_type") + ": models that rank are not supported: " + type);
+            });
   }
 
   /** What a window lets a position see of those after it is not settled. */

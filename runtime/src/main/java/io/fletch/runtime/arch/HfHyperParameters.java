@@ -495,11 +495,10 @@ final class HfHyperParameters {
     double original =
         s.optionalNumber(at + "original_max_position_embeddings")
             .or(() -> s.optionalNumber("original_max_position_embeddings"))
-            .orElseThrow(
-                () ->
-                    new FletchException(
-                        "original_max_position_embeddings: missing, needed by longrope in "
-                            + arch.id()));
+            .orElseThrow(() ->
+                new FletchException(
+                    "original_max_position_embeddings: missing, needed by longrope in "
+                        + arch.id()));
     double stretch = context / original;
     double magnitude = stretch <= 1 ? 1 : Math.sqrt(1 + Math.log(stretch) / Math.log(original));
     return new RopeScaling.LongRope(

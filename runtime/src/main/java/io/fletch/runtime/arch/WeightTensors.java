@@ -94,25 +94,23 @@ public final class WeightTensors {
   Optional<Tensor> optional(String name) {
     return names
         .fileName(name)
-        .map(
-            n -> {
-              asked.add(n);
-              return tensors.get(n);
-            });
+        .map(n -> {
+          asked.add(n);
+          return tensors.get(n);
+        });
   }
 
   /** The tensor. */
   Tensor required(String name) {
     return optional(name)
-        .orElseThrow(
-            () ->
-                new FletchException(
-                    "tensor missing: "
-                        + names
-                            .fileName(name)
-                            .filter(n -> !n.equals(name))
-                            .map(n -> n + " (" + name + ")")
-                            .orElse(name)));
+        .orElseThrow(() ->
+            new FletchException(
+                "tensor missing: "
+                    + names
+                        .fileName(name)
+                        .filter(n -> !n.equals(name))
+                        .map(n -> n + " (" + name + ")")
+                        .orElse(name)));
   }
 
   /** A matrix {@code [out, in]} of weights. */
@@ -264,13 +262,12 @@ public final class WeightTensors {
               + rows);
     }
     hp.maskToken()
-        .ifPresent(
-            mask -> {
-              if (mask >= rows) {
-                throw new FletchException(
-                    "mask token: expected < vocabulary=" + rows + " actual=" + mask);
-              }
-            });
+        .ifPresent(mask -> {
+          if (mask >= rows) {
+            throw new FletchException(
+                "mask token: expected < vocabulary=" + rows + " actual=" + mask);
+          }
+        });
     width = hp.embeddingLength();
     List<BlockSpec> blocks = new ArrayList<>();
     for (int i = 0; i < hp.blocks().size(); i++) {

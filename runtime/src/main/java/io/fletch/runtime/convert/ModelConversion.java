@@ -129,19 +129,18 @@ public final class ModelConversion {
     GgufWriter writer = new GgufWriter();
     metadata
         .entries()
-        .forEach(
-            (key, value) -> {
-              if (value instanceof List<?> list) {
-                GgufType type =
-                    list.stream()
-                        .map(v -> type(key, v))
-                        .reduce((a, b) -> a == b ? a : wider(key, a, b))
-                        .orElse(GgufType.INT32);
-                writer.putArray(key, type, list);
-              } else {
-                writer.put(key, type(key, value), value);
-              }
-            });
+        .forEach((key, value) -> {
+          if (value instanceof List<?> list) {
+            GgufType type =
+                list.stream()
+                    .map(v -> type(key, v))
+                    .reduce((a, b) -> a == b ? a : wider(key, a, b))
+                    .orElse(GgufType.INT32);
+            writer.putArray(key, type, list);
+          } else {
+            writer.put(key, type(key, value), value);
+          }
+        });
     return writer;
   }
 
@@ -334,14 +333,13 @@ public final class ModelConversion {
   private Optional<Integer> pooling(SentenceSettings settings) {
     Optional<Pooling> pooling =
         settings.pooling().or(() -> hp.encoder().map(encoder -> Pooling.MEAN));
-    return pooling.map(
-        p ->
-            switch (p) {
-              case NONE -> 0;
-              case MEAN -> 1;
-              case CLS -> 2;
-              case LAST -> 3;
-            });
+    return pooling.map(p ->
+        switch (p) {
+          case NONE -> 0;
+          case MEAN -> 1;
+          case CLS -> 2;
+          case LAST -> 3;
+        });
   }
 
   private void rotation(

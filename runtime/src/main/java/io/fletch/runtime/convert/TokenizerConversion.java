@@ -120,13 +120,12 @@ final class TokenizerConversion {
             default -> name;
           };
       content(config.get(name + "_token"))
-          .ifPresent(
-              text -> {
-                int id = Arrays.asList(tokens).indexOf(text);
-                if (id >= 0) {
-                  writer.put(PREFIX + key + "_token_id", id);
-                }
-              });
+          .ifPresent(text -> {
+            int id = Arrays.asList(tokens).indexOf(text);
+            if (id >= 0) {
+              writer.put(PREFIX + key + "_token_id", id);
+            }
+          });
     }
     writer.put(PREFIX + "add_bos_token", Boolean.TRUE.equals(config.get("add_bos_token")));
     end(Tokenizers.fromFolder(folder), writer);
@@ -227,9 +226,8 @@ final class TokenizerConversion {
     writer.put(PREFIX + "bos_token_id", around[0]);
     writer.put(PREFIX + "seperator_token_id", around[1]);
     Map.of("unknown", String.valueOf(model.get("unk_token")), "padding", "[PAD]", "mask", "[MASK]")
-        .forEach(
-            (key, token) ->
-                tokenizer.id(token).ifPresent(id -> writer.put(PREFIX + key + "_token_id", id)));
+        .forEach((key, token) ->
+            tokenizer.id(token).ifPresent(id -> writer.put(PREFIX + key + "_token_id", id)));
   }
 
   private static Optional<String> content(Object token) {

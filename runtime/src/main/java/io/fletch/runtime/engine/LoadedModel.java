@@ -146,9 +146,8 @@ final class LoadedModel implements Model {
     int fill =
         tokenizer
             .eos()
-            .orElseThrow(
-                () ->
-                    new FletchException("model " + name + ": the tokenizer declares no end token"));
+            .orElseThrow(() ->
+                new FletchException("model " + name + ": the tokenizer declares no end token"));
     return new DiffusionModel(
         hp.maskToken().orElseThrow(),
         stopTokens,
@@ -282,10 +281,8 @@ final class LoadedModel implements Model {
       parsed = templateText.map(ChatTemplate::parse).or(() -> ChatTemplate.fallback(tokenizer));
       template = parsed;
     }
-    return parsed.orElseThrow(
-        () ->
-            new FletchException(
-                "model " + name + " has no chat template: use a raw prompt instead"));
+    return parsed.orElseThrow(() ->
+        new FletchException("model " + name + " has no chat template: use a raw prompt instead"));
   }
 
   @Override

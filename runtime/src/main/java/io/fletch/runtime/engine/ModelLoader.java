@@ -418,18 +418,16 @@ public final class ModelLoader {
       case VECTOR ->
           Optional.of(
               KernelSets.vector()
-                  .orElseThrow(
-                      () ->
-                          new FletchException(
-                              "kernels=VECTOR cannot run here: start Java with --add-modules"
-                                  + " jdk.incubator.vector")));
+                  .orElseThrow(() ->
+                      new FletchException(
+                          "kernels=VECTOR cannot run here: start Java with --add-modules"
+                              + " jdk.incubator.vector")));
       case NATIVE ->
           Optional.of(
               KernelSets.machineCode()
-                  .orElseThrow(
-                      () ->
-                          new FletchException(
-                              "kernels=NATIVE cannot run here: " + KernelSets.best().reason())));
+                  .orElseThrow(() ->
+                      new FletchException(
+                          "kernels=NATIVE cannot run here: " + KernelSets.best().reason())));
     };
   }
 

@@ -61,15 +61,14 @@ final class PassCost {
       stored += bytes;
       parameters += parameters(op);
       Gate.of(op)
-          .ifPresent(
-              g -> {
-                long[] sums = gated.computeIfAbsent(g, x -> new long[2]);
-                sums[0] += bytes;
-                sums[1] += parameters(op);
-                if (g.branch() == Gate.Branch.UNIT && !order.contains(g)) {
-                  order.add(g);
-                }
-              });
+          .ifPresent(g -> {
+            long[] sums = gated.computeIfAbsent(g, x -> new long[2]);
+            sums[0] += bytes;
+            sums[1] += parameters(op);
+            if (g.branch() == Gate.Branch.UNIT && !order.contains(g)) {
+              order.add(g);
+            }
+          });
     }
     long body = plan.weightBytes() - head;
     double inPlan = stored == 0 ? 1 : (double) body / stored;

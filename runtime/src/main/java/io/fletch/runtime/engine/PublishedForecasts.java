@@ -92,30 +92,28 @@ final class PublishedForecasts {
       throw new FletchException(path + ": expected=forecasters and routers actual=no tensors");
     }
     List<StandIn> all = new ArrayList<>();
-    units.forEach(
-        (layer, parts) ->
-            parts.forEach(
-                (unit, tensors) -> {
-                  Gate gate = new Gate(layer, unit);
-                  boolean deep =
-                      tensors.containsKey("hidden_layer.weight")
-                          || tensors.containsKey("hidden_layer.bias");
-                  try {
-                    all.add(
-                        new StandIn(
-                            gate,
-                            deep
-                                ? Optional.of(layer(path, gate, tensors, "hidden_layer"))
-                                : Optional.empty(),
-                            layer(path, gate, tensors, "weight_predictor"),
-                            layer(path, gate, tensors, "linear1"),
-                            activation,
-                            layer(path, gate, tensors, "linear2"),
-                            input));
-                  } catch (IllegalArgumentException e) {
-                    throw new FletchException(path + ": " + gate + ": " + e.getMessage(), e);
-                  }
-                }));
+    units.forEach((layer, parts) ->
+        parts.forEach((unit, tensors) -> {
+          Gate gate = new Gate(layer, unit);
+          boolean deep =
+              tensors.containsKey("hidden_layer.weight")
+                  || tensors.containsKey("hidden_layer.bias");
+          try {
+            all.add(
+                new StandIn(
+                    gate,
+                    deep
+                        ? Optional.of(layer(path, gate, tensors, "hidden_layer"))
+                        : Optional.empty(),
+                    layer(path, gate, tensors, "weight_predictor"),
+                    layer(path, gate, tensors, "linear1"),
+                    activation,
+                    layer(path, gate, tensors, "linear2"),
+                    input));
+          } catch (IllegalArgumentException e) {
+            throw new FletchException(path + ": " + gate + ": " + e.getMessage(), e);
+          }
+        }));
     return all;
   }
 

@@ -87,10 +87,8 @@ final class RouterNetwork implements TokenRouter, AutoCloseable {
       used.add(name);
       Tensor t =
           file.tensor(name)
-              .orElseThrow(
-                  () ->
-                      new FletchException(
-                          file.path() + ": not a router: tensor " + name + ": absent"));
+              .orElseThrow(() ->
+                  new FletchException(file.path() + ": not a router: tensor " + name + ": absent"));
       boolean fits = t.rank() == shape.length && !t.type().isQuantized();
       for (int i = 0; fits && i < shape.length; i++) {
         fits = shape[i] == -1 ? t.dim(i) > 0 : t.dim(i) == shape[i];
@@ -164,15 +162,14 @@ final class RouterNetwork implements TokenRouter, AutoCloseable {
     OptionalDouble threshold =
         file.metadata()
             .string("__metadata__.threshold")
-            .map(
-                text -> {
-                  try {
-                    return OptionalDouble.of(Double.parseDouble(text));
-                  } catch (NumberFormatException e) {
-                    throw new FletchException(
-                        file.path() + ": threshold: expected=a number actual=" + text, e);
-                  }
-                })
+            .map(text -> {
+              try {
+                return OptionalDouble.of(Double.parseDouble(text));
+              } catch (NumberFormatException e) {
+                throw new FletchException(
+                    file.path() + ": threshold: expected=a number actual=" + text, e);
+              }
+            })
             .orElse(OptionalDouble.empty());
     RouterNetwork network = new RouterNetwork(file, small);
     try {

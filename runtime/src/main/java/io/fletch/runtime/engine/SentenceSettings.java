@@ -74,12 +74,11 @@ public record SentenceSettings(Optional<Pooling> pooling, int maxTokens) {
     if (config.get("pooling_mode") instanceof String mode) {
       modes.add(mode);
     }
-    config.forEach(
-        (key, value) -> {
-          if (key.startsWith(MODES) && Boolean.TRUE.equals(value)) {
-            modes.add(key.substring(MODES.length()).replaceFirst("_tokens?$", ""));
-          }
-        });
+    config.forEach((key, value) -> {
+      if (key.startsWith(MODES) && Boolean.TRUE.equals(value)) {
+        modes.add(key.substring(MODES.length()).replaceFirst("_tokens?$", ""));
+      }
+    });
     if (Boolean.FALSE.equals(config.get("include_prompt"))) {
       throw new FletchException(file + ": include_prompt: not supported: false");
     }

@@ -369,13 +369,12 @@ final class GgufTokenizers {
     String key = PREFIX + name + "_token_id";
     return metadata
         .integer(key)
-        .map(
-            id -> {
-              if (id < 0 || id >= count) {
-                throw new FletchException(key + ": expected=0 to " + (count - 1) + " actual=" + id);
-              }
-              return OptionalInt.of((int) (long) id);
-            })
+        .map(id -> {
+          if (id < 0 || id >= count) {
+            throw new FletchException(key + ": expected=0 to " + (count - 1) + " actual=" + id);
+          }
+          return OptionalInt.of((int) (long) id);
+        })
         .orElse(OptionalInt.empty());
   }
 }

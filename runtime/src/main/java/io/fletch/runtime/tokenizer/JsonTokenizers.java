@@ -660,12 +660,11 @@ final class JsonTokenizers {
       throw error("pre_tokenizer.Metaspace.replacement: not supported, actual=" + mark);
     }
     String scheme = prependScheme(spec);
-    preNormalizers.add(
-        (text, first) -> {
-          String marked = text.replace(' ', Normalizer.SPACE_MARK);
-          boolean prepend = scheme.equals("always") || scheme.equals("first") && first;
-          return prepend && !marked.startsWith(mark) ? mark + marked : marked;
-        });
+    preNormalizers.add((text, first) -> {
+      String marked = text.replace(' ', Normalizer.SPACE_MARK);
+      boolean prepend = scheme.equals("always") || scheme.equals("first") && first;
+      return prepend && !marked.startsWith(mark) ? mark + marked : marked;
+    });
     if (bool(spec, "split", true)) {
       steps.add(PreTokenizer.splitLiteral(mark, PreTokenizer.Behavior.MERGED_WITH_NEXT, false));
     }

@@ -114,10 +114,9 @@ class CompressedModelTest {
         WeightTensors.of(WeightFile.Format.SAFETENSORS, all, hp.architecture(), store);
     weights.adapt(
         adapters.entrySet().stream()
-            .map(
-                e ->
-                    AdapterFile.open(
-                        e.getKey(), e.getValue(), store, WeightFile.Format.SAFETENSORS, hp))
+            .map(e ->
+                AdapterFile.open(
+                    e.getKey(), e.getValue(), store, WeightFile.Format.SAFETENSORS, hp))
             .toList());
     return ModelGraph.build(weights.fit(hp), weights, 64, "test");
   }

@@ -34,18 +34,17 @@ public final class MapMetadata implements Metadata {
   }
 
   private void flatten(String prefix, Map<String, ?> map) {
-    map.forEach(
-        (key, value) -> {
-          switch (value) {
-            case null -> {}
-            case Map<?, ?> inner -> {
-              Map<String, Object> named = new LinkedHashMap<>();
-              inner.forEach((k, v) -> named.put((String) k, v));
-              flatten(prefix + key + ".", named);
-            }
-            default -> with(prefix + key, value);
-          }
-        });
+    map.forEach((key, value) -> {
+      switch (value) {
+        case null -> {}
+        case Map<?, ?> inner -> {
+          Map<String, Object> named = new LinkedHashMap<>();
+          inner.forEach((k, v) -> named.put((String) k, v));
+          flatten(prefix + key + ".", named);
+        }
+        default -> with(prefix + key, value);
+      }
+    });
   }
 
   MapMetadata with(String key, Object value) {
@@ -130,13 +129,12 @@ public final class MapMetadata implements Metadata {
   @Override
   public Optional<byte[][]> bytes(String key) {
     return strings(key)
-        .map(
-            s -> {
-              byte[][] out = new byte[s.length][];
-              for (int i = 0; i < s.length; i++) {
-                out[i] = s[i].getBytes(StandardCharsets.UTF_8);
-              }
-              return out;
-            });
+        .map(s -> {
+          byte[][] out = new byte[s.length][];
+          for (int i = 0; i < s.length; i++) {
+            out[i] = s[i].getBytes(StandardCharsets.UTF_8);
+          }
+          return out;
+        });
   }
 }

@@ -95,11 +95,10 @@ class ConcurrentSessionsTest {
         out.addAll(chunk.ids());
         chunk
             .logprobs()
-            .forEach(
-                p -> {
-                  out.add(Double.doubleToRawLongBits(p.logprob()));
-                  p.top().forEach(a -> out.add(Double.doubleToRawLongBits(a.logprob())));
-                });
+            .forEach(p -> {
+              out.add(Double.doubleToRawLongBits(p.logprob()));
+              p.top().forEach(a -> out.add(Double.doubleToRawLongBits(a.logprob())));
+            });
       }
     }
     return out;
@@ -188,15 +187,14 @@ class ConcurrentSessionsTest {
       AtomicReference<Held> warm = new AtomicReference<>();
       // Compared once everything is warm and again at the end.
       Thread.ofVirtual()
-          .start(
-              () -> {
-                try {
-                  Thread.sleep((end - start) / 5_000_000L);
-                  warm.set(FULL ? Held.now() : null);
-                } catch (IOException | InterruptedException e) {
-                  throw new IllegalStateException(e);
-                }
-              });
+          .start(() -> {
+            try {
+              Thread.sleep((end - start) / 5_000_000L);
+              warm.set(FULL ? Held.now() : null);
+            } catch (IOException | InterruptedException e) {
+              throw new IllegalStateException(e);
+            }
+          });
       together(
           sessions,
           () -> {
@@ -314,18 +312,17 @@ class ConcurrentSessionsTest {
     BaseSession base = assertInstanceOf(BaseSession.class, session);
     Thread user =
         Thread.ofVirtual()
-            .start(
-                () -> {
-                  base.guard().enter();
-                  try {
-                    inside.countDown();
-                    tried.await();
-                  } catch (InterruptedException e) {
-                    throw new IllegalStateException(e);
-                  } finally {
-                    base.guard().exit();
-                  }
-                });
+            .start(() -> {
+              base.guard().enter();
+              try {
+                inside.countDown();
+                tried.await();
+              } catch (InterruptedException e) {
+                throw new IllegalStateException(e);
+              } finally {
+                base.guard().exit();
+              }
+            });
     inside.await();
     assertThrows(ConcurrentModificationException.class, generation::hasNext);
     assertThrows(ConcurrentModificationException.class, session::close);

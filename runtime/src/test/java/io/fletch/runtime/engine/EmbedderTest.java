@@ -156,16 +156,14 @@ class EmbedderTest {
 
   static Stream<Arguments> models() {
     return Stream.of("bert", "nomic-bert", "qwen3")
-        .flatMap(
-            name ->
-                Stream.of(true, false)
-                    .flatMap(
-                        gguf ->
-                            Stream.of(
-                                Arguments.of(name, gguf, "reference"),
-                                Arguments.of(name, gguf, "scalar"),
-                                Arguments.of(name, gguf, "vector"),
-                                Arguments.of(name, gguf, "native"))));
+        .flatMap(name ->
+            Stream.of(true, false)
+                .flatMap(gguf ->
+                    Stream.of(
+                        Arguments.of(name, gguf, "reference"),
+                        Arguments.of(name, gguf, "scalar"),
+                        Arguments.of(name, gguf, "vector"),
+                        Arguments.of(name, gguf, "native"))));
   }
 
   @ParameterizedTest
@@ -264,19 +262,18 @@ class EmbedderTest {
         List<Callable<Boolean>> tasks = new ArrayList<>();
         for (int t = 0; t < 24; t++) {
           int seed = t;
-          tasks.add(
-              () -> {
-                Random own = new Random(seed);
-                for (int round = 0; round < 5; round++) {
-                  int from = own.nextInt(texts.size());
-                  int to = Math.min(texts.size(), from + 1 + own.nextInt(9));
-                  List<float[]> some = e.embed(texts.subList(from, to));
-                  for (int i = from; i < to; i++) {
-                    assertArrayEquals(alone.get(i), some.get(i - from), texts.get(i));
-                  }
-                }
-                return true;
-              });
+          tasks.add(() -> {
+            Random own = new Random(seed);
+            for (int round = 0; round < 5; round++) {
+              int from = own.nextInt(texts.size());
+              int to = Math.min(texts.size(), from + 1 + own.nextInt(9));
+              List<float[]> some = e.embed(texts.subList(from, to));
+              for (int i = from; i < to; i++) {
+                assertArrayEquals(alone.get(i), some.get(i - from), texts.get(i));
+              }
+            }
+            return true;
+          });
         }
         for (Future<Boolean> f : threads.invokeAll(tasks)) {
           assertTrue(f.get());
@@ -556,17 +553,16 @@ class EmbedderTest {
     for (int t = 0; t < 8; t++) {
       threads.add(
           Thread.ofVirtual()
-              .start(
-                  () -> {
-                    try {
-                      while (true) {
-                        e.embed(List.of("a b c", "the quick brown fox", "x"));
-                        done.incrementAndGet();
-                      }
-                    } catch (IllegalStateException closed) {
-                      refused.incrementAndGet();
-                    }
-                  }));
+              .start(() -> {
+                try {
+                  while (true) {
+                    e.embed(List.of("a b c", "the quick brown fox", "x"));
+                    done.incrementAndGet();
+                  }
+                } catch (IllegalStateException closed) {
+                  refused.incrementAndGet();
+                }
+              }));
     }
     while (done.get() < 50) {
       Thread.onSpinWait();

@@ -58,14 +58,13 @@ class WordPieceTest {
       String[] tokens = new String[vocabulary.size()];
       long[] types = new long[tokens.length];
       Arrays.fill(types, 1);
-      vocabulary.forEach(
-          (spelling, id) -> {
-            String s = (String) spelling;
-            int i = ((Number) id).intValue();
-            boolean bracketed = s.startsWith("[") && s.endsWith("]");
-            tokens[i] = bracketed ? s : s.startsWith("##") ? s.substring(2) : "\u2581" + s;
-            types[i] = bracketed ? 3 : 1;
-          });
+      vocabulary.forEach((spelling, id) -> {
+        String s = (String) spelling;
+        int i = ((Number) id).intValue();
+        boolean bracketed = s.startsWith("[") && s.endsWith("]");
+        tokens[i] = bracketed ? s : s.startsWith("##") ? s.substring(2) : "\u2581" + s;
+        types[i] = bracketed ? 3 : 1;
+      });
       return new MapMetadata()
           .with(PREFIX + "model", "bert")
           .with(PREFIX + "tokens", tokens)

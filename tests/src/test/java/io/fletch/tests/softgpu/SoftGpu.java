@@ -340,17 +340,14 @@ public final class SoftGpu {
     }
     MemoryLayout[] layouts =
         Arrays.stream(wrapper.getParameterTypes())
-            .map(
-                t ->
-                    t == int.class
-                        ? JAVA_INT
-                        : t == long.class
-                            ? JAVA_LONG
-                            : t == byte.class
-                                ? JAVA_BYTE
-                                : t == short.class
-                                    ? java.lang.foreign.ValueLayout.JAVA_SHORT
-                                    : ADDRESS)
+            .map(t ->
+                t == int.class
+                    ? JAVA_INT
+                    : t == long.class
+                        ? JAVA_LONG
+                        : t == byte.class
+                            ? JAVA_BYTE
+                            : t == short.class ? java.lang.foreign.ValueLayout.JAVA_SHORT : ADDRESS)
             .toArray(MemoryLayout[]::new);
     try {
       MethodHandles.Lookup lookup = MethodHandles.lookup();
@@ -605,20 +602,18 @@ public final class SoftGpu {
     }
     if (--retained == 0) {
       drain();
-      allocations.forEach(
-          (a, b) -> {
-            memory.remove(a);
-            b.free();
-          });
+      allocations.forEach((a, b) -> {
+        memory.remove(a);
+        b.free();
+      });
       allocations.clear();
       objects
           .values()
-          .forEach(
-              o -> {
-                if (o instanceof Link l) {
-                  l.arena.close();
-                }
-              });
+          .forEach(o -> {
+            if (o instanceof Link l) {
+              l.arena.close();
+            }
+          });
       objects.clear();
       used = 0;
       sticky = 0;
@@ -1023,10 +1018,9 @@ public final class SoftGpu {
   private void unload(Module m) {
     m.variables
         .values()
-        .forEach(
-            a -> {
-              int unused = free(a, false);
-            });
+        .forEach(a -> {
+          int unused = free(a, false);
+        });
     m.functions.values().forEach(objects::remove);
   }
 

@@ -341,12 +341,9 @@ public final class FletchServer implements AutoCloseable {
       try {
         Route found =
             route(exchange.getRequestURI().getPath(), exchange.getRequestMethod())
-                .orElseThrow(
-                    () ->
-                        ApiException.of(
-                            404,
-                            "not_found",
-                            "no such path: " + exchange.getRequestURI().getPath()));
+                .orElseThrow(() ->
+                    ApiException.of(
+                        404, "not_found", "no such path: " + exchange.getRequestURI().getPath()));
         route = found.name();
         guard(exchange, found);
         String method = exchange.getRequestMethod();
@@ -384,11 +381,10 @@ public final class FletchServer implements AutoCloseable {
     Headers in = exchange.getRequestHeaders();
     options
         .corsOrigin()
-        .ifPresent(
-            origin -> {
-              exchange.getResponseHeaders().set("Access-Control-Allow-Origin", origin);
-              exchange.getResponseHeaders().set("Vary", "Origin");
-            });
+        .ifPresent(origin -> {
+          exchange.getResponseHeaders().set("Access-Control-Allow-Origin", origin);
+          exchange.getResponseHeaders().set("Vary", "Origin");
+        });
     exchange.getResponseHeaders().set("X-Content-Type-Options", "nosniff");
     // A page of another site that points its name at this machine must not get in.
     if (options.address().getAddress().isLoopbackAddress() && !isLocal(in.getFirst("Host"))) {

@@ -35,13 +35,8 @@ final class Metrics {
     StringBuilder out = new StringBuilder();
     head(out, "fletch_requests_total", "counter", "Requests answered");
     new TreeMap<>(requests)
-        .forEach(
-            (labels, n) ->
-                out.append("fletch_requests_total")
-                    .append(labels)
-                    .append(' ')
-                    .append(n)
-                    .append('\n'));
+        .forEach((labels, n) ->
+            out.append("fletch_requests_total").append(labels).append(' ').append(n).append('\n'));
     one(out, "fletch_prompt_tokens_total", "counter", "Tokens of prompts", promptTokens.sum());
     one(out, "fletch_embeddings_total", "counter", "Texts embedded", embeddings.sum());
     one(

@@ -420,11 +420,9 @@ record Request(
       ToolCallFormat format =
           model
               .toolCallFormat()
-              .orElseThrow(
-                  () ->
-                      ApiException.invalid(
-                          "tools",
-                          "the chat template of model " + model.name() + " knows no tools"));
+              .orElseThrow(() ->
+                  ApiException.invalid(
+                      "tools", "the chat template of model " + model.name() + " knows no tools"));
       if (!choice.equals("required")) {
         return new Tools(tools, schemas, Optional.of(format), Optional.empty());
       }

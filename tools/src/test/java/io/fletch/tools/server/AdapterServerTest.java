@@ -137,17 +137,15 @@ class AdapterServerTest {
         wanted.put("[{\"id\":0,\"scale\":0.5},{\"id\":1,\"scale\":1.5}]", both);
         List<CompletableFuture<Void>> all = new ArrayList<>();
         for (int i = 0; i < 2; i++) {
-          wanted.forEach(
-              (lora, expected) ->
-                  all.add(
-                      CompletableFuture.runAsync(
-                          () -> {
-                            try {
-                              assertEquals(expected, text(lora), lora);
-                            } catch (Exception e) {
-                              throw new IllegalStateException(e);
-                            }
-                          })));
+          wanted.forEach((lora, expected) ->
+              all.add(
+                  CompletableFuture.runAsync(() -> {
+                    try {
+                      assertEquals(expected, text(lora), lora);
+                    } catch (Exception e) {
+                      throw new IllegalStateException(e);
+                    }
+                  })));
         }
         all.forEach(CompletableFuture::join);
         HttpResponse<String> set = send("/lora-adapters", "[{\"id\":1,\"scale\":-2}]");

@@ -649,17 +649,16 @@ class FletchServerTest {
       socket.setSoLinger(true, 0);
     }
     Thread later =
-        Thread.startVirtualThread(
-            () -> {
-              try {
-                Thread.sleep(300);
-                for (Socket socket : sockets) {
-                  socket.close();
-                }
-              } catch (IOException | InterruptedException e) {
-                throw new IllegalStateException(e);
-              }
-            });
+        Thread.startVirtualThread(() -> {
+          try {
+            Thread.sleep(300);
+            for (Socket socket : sockets) {
+              socket.close();
+            }
+          } catch (IOException | InterruptedException e) {
+            throw new IllegalStateException(e);
+          }
+        });
     server.close();
     later.join();
   }

@@ -106,31 +106,30 @@ class ServerStressTest {
       for (int c = 0; c < CLIENTS; c++) {
         SplittableRandom random = new SplittableRandom(c);
         clients.add(
-            threads.submit(
-                () -> {
-                  do {
-                    int i = random.nextInt(bodies.size());
-                    Body body = bodies.get(i);
-                    switch (random.nextInt(6)) {
-                      case 0 -> {
-                        hangUp(uri, body, random);
-                        gone.incrementAndGet();
-                      }
-                      case 1 -> {
-                        // In the middle of a stream, which the server notices at its next write.
-                        HttpResponse<InputStream> response = again(client, uri, body, stale);
-                        read(response, body, random.nextInt(20));
-                        gone.incrementAndGet();
-                      }
-                      default -> {
-                        HttpResponse<InputStream> response = again(client, uri, body, stale);
-                        assertEquals(expected.get(i), read(response, body, -1).orElseThrow());
-                        whole.incrementAndGet();
-                      }
-                    }
-                  } while (System.nanoTime() < end);
-                  return null;
-                }));
+            threads.submit(() -> {
+              do {
+                int i = random.nextInt(bodies.size());
+                Body body = bodies.get(i);
+                switch (random.nextInt(6)) {
+                  case 0 -> {
+                    hangUp(uri, body, random);
+                    gone.incrementAndGet();
+                  }
+                  case 1 -> {
+                    // In the middle of a stream, which the server notices at its next write.
+                    HttpResponse<InputStream> response = again(client, uri, body, stale);
+                    read(response, body, random.nextInt(20));
+                    gone.incrementAndGet();
+                  }
+                  default -> {
+                    HttpResponse<InputStream> response = again(client, uri, body, stale);
+                    assertEquals(expected.get(i), read(response, body, -1).orElseThrow());
+                    whole.incrementAndGet();
+                  }
+                }
+              } while (System.nanoTime() < end);
+              return null;
+            }));
       }
       // Compared once everything is warm and again at the end.
       Thread.sleep(time.dividedBy(FULL ? 5 : 2).toMillis());
