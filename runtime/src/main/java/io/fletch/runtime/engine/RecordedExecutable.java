@@ -13,6 +13,7 @@ import io.fletch.graph.Value;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import jdk.jfr.EventType;
 import jdk.jfr.FlightRecorder;
 
 /** An executable whose forwards and caches show in recordings of the flight recorder. */
@@ -76,7 +77,7 @@ record RecordedExecutable(Executable executable) implements Executable {
 
   @Override
   public void forward(Batch batch) {
-    if (!isRecorded()) {
+    if (!isRecorded() || !Replay.TYPE.isEnabled()) {
       executable.forward(batch);
       return;
     }
@@ -104,5 +105,10 @@ record RecordedExecutable(Executable executable) implements Executable {
   @Override
   public void close() {
     executable.close();
+  }
+
+  /** Loaded with a recorder; a forward that no recording wants allocates nothing. */
+  private static final class Replay {
+    static final EventType TYPE = EventType.getEventType(GraphReplayEvent.class);
   }
 }

@@ -26,7 +26,8 @@ class SessionPoolTest {
   @Test
   void conversationsFindTheirSession() {
     try (Model model =
-        Model.demo("demo-small", TestModels.options(ModelOptions.Backend.CPU).withThreads(1))) {
+        TestModels.open(
+            "demo-small", TestModels.options(ModelOptions.Backend.CPU).withThreads(1))) {
       try (SessionPool pool = new SessionPool(model, 2)) {
         Session a = used(pool, A);
         Session b = used(pool, B);
