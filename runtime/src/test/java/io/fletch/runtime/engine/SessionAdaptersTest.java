@@ -143,27 +143,31 @@ class SessionAdaptersTest {
       assertEquals(alone.get(0), alone.get(5));
       assertNotEquals(alone.get(0), alone.get(1));
       assertNotEquals(alone.get(1), alone.get(3));
-      long[] before = loaded.scheduler().counts();
-      CyclicBarrier start = new CyclicBarrier(lists.size());
-      try (ExecutorService threads = Executors.newFixedThreadPool(lists.size())) {
-        List<Future<List<Integer>>> answers = new ArrayList<>();
-        for (List<Adapter.Scaled> list : lists) {
-          Callable<List<Integer>> task =
-              () -> {
-                try (Session s = model.newSession()) {
-                  s.adapters(list);
-                  start.await();
-                  return s.generate(PROMPT, long32).result().ids();
-                }
-              };
-          answers.add(threads.submit(task));
+      long before = loaded.scheduler().counts()[1];
+      boolean isShared = false;
+      // On a machine that is busy with other things the sessions may not run at once every time.
+      for (int round = 0; round < 20 && !isShared; round++) {
+        CyclicBarrier start = new CyclicBarrier(lists.size());
+        try (ExecutorService threads = Executors.newFixedThreadPool(lists.size())) {
+          List<Future<List<Integer>>> answers = new ArrayList<>();
+          for (List<Adapter.Scaled> list : lists) {
+            Callable<List<Integer>> task =
+                () -> {
+                  try (Session s = model.newSession()) {
+                    s.adapters(list);
+                    start.await();
+                    return s.generate(PROMPT, long32).result().ids();
+                  }
+                };
+            answers.add(threads.submit(task));
+          }
+          for (int i = 0; i < lists.size(); i++) {
+            assertEquals(alone.get(i), answers.get(i).get(), "session " + i);
+          }
         }
-        for (int i = 0; i < lists.size(); i++) {
-          assertEquals(alone.get(i), answers.get(i).get(), "session " + i);
-        }
+        isShared = loaded.scheduler().counts()[1] > before;
       }
-      long[] after = loaded.scheduler().counts();
-      assertTrue(after[1] > before[1], "passes are shared");
+      assertTrue(isShared, "passes are shared");
     }
   }
 
