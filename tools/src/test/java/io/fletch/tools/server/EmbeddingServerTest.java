@@ -238,10 +238,15 @@ class EmbeddingServerTest {
     for (CompletableFuture<Void> f : all) {
       f.get();
     }
-    String metrics = client.send(to("/metrics").build(), BodyHandlers.ofString()).body();
+    String counted = "fletch_requests_total{route=\"embeddings\",status=\"200\"} 40";
+    String metrics = "";
+    // A request is counted when its answer has left, which its client may see earlier.
+    for (int i = 0; i < 1000 && !metrics.contains(counted); i++) {
+      Thread.sleep(5);
+      metrics = client.send(to("/metrics").build(), BodyHandlers.ofString()).body();
+    }
+    assertTrue(metrics.contains(counted), metrics);
     assertTrue(metrics.contains("\nfletch_embeddings_total 40\n"), metrics);
-    assertTrue(
-        metrics.contains("fletch_requests_total{route=\"embeddings\",status=\"200\"} 40"), metrics);
   }
 
   @Test
