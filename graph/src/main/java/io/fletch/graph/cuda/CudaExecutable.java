@@ -206,21 +206,8 @@ final class CudaExecutable implements Executable {
     owned.push(hostStatistics::close);
     chunk = arena.allocate(Math.max(slotRow, hiddenRow));
     owned.push(arena::close);
-    lowering =
-        new CudaLowering(
-            stored,
-            nodes,
-            context.device().multiprocessors(),
-            weights,
-            scratch,
-            windows,
-            activations.address(),
-            control.address(),
-            logits.address(),
-            hidden.address(),
-            statistics.address(),
-            CudaLowering.Adapters.NONE);
     this.weights = weights;
+    lowering = lowering(stored, nodes, scratch, activations, CudaLowering.Adapters.NONE);
     int n = 0;
     for (Value v : PreparedAdapter.products(graph).keySet()) {
       products.put(v, n++);
@@ -268,6 +255,28 @@ final class CudaExecutable implements Executable {
     }
     sizes.add(maxRows);
     return sizes;
+  }
+
+  /** Lowers a form of the graph over the buffers that all forms share. */
+  private CudaLowering lowering(
+      Graph stored,
+      List<Fusion.Node> nodes,
+      CudaLowering.Memory scratch,
+      DeviceMemory activations,
+      CudaLowering.Adapters adapters) {
+    return new CudaLowering(
+        stored,
+        nodes,
+        context.device().multiprocessors(),
+        weights,
+        scratch,
+        windows,
+        activations.address(),
+        control.address(),
+        logits.address(),
+        hidden.address(),
+        statistics.address(),
+        adapters);
   }
 
   @Override
@@ -698,18 +707,11 @@ final class CudaExecutable implements Executable {
     owned.push(inner::close);
     adapted =
         Optional.of(
-            new CudaLowering(
+            lowering(
                 stored,
                 nodes,
-                context.device().multiprocessors(),
-                weights,
                 scratch,
-                windows,
-                activations.address(),
-                control.address(),
-                logits.address(),
-                hidden.address(),
-                statistics.address(),
+                activations,
                 new CudaLowering.Adapters(products, inner.address())));
     targets.addAll(more);
     replays.keySet().removeIf(Key::adapted);

@@ -1,14 +1,8 @@
 package io.fletch.langchain4j;
 
-import dev.langchain4j.model.ModelProvider;
-import dev.langchain4j.model.chat.Capability;
 import dev.langchain4j.model.chat.ChatModel;
-import dev.langchain4j.model.chat.listener.ChatModelListener;
 import dev.langchain4j.model.chat.request.ChatRequest;
-import dev.langchain4j.model.chat.request.ChatRequestParameters;
 import dev.langchain4j.model.chat.response.ChatResponse;
-import java.util.List;
-import java.util.Set;
 
 /**
  * A Fletch model as LangChain4j's {@code ChatModel}.
@@ -26,15 +20,9 @@ import java.util.Set;
  * schema that cannot be guaranteed. {@code ModelNotFoundException}: another model name. {@code
  * InternalServerException}: generating failed. {@code IllegalStateException}: closed.
  */
-public final class FletchChatModel implements ChatModel, AutoCloseable {
-  private final Chats chats;
-  private final ChatRequestParameters parameters;
-  private final List<ChatModelListener> listeners;
-
+public final class FletchChatModel extends AbstractChatModel implements ChatModel {
   private FletchChatModel(Builder builder) {
-    chats = new Chats(builder);
-    parameters = builder.parameters;
-    listeners = builder.listeners;
+    super(builder);
   }
 
   /** A builder. */
@@ -45,32 +33,6 @@ public final class FletchChatModel implements ChatModel, AutoCloseable {
   @Override
   public ChatResponse doChat(ChatRequest request) {
     return chats.answer(request, Chats.Reader.of(_ -> {})).orElseThrow();
-  }
-
-  @Override
-  public ChatRequestParameters defaultRequestParameters() {
-    return parameters;
-  }
-
-  @Override
-  public List<ChatModelListener> listeners() {
-    return listeners;
-  }
-
-  @Override
-  public ModelProvider provider() {
-    return ModelProvider.OTHER;
-  }
-
-  @Override
-  public Set<Capability> supportedCapabilities() {
-    return Set.of(Capability.RESPONSE_FORMAT_JSON_SCHEMA);
-  }
-
-  /** Cancels what runs, whose callers get an exception, and closes the sessions. */
-  @Override
-  public void close() {
-    chats.close();
   }
 
   /** Makes chat models. */

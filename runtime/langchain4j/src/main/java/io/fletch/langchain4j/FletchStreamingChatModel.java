@@ -1,12 +1,8 @@
 package io.fletch.langchain4j;
 
 import dev.langchain4j.agent.tool.ToolExecutionRequest;
-import dev.langchain4j.model.ModelProvider;
-import dev.langchain4j.model.chat.Capability;
 import dev.langchain4j.model.chat.StreamingChatModel;
-import dev.langchain4j.model.chat.listener.ChatModelListener;
 import dev.langchain4j.model.chat.request.ChatRequest;
-import dev.langchain4j.model.chat.request.ChatRequestParameters;
 import dev.langchain4j.model.chat.response.ChatResponse;
 import dev.langchain4j.model.chat.response.CompleteToolCall;
 import dev.langchain4j.model.chat.response.PartialResponse;
@@ -16,9 +12,7 @@ import dev.langchain4j.model.chat.response.StreamingHandle;
 import io.fletch.Generation;
 import java.lang.System.Logger;
 import java.lang.System.Logger.Level;
-import java.util.List;
 import java.util.Optional;
-import java.util.Set;
 
 /**
  * A Fletch model as LangChain4j's {@code StreamingChatModel}; see {@link FletchChatModel} for what
@@ -30,17 +24,12 @@ import java.util.Set;
  * hears no more. Errors, those of the request too, go to the handler. An exception of the handler
  * itself is reported to its {@code onError}, and the answer goes on.
  */
-public final class FletchStreamingChatModel implements StreamingChatModel, AutoCloseable {
+public final class FletchStreamingChatModel extends AbstractChatModel
+    implements StreamingChatModel {
   private static final Logger LOG = System.getLogger("io.fletch.langchain4j");
 
-  private final Chats chats;
-  private final ChatRequestParameters parameters;
-  private final List<ChatModelListener> listeners;
-
   private FletchStreamingChatModel(Builder builder) {
-    chats = new Chats(builder);
-    parameters = builder.parameters;
-    listeners = builder.listeners;
+    super(builder);
   }
 
   /** A builder. */
@@ -120,32 +109,6 @@ public final class FletchStreamingChatModel implements StreamingChatModel, AutoC
     public boolean isCancelled() {
       return cancelled;
     }
-  }
-
-  @Override
-  public ChatRequestParameters defaultRequestParameters() {
-    return parameters;
-  }
-
-  @Override
-  public List<ChatModelListener> listeners() {
-    return listeners;
-  }
-
-  @Override
-  public ModelProvider provider() {
-    return ModelProvider.OTHER;
-  }
-
-  @Override
-  public Set<Capability> supportedCapabilities() {
-    return Set.of(Capability.RESPONSE_FORMAT_JSON_SCHEMA);
-  }
-
-  /** Cancels what runs, whose handlers get an error, and closes the sessions. */
-  @Override
-  public void close() {
-    chats.close();
   }
 
   /** Makes streaming chat models. */

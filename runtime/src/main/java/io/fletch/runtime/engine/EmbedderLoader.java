@@ -9,11 +9,9 @@ import io.fletch.Tokenizer;
 import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
 import io.fletch.graph.GraphException;
-import io.fletch.quant.QuantizedCheckpoint;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.WeightFile;
 import io.fletch.quant.WeightFileException;
-import io.fletch.runtime.arch.AdapterFile;
 import io.fletch.runtime.arch.HyperParameters;
 import io.fletch.runtime.arch.ModelGraph;
 import io.fletch.runtime.arch.WeightTensors;
@@ -80,16 +78,7 @@ public final class EmbedderLoader {
     }
     SentenceSettings settings = settings(file, path);
     ModelOptions model = options.model();
-    WeightTensors weights =
-        WeightTensors.of(
-            file.format(),
-            QuantizedCheckpoint.tensors(file, derived),
-            declared.architecture(),
-            derived);
-    weights.adapt(
-        model.adapters().stream()
-            .map(a -> AdapterFile.open(a.path(), a.scale(), derived, file.format(), declared))
-            .toList());
+    WeightTensors weights = ModelLoader.weights(file, derived, declared, model);
     HyperParameters hp = weights.fit(declared);
     int width = hp.embeddingLength();
     if (options.dimensions() > width) {

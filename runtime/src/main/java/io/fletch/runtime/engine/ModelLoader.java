@@ -135,6 +135,24 @@ public final class ModelLoader {
   }
 
   /**
+   * The tensors of a file, unpacked where its format needs that, with the adapters of the options.
+   */
+  static WeightTensors weights(
+      WeightFile file, TensorStore derived, HyperParameters declared, ModelOptions options) {
+    WeightTensors weights =
+        WeightTensors.of(
+            file.format(),
+            QuantizedCheckpoint.tensors(file, derived),
+            declared.architecture(),
+            derived);
+    weights.adapt(
+        options.adapters().stream()
+            .map(a -> AdapterFile.open(a.path(), a.scale(), derived, file.format(), declared))
+            .toList());
+    return weights;
+  }
+
+  /**
    * Reads the tokenizer on a thread of its own meanwhile: a vocabulary of 128k tokens takes as long
    * as the graph and its kernels.
    */
@@ -198,16 +216,7 @@ public final class ModelLoader {
       FutureTask<Tokenizer> tokenizerTask) {
     Metadata metadata = file.metadata();
     HyperParameters declared = HyperParameters.read(file.format(), metadata);
-    WeightTensors weights =
-        WeightTensors.of(
-            file.format(),
-            QuantizedCheckpoint.tensors(file, derived),
-            declared.architecture(),
-            derived);
-    weights.adapt(
-        options.adapters().stream()
-            .map(a -> AdapterFile.open(a.path(), a.scale(), derived, file.format(), declared))
-            .toList());
+    WeightTensors weights = weights(file, derived, declared, options);
     HyperParameters hp = weights.fit(declared);
     int context = context(hp, options, name);
     Graph plain = ModelGraph.build(hp, weights, context, name);

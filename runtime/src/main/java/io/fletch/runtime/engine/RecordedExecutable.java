@@ -20,8 +20,7 @@ import jdk.jfr.FlightRecorder;
 record RecordedExecutable(Executable executable) implements Executable {
   /**
    * Whether events can go anywhere. The flight recorder sets itself up when the first event class
-   * is loaded, which takes a fifth of the start of a small model: so none is before there is a
-   * recorder.
+   * is loaded, which a small model's start would notice: so none is before there is a recorder.
    */
   static boolean isRecorded() {
     return FlightRecorder.isInitialized();
