@@ -22,7 +22,8 @@ import java.util.Optional;
  * warp's ({@link #split}); with many rows a warp takes its pieces one after the other ({@link
  * #whole}). {@link #combine} adds the pieces in their order. Both do the same operations for a
  * query, so that its result has the same bits whatever the number of rows, and does not depend on
- * queries beside it: what a query does not see adds exactly nothing.
+ * queries beside it: what a query does not see adds exactly nothing, and if a value that only
+ * others see is no number, rows are run again one by one.
  *
  * <p>That pieces can be added late rests on the running maximum: it is rounded up to a power of
  * two, so that all that is ever rescaled is so exactly.
@@ -43,6 +44,10 @@ final class AttentionTiles {
 
   private static final int SHARED = 48 << 10;
   private static final float NOTHING = -1e30f;
+
+  /** Bits of positive infinity; those of NaN are larger. */
+  private static final long INFINITY = 0x7f800000L;
+
   private static final float LOG2E = 1.4426950408889634f;
 
   private final Control control;
@@ -285,74 +290,41 @@ final class AttentionTiles {
     PtxRegister[] totalOf = new PtxRegister[2];
     PtxRegister[] place = new PtxRegister[2];
     for (int j = 0; j < 2; j++) {
-      topOf[j] = k.constant(F32, NOTHING);
-      totalOf[j] = k.constant(F32, 0);
+      topOf[j] = k.register(F32);
+      totalOf[j] = k.register(F32);
       place[j] = k.fma(k.add(g, 8 * j), 4 * width, k.fma(t, 8, sumsAt));
-      for (int n = 0; n < width / 8; n++) {
-        PtxRegister none = k.constant(F32, 0);
-        k.storeVector("shared", F32, place[j], 32L * n, none, none);
-      }
     }
-    PtxRegister row = k.register(U32);
-    k.assign(row, firstRow);
-    PtxRegister end = k.add(lastRow, 1);
-    PtxRegister step = zero();
+    // Twice if a sum is no number: a value that is none reaches, as zero times it, queries that do
+    // not see it. The second time rows run one by one, and get what they get alone.
+    PtxRegister attempt = zero();
+    PtxRegister attempts = k.constant(U32, 1);
     k.loop(
-        row,
-        end,
-        step,
+        attempt,
+        attempts,
+        1,
         () -> {
-          // Rows of one cache in the order of its slots, or one row that lies elsewhere.
-          PtxRegister next = k.register(U32);
-          k.assign(next, k.add(row, 1));
-          PtxRegister shift = cache(row);
-          PtxRegister address = k.load(U64, k.address(block, row, 8), control.cache());
-          PtxRegister together = k.register(U32);
-          k.assign(together, k.select(k.compare("eq", moved, 0), k.constant(U32, 1), zero()));
-          PtxRegister limit = k.select(k.compare("ne", together, 0), end, next);
-          k.loop(
-              next,
-              limit,
-              together,
-              () -> {
-                PtxRegister other = k.load(U64, k.address(block, next, 8), control.cache());
-                PtxRegister distance = k.load(U32, range(next), control.ranges(window) + 28);
-                PtxRegister same =
-                    k.both(k.compare("eq", other, address), k.compare("eq", distance, 0));
-                // Else the loop ends here: its limit is reached.
-                k.unless(same, () -> k.assign(limit, next));
-                k.unless(same, () -> k.assign(together, 0));
-              });
-          k.assign(step, k.sub(next, row));
-          ranges = new PtxRegister[2][];
           for (int j = 0; j < 2; j++) {
-            PtxRegister q = k.add(k.add(firstQuery, g), 8 * j);
-            PtxRegister of = k.div(q, group);
-            PtxRegister within = k.both(k.compare("ge", of, row), k.compare("lt", of, next));
-            ranges[j] = ranges(of, within);
+            k.assign(topOf[j], NOTHING);
+            k.assign(totalOf[j], 0);
+            for (int n = 0; n < width / 8; n++) {
+              PtxRegister none = k.constant(F32, 0);
+              k.storeVector("shared", F32, place[j], 32L * n, none, none);
+            }
           }
-          PtxRegister[] seen = seen();
-          k.when(
-              k.compare("lt", seen[0], seen[1]),
-              () -> {
-                PtxRegister piece = k.register(U32);
-                k.assign(piece, k.shr(seen[0], shift));
-                PtxRegister lastPiece = k.shr(k.sub(seen[1], 1), shift);
-                k.loop(
-                    piece,
-                    k.add(lastPiece, 1),
-                    1,
-                    () -> {
-                      PtxRegister from = k.max(k.shl(piece, shift), seen[0]);
-                      PtxRegister to = k.min(k.shl(k.add(piece, 1), shift), seen[1]);
-                      fresh();
-                      tiles(from, to);
-                      finishTotal();
-                      for (int j = 0; j < 2; j++) {
-                        add(j, topOf, totalOf, place[j]);
-                      }
-                    });
-              });
+          rows(attempt, firstQuery, firstRow, lastRow, topOf, totalOf, place);
+          PtxRegister largest = zero();
+          for (int j = 0; j < 2; j++) {
+            for (int n = 0; n < width / 8; n++) {
+              for (PtxRegister x : k.loadVector("shared", F32, 2, place[j], 32L * n)) {
+                largest = k.max(largest, k.bits(U32, k.unary("abs", x)));
+              }
+            }
+          }
+          PtxRegister again =
+              k.both(
+                  k.anyLane(k.compare("ge", largest, INFINITY)),
+                  k.both(k.compare("lt", firstRow, lastRow), k.compare("eq", attempt, 0)));
+          k.when(again, () -> k.assign(attempts, 2));
         });
     int bytes = partBytes(spec);
     for (int j = 0; j < 2; j++) {
@@ -378,6 +350,85 @@ final class AttentionTiles {
           });
     }
     return k;
+  }
+
+  /**
+   * Adds up all pieces of all rows of the warp.
+   *
+   * @param alone whether rows of one cache do not run together
+   */
+  private void rows(
+      PtxRegister alone,
+      PtxRegister firstQuery,
+      PtxRegister firstRow,
+      PtxRegister lastRow,
+      PtxRegister[] topOf,
+      PtxRegister[] totalOf,
+      PtxRegister[] place) {
+    PtxRegister row = k.register(U32);
+    k.assign(row, firstRow);
+    PtxRegister end = k.add(lastRow, 1);
+    PtxRegister step = zero();
+    k.loop(
+        row,
+        end,
+        step,
+        () -> {
+          // Rows of one cache in the order of its slots, or one row that lies elsewhere.
+          PtxRegister next = k.register(U32);
+          k.assign(next, k.add(row, 1));
+          PtxRegister shift = cache(row);
+          PtxRegister address = k.load(U64, k.address(block, row, 8), control.cache());
+          PtxRegister inPlace = k.both(k.compare("eq", moved, 0), k.compare("eq", alone, 0));
+          PtxRegister together = k.register(U32);
+          k.assign(together, k.select(inPlace, k.constant(U32, 1), zero()));
+          PtxRegister limit = k.select(k.compare("ne", together, 0), end, next);
+          k.loop(
+              next,
+              limit,
+              together,
+              () -> {
+                PtxRegister other = k.load(U64, k.address(block, next, 8), control.cache());
+                PtxRegister distance = k.load(U32, range(next), control.ranges(window) + 28);
+                PtxRegister same =
+                    k.both(k.compare("eq", other, address), k.compare("eq", distance, 0));
+                // Else the loop ends here: its limit is reached.
+                k.unless(same, () -> k.assign(limit, next));
+                k.unless(same, () -> k.assign(together, 0));
+              });
+          k.assign(step, k.sub(next, row));
+          ranges = new PtxRegister[2][];
+          PtxRegister[] takesPart = new PtxRegister[2];
+          for (int j = 0; j < 2; j++) {
+            PtxRegister q = k.add(k.add(firstQuery, g), 8 * j);
+            PtxRegister of = k.div(q, group);
+            takesPart[j] = k.both(k.compare("ge", of, row), k.compare("lt", of, next));
+            ranges[j] = ranges(of, takesPart[j]);
+          }
+          PtxRegister[] seen = seen();
+          k.when(
+              k.compare("lt", seen[0], seen[1]),
+              () -> {
+                PtxRegister piece = k.register(U32);
+                k.assign(piece, k.shr(seen[0], shift));
+                PtxRegister lastPiece = k.shr(k.sub(seen[1], 1), shift);
+                k.loop(
+                    piece,
+                    k.add(lastPiece, 1),
+                    1,
+                    () -> {
+                      PtxRegister from = k.max(k.shl(piece, shift), seen[0]);
+                      PtxRegister to = k.min(k.shl(k.add(piece, 1), shift), seen[1]);
+                      fresh();
+                      tiles(from, to);
+                      finishTotal();
+                      for (int j = 0; j < 2; j++) {
+                        int query = j;
+                        k.when(takesPart[j], () -> add(query, topOf, totalOf, place[query]));
+                      }
+                    });
+              });
+        });
   }
 
   /** Adds the sums of a piece to those of the pieces before; scaling is exact. */

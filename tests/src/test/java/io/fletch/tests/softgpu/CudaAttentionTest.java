@@ -1,6 +1,7 @@
 package io.fletch.tests.softgpu;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.ffm.device.CudaDevices;
@@ -10,13 +11,18 @@ import io.fletch.graph.Executable;
 import io.fletch.graph.Gate;
 import io.fletch.graph.Graph;
 import io.fletch.graph.KvCache;
+import io.fletch.graph.Op;
 import io.fletch.graph.Plan;
 import io.fletch.graph.ReferenceBackend;
 import io.fletch.graph.Span;
 import io.fletch.graph.Value;
 import io.fletch.graph.cuda.CudaBackend;
+import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import java.util.SplittableRandom;
@@ -34,6 +40,7 @@ class CudaAttentionTest {
   private static final int VOCABULARY = 40;
   private static final int ROWS = 36;
   private static final int CONTEXT = 170;
+  private static final int MOST = 66;
 
   private final SplittableRandom random = new SplittableRandom(3);
   private TensorStore store;
@@ -135,7 +142,7 @@ class CudaAttentionTest {
   }
 
   private static Executable cuda(Graph graph) {
-    return new CudaBackend(CudaDevices.find().first(), (done, total) -> {}).compile(graph, ROWS);
+    return new CudaBackend(CudaDevices.find().first(), (done, total) -> {}).compile(graph, MOST);
   }
 
   /** One head per group, odd groups, groups of more than a warp takes, windows, soft caps. */
@@ -200,6 +207,81 @@ class CudaAttentionTest {
           assertArrayEquals(windows.getFirst().get(r), w.get(r), "row of a window " + r);
         }
       }
+    }
+  }
+
+  /**
+   * A sequence whose keys and values are no numbers shares forwards with a whole one: rows of the
+   * other one, and rows before the first bad token, have the bits that they have without it.
+   */
+  @ParameterizedTest
+  @CsvSource({
+    "F32, 4, 2, 64, 64, 33, NaN", "F16, 4, 2, 64, 64, 33, NaN", "F16, 2, 2, 32, 256, 33, Infinity",
+    "F16, 6, 2, 64, 64, 9, NaN", "Q8_0, 4, 2, 64, 64, 33, NaN", "Q8_0, 3, 1, 64, 32, 31, NaN"
+  })
+  void aBrokenSessionDoesNotReachItsNeighbours(
+      KvCache.Type type, int heads, int kvHeads, int keyDim, int valueDim, int rows, float bad) {
+    Graph graph = graph(heads, kvHeads, keyDim, valueDim, 0, 0);
+    int q = heads * keyDim;
+    int kv = kvHeads * (keyDim + valueDim);
+    Tensor table =
+        ((Op.Embedding)
+                graph.ops().stream()
+                    .filter(Op.Embedding.class::isInstance)
+                    .findFirst()
+                    .orElseThrow())
+            .table();
+    // Of the last token all of the key or all of the value.
+    int token = VOCABULARY - 1;
+    for (int from : new int[] {q, q + kvHeads * keyDim}) {
+      int to = from == q ? q + kvHeads * keyDim : q + kv;
+      float[] whole = new float[to - from];
+      MemorySegment at = table.segment().asSlice(4L * (token * (q + kv) + from), 4L * whole.length);
+      MemorySegment.copy(at, ValueLayout.JAVA_FLOAT_UNALIGNED, 0, whole, 0, whole.length);
+      List<float[]> expected;
+      try (Executable e = cuda(graph)) {
+        expected = besideEachOther(e, type, rows, 0);
+      }
+      for (int i = 0; i < whole.length; i++) {
+        at.setAtIndex(ValueLayout.JAVA_FLOAT_UNALIGNED, i, bad);
+      }
+      List<float[]> actual;
+      try (Executable e = cuda(graph)) {
+        actual = besideEachOther(e, type, rows, token);
+      }
+      at.copyFrom(MemorySegment.ofArray(whole));
+      int broken = 0;
+      for (int r = 0; r < expected.size(); r++) {
+        boolean sees = r % (2 * rows) >= rows / 2 && r % (2 * rows) < rows;
+        if (!sees) {
+          assertArrayEquals(expected.get(r), actual.get(r), type + " from=" + from + " row " + r);
+        } else if (!Float.isFinite(actual.get(r)[0])) {
+          broken++;
+        }
+      }
+      if (Float.isNaN(bad) && type != KvCache.Type.Q8_0) {
+        assertEquals(rows - rows / 2, broken, "rows that see it");
+      }
+    }
+  }
+
+  /**
+   * Rows of two sequences in one forward.
+   *
+   * @param bad takes the place of the tokens in the second half of the first sequence's rows
+   */
+  private static List<float[]> besideEachOther(Executable e, KvCache.Type type, int rows, int bad) {
+    try (KvCache one = e.newKvCache(260, type);
+        KvCache two = e.newKvCache(100, type);
+        Batch b = e.newBatch(2 * rows, 2 * rows)) {
+      int[] t = new int[2 * rows];
+      for (int i = 0; i < t.length; i++) {
+        t[i] = i % (VOCABULARY - 1);
+      }
+      Arrays.fill(t, rows / 2, rows, bad);
+      b.add(new Span(one, rows, 0, 0, 0, 0, 0, Span.Own.CAUSAL, 0), t, 0);
+      b.add(new Span(two, rows, 0, 0, 0, 0, 0, Span.Own.CAUSAL, 0), t, rows);
+      return forward(e, b);
     }
   }
 }
