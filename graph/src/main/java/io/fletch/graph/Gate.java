@@ -1,6 +1,8 @@
 package io.fletch.graph;
 
+import java.util.List;
 import java.util.Optional;
+import java.util.stream.Stream;
 
 /**
  * Names the unit gate an op obeys: one byte per (layer, unit, row) that kernels of the unit read
@@ -58,6 +60,24 @@ public record Gate(int layer, Unit unit, Branch branch) {
   /** The gate of what stands in for the unit. */
   public Gate standIn() {
     return new Gate(layer, unit, Branch.STAND_IN);
+  }
+
+  /** The gates whose bytes an op may change. */
+  public static List<Gate> decidedBy(Op op) {
+    return switch (op) {
+      case Op.SkipSimilar o -> o.targets();
+      case Op.RouteUnit o -> List.of(o.target());
+      default -> List.of();
+    };
+  }
+
+  /** The gates of units whose bytes a graph reads or may change, each once, in order. */
+  public static List<Gate> ofUnits(Graph graph) {
+    return graph.ops().stream()
+        .flatMap(op -> Stream.concat(of(op).stream(), decidedBy(op).stream()))
+        .filter(g -> g.branch() == Branch.UNIT)
+        .distinct()
+        .toList();
   }
 
   /** The gate that an op is declared with. */

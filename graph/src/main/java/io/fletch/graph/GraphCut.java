@@ -9,7 +9,8 @@ import java.util.Set;
 
 /**
  * A graph in two: the first layers, whose result is the residual stream of all rows, and the rest,
- * which takes it as numbers of the rows ({@link Op.Input}).
+ * which takes it as numbers of the rows ({@link Op.Input}). Ops of the first part may decide about
+ * gates of the second one, whose bytes then have to be carried over.
  *
  * @param first ends with a {@link Op.SelectRows} of the stream: a forward asks for all its rows
  * @param second layers are numbered from 0 again in its cache; gates keep their numbers
@@ -19,17 +20,13 @@ record GraphCut(Graph first, Graph second) {
    * Cuts before a layer.
    *
    * @param layers layers of the first part, in [1, kvLayers - 1]
-   * @throws GraphException if more than one value, or a decision, crosses the cut
+   * @throws GraphException if more than one value crosses the cut, or the graph takes numbers
    */
   static GraphCut of(Graph graph, int layers) {
     int all = graph.kvLayers().size();
     if (layers < 1 || layers >= all) {
       throw new IllegalArgumentException(
           "layers of the first part: expected in [1, " + (all - 1) + "] actual=" + layers);
-    }
-    if (!graph.decisions().isEmpty()) {
-      throw new GraphException(
-          graph.name() + " decides about units of later layers: it cannot be cut in two");
     }
     if (graph.inputWidth() > 0) {
       throw new GraphException(graph.name() + " takes numbers: it cannot be cut in two");

@@ -2,8 +2,11 @@ package io.fletch.graph;
 
 import io.fletch.graph.support.AbstractBatch;
 import java.util.ArrayList;
+import java.util.Comparator;
+import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.TreeSet;
 import java.util.concurrent.locks.ReentrantLock;
 
@@ -116,7 +119,22 @@ final class SplitExecutable implements Executable {
 
   @Override
   public LowRankAdapter newAdapter(String name, Map<Value, LowRankDelta> deltas) {
-    throw new GraphException("adapters of rows need a model that is whole on the CPU: " + name);
+    return new SplitAdapter(this, name, deltas);
+  }
+
+  @Override
+  public void checkTerms(List<LowRankAdapter.Term> terms) {
+    front.checkTerms(SplitAdapter.front(terms));
+    back.checkTerms(SplitAdapter.back(terms));
+  }
+
+  /** The kernels of both parts, as far as they can tell. */
+  @Override
+  public List<KernelTime> kernelTimes(int context, KvCache.Type type) {
+    List<KernelTime> times = new ArrayList<>(front.kernelTimes(context, type));
+    times.addAll(back.kernelTimes(context, type));
+    times.sort(Comparator.comparingDouble(KernelTime::micros).reversed());
+    return List.copyOf(times);
   }
 
   @Override
@@ -148,6 +166,16 @@ final class SplitExecutable implements Executable {
     private final Batch back;
     private final List<Gate> frontGates;
     private final List<Gate> backGates;
+
+    /** Gates that both parts know: the first one may decide about units of the second. */
+    private final Set<Gate> carried;
+
+    private final Set<Gate> ofBack;
+    private final List<Op> frontDecisions;
+    private final List<Op> backDecisions;
+    private List<LowRankAdapter.Term> mapped = List.of();
+    private List<LowRankAdapter.Term> frontTerms = List.of();
+    private List<LowRankAdapter.Term> backTerms = List.of();
     private final float[] stream;
     private final int[] one = new int[1];
 
@@ -156,17 +184,14 @@ final class SplitExecutable implements Executable {
       this.owner = owner;
       this.front = front;
       this.back = back;
-      frontGates = gates(owner.front.graph());
-      backGates = gates(owner.back.graph());
+      frontGates = Gate.ofUnits(owner.front.graph());
+      backGates = Gate.ofUnits(owner.back.graph());
+      ofBack = Set.copyOf(backGates);
+      carried = new HashSet<>(frontGates);
+      carried.retainAll(ofBack);
+      frontDecisions = owner.front.graph().decisions();
+      backDecisions = owner.back.graph().decisions();
       stream = new float[owner.front.graph().logits().width()];
-    }
-
-    private static List<Gate> gates(Graph graph) {
-      return graph.ops().stream()
-          .flatMap(op -> Gate.of(op).stream())
-          .filter(g -> g.branch() == Gate.Branch.UNIT)
-          .distinct()
-          .toList();
     }
 
     boolean isOf(SplitExecutable executable) {
@@ -216,13 +241,80 @@ final class SplitExecutable implements Executable {
             0);
         at += s.rows();
       }
-      if (anyGate()) {
-        for (Gate g : gates) {
-          for (int r = 0; r < rows(); r++) {
-            part.gate(g.layer(), g.unit(), r, gate(gateIndex(g.layer(), g.unit()), r));
-          }
+      for (Gate g : gates) {
+        for (int r = 0; anyGate() && r < rows(); r++) {
+          byte value =
+              !first && carried.contains(g)
+                  ? front.decided(g.layer(), g.unit(), r)
+                  : gate(gateIndex(g.layer(), g.unit()), r);
+          part.gate(g.layer(), g.unit(), r, value);
         }
       }
+      List<Op> decisions = first ? frontDecisions : backDecisions;
+      boolean canSkip = has(decisions, Op.SkipSimilar.class);
+      boolean canRoute = has(decisions, Op.RouteUnit.class);
+      for (int r = 0; r < rows(); r++) {
+        if (canSkip && skips(r)) {
+          int budget = first ? skipBudget(r) : left(r);
+          part.skipSimilar(r, skipThreshold(r), skipRun(r), budget);
+        }
+        if (canRoute && routes(r)) {
+          part.routeUnits(r, routeThreshold(r), routeOtherwise(r));
+        }
+        if (adapted() && !terms(r).isEmpty()) {
+          map(terms(r));
+          part.adapt(r, first ? frontTerms : backTerms);
+        }
+      }
+    }
+
+    private static boolean has(List<Op> decisions, Class<? extends Op> kind) {
+      for (int d = 0; d < decisions.size(); d++) {
+        if (kind.isInstance(decisions.get(d))) {
+          return true;
+        }
+      }
+      return false;
+    }
+
+    /** What the first part has left of a row's budget: as its decisions have spent it. */
+    private int left(int row) {
+      int left = skipBudget(row);
+      for (int d = 0; d < frontDecisions.size(); d++) {
+        // A decision that was not made has a score that is no number.
+        if (frontDecisions.get(d) instanceof Op.SkipSimilar op
+            && front.score(d, row) >= skipThreshold(row)) {
+          left -= Math.min(op.targets().size(), Math.min(skipRun(row), left));
+        }
+      }
+      return left;
+    }
+
+    /** Rows of a sequence share a list, from step to step. */
+    private void map(List<LowRankAdapter.Term> terms) {
+      if (terms != mapped) {
+        mapped = terms;
+        frontTerms = SplitAdapter.front(terms);
+        backTerms = SplitAdapter.back(terms);
+      }
+    }
+
+    @Override
+    public byte decided(int layer, Gate.Unit unit, int row) {
+      byte asked = super.decided(layer, unit, row);
+      if (!decides()) {
+        return asked;
+      }
+      Gate gate = new Gate(layer, unit);
+      return (ofBack.contains(gate) ? back : front).decided(layer, unit, row);
+    }
+
+    @Override
+    public float score(int decision, int row) {
+      // Checks the numbers.
+      float unused = super.score(decision, row);
+      int before = frontDecisions.size();
+      return decision < before ? front.score(decision, row) : back.score(decision - before, row);
     }
 
     @Override

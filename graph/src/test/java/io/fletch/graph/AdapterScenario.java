@@ -24,20 +24,26 @@ public final class AdapterScenario {
     Map<Value, LowRankDelta> deltas = new LinkedHashMap<>();
     for (int i = 0; i < products.size(); i++) {
       if (i == always || random.nextBoolean()) {
-        Op.Linear l = products.get(i);
-        int rank = 1 + random.nextInt(20);
-        deltas.put(
-            l.out(),
-            new LowRankDelta(
-                graphs.matrix("a" + i, type(random), rank, l.in().width()),
-                graphs.matrix("b" + i, type(random), l.out().width(), rank),
-                (float) (0.2 + random.nextDouble()),
-                random.nextInt(3) == 0
-                    ? Optional.of(graphs.vector("g" + i, l.out().width()))
-                    : Optional.empty()));
+        Value out = products.get(i).out();
+        deltas.put(out, delta(graphs, graph, out));
       }
     }
     return deltas;
+  }
+
+  /** A random delta for a product. */
+  public static LowRankDelta delta(TestGraphs graphs, Graph graph, Value product) {
+    SplittableRandom random = graphs.random();
+    Op.Linear l = PreparedAdapter.products(graph).get(product);
+    int rank = 1 + random.nextInt(20);
+    String name = product.name();
+    return new LowRankDelta(
+        graphs.matrix("a." + name, type(random), rank, l.in().width()),
+        graphs.matrix("b." + name, type(random), l.out().width(), rank),
+        (float) (0.2 + random.nextDouble()),
+        random.nextInt(3) == 0
+            ? Optional.of(graphs.vector("g." + name, l.out().width()))
+            : Optional.empty());
   }
 
   private static TensorType type(SplittableRandom random) {

@@ -85,7 +85,7 @@ final class Fusion {
     ops = graph.ops();
     gates = new EffectiveGates(graph);
     for (int i = 0; i < ops.size(); i++) {
-      if (!Lowering.decidedBy(ops.get(i)).isEmpty()) {
+      if (!Gate.decidedBy(ops.get(i)).isEmpty()) {
         deciding.add(i);
       }
     }
@@ -160,7 +160,7 @@ final class Fusion {
       if (gate.isPresent()
           && i < before
           && !done[i]
-          && Lowering.decidedBy(ops.get(i)).stream()
+          && Gate.decidedBy(ops.get(i)).stream()
               .anyMatch(g -> g.layer() == gate.get().layer() && g.unit() == gate.get().unit())) {
         return false;
       }

@@ -136,19 +136,10 @@ final class Lowering {
     BitSet decided = new BitSet();
     for (Fusion.RowStep step : section.steps()) {
       if (step instanceof Fusion.Compute c) {
-        decidedBy(c.op()).forEach(g -> decided.set(Frame.gateIndex(g) >> 1));
+        Gate.decidedBy(c.op()).forEach(g -> decided.set(Frame.gateIndex(g) >> 1));
       }
     }
     return decided;
-  }
-
-  /** The gates that an op may change. */
-  static List<Gate> decidedBy(Op op) {
-    return switch (op) {
-      case Op.SkipSimilar o -> o.targets();
-      case Op.RouteUnit o -> List.of(o.target());
-      default -> List.of();
-    };
   }
 
   @SuppressWarnings({"unchecked", "rawtypes"})

@@ -45,6 +45,7 @@ import java.util.Optional;
 import java.util.Set;
 import java.util.concurrent.locks.ReentrantLock;
 import java.util.function.Consumer;
+import java.util.stream.Stream;
 
 /**
  * A graph with its weights on a device. A forward writes the rows' data into pinned memory and
@@ -154,7 +155,7 @@ final class CudaExecutable implements Executable {
     windows = graph.kvLayers().stream().map(AttentionSpec::window).distinct().toList();
     gates =
         stored.ops().stream()
-            .flatMap(op -> Gate.of(op).stream())
+            .flatMap(op -> Stream.concat(Gate.of(op).stream(), Gate.decidedBy(op).stream()))
             .mapToInt(g -> AbstractBatch.gateIndex(g.layer(), g.unit()) + 1)
             .max()
             .orElse(0);

@@ -142,6 +142,7 @@ public abstract class AbstractBatch implements Batch {
     List<Gate> all = new ArrayList<>();
     for (Op op : graph.ops()) {
       Gate.of(op).ifPresent(all::add);
+      all.addAll(Gate.decidedBy(op));
     }
     int layers = all.stream().mapToInt(g -> g.layer() + 1).max().orElse(0);
     boolean[] exists = new boolean[layers * UNITS];

@@ -8,6 +8,8 @@ import static org.junit.jupiter.api.Assumptions.assumeTrue;
 import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
 import io.fletch.graph.KvCache;
+import io.fletch.graph.ReferenceBackend;
+import io.fletch.graph.SplitBackend;
 import io.fletch.graph.TestGraphs;
 import io.fletch.graph.TestGraphs.Shape;
 import io.fletch.quant.TensorType;
@@ -93,12 +95,16 @@ class PackCacheTest {
 
   /** Writes the cache and returns its file. */
   private Path written() throws IOException {
+    return written(1);
+  }
+
+  private Path written(int expectedFiles) throws IOException {
     try (Executable e = compile(graph, cache(false, folder))) {
       assertTrue(e.description().contains("kept in"), e.description());
       assertSame(expected(), answers(e));
     }
     List<Path> files = files(folder);
-    assertEquals(1, files.size(), files.toString());
+    assertEquals(expectedFiles, files.size(), files.toString());
     return files.getFirst();
   }
 
@@ -130,6 +136,28 @@ class PackCacheTest {
       assertTrue(e.description().contains("kept in"), e.description());
     }
     assertEquals(3, files(folder).size());
+  }
+
+  /** Layers of a model beside a device: each number of them has a file. */
+  @Test
+  void aPartOfAModelHasACacheOfItsOwn() throws IOException {
+    CpuBackend cached =
+        new CpuBackend(
+            CpuBackend.Options.defaults()
+                .withThreads(2)
+                .withLayout(CpuBackend.Layout.PACKED)
+                .withCache(cache(true, folder)));
+    SplitBackend split = new SplitBackend(cached, new ReferenceBackend(), 1);
+    List<List<float[][]>> all = new ArrayList<>();
+    for (String words : List.of("kept in", "mapped from")) {
+      try (Executable e = split.compile(graph, 64)) {
+        assertTrue(e.description().contains(words), e.description());
+        all.add(answers(e));
+      }
+      assertEquals(1, files(folder).size());
+    }
+    assertSame(all.getFirst(), all.getLast());
+    written(2);
   }
 
   @Test

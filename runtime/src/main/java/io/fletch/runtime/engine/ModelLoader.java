@@ -385,12 +385,12 @@ public final class ModelLoader {
     if (there == layers) {
       return gpu.compile(graph, rows);
     }
-    // Packed weights on disk are those of a whole model.
     ModelOptions cpu =
-        options
-            .withBackend(ModelOptions.Backend.CPU)
-            .withPackCache(ModelOptions.PackCache.off())
-            .withProgress(ModelOptions.LoadProgress.NONE);
+        options.withBackend(ModelOptions.Backend.CPU).withProgress(ModelOptions.LoadProgress.NONE);
+    if (options.gpuLayers() == ModelOptions.AS_MANY_AS_FIT) {
+      // How many fit differs from start to start, and each number has a file of its own.
+      cpu = cpu.withPackCache(ModelOptions.PackCache.off());
+    }
     return new SplitBackend(backend(cpu, file), gpu, layers - there).compile(graph, rows);
   }
 

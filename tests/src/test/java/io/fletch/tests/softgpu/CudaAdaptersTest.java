@@ -7,6 +7,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.ffm.device.CudaDevices;
 import io.fletch.graph.AdapterScenario;
+import io.fletch.graph.Backend;
 import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
@@ -15,14 +16,19 @@ import io.fletch.graph.LowRankAdapter;
 import io.fletch.graph.LowRankAdapter.Term;
 import io.fletch.graph.LowRankDelta;
 import io.fletch.graph.ReferenceBackend;
+import io.fletch.graph.SplitBackend;
 import io.fletch.graph.TestGraphs;
 import io.fletch.graph.TestGraphs.Shape;
 import io.fletch.graph.Value;
+import io.fletch.graph.cpu.CpuBackend;
 import io.fletch.graph.cuda.CudaBackend;
 import io.fletch.quant.TensorType;
+import java.util.ArrayList;
 import java.util.Collections;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.SplittableRandom;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.BeforeEach;
@@ -109,6 +115,51 @@ class CudaAdaptersTest {
       }
       assertEquals(0, gpu.liveBytes(), "memory left");
     }
+  }
+
+  /** Products of both parts have terms; a part without any has none of its own. */
+  @Test
+  void aCutModelTakesAdapters() {
+    try (TestGraphs graphs = new TestGraphs(4)) {
+      Graph graph = graphs.llama(Shape.small().layers(2));
+      int[][] ids = new int[4][];
+      for (int s = 0; s < ids.length; s++) {
+        ids[s] = graphs.tokens(3, graph.vocabulary());
+      }
+      Map<Value, LowRankDelta> da = AdapterScenario.deltas(graphs, graph);
+      Map<Value, LowRankDelta> db = new HashMap<>(AdapterScenario.deltas(graphs, graph));
+      db.keySet().retainAll(Set.of(graph.logits()));
+      if (db.isEmpty()) {
+        db.put(graph.logits(), AdapterScenario.delta(graphs, graph, graph.logits()));
+      }
+      Backend reference = new ReferenceBackend();
+      Backend cuda = new CudaBackend(CudaDevices.find().first(), (done, total) -> {});
+      List<float[][][]> all = new ArrayList<>();
+      for (Backend backend :
+          List.of(
+              reference,
+              new SplitBackend(reference, reference, 1),
+              new SplitBackend(
+                  new CpuBackend(CpuBackend.Options.defaults().withThreads(2)), cuda, 1))) {
+        try (Executable e = backend.compile(graph, 12);
+            LowRankAdapter a = e.newAdapter("a", da);
+            LowRankAdapter b = e.newAdapter("b", db)) {
+          assertTrue(a.bytes() > b.bytes() && b.bytes() > 0);
+          all.add(AdapterScenario.run(e, ids, terms(a, b), true, 3));
+          float[][][] alone = AdapterScenario.run(e, ids, terms(a, b), false, 2);
+          for (int s = 0; s < ids.length; s++) {
+            for (int r = 0; r < ids[s].length; r++) {
+              assertArrayEquals(all.getLast()[s][r], alone[s][r], "sequence " + s + " row " + r);
+              close(all.getFirst()[s][r], all.getLast()[s][r], "sequence " + s + " row " + r);
+              if (all.size() == 2) {
+                assertArrayEquals(all.getFirst()[s][r], alone[s][r]);
+              }
+            }
+          }
+        }
+      }
+    }
+    assertEquals(0, gpu.liveBytes(), "memory left");
   }
 
   private static void close(float[] expected, float[] actual, String what) {

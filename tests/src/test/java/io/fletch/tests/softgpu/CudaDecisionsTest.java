@@ -7,17 +7,21 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import io.fletch.ffm.device.CudaDevices;
 import io.fletch.graph.Activation;
 import io.fletch.graph.AttentionSpec;
+import io.fletch.graph.Backend;
 import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
 import io.fletch.graph.Gate;
 import io.fletch.graph.Gate.Unit;
 import io.fletch.graph.Graph;
 import io.fletch.graph.KvCache;
+import io.fletch.graph.ReferenceBackend;
 import io.fletch.graph.RopeSpec;
 import io.fletch.graph.SkipPass;
+import io.fletch.graph.SplitBackend;
 import io.fletch.graph.StandIn;
 import io.fletch.graph.StandInPass;
 import io.fletch.graph.Value;
+import io.fletch.graph.cpu.CpuBackend;
 import io.fletch.graph.cuda.CudaBackend;
 import io.fletch.quant.LinearOp;
 import io.fletch.quant.Tensor;
@@ -32,6 +36,8 @@ import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /**
  * What a device decides about units, on the software GPU alone: the invariants F1 to F7 and L1 to
@@ -66,8 +72,16 @@ class CudaDecisionsTest {
     store.close();
   }
 
-  private static Executable compile(Graph graph) {
-    return new CudaBackend(CudaDevices.find().first(), (done, total) -> {}).compile(graph, 8);
+  /** Layers below run on a processor. */
+  private int cut;
+
+  private Executable compile(Graph graph) {
+    Backend gpu = new CudaBackend(CudaDevices.find().first(), (done, total) -> {});
+    Backend cpu =
+        cut == 1
+            ? new ReferenceBackend()
+            : new CpuBackend(CpuBackend.Options.defaults().withThreads(2));
+    return (cut == 0 ? gpu : new SplitBackend(cpu, gpu, cut)).compile(graph, 8);
   }
 
   /** Numbers that follow from the name. */
@@ -208,8 +222,10 @@ class CudaDecisionsTest {
     };
   }
 
-  @Test
-  void skippingOnTheDevice() {
+  @ParameterizedTest
+  @ValueSource(ints = {0, 1, 2})
+  void skippingOnTheDevice(int layersBefore) {
+    cut = layersBefore;
     Graph plain = graph(List.of());
     try (Executable dense = compile(plain);
         Executable e = compile(SkipPass.apply(plain, 0, LAYERS))) {
@@ -265,8 +281,10 @@ class CudaDecisionsTest {
   }
 
   /** F7: sequences side by side decide as each of them alone. */
-  @Test
-  void rowsOfABatchDecideAlone() {
+  @ParameterizedTest
+  @ValueSource(ints = {0, 2})
+  void rowsOfABatchDecideAlone(int layersBefore) {
+    cut = layersBefore;
     Graph graph = SkipPass.apply(graph(List.of()), 0, LAYERS);
     try (Executable e = compile(graph);
         Batch b = e.newBatch(ROWS, ROWS)) {
@@ -328,8 +346,44 @@ class CudaDecisionsTest {
     return all;
   }
 
+  /** Decisions of the first part reach units of the second, and spend one budget. */
   @Test
-  void informedRoutingOnTheDevice() {
+  void aCutChangesNothing() {
+    Graph plain = graph(List.of());
+    Graph skips = SkipPass.apply(plain, 0, LAYERS);
+    Graph both = StandInPass.apply(skips, standIns(plain, 0.2));
+    BiConsumer<Batch, Integer> skip = (b, r) -> b.skipSimilar(r, -2 + r, 2 + r, 2);
+    BiConsumer<Batch, Integer> route =
+        (b, r) -> b.routeUnits(r, 0, r % 2 == 0 ? Gate.SUBSTITUTE : Gate.SKIP);
+    BiConsumer<Batch, Integer> forced =
+        skip.andThen((b, r) -> b.gate(LAYERS - 1, Unit.ATTENTION, r, Gate.SKIP));
+    for (Graph graph : List.of(skips, both)) {
+      for (BiConsumer<Batch, Integer> ask :
+          List.of(skip, forced, graph == both ? skip.andThen(route) : forced)) {
+        Outcome whole;
+        try (Executable e = new ReferenceBackend().compile(graph, 8)) {
+          whole = run(e, ROWS, ask);
+        }
+        for (int layers = 1; layers < LAYERS; layers++) {
+          Backend part = new ReferenceBackend();
+          try (Executable e = new SplitBackend(part, part, layers).compile(graph, 8)) {
+            Outcome cutInTwo = run(e, ROWS, ask);
+            String what = "before layer " + layers;
+            assertSame(whole, cutInTwo, what);
+            for (int r = 0; r < ROWS; r++) {
+              assertArrayEquals(whole.bytes()[r], cutInTwo.bytes()[r], what + " bytes " + r);
+              assertArrayEquals(whole.scores()[r], cutInTwo.scores()[r], what + " scores " + r);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  @ParameterizedTest
+  @ValueSource(ints = {0, 1, 2})
+  void informedRoutingOnTheDevice(int layersBefore) {
+    cut = layersBefore;
     Graph plain = graph(List.of());
     try (Executable dense = compile(plain);
         Executable e = compile(StandInPass.apply(plain, standIns(plain, 0.2)))) {

@@ -166,6 +166,22 @@ class PartialOffloadTest {
     assertTrue(e.getMessage().matches("(?s).*; [123] would fit.*"), e.getMessage());
   }
 
+  /** Those of the device: what runs on processors cannot tell. */
+  @Test
+  void kernelsOfTheDeviceAreTimed() {
+    try (Model model = Model.open(file, options(3))) {
+      List<Model.KernelTime> times = model.kernelTimes(8);
+      assertTrue(times.stream().anyMatch(t -> t.kernel().startsWith("attention")), "" + times);
+      int attention =
+          times.stream()
+              .filter(t -> t.kernel().startsWith("attention"))
+              .mapToInt(Model.KernelTime::launches)
+              .sum();
+      assertEquals(3, attention, "layers on the device");
+    }
+    assertEquals(0, gpu.liveBytes(), "memory left");
+  }
+
   @Test
   void rowsDoNotDependOnEachOther() {
     try (Model model = Model.open(file, options(2));
