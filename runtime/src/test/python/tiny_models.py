@@ -61,6 +61,10 @@ MODELS = {
                        num_hidden_layers=LAYERS, intermediate_size=FF, max_position_embeddings=64, layer_norm_eps=1e-12,
                        rope_parameters=dict(rope_type="default", rope_theta=1000.0), hidden=True),
     "qwen3-embedding": dict(BASE, **HEAD, model_type="qwen3", hidden=True),
+    "deepseek2": dict(BASE, model_type="deepseek_v2", num_key_value_heads=HEADS, n_routed_experts=6, n_shared_experts=1,
+                      num_experts_per_tok=2, moe_intermediate_size=16, first_k_dense_replace=1, norm_topk_prob=False,
+                      topk_method="greedy", n_group=1, topk_group=1, routed_scaling_factor=1.5, q_lora_rank=None, kv_lora_rank=10,
+                      qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6),
     "phi3": dict(BASE, model_type="phi3", original_max_position_embeddings=256, sliding_window=None),
 }
 
@@ -216,13 +220,166 @@ def llada2():
                 logits=[[round(float(v), 6) for v in row] for row in logits])
 
 
+class Weights:
+    """Tensors by the names of a checkpoint, in float64, and the functions that models of this file share."""
+
+    def __init__(self):
+        self.at, self.tensors = {}, []
+
+    def __call__(self, name, *shape, scale=None, offset=0.0):
+        if name not in self.at:
+            scale = scale or 1.5 / math.sqrt(shape[-1])
+            self.tensors.append(dict(name=name, shape=list(shape), scale=scale, offset=offset))
+            self.at[name] = values(name, shape, scale, offset).astype(np.float64)
+        return self.at[name]
+
+    def norm(self, x, name, eps=1e-5):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * self(name, x.shape[-1], scale=0.3, offset=1.0)
+
+    def unit(self, x, name, width):
+        g = self(name + ".gate_proj.weight", width, HIDDEN) @ x
+        return self(name + ".down_proj.weight", HIDDEN, width) @ (g / (1 + np.exp(-g)) * (self(name + ".up_proj.weight", width, HIDDEN) @ x))
+
+
+def attend(q, k, v, scale):
+    """Causal attention of rows [tokens, heads, dim] with as many key heads."""
+    out = np.zeros((len(q), q.shape[1], v.shape[2]))
+    for t in range(len(q)):
+        for h in range(q.shape[1]):
+            s = k[:t + 1, h] @ q[t, h] * scale
+            a = np.exp(s - s.max())
+            out[t, h] = (a / a.sum()) @ v[:t + 1, h]
+    return out.reshape(len(q), -1)
+
+
+def routed(w, x, name, router, count, used, width, scale=1.0):
+    """Softmax over all experts, the best few with the weights that they have."""
+    s = w(router, count, HIDDEN) @ x
+    p = np.exp(s - s.max())
+    p /= p.sum()
+    for e in range(count):
+        w.unit(x, f"{name}.experts.{e}", width)
+    chosen = sorted(range(count), key=lambda e: -p[e])[:used]
+    return scale * sum(p[e] * w.unit(x, f"{name}.experts.{e}", width) for e in chosen)
+
+
+def finish(what, w, x, config, ids):
+    logits = w.norm(x, "model.norm.weight") @ w("lm_head.weight", VOCAB, HIDDEN).T
+    return dict(source=f"{what}() of tiny_models.py, numpy {np.__version__}", config=config, tensors=w.tensors, ids=ids,
+                logits=[[round(float(v), 6) for v in row] for row in logits])
+
+
+IDS = [(i * i * 7 + 3 * i + 5) % VOCAB for i in range(18)]
+
+
+def deepseek(condensed):
+    """DeepSeekMoE: llama with a first dense layer, softmax routing and shared experts. Condensed (CD-MoE): layer 1 runs the shared
+    expert and two experts with constant weights, layer 2 the shared expert alone."""
+    config = dict(BASE, model_type="deepseek", num_key_value_heads=HEADS, n_routed_experts=6, n_shared_experts=2,
+                  num_experts_per_tok=3, moe_intermediate_size=16, first_k_dense_replace=1, moe_layer_freq=1, norm_topk_prob=False,
+                  scoring_func="softmax", num_hidden_layers=4)
+    w = Weights()
+    fixed = {1: [("model.layers.1.mlp.fixed_experts.weight", 2, 0.1, 0.4)], 2: [("model.layers.2.mlp.fixed_experts.weight", 1, 0.0, 0.0)]}
+
+    def rotate(x, position):
+        half = DIM // 2
+        angle = position * 10000.0 ** (-np.arange(half) / half)
+        a, b = x[:, :half], x[:, half:]
+        return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], 1)
+
+    def experts(x, i):
+        name = f"model.layers.{i}.mlp"
+        shared = w.unit(x, name + ".shared_experts", 32)
+        if not condensed or i == 3:
+            return shared + routed(w, x, name, name + ".gate.weight", 6, 3, 16)
+        tensor, n, scale, offset = fixed[i][0]
+        c = values(tensor, [n], scale, offset) if tensor not in w.at else w.at[tensor]
+        if tensor not in w.at:
+            w.tensors.append(dict(name=tensor, shape=[n], scale=scale, offset=offset))
+            w.at[tensor] = c
+        return shared if i == 2 else shared + sum(float(c[e]) * w.unit(x, f"{name}.experts.{e}", 16) for e in range(n))
+
+    x = w("model.embed_tokens.weight", VOCAB, HIDDEN, scale=1.0)[IDS]
+    for i in range(4):
+        name = f"model.layers.{i}."
+        h = w.norm(x, name + "input_layernorm.weight")
+        q, k, v = ((h @ w(f"{name}self_attn.{p}_proj.weight", HEADS * DIM, HIDDEN).T).reshape(len(IDS), HEADS, DIM) for p in "qkv")
+        q = np.stack([rotate(r, t) for t, r in enumerate(q)])
+        k = np.stack([rotate(r, t) for t, r in enumerate(k)])
+        x = x + attend(q, k, v, DIM ** -0.5) @ w(name + "self_attn.o_proj.weight", HIDDEN, HEADS * DIM).T
+        h = w.norm(x, name + "post_attention_layernorm.weight")
+        x = x + np.stack([w.unit(r, name + "mlp", FF) if i < 1 else experts(r, i) for r in h])
+    return finish("deepseek", w, x, config, IDS)
+
+
+def coe(residual, routers, iterations, query_rank):
+    """Chain-of-Experts on DeepSeek-V2: latent attention with YaRN, experts that run several times."""
+    nope, rope, value, rank = 8, 4, 6, 10
+    factor, m = 4.0, 0.707
+    config = dict(BASE, model_type="coe_deepseekv2", num_key_value_heads=HEADS, n_routed_experts=6, n_shared_experts=1,
+                  num_experts_per_tok=2, moe_intermediate_size=16, first_k_dense_replace=0, moe_layer_freq=1, norm_topk_prob=False,
+                  scoring_func="softmax", topk_method="greedy", n_group=1, topk_group=1, routed_scaling_factor=1.5,
+                  q_lora_rank=query_rank, kv_lora_rank=rank, qk_nope_head_dim=nope, qk_rope_head_dim=rope, v_head_dim=value,
+                  rope_scaling=dict(type="yarn", factor=factor, original_max_position_embeddings=64, beta_fast=32, beta_slow=1,
+                                    mscale=m, mscale_all_dim=m),
+                  inner_iter=iterations, use_igate=routers, residual=residual)
+    w = Weights()
+    scale = (nope + rope) ** -0.5 * (0.1 * m * math.log(factor) + 1) ** 2
+
+    def rotate(x, position):
+        """Pairs of neighbours; frequencies between interpolation and extrapolation (YaRN)."""
+        i = np.arange(rope // 2)
+        own = 10000.0 ** (-2 * i / rope)
+        turn = lambda r: rope * math.log(64 / (r * 2 * math.pi)) / (2 * math.log(10000.0))
+        low, high = max(math.floor(turn(32)), 0), min(math.ceil(turn(1)), rope - 1)
+        ramp = np.clip((i - low) / max(high - low, 0.001), 0, 1)
+        angle = position * (own / factor * ramp + own * (1 - ramp))
+        y = np.empty_like(x)
+        y[:, 0::2] = x[:, 0::2] * np.cos(angle) - x[:, 1::2] * np.sin(angle)
+        y[:, 1::2] = x[:, 1::2] * np.cos(angle) + x[:, 0::2] * np.sin(angle)
+        return y
+
+    x = w("model.embed_tokens.weight", VOCAB, HIDDEN, scale=1.0)[IDS]
+    for i in range(3):
+        name, at = f"model.layers.{i}.mlp", f"model.layers.{i}.self_attn."
+        h = w.norm(x, f"model.layers.{i}.input_layernorm.weight")
+        source, q_name = h, "q_proj"
+        if query_rank:
+            source, q_name = w.norm(h @ w(at + "q_a_proj.weight", query_rank, HIDDEN).T, at + "q_a_layernorm.weight"), "q_b_proj"
+        q = (source @ w(f"{at}{q_name}.weight", HEADS * (nope + rope), source.shape[1]).T).reshape(len(IDS), HEADS, nope + rope)
+        both = h @ w(at + "kv_a_proj_with_mqa.weight", rank + rope, HIDDEN).T
+        kv = w.norm(both[:, :rank], at + "kv_a_layernorm.weight") @ w(at + "kv_b_proj.weight", HEADS * (nope + value), rank).T
+        kv = kv.reshape(len(IDS), HEADS, nope + value)
+        q = np.concatenate([q[:, :, :nope], np.stack([rotate(r[:, nope:], t) for t, r in enumerate(q)])], 2)
+        shared = np.stack([rotate(r[None, rank:], t) for t, r in enumerate(both)])
+        k = np.concatenate([kv[:, :, :nope], np.repeat(shared, HEADS, 1)], 2)
+        x = x + attend(q, k, kv[:, :, nope:], scale) @ w(at + "o_proj.weight", HIDDEN, HEADS * value).T
+        first = u = w.norm(x, f"model.layers.{i}.post_attention_layernorm.weight")
+        for t in range(iterations):
+            router = f"{name}.gate.{t}.weight" if routers else f"{name}.gate.weight"
+            y = np.stack([routed(w, r, name, router, 6, 2, 16, 1.5) + w.unit(r, name + ".shared_experts", 16) for r in u])
+            u = u + y if residual in ("inner", "both") else first + y if residual == "addinit" else y
+        x = x + u if residual in ("outer", "both") else u
+    return finish("coe", w, x, config, IDS)
+
+
+WRITTEN = {
+    "llada2": llada2,
+    "deepseek": lambda: deepseek(False),
+    "cd-moe": lambda: deepseek(True),
+    "coe-inner": lambda: coe("inner", True, 2, None),
+    "coe-outer": lambda: coe("outer", False, 3, 12),
+    "coe-addinit": lambda: coe("addinit", True, 2, None),
+}
+
+
 if __name__ == "__main__":
     out = sys.argv[1]
     os.makedirs(out, exist_ok=True)
-    for key, settings in [*MODELS.items(), ("llada2", None)]:
+    for key, settings in [*MODELS.items(), *((k, None) for k in WRITTEN)]:
         if len(sys.argv) > 2 and key not in sys.argv[2:]:
             continue
-        data = llada2() if settings is None else build(key, settings)
+        data = WRITTEN[key]() if settings is None else build(key, settings)
         head = {k: data[k] for k in ("source", "config", "ids", "hidden") if k in data}
         with open(os.path.join(out, key + ".json"), "w") as f:
             text = json.dumps(head, indent=1)[:-2]

@@ -1,6 +1,7 @@
 package io.fletch.graph;
 
 import io.fletch.graph.Value.Rows;
+import io.fletch.quant.Dequantizer;
 import io.fletch.quant.LinearOp;
 import io.fletch.quant.Tensor;
 import java.util.ArrayList;
@@ -332,6 +333,41 @@ public record Graph(
       }
       Value out = value(valueName, residual.width(), residual.rows());
       ops.add(new Op.Add(residual, branch, scale, gate, out));
+      return out;
+    }
+
+    /** The branch in place of the residual. */
+    public Value replace(String valueName, Value residual, Value branch, Gate gate) {
+      if (residual.width() != branch.width() || residual.rows() != branch.rows()) {
+        throw new IllegalArgumentException(
+            valueName + ": shapes differ: " + residual + " and " + branch);
+      }
+      Value out = value(valueName, residual.width(), residual.rows());
+      ops.add(new Op.Replace(residual, branch, gate, out));
+      return out;
+    }
+
+    /**
+     * Elements of a row in any order.
+     *
+     * @param more its elements are counted behind those of {@code in}
+     * @param columns I32, within the width of both together
+     */
+    public Value gather(String valueName, Value in, Optional<Value> more, Tensor columns) {
+      int width = in.width() + more.map(Value::width).orElse(0);
+      float[] index = Dequantizer.toFloats(columns);
+      for (float i : index) {
+        if (!(i >= 0 && i < width)) {
+          throw new IllegalArgumentException(
+              valueName + ": element: expected=[0, " + width + ") actual=" + i);
+        }
+      }
+      if (more.isPresent() && more.get().rows() != in.rows()) {
+        throw new IllegalArgumentException(
+            valueName + ": rows differ: " + in + " and " + more.get());
+      }
+      Value out = value(valueName, index.length, in.rows());
+      ops.add(new Op.Gather(in, more, columns, out));
       return out;
     }
 

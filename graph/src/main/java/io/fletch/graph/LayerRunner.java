@@ -204,10 +204,11 @@ public final class LayerRunner {
             }
             case Op.Activate o -> activate(o, values);
             case Op.Add o -> add(o, values.get(o.residual()), values.get(o.branch()));
+            case Op.Replace o -> values.get(o.branch());
             case Op.Scale o -> ReferenceExecutable.scale(o, values.get(o.in()));
             case Op.SoftCap o -> ReferenceExecutable.softCap(o, values.get(o.in()));
             case Op.Slice o -> ReferenceExecutable.slice(o, values.get(o.in()));
-            case Op.Gather o -> ReferenceExecutable.gather(o, values.get(o.in()));
+            case Op.Gather o -> ReferenceExecutable.gather(o, values);
             case Op.Route o -> ReferenceExecutable.route(o, values.get(o.scores()));
             case Op.ExpertLinear o ->
                 ReferenceExecutable.experts(o, values.get(o.in()), values.get(o.routing()));

@@ -180,6 +180,22 @@ public sealed interface Op {
     }
   }
 
+  /**
+   * The branch in place of the residual (Chain-of-Experts); rows whose gate says skip keep the
+   * residual bit for bit.
+   */
+  record Replace(Value residual, Value branch, Gate gate, Value out) implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(residual, branch);
+    }
+  }
+
   /** {@code factor * x}. */
   record Scale(Value in, float factor, Value out) implements Op {
     @Override
@@ -220,11 +236,13 @@ public sealed interface Op {
   }
 
   /**
-   * Some elements of each row: {@code out[i] = in[columns[i]]} (a matrix with columns of zeros).
+   * Some elements of each row: {@code out[i] = in[columns[i]]} (a matrix with columns of zeros), in
+   * any order (heads whose parts lie elsewhere).
    *
-   * @param columns I32, one per element of the result, each within the input's width
+   * @param more its elements are counted behind those of {@code in}
+   * @param columns I32, one per element of the result, each within the width of both together
    */
-  record Gather(Value in, Tensor columns, Value out) implements Op {
+  record Gather(Value in, Optional<Value> more, Tensor columns, Value out) implements Op {
     @Override
     public Optional<Value> output() {
       return Optional.of(out);
@@ -232,7 +250,7 @@ public sealed interface Op {
 
     @Override
     public List<Value> inputs() {
-      return List.of(in);
+      return more.map(m -> List.of(in, m)).orElse(List.of(in));
     }
   }
 

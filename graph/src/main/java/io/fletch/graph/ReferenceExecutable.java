@@ -162,10 +162,11 @@ final class ReferenceExecutable implements Executable {
             case Op.Attention o -> attention(o, values.get(o.query()), b);
             case Op.Activate o -> activate(o, values, b);
             case Op.Add o -> add(o, values.get(o.residual()), values.get(o.branch()), b);
+            case Op.Replace o -> replace(o, values.get(o.residual()), values.get(o.branch()), b);
             case Op.Scale o -> scale(o, values.get(o.in()));
             case Op.SoftCap o -> softCap(o, values.get(o.in()));
             case Op.Slice o -> slice(o, values.get(o.in()));
-            case Op.Gather o -> gather(o, values.get(o.in()));
+            case Op.Gather o -> gather(o, values);
             case Op.SelectRows o -> selectRows(o, values.get(o.in()), b);
             case Op.LayerNorm o -> layerNorm(o, values.get(o.in()));
             case Op.Route o -> route(o, values.get(o.scores()));
@@ -392,13 +393,17 @@ final class ReferenceExecutable implements Executable {
     }
   }
 
-  static float[] gather(Op.Gather o, float[] x) {
+  static float[] gather(Op.Gather o, Map<Value, float[]> values) {
+    float[] x = values.get(o.in());
+    float[] more = o.more().map(values::get).orElse(new float[0]);
     int in = o.in().width();
+    int width = o.more().map(Value::width).orElse(0);
     int n = o.out().width();
     float[] index = Dequantizer.toFloats(o.columns());
     float[] y = new float[x.length / in * n];
     for (int i = 0; i < y.length; i++) {
-      y[i] = x[i / n * in + (int) index[i % n]];
+      int at = (int) index[i % n];
+      y[i] = at < in ? x[i / n * in + at] : more[i / n * width + at - in];
     }
     return y;
   }
@@ -637,6 +642,17 @@ final class ReferenceExecutable implements Executable {
       }
       for (int i = r * width; i < (r + 1) * width; i++) {
         y[i] = (float) (residual[i] + (double) o.scale() * branch[i]);
+      }
+    }
+    return y;
+  }
+
+  private static float[] replace(Op.Replace o, float[] residual, float[] branch, AbstractBatch b) {
+    float[] y = branch.clone();
+    int width = o.residual().width();
+    for (int r = 0; r < y.length / width; r++) {
+      if (skipped(Optional.of(o.gate()), o.residual().rows(), r, b)) {
+        System.arraycopy(residual, r * width, y, r * width, width);
       }
     }
     return y;

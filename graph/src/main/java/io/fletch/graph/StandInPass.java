@@ -186,6 +186,7 @@ public final class StandInPass {
     return switch (op) {
       case Op.Embedding e -> true;
       case Op.Add a -> a.gate().isPresent();
+      case Op.Replace r -> true;
       case Op.Scale s -> isResidual(s.in());
       case Op.RmsNorm n -> n.groups() == 1 && isResidual(n.in());
       case Op.LayerNorm n -> isResidual(n.in());

@@ -287,7 +287,17 @@ final class Lowering {
         Place part = new Place(in.logits(), in.offset() + o.from(), in.stride());
         yield new RowStage.Copy("slice", part, false, o.out().width(), place(o.out()), gate(op));
       }
-      case Op.Gather o -> new RowStage.Gather(place(o.in()), o.columns(), place(o.out()), gate(op));
+      case Op.Gather o ->
+          new RowStage.Gather(
+              place(o.in()),
+              o.in().width(),
+              place(o.more().orElse(o.in())),
+              o.columns(),
+              place(o.out()),
+              gate(op));
+      case Op.Replace o ->
+          new RowStage.Replace(
+              place(o.residual()), place(o.branch()), o.out().width(), place(o.out()), gate(op));
       case Op.SelectRows o ->
           new RowStage.Copy(
               "select_rows", place(o.in()), true, o.in().width(), place(o.out()), gate(op));

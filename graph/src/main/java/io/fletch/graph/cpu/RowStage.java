@@ -478,15 +478,46 @@ final class RowStage extends WorkerPool.Stage<Frame> {
     }
   }
 
-  /** Some elements of a row, one by one. */
+  /** The branch, or for rows that the gate skips the residual. */
+  static final class Replace extends Step {
+    private final Place residual;
+    private final Place branch;
+    private final int n;
+    private final Place out;
+
+    Replace(Place residual, Place branch, int n, Place out, int gate) {
+      super("replace", gate);
+      this.residual = residual;
+      this.branch = branch;
+      this.n = n;
+      this.out = out;
+    }
+
+    @Override
+    void run(Frame f, int row, int batchRow) {
+      copy(f, branch, row, n, out, row);
+    }
+
+    @Override
+    void skip(Frame f, int row) {
+      copy(f, residual, row, n, out, row);
+    }
+  }
+
+  /** Some elements of a row, or of two together, one by one. */
   static final class Gather extends Step {
     private final Place in;
+    private final int width;
+    private final Place more;
     private final int[] columns;
     private final Place out;
 
-    Gather(Place in, Tensor columns, Place out, int gate) {
+    /** Elements from {@code width} on are those of {@code more}. */
+    Gather(Place in, int width, Place more, Tensor columns, Place out, int gate) {
       super("gather", gate);
       this.in = in;
+      this.width = width;
+      this.more = more;
       this.columns = columns.segment().toArray(Segments.INT);
       this.out = out;
     }
@@ -494,11 +525,15 @@ final class RowStage extends WorkerPool.Stage<Frame> {
     @Override
     void run(Frame f, int row, int batchRow) {
       MemorySegment x = in.segment(f);
+      MemorySegment second = more.segment(f);
       MemorySegment y = out.segment(f);
       long from = in.at(row);
+      long behind = more.at(row) - width;
       long to = out.at(row);
       for (int i = 0; i < columns.length; i++) {
-        Segments.f32(y, to + i, Segments.f32(x, from + columns[i]));
+        int c = columns[i];
+        Segments.f32(
+            y, to + i, c < width ? Segments.f32(x, from + c) : Segments.f32(second, behind + c));
       }
     }
   }

@@ -636,15 +636,25 @@ final class CudaLowering {
               o.out().width(),
               at(o.in()),
               at(o.out()));
-      case Op.Gather o ->
+      case Op.Replace o ->
           run.element(
               op,
-              "gather",
-              e.gather(o.in().width(), o.out().width(), o.in().rows()),
+              "replace",
+              e.replace(o.out().width(), o.gate(), o.residual().rows()),
               o.out().width(),
-              at(o.in()),
-              weights.address(o.columns()),
+              at(o.residual()),
+              at(o.branch()),
               at(o.out()));
+      case Op.Gather o -> {
+        int more = o.more().map(Value::width).orElse(0);
+        PtxKernel k = e.gather(o.in().width(), more, o.out().width(), o.in().rows());
+        long columns = weights.address(o.columns());
+        long[] p =
+            more > 0
+                ? new long[] {at(o.in()), columns, at(o.out()), at(o.more().get())}
+                : new long[] {at(o.in()), columns, at(o.out())};
+        run.element(op, "gather", k, o.out().width(), p);
+      }
       case Op.SelectRows o ->
           run.element(
               op,

@@ -86,6 +86,7 @@ final class DeviceWeights {
         case Op.Attention o -> {}
         case Op.Activate o -> {}
         case Op.Add o -> {}
+        case Op.Replace o -> {}
         case Op.Adapt o -> {}
         case Op.Scale o -> {}
         case Op.SoftCap o -> {}

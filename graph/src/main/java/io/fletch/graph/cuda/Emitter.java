@@ -931,15 +931,46 @@ final class Emitter {
     return b.k;
   }
 
-  /** Parameters: control, in, columns, out. */
-  PtxKernel gather(int in, int width, Value.Rows rows) {
+  /** Parameters: control, residual, branch, out. */
+  PtxKernel replace(int width, Gate gate, Value.Rows rows) {
+    Row b = new Row(rows);
+    PtxKernel k = b.k;
+    PtxRegister residual = b.floats(k.parameter(U64), b.row, width);
+    PtxRegister branch = b.floats(k.parameter(U64), b.row, width);
+    PtxRegister y = b.floats(k.parameter(U64), b.row, width);
+    PtxRegister i = b.element(width);
+    k.when(
+        b.skipped(gate),
+        () -> {
+          b.put(y, i, b.get(residual, i));
+          k.exit();
+        });
+    b.put(y, i, b.get(branch, i));
+    return k;
+  }
+
+  /**
+   * Elements of a row, from {@code in} on those of a second value. Parameters: control, in,
+   * columns, out, the second value if it has a width.
+   */
+  PtxKernel gather(int in, int more, int width, Value.Rows rows) {
     Row b = new Row(rows);
     PtxKernel k = b.k;
     PtxRegister x = b.floats(k.parameter(U64), b.row, in);
     PtxRegister columns = k.parameter(U64);
     PtxRegister y = b.floats(k.parameter(U64), b.row, width);
+    Optional<PtxRegister> second =
+        more > 0 ? Optional.of(b.floats(k.parameter(U64), b.row, more)) : Optional.empty();
     PtxRegister i = b.element(width);
-    b.put(y, i, b.get(x, k.load(U32, k.address(columns, i, 4), 0)));
+    PtxRegister column = k.load(U32, k.address(columns, i, 4), 0);
+    second.ifPresent(s ->
+        k.when(
+            k.compare("ge", column, in),
+            () -> {
+              b.put(y, i, b.get(s, k.sub(column, in)));
+              k.exit();
+            }));
+    b.put(y, i, b.get(x, column));
     return k;
   }
 

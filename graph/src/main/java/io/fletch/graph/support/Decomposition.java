@@ -97,7 +97,7 @@ public final class Decomposition {
       }
       case LinearOp.Columns c -> {
         Value x = value(out.name() + ".columns", c.columns().elements(), out.rows());
-        ops.add(new Op.Gather(in, c.columns(), x));
+        ops.add(new Op.Gather(in, Optional.empty(), c.columns(), x));
         linear(x, c.weight(), bias, gate, out);
       }
       case LinearOp.Sum s -> sum(in, s, bias, gate, out);
@@ -163,7 +163,7 @@ public final class Decomposition {
       }
       case LinearOp.Columns c -> {
         Value x = value(out.name() + ".columns", c.columns().elements(), out.rows());
-        ops.add(new Op.Gather(in, c.columns(), x));
+        ops.add(new Op.Gather(in, Optional.empty(), c.columns(), x));
         scaled(x, c.weight(), factor, bias, gate, out);
       }
       case LinearOp.Sum s -> {

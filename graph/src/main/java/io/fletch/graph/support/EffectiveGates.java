@@ -58,7 +58,8 @@ public final class EffectiveGates {
 
   private Optional<Gate> readUnder(Op reader, Value value) {
     boolean keepsResidual =
-        reader instanceof Op.Add add && add.residual().equals(value) && add.gate().isPresent();
+        reader instanceof Op.Add add && add.residual().equals(value) && add.gate().isPresent()
+            || reader instanceof Op.Replace r && r.residual().equals(value);
     return keepsResidual ? Optional.empty() : gates.get(reader);
   }
 

@@ -541,7 +541,8 @@ public final class AdapterFile {
    * @throws FletchException if the graph has no such product, or its shape differs
    */
   public Map<Value, LowRankDelta> deltas(Graph graph) {
-    Map<String, Op.Linear> products = new HashMap<>();
+    // A chain of experts uses some of its matrices several times.
+    Map<String, List<Op.Linear>> products = new HashMap<>();
     Set<Tensor> tables = new HashSet<>();
     for (Op op : graph.ops()) {
       if (op instanceof Op.Embedding e) {
@@ -550,16 +551,19 @@ public final class AdapterFile {
         boolean isOutput = l.out().name().equals("logits");
         // An output matrix that is the embedding too cannot change alone.
         if (!isOutput || l.weight().tensors().stream().noneMatch(tables::contains)) {
-          products.put(isOutput ? "output" : l.out().name(), l);
+          products
+              .computeIfAbsent(isOutput ? "output" : l.out().name(), n -> new ArrayList<>())
+              .add(l);
         }
       }
     }
     Map<Value, LowRankDelta> out = new LinkedHashMap<>();
     deltas.forEach((layer, d) -> {
-      Op.Linear l = products.get(layer);
-      if (l == null) {
+      List<Op.Linear> uses = products.getOrDefault(layer, List.of());
+      if (uses.isEmpty()) {
         throw unknown(d);
       }
+      Op.Linear l = uses.getFirst();
       if (d.a().cols() != l.in().width() || d.b().rows() != l.out().width()) {
         throw fail(
             d.stem() + ": shape",
@@ -567,7 +571,8 @@ public final class AdapterFile {
             "[" + d.b().rows() + ", " + d.a().cols() + "]");
       }
       LowRankDelta plain = new LowRankDelta(first(d), d.b(), d.own());
-      out.put(l.out(), d.magnitude().map(m -> decomposed(d, l, plain, m)).orElse(plain));
+      LowRankDelta delta = d.magnitude().map(m -> decomposed(d, l, plain, m)).orElse(plain);
+      uses.forEach(use -> out.put(use.out(), delta));
     });
     return out;
   }

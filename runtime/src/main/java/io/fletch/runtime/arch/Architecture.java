@@ -61,6 +61,35 @@ public enum Architecture {
       TensorNames.HF_EXPERTS,
       Trait.EXPERTS,
       Trait.QK_NORM),
+  /** DeepSeekMoE: llama with fine experts and shared ones, the base of condensed models. */
+  DEEPSEEK(
+      "deepseek",
+      List.of("deepseek"),
+      RopeSpec.Style.NORM,
+      TensorNames.HF_DEEPSEEK,
+      Trait.EXPERTS,
+      Trait.DEEPSEEK),
+  /**
+   * DeepSeek-V2: the same with multi-head latent attention, with one matrix for keys and values.
+   */
+  DEEPSEEK2(
+      "deepseek2",
+      List.of("deepseek_v2"),
+      RopeSpec.Style.NORM,
+      TensorNames.HF_DEEPSEEK,
+      Trait.EXPERTS,
+      Trait.DEEPSEEK,
+      Trait.LATENT),
+  /** Chain-of-Experts on DeepSeek-V2. */
+  COE(
+      "coe_deepseekv2",
+      List.of("coe_deepseekv2"),
+      RopeSpec.Style.NORM,
+      TensorNames.HF_DEEPSEEK,
+      Trait.EXPERTS,
+      Trait.DEEPSEEK,
+      Trait.LATENT,
+      Trait.CHAIN),
   /** OLMoE. */
   OLMOE(
       "olmoe",
@@ -196,7 +225,13 @@ public enum Architecture {
     /** All positions see each other; there is no output matrix, but a norm of the embeddings. */
     ENCODER,
     /** A table of positions instead of a rotation. */
-    LEARNED_POSITIONS
+    LEARNED_POSITIONS,
+    /** Experts and their settings as DeepSeekMoE has them. */
+    DEEPSEEK,
+    /** Multi-head latent attention. */
+    LATENT,
+    /** Experts that run several times. */
+    CHAIN
   }
 
   private final String id;

@@ -3,6 +3,7 @@ package io.fletch.runtime.arch;
 import io.fletch.FletchException;
 import io.fletch.graph.Activation;
 import io.fletch.graph.RouteSpec;
+import java.util.List;
 import java.util.Objects;
 import java.util.Optional;
 
@@ -111,6 +112,9 @@ public record BlockSpec(
    * @param qkNorm RMS norms on queries and keys before rotation
    * @param fusedQkv one matrix for queries, keys and values, in this order of rows
    * @param rope rotary embedding; empty for none
+   * @param latent queries, keys and values come out of shorter vectors (multi-head latent
+   *     attention); the rotated elements of a head are its last ones, and those of all key heads
+   *     the same
    */
   public record Attention(
       int heads,
@@ -122,7 +126,8 @@ public record BlockSpec(
       int window,
       QkNorm qkNorm,
       boolean fusedQkv,
-      Optional<RopeParameters> rope) {
+      Optional<RopeParameters> rope,
+      Optional<Latent> latent) {
     /** Largest width of a projection. */
     private static final long MAX_WIDTH = 1 << 24;
 
@@ -130,6 +135,7 @@ public record BlockSpec(
     public Attention {
       Objects.requireNonNull(qkNorm, "qkNorm");
       Objects.requireNonNull(rope, "rope");
+      Objects.requireNonNull(latent, "latent");
       if (heads < 1 || kvHeads < 1 || heads % kvHeads != 0) {
         throw new FletchException(
             "key/value heads must divide heads: heads=" + heads + " kvHeads=" + kvHeads);
@@ -153,6 +159,22 @@ public record BlockSpec(
         throw new FletchException(
             "rotated elements of a head: expected <= keyDim=" + keyDim + " actual=" + rotated);
       }
+      if (latent.isPresent()
+          && (rotated == 0
+              || rotated == keyDim
+              || kvHeads != heads
+              || fusedQkv
+              || qkNorm != QkNorm.NONE)) {
+        throw new FletchException(
+            "latent attention: expected=as many key as query heads, partly rotated actual: heads="
+                + heads
+                + " kvHeads="
+                + kvHeads
+                + " keyDim="
+                + keyDim
+                + " rotated="
+                + rotated);
+      }
       if (window < 0 || !(softCap >= 0) || !Float.isFinite(scale)) {
         throw new FletchException(
             "attention: window=" + window + " softCap=" + softCap + " scale=" + scale);
@@ -161,12 +183,39 @@ public record BlockSpec(
 
     Attention withHeads(int newHeads, int newKvHeads) {
       return new Attention(
-          newHeads, newKvHeads, keyDim, valueDim, scale, softCap, window, qkNorm, fusedQkv, rope);
+          newHeads,
+          newKvHeads,
+          keyDim,
+          valueDim,
+          scale,
+          softCap,
+          window,
+          qkNorm,
+          fusedQkv,
+          rope,
+          latent);
     }
 
     Attention withRope(Optional<RopeParameters> value) {
       return new Attention(
-          heads, kvHeads, keyDim, valueDim, scale, softCap, window, qkNorm, fusedQkv, value);
+          heads, kvHeads, keyDim, valueDim, scale, softCap, window, qkNorm, fusedQkv, value,
+          latent);
+    }
+  }
+
+  /**
+   * What heads are made from in multi-head latent attention.
+   *
+   * @param queryRank elements of the vector that queries come out of; 0 for the unit's input
+   * @param kvRank elements of the vector that keys and values come out of
+   */
+  public record Latent(int queryRank, int kvRank) {
+    /** Checks the ranges. */
+    public Latent {
+      if (queryRank < 0 || kvRank < 1) {
+        throw new FletchException(
+            "latent attention: query rank=" + queryRank + " key/value rank=" + kvRank);
+      }
     }
   }
 
@@ -205,6 +254,10 @@ public record BlockSpec(
       return new FeedForward(width, activation, gated, fusedGateUp, Optional.empty());
     }
 
+    FeedForward withExperts(Experts value) {
+      return new FeedForward(width, activation, gated, fusedGateUp, Optional.of(value));
+    }
+
     FeedForward withWidth(int value) {
       return new FeedForward(value, activation, gated, fusedGateUp, experts);
     }
@@ -217,13 +270,83 @@ public record BlockSpec(
    * @param bias whether a bias is added to the probabilities for the choice
    * @param sharedWidth width of a unit that all rows run besides; 0 for none
    * @param sharedGate whether the shared unit's result is scaled by a sigmoid of its own
+   * @param chain how often experts run one after the other
+   * @param fixed of a condensed layer (CD-MoE): the weights of its experts, all of which every row
+   *     runs, without a router; it may have none
    */
-  public record Experts(RouteSpec route, boolean bias, int sharedWidth, boolean sharedGate) {
+  public record Experts(
+      RouteSpec route,
+      boolean bias,
+      int sharedWidth,
+      boolean sharedGate,
+      Chain chain,
+      Optional<List<Float>> fixed) {
     /** Checks the ranges. */
     public Experts {
       Objects.requireNonNull(route, "route");
+      Objects.requireNonNull(chain, "chain");
+      fixed = fixed.map(List::copyOf);
+      if (fixed.isPresent() && (!chain.equals(Chain.ONCE) || sharedWidth == 0)) {
+        throw new FletchException(
+            "a condensed layer: expected=a shared expert, and experts that run once actual="
+                + "shared width="
+                + sharedWidth
+                + " "
+                + chain);
+      }
       if (sharedWidth < 0 || sharedGate && sharedWidth == 0) {
         throw new FletchException("shared expert: width=" + sharedWidth + " gated=" + sharedGate);
+      }
+    }
+
+    /** Experts that run once. */
+    public static Experts once(RouteSpec route, boolean bias, int sharedWidth, boolean sharedGate) {
+      return new Experts(route, bias, sharedWidth, sharedGate, Chain.ONCE, Optional.empty());
+    }
+
+    Experts withChain(Chain value) {
+      return new Experts(route, bias, sharedWidth, sharedGate, value, fixed);
+    }
+
+    Experts withFixed(List<Float> weights) {
+      return new Experts(route, bias, sharedWidth, sharedGate, chain, Optional.of(weights));
+    }
+  }
+
+  /**
+   * Experts that run several times (Chain-of-Experts, specs weights 5.1): from {@code u_0 = N(x)},
+   * {@code u_(t+1) = experts(u_t)} plus what is carried over; the last one is the unit's result.
+   *
+   * @param iterations how often
+   * @param routers whether each of them has a router of its own
+   * @param carry what is added to each result
+   * @param outer whether the result is added to the residual stream, which it replaces otherwise
+   */
+  public record Chain(int iterations, boolean routers, Carry carry, boolean outer) {
+    /** Most iterations. */
+    public static final int MAX_ITERATIONS = 64;
+
+    /** What is added to the result of an iteration. */
+    public enum Carry {
+      NONE,
+      /** What it started from. */
+      INNER,
+      /** What the first one started from. */
+      FIRST
+    }
+
+    /** The usual experts: once, added to the residual stream. */
+    public static final Chain ONCE = new Chain(1, false, Carry.NONE, true);
+
+    /** Checks the ranges. */
+    public Chain {
+      Objects.requireNonNull(carry, "carry");
+      if (iterations < 1 || iterations > MAX_ITERATIONS) {
+        throw new FletchException(
+            "chain of experts: iterations: expected=[1, "
+                + MAX_ITERATIONS
+                + "] actual="
+                + iterations);
       }
     }
   }

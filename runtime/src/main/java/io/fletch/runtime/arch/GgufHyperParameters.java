@@ -153,6 +153,13 @@ final class GgufHyperParameters {
     int keyDim = keyLength.orElse(embedding / mostHeads);
     int valueDim = s.integer("attention.value_length", keyDim, 1, 1 << 16);
     int rotated = s.integer("rope.dimension_count", keyDim, 2, 1 << 16);
+    Optional<BlockSpec.Latent> latent =
+        arch.has(Trait.LATENT)
+            ? Optional.of(
+                new BlockSpec.Latent(
+                    s.integer("attention.q_lora_rank", 0, 0, 1 << 20),
+                    s.integer("attention.kv_lora_rank", 1, 1 << 20)))
+            : Optional.empty();
     if (arch == Architecture.LLAMA && rotated != keyDim) {
       throw new FletchException(
           s.key("rope.dimension_count") + ": expected=" + keyDim + " actual=" + rotated);
@@ -191,6 +198,11 @@ final class GgufHyperParameters {
         arch == Architecture.GEMMA2 && layers == 46 || arch == Architecture.GEMMA3 && layers == 62;
     double scale = 1 / Math.sqrt(wide ? (double) embedding / mostHeads : keyDim);
     scale = s.number("attention.scale", scale);
+    if (latent.isPresent() && rope.scaling() instanceof RopeScaling.Yarn y) {
+      // 0.1 times the share of YaRN's scale that is in the scores and not in the rotation.
+      double m = 1 + s.number("rope.scaling.yarn_log_multiplier", 0) * Math.log(y.factor());
+      scale *= m * m;
+    }
     float softCap =
         arch == Architecture.GEMMA2 ? (float) s.number("attn_logit_softcapping", 50) : 0;
     Activation activation = activation(arch);
@@ -223,7 +235,8 @@ final class GgufHyperParameters {
                       arch.fusedQkv(),
                       Windows.rotates(arch, i) && !arch.has(Trait.LEARNED_POSITIONS)
                           ? Optional.of(sliding ? local : rope)
-                          : Optional.empty()));
+                          : Optional.empty(),
+                      latent));
       Optional<BlockSpec.FeedForward> feedForward =
           widths[i] == 0
               ? Optional.empty()
@@ -259,6 +272,8 @@ final class GgufHyperParameters {
         switch (arch) {
           case QWEN2MOE -> s.integer("expert_shared_feed_forward_length", denseWidth, 1, 1 << 24);
           case LLADA2 -> width * s.integer("expert_shared_count", 1, 0, 1 << 10);
+          case DEEPSEEK, DEEPSEEK2, COE ->
+              Math.toIntExact((long) width * s.integer("expert_shared_count", 0, 0, 1 << 7));
           default -> 0;
         };
     int gating = s.integer("expert_gating_func", arch == Architecture.LLADA2 ? 2 : 1, 0, 2);
@@ -289,7 +304,14 @@ final class GgufHyperParameters {
                     groupsUsed == 0 ? groups : groupsUsed),
                 arch == Architecture.LLADA2,
                 shared,
-                arch == Architecture.QWEN2MOE)));
+                arch == Architecture.QWEN2MOE,
+                arch.has(Trait.CHAIN)
+                    ? HfHyperParameters.chain(
+                        s.integer("chain.iterations", 1, 1, BlockSpec.Chain.MAX_ITERATIONS),
+                        s.bool("chain.routers", false),
+                        s.string("chain.residual").orElse("inner"))
+                    : BlockSpec.Chain.ONCE,
+                Optional.empty())));
   }
 
   /** A routing, or the model's fault. */
@@ -332,7 +354,10 @@ final class GgufHyperParameters {
               betaFast,
               betaSlow,
               extrapolation,
-              extrapolation == 0 ? attention : attention * (1 + 0.1 * Math.log(factor)));
+              // With latent attention the scores have what belongs to them.
+              extrapolation == 0 || arch.has(Trait.LATENT)
+                  ? attention
+                  : attention * (1 + 0.1 * Math.log(factor)));
       default ->
           throw new FletchException(
               s.key("rope.scaling.type") + ": not supported: \"" + type + "\"");

@@ -45,10 +45,25 @@ final class HfHyperParameters {
     int context = s.integer("max_position_embeddings", 1, Integer.MAX_VALUE);
     int heads = s.integer("num_attention_heads", 1, 1 << 16);
     int kvHeads = s.integer("num_key_value_heads", heads, 1, 1 << 16);
-    int keyDim = headDim(s, embedding, heads);
+    boolean isLatent = arch.has(Trait.LATENT);
+    int rotatedOfLatent = isLatent ? s.integer("qk_rope_head_dim", 2, 1 << 16) : 0;
+    int keyDim =
+        isLatent
+            ? rotatedOfLatent + s.integer("qk_nope_head_dim", 1, 1 << 16)
+            : headDim(s, embedding, heads);
+    int valueDim = isLatent ? s.integer("v_head_dim", 1, 1 << 16) : keyDim;
+    Optional<BlockSpec.Latent> latent =
+        isLatent
+            ? Optional.of(
+                new BlockSpec.Latent(
+                    s.integer("q_lora_rank", 0, 1, 1 << 20), s.integer("kv_lora_rank", 1, 1 << 20)))
+            : Optional.empty();
     int width = s.integer("intermediate_size", 1, 1 << 24);
     float branch = arch.has(Trait.SCALES) ? (float) s.number("residual_multiplier", 1) : 1;
-    int rotated = (int) Math.round(keyDim * s.number("partial_rotary_factor", 1));
+    int rotated =
+        isLatent
+            ? rotatedOfLatent
+            : (int) Math.round(keyDim * s.number("partial_rotary_factor", 1));
     RopeParameters rope = rope(arch, s, rotated, context);
     RopeParameters local =
         arch == Architecture.GEMMA3
@@ -62,6 +77,7 @@ final class HfHyperParameters {
     if (arch.has(Trait.GEMMA)) {
       scale = 1 / Math.sqrt(s.number("query_pre_attn_scalar"));
     }
+    scale *= isLatent ? latentScale(s) : 1;
     float softCap = arch.has(Trait.GEMMA) ? (float) s.number("attn_logit_softcapping", 0) : 0;
     if (arch.has(Trait.SCALES)) {
       scale = s.number("attention_multiplier", scale);
@@ -77,7 +93,7 @@ final class HfHyperParameters {
               heads,
               kvHeads,
               keyDim,
-              keyDim,
+              valueDim,
               (float) scale,
               softCap,
               windows[i],
@@ -85,7 +101,8 @@ final class HfHyperParameters {
               arch.fusedQkv(),
               rotates(arch, s, i, layers)
                   ? Optional.of(windows[i] > 0 ? local : rope)
-                  : Optional.empty());
+                  : Optional.empty(),
+              latent);
       blocks.add(
           new BlockSpec(
               arch.norms(),
@@ -145,6 +162,12 @@ final class HfHyperParameters {
     if (!arch.has(Trait.EXPERTS)) {
       return false;
     }
+    if (arch.has(Trait.DEEPSEEK)) {
+      // The code of chains cannot run a dense layer.
+      int most = arch.has(Trait.CHAIN) ? 0 : HyperParameters.MAX_LAYERS;
+      return layer >= s.integer("first_k_dense_replace", 0, 0, most)
+          && layer % s.integer("moe_layer_freq", 1, 1, Math.max(1, most)) == 0;
+    }
     if (arch == Architecture.LLADA2) {
       return layer >= s.integer("first_k_dense_replace", 0, 0, HyperParameters.MAX_LAYERS);
     }
@@ -157,7 +180,85 @@ final class HfHyperParameters {
     return (layer + 1) % s.integer("decoder_sparse_step", 1, 1, HyperParameters.MAX_LAYERS) == 0;
   }
 
+  /** YaRN's {@code 0.1 m ln(factor) + 1}. */
+  private static double yarnScale(double factor, double m) {
+    return factor <= 1 ? 1 : 0.1 * m * Math.log(factor) + 1;
+  }
+
+  /** What latent attention with YaRN multiplies its scores by. */
+  private static double latentScale(Settings s) {
+    String at = ropeKeys(s);
+    double all = s.number(at + "mscale_all_dim", 0);
+    double m = all == 0 ? 1 : yarnScale(s.number(at + "factor"), all);
+    return m * m;
+  }
+
+  private static BlockSpec.FeedForward deepSeek(Architecture arch, Settings s) {
+    int count = s.integer("n_routed_experts", 1, 1024);
+    int used = s.integer("num_experts_per_tok", 1, count);
+    int width = s.integer("moe_intermediate_size", 1, 1 << 24);
+    s.requireString("scoring_func", "softmax");
+    String method = s.string("topk_method").orElse("greedy");
+    if (!method.equals("greedy") && s.integer("n_group", 1, 1, 1 << 16) != 1) {
+      throw new FletchException(
+          "topk_method: not supported: \"" + method + "\", supported=\"greedy\"");
+    }
+    boolean normalized = s.bool("norm_topk_prob", false) && used > 1;
+    // What is normalised is not scaled, and DeepSeekMoE scales nothing.
+    double scale =
+        normalized || arch == Architecture.DEEPSEEK ? 1 : s.number("routed_scaling_factor", 1);
+    int shared = width * s.integer("n_shared_experts", 0, 0, 1024);
+    BlockSpec.Experts experts =
+        BlockSpec.Experts.once(
+            GgufHyperParameters.route(
+                count, used, RouteSpec.Scoring.SOFTMAX, normalized, scale, 1, 1),
+            false,
+            shared,
+            false);
+    if (arch.has(Trait.CHAIN)) {
+      boolean isNamed = s.has("residual") || !s.has("outer_residual");
+      String residual = s.string("residual").orElse("inner");
+      experts =
+          experts.withChain(
+              chain(
+                  s.integer("inner_iter", 1, 1, BlockSpec.Chain.MAX_ITERATIONS),
+                  s.bool("use_igate", false),
+                  isNamed
+                      ? residual
+                      : residual(s.bool("inner_residual", true), s.bool("outer_residual", false))));
+    }
+    return new BlockSpec.FeedForward(width, activation(arch, s), true, false, Optional.of(experts));
+  }
+
+  /** Older code has two flags in place of a name. */
+  private static String residual(boolean inner, boolean outer) {
+    if (inner && outer) {
+      return "both";
+    }
+    return inner ? "inner" : outer ? "outer" : "none";
+  }
+
+  /** A chain of experts by the name of its residual. */
+  static BlockSpec.Chain chain(int iterations, boolean routers, String residual) {
+    BlockSpec.Chain.Carry carry =
+        switch (residual) {
+          case "inner", "both" -> BlockSpec.Chain.Carry.INNER;
+          case "addinit" -> BlockSpec.Chain.Carry.FIRST;
+          case "outer", "none" -> BlockSpec.Chain.Carry.NONE;
+          default ->
+              throw new FletchException(
+                  "residual of a chain of experts: not supported: \""
+                      + residual
+                      + "\", supported=inner|outer|both|addinit|none");
+        };
+    boolean outer = residual.equals("outer") || residual.equals("both");
+    return new BlockSpec.Chain(iterations, routers, carry, outer);
+  }
+
   private static BlockSpec.FeedForward experts(Architecture arch, Settings s, int denseWidth) {
+    if (arch.has(Trait.DEEPSEEK)) {
+      return deepSeek(arch, s);
+    }
     int count =
         arch == Architecture.MIXTRAL
             ? s.integer("num_local_experts", 1, 1024)
@@ -186,7 +287,7 @@ final class HfHyperParameters {
         true,
         false,
         Optional.of(
-            new BlockSpec.Experts(
+            BlockSpec.Experts.once(
                 GgufHyperParameters.route(
                     count,
                     used,
@@ -262,7 +363,8 @@ final class HfHyperParameters {
             0,
             arch.qkNorm(),
             arch.fusedQkv(),
-            rope);
+            rope,
+            Optional.empty());
     BlockSpec.FeedForward feedForward =
         BlockSpec.FeedForward.dense(
             s.integer(isOwn ? "n_inner" : "intermediate_size", 1, 1 << 24),
@@ -337,7 +439,8 @@ final class HfHyperParameters {
                     RopeSpec.Style.NEOX,
                     keyDim,
                     s.number("rope_theta", 10000),
-                    new RopeScaling.None())));
+                    new RopeScaling.None())),
+            Optional.empty());
     BlockSpec.FeedForward feedForward =
         BlockSpec.FeedForward.dense(
             s.integer("mlp_hidden_size", 1, 1 << 24),
@@ -448,13 +551,18 @@ final class HfHyperParameters {
     return out;
   }
 
+  private static String ropeKeys(Settings s) {
+    boolean isNew = s.has("rope_parameters.rope_theta") || s.has("rope_parameters.rope_type");
+    return isNew ? "rope_parameters." : "rope_scaling.";
+  }
+
   /**
    * Newer files have one object {@code rope_parameters}, older ones {@code rope_theta} and {@code
    * rope_scaling}.
    */
   private static RopeParameters rope(Architecture arch, Settings s, int rotated, int context) {
-    boolean isNew = s.has("rope_parameters.rope_theta") || s.has("rope_parameters.rope_type");
-    String at = isNew ? "rope_parameters." : "rope_scaling.";
+    String at = ropeKeys(s);
+    boolean isNew = at.equals("rope_parameters.");
     double base = s.number(isNew ? "rope_parameters.rope_theta" : "rope_theta", 10000);
     String type = s.string(at + "rope_type").or(() -> s.string(at + "type")).orElse("default");
     RopeScaling scaling =
@@ -467,15 +575,28 @@ final class HfHyperParameters {
                   s.number(at + "low_freq_factor", 1),
                   s.number(at + "high_freq_factor", 4),
                   s.number(at + "original_max_position_embeddings", 8192));
-          case "yarn" -> yarn(s, at, context);
+          case "yarn" -> yarn(arch, s, at, context);
           case "longrope", "su" -> longRope(arch, s, at, context);
           default -> throw new FletchException(at + "rope_type: not supported: \"" + type + "\"");
         };
-    return new RopeParameters(RopeSpec.Style.NEOX, rotated, base, scaling);
+    // The one kind of checkpoint that rotates pairs.
+    RopeSpec.Style style = arch.has(Trait.LATENT) ? RopeSpec.Style.NORM : RopeSpec.Style.NEOX;
+    return new RopeParameters(style, rotated, base, scaling);
   }
 
-  private static RopeScaling yarn(Settings s, String at, int context) {
+  private static RopeScaling yarn(Architecture arch, Settings s, String at, int context) {
     double factor = s.number(at + "factor");
+    if (arch.has(Trait.LATENT)) {
+      double m = yarnScale(factor, s.number(at + "mscale", 1));
+      double all = s.number(at + "mscale_all_dim", 0);
+      return new RopeScaling.Yarn(
+          factor,
+          s.number(at + "original_max_position_embeddings", 4096),
+          s.number(at + "beta_fast", 32),
+          s.number(at + "beta_slow", 1),
+          1,
+          all == 0 ? m : m / yarnScale(factor, all));
+    }
     if (s.has(at + "mscale") || s.has(at + "mscale_all_dim")) {
       throw new FletchException(at + "mscale: not supported");
     }

@@ -10,9 +10,13 @@ import io.fletch.graph.Value;
 import io.fletch.quant.LinearOp;
 import io.fletch.quant.Tensor;
 import io.fletch.runtime.arch.BlockSpec.Norms;
+import java.util.ArrayList;
 import java.util.HashMap;
+import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.function.IntFunction;
+import java.util.stream.IntStream;
 
 /**
  * Builds the graph of any model that {@link HyperParameters} can describe. Every attention and
@@ -157,6 +161,9 @@ public final class ModelGraph {
     Gate gate = new Gate(layer, Gate.Unit.FFN);
     Value in = hasInputNorms(block) ? norm(at + "ffn_norm", x, block.normScale()) : x;
     Value branch = feedForward(at, in, spec, gate);
+    if (spec.experts().filter(e -> !e.chain().outer()).isPresent()) {
+      return graph.replace(at + "ffn_replaced", x, branch, gate);
+    }
     return residual(x, branch, block, block.feedForwardScale(), at + "ffn", "post_ffw_norm", gate);
   }
 
@@ -209,6 +216,9 @@ public final class ModelGraph {
   }
 
   private Value attention(String at, Value in, BlockSpec.Attention spec, Gate gate) {
+    if (spec.latent().isPresent()) {
+      return latentAttention(at, in, spec, spec.latent().get(), gate);
+    }
     int queryWidth = spec.heads() * spec.keyDim();
     int keyWidth = spec.kvHeads() * spec.keyDim();
     int valueWidth = spec.kvHeads() * spec.valueDim();
@@ -241,6 +251,10 @@ public final class ModelGraph {
       q = graph.rope(at + "attn_q_rope", q, rope, spec.heads(), spec.keyDim());
       k = graph.rope(at + "attn_k_rope", k, rope, spec.kvHeads(), spec.keyDim());
     }
+    return attend(at, spec, q, k, v, gate);
+  }
+
+  private Value attend(String at, BlockSpec.Attention spec, Value q, Value k, Value v, Gate gate) {
     AttentionSpec shape =
         new AttentionSpec(
             kvLayer++,
@@ -255,9 +269,77 @@ public final class ModelGraph {
     return linear(at + "attn_output", mixed, hp.embeddingLength(), Optional.of(gate));
   }
 
+  /**
+   * Multi-head latent attention (DeepSeek-V2): keys and values of all heads come out of one short
+   * vector, but for the rotated elements of the keys, which all heads share. Heads are put together
+   * with the rotated elements first, which changes no product of a query with a key. The cache has
+   * whole keys and values.
+   */
+  private Value latentAttention(
+      String at, Value in, BlockSpec.Attention spec, BlockSpec.Latent latent, Gate gate) {
+    int heads = spec.heads();
+    RopeParameters parameters = spec.rope().orElseThrow();
+    int rotated = parameters.rotated();
+    int plain = spec.keyDim() - rotated;
+    int rank = latent.kvRank();
+    Value from = in;
+    if (latent.queryRank() > 0) {
+      Value a = linear(at + "attn_q_a", in, latent.queryRank(), Optional.of(gate));
+      from = norm(at + "attn_q_a_norm", a, 1);
+    }
+    String queries = at + (latent.queryRank() > 0 ? "attn_q_b" : "attn_q");
+    Value q = linear(queries, from, heads * spec.keyDim(), Optional.of(gate));
+    q =
+        graph.gather(
+            at + "attn_q_heads",
+            q,
+            Optional.empty(),
+            columns(
+                heads,
+                h -> {
+                  int head = h * spec.keyDim();
+                  return List.of(new Run(head + plain, rotated), new Run(head, plain));
+                }));
+    Value both = linear(at + "attn_kv_a_mqa", in, rank + rotated, Optional.empty());
+    Value inner = norm(at + "attn_kv_a_norm", graph.slice(at + "attn_kv", both, 0, rank), 1);
+    int part = plain + spec.valueDim();
+    Value kv = linear(at + "attn_kv_b", inner, heads * part, Optional.empty());
+    RopeSpec rope = ropes.computeIfAbsent(parameters, r -> r.spec(contextLength));
+    q = graph.rope(at + "attn_q_rope", q, rope, heads, spec.keyDim());
+    Value shared = graph.slice(at + "attn_k_shared", both, rank, rotated);
+    shared = graph.rope(at + "attn_k_rope", shared, rope, 1, rotated);
+    Value k =
+        graph.gather(
+            at + "attn_k_heads",
+            kv,
+            Optional.of(shared),
+            columns(heads, h -> List.of(new Run(heads * part, rotated), new Run(h * part, plain))));
+    Value v =
+        graph.gather(
+            at + "attn_v_heads",
+            kv,
+            Optional.empty(),
+            columns(heads, h -> List.of(new Run(h * part + plain, spec.valueDim()))));
+    return attend(at, spec, q, k, v, gate);
+  }
+
+  /** Elements that lie one after the other. */
+  private record Run(int from, int count) {}
+
+  private Tensor columns(int heads, IntFunction<List<Run>> of) {
+    List<Integer> all = new ArrayList<>();
+    for (int h = 0; h < heads; h++) {
+      of.apply(h).forEach(r -> IntStream.range(r.from(), r.from() + r.count()).forEach(all::add));
+    }
+    return weights.columns(all.stream().mapToInt(i -> i).toArray());
+  }
+
   private Value feedForward(String at, Value in, BlockSpec.FeedForward spec, Gate gate) {
     if (spec.experts().isPresent()) {
-      return experts(at, in, spec, spec.experts().get(), gate);
+      BlockSpec.Experts experts = spec.experts().get();
+      return experts.fixed().isPresent()
+          ? condensed(at, in, spec, experts, gate)
+          : chain(at, in, spec, experts, gate);
     }
     Optional<Gate> gated = Optional.of(gate);
     Value inner;
@@ -277,46 +359,122 @@ public final class ModelGraph {
     return linear(at + "ffn_down", inner, hp.embeddingLength(), gated);
   }
 
-  private Value experts(
+  /** Chain-of-Experts, of which the usual experts are a chain of one. */
+  private Value chain(
       String at, Value in, BlockSpec.FeedForward unit, BlockSpec.Experts spec, Gate gate) {
+    BlockSpec.Chain chain = spec.chain();
+    ExpertMatrices matrices = new ExpertMatrices(at, unit, spec);
+    Value x = in;
+    for (int t = 0; t < chain.iterations(); t++) {
+      String router = at + "ffn_gate_inp" + (chain.routers() ? "." + t : "");
+      String step = chain.iterations() == 1 ? "" : "." + t;
+      Value y = experts(at, step, router, x, unit, spec, matrices, gate);
+      x =
+          switch (chain.carry()) {
+            case NONE -> y;
+            case INNER -> graph.add(at + "ffn_carried" + step, x, y, 1, Optional.empty());
+            case FIRST -> graph.add(at + "ffn_carried" + step, in, y, 1, Optional.empty());
+          };
+    }
+    return x;
+  }
+
+  /** The matrices of a layer's experts, which all iterations share. */
+  private final class ExpertMatrices {
+    final List<Tensor> gate;
+    final List<Tensor> up;
+    final List<Tensor> down;
+
+    ExpertMatrices(String at, BlockSpec.FeedForward unit, BlockSpec.Experts spec) {
+      int n = spec.fixed().map(List::size).orElse(spec.route().experts());
+      int width = unit.width();
+      int hidden = hp.embeddingLength();
+      gate = weights.experts(at + "ffn_gate_exps", n, width, hidden);
+      up = weights.experts(at + "ffn_up_exps", n, width, hidden);
+      down = weights.experts(at + "ffn_down_exps", n, hidden, width);
+    }
+  }
+
+  /** Names of values end with {@code step}. */
+  private Value experts(
+      String at,
+      String step,
+      String router,
+      Value in,
+      BlockSpec.FeedForward unit,
+      BlockSpec.Experts spec,
+      ExpertMatrices matrices,
+      Gate gate) {
     RouteSpec route = spec.route();
     int n = route.experts();
-    int width = unit.width();
-    int hidden = hp.embeddingLength();
-    Value scores = linear(at + "ffn_gate_inp", in, n, Optional.empty());
+    Value scores = linear(router, in, n, Optional.empty());
     Optional<Tensor> bias =
         spec.bias() ? Optional.of(weights.vector(at + "exp_probs_b.bias", n)) : Optional.empty();
-    Value routing = graph.route(at + "ffn_routing", scores, route, bias);
-    String name = at + "ffn_gate_exps";
+    Value routing = graph.route(at + "ffn_routing" + step, scores, route, bias);
     Value half =
-        graph.expertLinear(
-            name, in, routing, route, weights.experts(name, n, width, hidden), false);
-    name = at + "ffn_up_exps";
+        graph.expertLinear(at + "ffn_gate_exps" + step, in, routing, route, matrices.gate, false);
     Value up =
-        graph.expertLinear(
-            name, in, routing, route, weights.experts(name, n, width, hidden), false);
+        graph.expertLinear(at + "ffn_up_exps" + step, in, routing, route, matrices.up, false);
     Value inner =
         graph.activate(
-            at + "ffn_act_exps", unit.activation(), Optional.of(half), up, Optional.of(gate));
-    name = at + "ffn_down_exps";
+            at + "ffn_act_exps" + step,
+            unit.activation(),
+            Optional.of(half),
+            up,
+            Optional.of(gate));
     Value down =
-        graph.expertLinear(
-            name, inner, routing, route, weights.experts(name, n, hidden, width), true);
-    Value mixed = graph.mix(at + "ffn_moe", down, routing, route);
-    return spec.sharedWidth() == 0
-        ? mixed
-        : graph.add(
-            at + "ffn_moe_shared", mixed, shared(at, in, unit, spec, gate), 1, Optional.empty());
+        graph.expertLinear(at + "ffn_down_exps" + step, inner, routing, route, matrices.down, true);
+    Value mixed = graph.mix(at + "ffn_moe" + step, down, routing, route);
+    if (spec.sharedWidth() == 0) {
+      return mixed;
+    }
+    Value shared = shared(at, step, in, unit, spec, gate);
+    return graph.add(at + "ffn_moe_shared" + step, mixed, shared, 1, Optional.empty());
+  }
+
+  /**
+   * A condensed layer (CD-MoE): the shared expert, and a few experts that every row runs, each
+   * times a constant.
+   */
+  private Value condensed(
+      String at, Value in, BlockSpec.FeedForward unit, BlockSpec.Experts spec, Gate gate) {
+    Value sum = shared(at, "", in, unit, spec, gate);
+    List<Float> factors = spec.fixed().orElseThrow();
+    if (factors.isEmpty()) {
+      return sum;
+    }
+    Optional<Gate> gated = Optional.of(gate);
+    ExpertMatrices matrices = new ExpertMatrices(at, unit, spec);
+    for (int e = 0; e < factors.size(); e++) {
+      Value half = product(at + "ffn_gate_exps." + e, in, matrices.gate.get(e), gate);
+      Value up = product(at + "ffn_up_exps." + e, in, matrices.up.get(e), gate);
+      Value inner =
+          graph.activate(at + "ffn_act_exps." + e, unit.activation(), Optional.of(half), up, gated);
+      Value down = product(at + "ffn_down_exps." + e, inner, matrices.down.get(e), gate);
+      sum = graph.add(at + "ffn_condensed." + e, sum, down, factors.get(e), Optional.empty());
+    }
+    return sum;
+  }
+
+  private Value product(String name, Value in, Tensor weight, Gate gate) {
+    LinearOp op = weights.adapted(name, LinearOp.dense(weight));
+    return graph.linear(name, in, op, Optional.empty(), Optional.of(gate));
   }
 
   /** The expert that every row runs. */
   private Value shared(
-      String at, Value in, BlockSpec.FeedForward unit, BlockSpec.Experts spec, Gate gate) {
+      String at,
+      String step,
+      Value in,
+      BlockSpec.FeedForward unit,
+      BlockSpec.Experts spec,
+      Gate gate) {
     Optional<Gate> gated = Optional.of(gate);
     Value half = linear(at + "ffn_gate_shexp", in, spec.sharedWidth(), gated);
     Value up = linear(at + "ffn_up_shexp", in, spec.sharedWidth(), gated);
     Value inner =
-        graph.activate(at + "ffn_act_shexp", unit.activation(), Optional.of(half), up, gated);
+        graph.activate(
+            at + "ffn_act_shexp" + step, unit.activation(), Optional.of(half), up, gated);
     Value out = linear(at + "ffn_down_shexp", inner, hp.embeddingLength(), gated);
     if (!spec.sharedGate()) {
       return out;
@@ -326,8 +484,8 @@ public final class ModelGraph {
     Tensor weight = weights.rowVector(name + ".weight", in.width());
     Value score =
         graph.linear(name, in, LinearOp.dense(weight), Optional.empty(), Optional.empty());
-    Value routing = graph.route(at + "ffn_routing_shexp", score, one, Optional.empty());
-    return graph.mix(at + "ffn_shexp", out, routing, one);
+    Value routing = graph.route(at + "ffn_routing_shexp" + step, score, one, Optional.empty());
+    return graph.mix(at + "ffn_shexp" + step, out, routing, one);
   }
 
   private Value linear(String name, Value in, int out, Optional<Gate> gate) {

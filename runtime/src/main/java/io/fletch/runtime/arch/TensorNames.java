@@ -58,6 +58,25 @@ public final class TensorNames {
               Map.entry("blk.{}.ffn_up_shexp", "model.layers.{}.mlp.shared_expert.up_proj"),
               Map.entry("blk.{}.ffn_down_shexp", "model.layers.{}.mlp.shared_expert.down_proj")));
 
+  /**
+   * DeepSeekMoE, DeepSeek-V2 and what has their shape; condensed layers of the first, several
+   * routers (Chain-of-Experts) of the second.
+   */
+  static final TensorNames HF_DEEPSEEK =
+      HF_EXPERTS.with(
+          Map.ofEntries(
+              Map.entry("blk.{}.attn_q_a", "model.layers.{}.self_attn.q_a_proj"),
+              Map.entry("blk.{}.attn_q_a_norm", "model.layers.{}.self_attn.q_a_layernorm"),
+              Map.entry("blk.{}.attn_q_b", "model.layers.{}.self_attn.q_b_proj"),
+              Map.entry("blk.{}.attn_kv_a_mqa", "model.layers.{}.self_attn.kv_a_proj_with_mqa"),
+              Map.entry("blk.{}.attn_kv_a_norm", "model.layers.{}.self_attn.kv_a_layernorm"),
+              Map.entry("blk.{}.attn_kv_b", "model.layers.{}.self_attn.kv_b_proj"),
+              Map.entry("blk.{}.ffn_gate_inp.{e}", "model.layers.{}.mlp.gate.{e}"),
+              Map.entry("blk.{}.ffn_fixed_exps", "model.layers.{}.mlp.fixed_experts"),
+              Map.entry("blk.{}.ffn_gate_shexp", "model.layers.{}.mlp.shared_experts.gate_proj"),
+              Map.entry("blk.{}.ffn_up_shexp", "model.layers.{}.mlp.shared_experts.up_proj"),
+              Map.entry("blk.{}.ffn_down_shexp", "model.layers.{}.mlp.shared_experts.down_proj")));
+
   /** Mixtral. */
   static final TensorNames HF_MIXTRAL =
       HF_LLAMA.with(

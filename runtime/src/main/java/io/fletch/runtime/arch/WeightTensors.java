@@ -8,6 +8,8 @@ import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
 import io.fletch.quant.WeightFile;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
@@ -45,6 +47,9 @@ public final class WeightTensors {
           "ffn_gate_exps",
           "ffn_down_exps",
           "ffn_gate_inp");
+
+  /** The weights of a condensed layer's experts. */
+  public static final String FIXED = "ffn_fixed_exps";
 
   private final Map<String, Tensor> tensors;
   private final TensorNames names;
@@ -142,7 +147,8 @@ public final class WeightTensors {
     return adapted(name, op);
   }
 
-  private LinearOp adapted(String name, LinearOp op) {
+  /** A linear map with what adapters add to it. */
+  LinearOp adapted(String name, LinearOp op) {
     List<LinearOp.Term> terms = new ArrayList<>(List.of(new LinearOp.Term(1, op)));
     adapters.forEach(a -> a.term(name).ifPresent(terms::add));
     try {
@@ -196,6 +202,13 @@ public final class WeightTensors {
       all.add(matrix(stem + "." + e + ".weight", out, in));
     }
     return all;
+  }
+
+  /** Numbers of elements, for {@link io.fletch.graph.Op.Gather}. */
+  Tensor columns(int[] values) {
+    Tensor t = derived.allocate("columns", TensorType.I32, values.length);
+    MemorySegment.copy(values, 0, t.segment(), ValueLayout.JAVA_INT, 0, values.length);
+    return t;
   }
 
   /** A vector of {@code n} norm weights, to each of which {@code offset} is added. */
@@ -376,7 +389,7 @@ public final class WeightTensors {
   private BlockSpec.Attention fit(String at, BlockSpec.Attention a) {
     BlockSpec.Attention out =
         a.withRope(a.rope().map(r -> fittedRopes.computeIfAbsent(r, this::fit)));
-    if (a.fusedQkv()) {
+    if (a.fusedQkv() || a.latent().isPresent()) {
       return out;
     }
     int heads = heads(at + "attn_q", a.keyDim(), a.heads());
@@ -410,6 +423,10 @@ public final class WeightTensors {
       return f;
     }
     if (f.experts().isPresent()) {
+      Optional<BlockSpec.FeedForward> condensed = condensed(at, f, f.experts().get());
+      if (condensed.isPresent()) {
+        return condensed.get();
+      }
       // Files of Qwen do not say which layers are dense; their tensors do.
       boolean routed = optional(at + "ffn_gate_inp.weight").isPresent();
       Optional<Tensor> up = routed ? Optional.empty() : optional(at + "ffn_up.weight");
@@ -424,6 +441,44 @@ public final class WeightTensors {
           at + "ffn_up: rows expected=" + f.width() + " (or fewer) actual=" + rows);
     }
     return f.withWidth((int) rows);
+  }
+
+  /**
+   * A condensed layer (CD-MoE) says so by the weights of its experts instead of a router. Without
+   * experts the vector has one element, which is 0.
+   */
+  private Optional<BlockSpec.FeedForward> condensed(
+      String at, BlockSpec.FeedForward f, BlockSpec.Experts experts) {
+    String name = at + FIXED + ".weight";
+    if (!has(name)) {
+      return Optional.empty();
+    }
+    Tensor t = required(name);
+    if (has(at + "ffn_gate_inp.weight")) {
+      throw new FletchException(
+          t.name() + ": expected=no router in a condensed layer actual=" + at + "ffn_gate_inp");
+    }
+    if (t.rank() != 1 || t.elements() < 1 || t.elements() > experts.route().experts()) {
+      throw new FletchException(
+          t.name()
+              + ": expected=a vector of 1 to "
+              + experts.route().experts()
+              + " weights actual="
+              + Arrays.toString(t.shape()));
+    }
+    List<Float> factors = new ArrayList<>();
+    for (float w : floats(t)) {
+      if (!Float.isFinite(w)) {
+        throw new FletchException(t.name() + ": expected=finite weights actual=" + w);
+      }
+      factors.add(w);
+    }
+    boolean isNone = factors.equals(List.of(0f)) && !hasExperts(at);
+    return Optional.of(f.withExperts(experts.withFixed(isNone ? List.of() : factors)));
+  }
+
+  private boolean hasExperts(String at) {
+    return has(at + "ffn_up_exps.weight") || has(at + "ffn_up_exps.0.weight");
   }
 
   private RopeParameters fit(RopeParameters rope) {

@@ -41,7 +41,16 @@ record GgufForm(MapMetadata metadata, Map<String, Tensor> tensors) {
           "blk.#.ffn_gate_inp_shexp",
           "blk.#.ffn_gate_shexp",
           "blk.#.ffn_up_shexp",
-          "blk.#.ffn_down_shexp");
+          "blk.#.ffn_down_shexp",
+          "blk.#.attn_q_a",
+          "blk.#.attn_q_a_norm",
+          "blk.#.attn_q_b",
+          "blk.#.attn_kv_a_mqa",
+          "blk.#.attn_kv_a_norm",
+          "blk.#.attn_kv_b",
+          "blk.#.ffn_gate_inp.0",
+          "blk.#.ffn_gate_inp.1",
+          "blk.#.ffn_fixed_exps");
 
   private static final List<String> EXPERTS =
       List.of("blk.#.ffn_gate_exps", "blk.#.ffn_up_exps", "blk.#.ffn_down_exps");
@@ -113,7 +122,9 @@ record GgufForm(MapMetadata metadata, Map<String, Tensor> tensors) {
     long[] shape = model.shapes().get(hf);
     boolean q = gguf.contains(".attn_q.");
     boolean k = gguf.contains(".attn_k.");
-    if ((q || k) && arch.ggufRope() == RopeSpec.Style.NORM) {
+    if ((q || k)
+        && !arch.has(Architecture.Trait.LATENT)
+        && arch.ggufRope() == RopeSpec.Style.NORM) {
       x = pairs(x, shape, number(c, q ? "num_attention_heads" : "num_key_value_heads"));
     }
     if (arch.has(Architecture.Trait.GEMMA) && gguf.contains("norm")) {
@@ -201,6 +212,43 @@ record GgufForm(MapMetadata metadata, Map<String, Tensor> tensors) {
     return c.containsKey("num_kv_heads") ? number(c, "num_kv_heads") : 1;
   }
 
+  private static void deepSeek(Architecture arch, Map<String, Object> c, MapMetadata out) {
+    String at = arch.id() + ".";
+    out.with(at + "expert_count", c.get("n_routed_experts"))
+        .with(at + "expert_used_count", c.get("num_experts_per_tok"))
+        .with(at + "expert_feed_forward_length", c.get("moe_intermediate_size"))
+        .with(at + "expert_shared_count", c.get("n_shared_experts"))
+        .with(at + "leading_dense_block_count", c.get("first_k_dense_replace"));
+    if (c.containsKey("routed_scaling_factor")) {
+      out.with(at + "expert_weights_scale", c.get("routed_scaling_factor"));
+    }
+    if (!arch.has(Architecture.Trait.LATENT)) {
+      return;
+    }
+    int rotated = number(c, "qk_rope_head_dim");
+    out.with(at + "attention.key_length", rotated + number(c, "qk_nope_head_dim"))
+        .with(at + "attention.value_length", c.get("v_head_dim"))
+        .with(at + "attention.kv_lora_rank", c.get("kv_lora_rank"))
+        .with(at + "rope.dimension_count", rotated);
+    if (c.get("q_lora_rank") != null) {
+      out.with(at + "attention.q_lora_rank", c.get("q_lora_rank"));
+    }
+    if (c.get("rope_scaling") instanceof Map<?, ?> yarn) {
+      double share = ((Number) yarn.get("mscale_all_dim")).doubleValue();
+      out.with(at + "rope.scaling.type", "yarn")
+          .with(at + "rope.scaling.factor", yarn.get("factor"))
+          .with(
+              at + "rope.scaling.original_context_length",
+              yarn.get("original_max_position_embeddings"))
+          .with(at + "rope.scaling.yarn_log_multiplier", 0.1 * share);
+    }
+    if (arch.has(Architecture.Trait.CHAIN)) {
+      out.with(at + "chain.iterations", c.get("inner_iter"))
+          .with(at + "chain.routers", c.get("use_igate"))
+          .with(at + "chain.residual", c.get("residual"));
+    }
+  }
+
   private static MapMetadata metadata(Architecture arch, Map<String, Object> c) {
     String at = arch.id() + ".";
     boolean falcon = arch == Architecture.FALCON;
@@ -229,9 +277,13 @@ record GgufForm(MapMetadata metadata, Map<String, Tensor> tensors) {
     if (encoder) {
       out.with(at + "attention.causal", false).with(at + "pooling_type", 1);
     }
-    if (c.containsKey("head_dim") && c.get("head_dim") != null) {
+    boolean isLatent = arch.has(Architecture.Trait.LATENT);
+    if (!isLatent && c.containsKey("head_dim") && c.get("head_dim") != null) {
       out.with(at + "attention.key_length", c.get("head_dim"))
           .with(at + "attention.value_length", c.get("head_dim"));
+    }
+    if (arch.has(Architecture.Trait.DEEPSEEK)) {
+      deepSeek(arch, c, out);
     }
     String count = arch == Architecture.MIXTRAL ? "num_local_experts" : "num_experts";
     if (c.containsKey(count)) {
