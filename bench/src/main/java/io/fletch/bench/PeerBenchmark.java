@@ -11,6 +11,8 @@ import io.fletch.GenerationOptions;
 import io.fletch.Model;
 import io.fletch.ModelOptions;
 import io.fletch.Session;
+import io.fletch.ffm.NativeMemory;
+import io.fletch.ffm.x86.ReadLoop;
 import java.lang.management.ManagementFactory;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -18,16 +20,21 @@ import java.util.Arrays;
 import java.util.Iterator;
 import java.util.List;
 import java.util.Locale;
+import java.util.concurrent.BrokenBarrierException;
+import java.util.concurrent.CyclicBarrier;
+import java.util.concurrent.atomic.AtomicLong;
 
 /**
  * Question: how fast are Fletch and llama.cpp (through {@code de.kherud:llama}) on the same file
  * with the same number of threads?
  *
  * <p>Both engines live in this process and take turns, round by round, so that a noisy machine
- * disturbs both alike. A round prefills {@code pp} tokens and decodes {@code tg} more. Printed:
- * medians of tok/s by wall clock and by CPU time of the process (which leaves out what other
- * processes took), their spread, and the ratios. The first round of each is warm-up and not
- * counted.
+ * disturbs both alike. A round prefills {@code pp} tokens and decodes {@code tg} more, then reads
+ * memory with as many threads as fast as they can ({@link ReadLoop}). Printed: medians of tok/s by
+ * wall clock and by CPU time of the process (which leaves out what other processes took), their
+ * spread, the ratios, the share of the read bandwidth that decoding uses, and a row of a Markdown
+ * table. Rounds before weights have taken their final place are warm-up and not counted; there is
+ * at least one.
  *
  * <p>Usage: {@code PeerBenchmark FILE THREADS PP TG ROUNDS [mapped|packed|auto] [f16|f32|q8_0]}
  */
@@ -35,16 +42,25 @@ public final class PeerBenchmark {
   private static final OperatingSystemMXBean OS =
       (OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean();
 
+  /** Rounds that weights may take to be packed and copied. */
+  private static final int MOST_WARM_UPS = 5;
+
+  /** Bytes of one call of the read loop, about a matrix. */
+  private static final long PART = 16L << 20;
+
   private PeerBenchmark() {}
 
   /** One round of one engine: nanoseconds by wall clock and by CPU. */
   private record Round(
-      int prompt,
-      int decoded,
-      long prefillWall,
-      long decodeWall,
-      long prefillCpu,
-      long decodeCpu) {}
+      int prompt, int decoded, long prefillWall, long decodeWall, long prefillCpu, long decodeCpu) {
+    double prefillRate() {
+      return prompt * 1e9 / prefillWall;
+    }
+
+    double decodeRate() {
+      return decoded * 1e9 / decodeWall;
+    }
+  }
 
   /** Runs the comparison. */
   public static void main(String[] args) {
@@ -84,19 +100,95 @@ public final class PeerBenchmark {
           "fletch opened in %d ms: %s%n",
           (System.nanoTime() - opened) / 1_000_000,
           model.backendDescription());
-      try (LlamaModel peer = new LlamaModel(parameters)) {
-        for (int round = 0; round <= rounds; round++) {
-          Round a = fletch(session, prompt(peer, pp, round), tg);
-          Round b = peer(peer, prompt(peer, pp, round), tg);
-          if (round > 0) {
-            ours.add(a);
-            theirs.add(b);
-          }
+      List<Double> reads = new ArrayList<>();
+      try (LlamaModel peer = new LlamaModel(parameters);
+          Reader reader = new Reader(threads)) {
+        warmUp(model, session, peer, pp, tg);
+        for (int round = 1; round <= rounds; round++) {
+          ours.add(fletch(session, prompt(peer, pp, round), tg));
+          theirs.add(peer(peer, prompt(peer, pp, round), tg));
+          reads.add(reader.gigabytesPerSecond());
         }
+        System.out.println(model.backendDescription());
       }
-      report(file, threads, ours, theirs, model.info().bytesPerToken());
+      report(file, threads, ours, theirs, reads, model.info().bytesPerToken());
     }
     System.exit(0); // the peer's native threads are not daemons
+  }
+
+  /** Rounds that do not count, until the weights lie where they will stay. */
+  private static void warmUp(Model model, Session session, LlamaModel peer, int pp, int tg) {
+    String before;
+    int round = 0;
+    do {
+      before = model.backendDescription();
+      fletch(session, prompt(peer, pp, 0), tg);
+      peer(peer, prompt(peer, pp, 0), tg);
+    } while (++round < MOST_WARM_UPS && !before.equals(model.backendDescription()));
+  }
+
+  /** Reads memory with some threads at once. */
+  private static final class Reader implements AutoCloseable {
+    private static final long BYTES = 1L << 30;
+    private static final int PASSES = 5;
+
+    private final NativeMemory memory = NativeMemory.allocate(BYTES);
+    private final ReadLoop loop = ReadLoop.best();
+    private final AtomicLong sink = new AtomicLong();
+    private final int threads;
+
+    Reader(int threads) {
+      this.threads = threads;
+      // Written, or all pages would be the one page of zeros.
+      memory.segment().fill((byte) 1);
+    }
+
+    /**
+     * All of the memory, the threads side by side, by wall clock: the best of some passes, since a
+     * limit that other processes lowered would flatter.
+     */
+    double gigabytesPerSecond() {
+      long part = BYTES / threads / PART * PART;
+      AtomicLong start = new AtomicLong();
+      AtomicLong best = new AtomicLong(Long.MAX_VALUE);
+      CyclicBarrier begin = new CyclicBarrier(threads, () -> start.set(System.nanoTime()));
+      CyclicBarrier end =
+          new CyclicBarrier(
+              threads, () -> best.accumulateAndGet(System.nanoTime() - start.get(), Math::min));
+      List<Thread> others = new ArrayList<>();
+      for (int t = 1; t < threads; t++) {
+        long from = t * part;
+        others.add(Thread.ofPlatform().start(() -> read(from, part, begin, end)));
+      }
+      read(0, part, begin, end);
+      for (Thread other : others) {
+        try {
+          other.join();
+        } catch (InterruptedException e) {
+          throw new IllegalStateException("the measurement was interrupted", e);
+        }
+      }
+      return (double) part * threads / best.get();
+    }
+
+    private void read(long from, long bytes, CyclicBarrier begin, CyclicBarrier end) {
+      try {
+        for (int pass = 0; pass < PASSES; pass++) {
+          begin.await();
+          for (long at = from; at < from + bytes; at += PART) {
+            sink.addAndGet(loop.sum(memory.segment().asSlice(at, PART)));
+          }
+          end.await();
+        }
+      } catch (InterruptedException | BrokenBarrierException e) {
+        throw new IllegalStateException("the measurement was interrupted", e);
+      }
+    }
+
+    @Override
+    public void close() {
+      memory.close();
+    }
   }
 
   /**
@@ -163,7 +255,12 @@ public final class PeerBenchmark {
   }
 
   private static void report(
-      Path file, int threads, List<Round> ours, List<Round> theirs, long bytesPerToken) {
+      Path file,
+      int threads,
+      List<Round> ours,
+      List<Round> theirs,
+      List<Double> reads,
+      long bytesPerToken) {
     System.out.printf(
         Locale.ROOT,
         "%s, %d thread(s), pp%d tg%d, %d rounds%n",
@@ -172,32 +269,71 @@ public final class PeerBenchmark {
         ours.getFirst().prompt(),
         ours.getFirst().decoded(),
         ours.size());
-    line("prefill wall", ours, theirs, r -> r.prompt() * 1e9 / r.prefillWall());
-    line("decode  wall", ours, theirs, r -> r.decoded() * 1e9 / r.decodeWall());
+    line("prefill wall", ours, theirs, Round::prefillRate);
+    line("decode  wall", ours, theirs, Round::decodeRate);
     line("prefill cpu ", ours, theirs, r -> threads * r.prompt() * 1e9 / r.prefillCpu());
-    double decode =
-        line("decode  cpu ", ours, theirs, r -> threads * r.decoded() * 1e9 / r.decodeCpu());
+    line("decode  cpu ", ours, theirs, r -> threads * r.decoded() * 1e9 / r.decodeCpu());
+    double gigabytes = median(ours, Round::decodeRate) * bytesPerToken / 1e9;
+    double[] shares = new double[ours.size()];
+    for (int i = 0; i < shares.length; i++) {
+      shares[i] = ours.get(i).decodeRate() * bytesPerToken / 1e9 / reads.get(i);
+    }
+    Arrays.sort(shares);
+    double read = median(reads.stream().mapToDouble(Double::doubleValue).sorted().toArray());
     System.out.printf(
         Locale.ROOT,
-        "fletch decode reads %.1f GB/s of weights (CPU time)%n",
-        decode * bytesPerToken / 1e9);
+        "fletch decode reads %.1f GB/s of weights, the read loop %.1f: %.0f %% (%.0f-%.0f)%n",
+        gigabytes,
+        read,
+        100 * median(shares),
+        100 * shares[0],
+        100 * shares[shares.length - 1]);
+    System.out.printf(
+        Locale.ROOT,
+        "| %s | %d | %d | %.1f / %.1f | %s | %.1f / %.1f | %s | %.1f of %.1f GB/s, %.0f %% |%n",
+        file.getFileName().toString().replaceAll("llama-3.2-1b-|\\.gguf", ""),
+        threads,
+        ours.getFirst().prompt(),
+        median(ours, Round::prefillRate),
+        median(theirs, Round::prefillRate),
+        spread(ratios(ours, theirs, Round::prefillRate)),
+        median(ours, Round::decodeRate),
+        median(theirs, Round::decodeRate),
+        spread(ratios(ours, theirs, Round::decodeRate)),
+        gigabytes,
+        read,
+        100 * median(shares));
+  }
+
+  /** Ratios of the rounds, sorted. */
+  private static double[] ratios(List<Round> ours, List<Round> theirs, Rate rate) {
+    double[] ratios = new double[ours.size()];
+    for (int i = 0; i < ratios.length; i++) {
+      ratios[i] = rate.of(ours.get(i)) / rate.of(theirs.get(i));
+    }
+    Arrays.sort(ratios);
+    return ratios;
+  }
+
+  private static String spread(double[] sorted) {
+    return String.format(
+        Locale.ROOT, "%.2f (%.2f-%.2f)", median(sorted), sorted[0], sorted[sorted.length - 1]);
+  }
+
+  private static double median(List<Round> rounds, Rate rate) {
+    return median(rounds.stream().mapToDouble(rate::of).sorted().toArray());
   }
 
   private interface Rate {
     double of(Round round);
   }
 
-  private static double line(String what, List<Round> ours, List<Round> theirs, Rate rate) {
+  private static void line(String what, List<Round> ours, List<Round> theirs, Rate rate) {
     double[] a = ours.stream().mapToDouble(rate::of).sorted().toArray();
     double[] b = theirs.stream().mapToDouble(rate::of).sorted().toArray();
-    double[] ratios = new double[a.length];
-    for (int i = 0; i < ratios.length; i++) {
-      ratios[i] = rate.of(ours.get(i)) / rate.of(theirs.get(i));
-    }
-    Arrays.sort(ratios);
     System.out.printf(
         Locale.ROOT,
-        "%s  fletch %8.2f (%.2f-%.2f)  llama.cpp %8.2f (%.2f-%.2f) tok/s  ratio %.2f (%.2f-%.2f)%n",
+        "%s  fletch %8.2f (%.2f-%.2f)  llama.cpp %8.2f (%.2f-%.2f) tok/s  ratio %s%n",
         what,
         median(a),
         a[0],
@@ -205,10 +341,7 @@ public final class PeerBenchmark {
         median(b),
         b[0],
         b[b.length - 1],
-        median(ratios),
-        ratios[0],
-        ratios[ratios.length - 1]);
-    return median(a);
+        spread(ratios(ours, theirs, rate)));
   }
 
   private static double median(double[] sorted) {

@@ -11,14 +11,16 @@ import java.lang.invoke.MethodHandle;
  * Reads memory as fast as one core can: the yardstick of kernels that read every weight once.
  * Thread-safe.
  *
- * <p>Machine code where it can run: four streams of 32-byte loads, which one core needs to reach
- * its limit. A plain loop in Java comes close to it only where memory is slow.
+ * <p>Machine code where it can run: four streams, which one core needs to reach its limit; with
+ * AVX-512 on Intel in 64-byte loads and prefetched, which gives 5 % there and takes some on AMD. A
+ * plain loop in Java comes close to the limit only where memory is slow.
  */
 public abstract sealed class ReadLoop {
   /** Segments must be a multiple of this. */
   public static final int GRANULE = 4096;
 
   private static final int STREAMS = 4;
+  private static final int PREFETCH = 1024;
 
   private ReadLoop() {}
 
@@ -56,6 +58,9 @@ public abstract sealed class ReadLoop {
      * each.
      */
     private static byte[] code() {
+      CpuFeatures cpu = CpuFeatures.host();
+      boolean wide = cpu.has(CpuFeatures.Feature.AVX512F) && !cpu.model().contains("AMD");
+      int bytes = wide ? 64 : 32;
       Gpr[] pointers = {Gpr.RDI, Gpr.RDX, Gpr.RCX, Gpr.R9};
       Assembler a = new Assembler();
       for (int s = 1; s < STREAMS; s++) {
@@ -63,20 +68,28 @@ public abstract sealed class ReadLoop {
         a.add(pointers[s], Gpr.RSI);
       }
       for (int s = 0; s < STREAMS; s++) {
-        a.vpxor(Ymm.of(s), Ymm.of(s), Ymm.of(s));
+        a.vpxor(Vec.of(bytes, s), Vec.of(bytes, s), Vec.of(bytes, s));
       }
       a.xor32(Gpr.R8, Gpr.R8);
       Label loop = a.here();
-      for (int offset = 0; offset < 64; offset += 32) {
+      for (int s = 0; wide && s < STREAMS; s++) {
+        a.prefetcht0(Mem.of(pointers[s], Gpr.R8, 1, PREFETCH));
+      }
+      for (int offset = 0; offset < 64; offset += bytes) {
         for (int s = 0; s < STREAMS; s++) {
-          a.vpaddq(Ymm.of(s), Ymm.of(s), Mem.of(pointers[s], Gpr.R8, 1, offset));
+          Vec v = Vec.of(bytes, s);
+          a.vpaddq(v, v, Mem.of(pointers[s], Gpr.R8, 1, offset));
         }
       }
       a.add(Gpr.R8, 64);
       a.cmp(Gpr.R8, Gpr.RSI);
       a.jcc(Condition.B, loop);
       for (int s = 1; s < STREAMS; s++) {
-        a.vpaddq(Ymm.of(0), Ymm.of(0), Ymm.of(s));
+        a.vpaddq(Vec.of(bytes, 0), Vec.of(bytes, 0), Vec.of(bytes, s));
+      }
+      if (wide) {
+        a.vextracti64x4(Ymm.of(1), Zmm.of(0), 1);
+        a.vpaddq(Ymm.of(0), Ymm.of(0), Ymm.of(1));
       }
       a.vextracti128(Xmm.of(1), Ymm.of(0), 1);
       a.vpaddq(Xmm.of(0), Xmm.of(0), Xmm.of(1));

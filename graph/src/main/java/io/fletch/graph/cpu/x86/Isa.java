@@ -13,9 +13,6 @@ public enum Isa {
   /** 512 bits with the 8-bit dot product. */
   AVX512_VNNI("avx512-vnni", 64, 32, true);
 
-  private static final boolean SEQUENTIAL =
-      CpuFeatures.detected().has(Feature.AVX512F) && CpuFeatures.detected().model().contains("AMD");
-
   private final String label;
   private final int bytes;
   private final int registers;
@@ -74,19 +71,6 @@ public enum Isa {
   /** Vector registers there are. */
   int registers() {
     return registers;
-  }
-
-  /**
-   * Whether one long stream is read as fast as several. On cores of AMD with AVX-512 it is, and
-   * instructions that prefetch far ahead slow it down; docs/kernels.md has the measurement.
-   */
-  boolean sequential() {
-    return SEQUENTIAL;
-  }
-
-  /** Bytes that are prefetched ahead in each stream of weights by so many rows of activations. */
-  int prefetchDistance(int rows) {
-    return SEQUENTIAL && rows == 1 ? 128 : 1024;
   }
 
   /** Whether dot products need the EVEX encoding whatever their registers are. */

@@ -61,7 +61,12 @@ public final class MatmulCode {
   private final Assembler a = new Assembler();
   private final PackedLayout p;
   private final Isa isa;
+  private final Streaming streaming;
   private final int bytes;
+
+  /** Parts that a group of rows is taken in: 2 where registers are half as wide as the group. */
+  private final int parts;
+
   private final int xStride;
   private final int scalesOffset;
   private final int sumsOffset;
@@ -104,10 +109,18 @@ public final class MatmulCode {
   private int xAt;
 
   private MatmulCode(
-      PackedLayout layout, Isa isa, int xStride, int scalesOffset, int sumsOffset, int tokens) {
+      PackedLayout layout,
+      Isa isa,
+      Streaming streaming,
+      int xStride,
+      int scalesOffset,
+      int sumsOffset,
+      int tokens) {
     this.p = layout;
     this.isa = isa;
-    this.bytes = isa.bytes();
+    this.streaming = streaming;
+    this.bytes = streaming.half() ? isa.bytes() / 2 : isa.bytes();
+    this.parts = isa.bytes() / bytes;
     this.xStride = xStride;
     this.scalesOffset = scalesOffset;
     this.sumsOffset = sumsOffset;
@@ -165,13 +178,13 @@ public final class MatmulCode {
 
   /** The most rows of activations that one call can take. */
   public static int maxTokens(PackedLayout layout, Isa isa) {
-    MatmulCode code = new MatmulCode(layout, isa, 0, 0, 0, 2);
+    MatmulCode code = new MatmulCode(layout, isa, Streaming.SEVERAL_ROWS, 0, 0, 0, 2);
     int fixed = 3 + (layout.codes == Codes.BYTES ? 0 : 1) + (code.signTrick ? 1 : 0);
     return (isa.registers() - fixed) / code.registersPerCell();
   }
 
   /**
-   * Emits the code.
+   * Emits the code for several rows of activations, or for one that takes the usual streams.
    *
    * @param xStride bytes of a row of activations
    * @param scalesOffset offset of the scales in it
@@ -180,12 +193,38 @@ public final class MatmulCode {
    */
   public static byte[] emit(
       PackedLayout layout, Isa isa, long xStride, long scalesOffset, long sumsOffset, int tokens) {
+    Streaming streaming =
+        tokens == 1 ? Streaming.candidates(isa, layout.type).getFirst() : Streaming.SEVERAL_ROWS;
+    return emit(layout, isa, streaming, xStride, scalesOffset, sumsOffset, tokens);
+  }
+
+  /**
+   * Emits the code; how it reads weights changes its speed, never its results.
+   *
+   * @param streaming half registers for one row of activations and AVX-512 alone
+   * @param xStride bytes of a row of activations
+   * @param scalesOffset offset of the scales in it
+   * @param sumsOffset offset of the sums in it
+   * @param tokens rows of activations, 1 to {@link #maxTokens}
+   */
+  public static byte[] emit(
+      PackedLayout layout,
+      Isa isa,
+      Streaming streaming,
+      long xStride,
+      long scalesOffset,
+      long sumsOffset,
+      int tokens) {
     int max = maxTokens(layout, isa);
     if (tokens < 1 || tokens > max) {
       throw new IllegalArgumentException("tokens: expected=[1," + max + "] actual=" + tokens);
     }
-    Math.toIntExact(tokens * xStride + layout.groupBytes * 4 + isa.prefetchDistance(tokens));
-    return new MatmulCode(layout, isa, (int) xStride, (int) scalesOffset, (int) sumsOffset, tokens)
+    if (streaming.half() && (tokens != 1 || isa != Isa.AVX512_VNNI)) {
+      throw new IllegalArgumentException("half registers: expected=one row, 512 bits");
+    }
+    Math.toIntExact(tokens * xStride + layout.groupBytes * 4 + streaming.prefetch());
+    return new MatmulCode(
+            layout, isa, streaming, (int) xStride, (int) scalesOffset, (int) sumsOffset, tokens)
         .emit();
   }
 
@@ -200,13 +239,10 @@ public final class MatmulCode {
    * take groups that follow each other.
    */
   private int streams() {
-    if (tokens == 1 && isa.sequential()) {
-      return p.codes == Codes.BYTES ? 2 : 1;
-    }
     int perGroup = (p.codes == Codes.BYTES ? 1 : 2) + (signTrick ? 1 : 0);
-    int streams = isa.registers() == 32 ? 4 : 2;
+    int streams = Math.min(streaming.streams(), isa.registers() == 32 ? 4 : 2);
     while (streams > 1
-        && streams * (tokens * registersPerCell() + perGroup) + 2 > isa.registers()) {
+        && streams * parts * (tokens * registersPerCell() + perGroup) + 2 > isa.registers()) {
       streams /= 2;
     }
     return streams;
@@ -267,7 +303,7 @@ public final class MatmulCode {
       a.shr(GROUPS, Integer.numberOfTrailingZeros(streams));
       a.jcc(Condition.E, single);
       a.mov(Y_STRIDE, GROUPS);
-      a.shl(Y_STRIDE, Integer.numberOfTrailingZeros(bytes));
+      a.shl(Y_STRIDE, Integer.numberOfTrailingZeros(bytes * parts));
       a.imul(XQ, GROUPS, (int) p.groupBytes);
       for (int g = 1; g < streams; g++) {
         a.mov(STREAM[g], STREAM[g - 1]);
@@ -294,7 +330,7 @@ public final class MatmulCode {
       }
       tile(streams);
       a.mov(STREAM[0], STREAM[streams - 1]);
-      a.add(Y, (streams - 1) * bytes);
+      a.add(Y, (streams - 1) * bytes * parts);
       a.sub(GROUPS, streams);
       a.cmp(GROUPS, streams);
       a.jcc(Condition.GE, several);
@@ -393,8 +429,8 @@ public final class MatmulCode {
   }
 
   /** All blocks of some groups of rows, one per stream, and the store. */
-  private void tile(int groups) {
-    this.groups = groups;
+  private void tile(int streams) {
+    groups = streams * parts;
     allocate();
     a.mov(XQ, X);
     a.lea(XD, Mem.of(X, scalesOffset));
@@ -438,13 +474,23 @@ public final class MatmulCode {
       advance(padding);
     }
     store();
-    a.add(Y, bytes);
+    a.add(Y, bytes * parts);
   }
 
   private void advance(int step) {
-    for (int g = 0; g < groups; g++) {
-      a.add(STREAM[g], step);
+    for (int s = 0; s < groups / parts; s++) {
+      a.add(STREAM[s], step);
     }
+  }
+
+  /** The running pointer of a group, or of one that it is a part of. */
+  private Gpr stream(int g) {
+    return STREAM[g / parts];
+  }
+
+  /** Where a part of a group begins in what lies side by side in {@code width} bytes per row. */
+  private int part(int g, int width) {
+    return g % parts * (bytes / 4) * width;
   }
 
   private Mem slot(int cell) {
@@ -460,9 +506,10 @@ public final class MatmulCode {
           a.vmovups(t, slot(c));
         }
         // Streams of a single row are as far apart as several rows otherwise.
-        a.vmovups(Mem.of(XQ, tokens == 1 ? 0 : g * bytes), superBlocks() ? t : f[c]);
+        a.vmovups(Mem.of(XQ, tokens == 1 ? part(g, 4) : g * bytes), superBlocks() ? t : f[c]);
         boolean last = g == groups - 1;
-        if (tokens == 1 ? !last : last && token + 1 < tokens) {
+        boolean whole = g % parts == parts - 1;
+        if (tokens == 1 ? whole && !last : last && token + 1 < tokens) {
           a.add(XQ, Y_STRIDE);
         }
       }
@@ -624,7 +671,7 @@ public final class MatmulCode {
 
   /** Float accumulators on the stack. */
   private int slots() {
-    return tokens * streams();
+    return tokens * streams() * parts;
   }
 
   private int innerStep() {
@@ -750,17 +797,17 @@ public final class MatmulCode {
 
   /** Scales of a block of 32. */
   private Mem meta(int g, int offset) {
-    return Mem.of(STREAM[g], metaAt + offset);
+    return Mem.of(stream(g), metaAt + offset + part(g, p.type == TensorType.MXFP4 ? 1 : 2));
   }
 
   /** What follows the codes of a block of 256, when those are done. */
   private Mem block(int g, int offset) {
-    return Mem.of(STREAM[g], p.scaleBytes + offset);
+    return Mem.of(stream(g), p.scaleBytes + offset + part(g, 2));
   }
 
   /** Scales of a block of 256 from within its codes. */
   private Mem inner(int g, int offset) {
-    return Mem.of(STREAM[g], META, 1, offset);
+    return Mem.of(stream(g), META, 1, offset + part(g, 1));
   }
 
   private Mem xScale(int token) {
@@ -988,7 +1035,7 @@ public final class MatmulCode {
 
   /** Vector {@code v} of the codes in work. */
   private Mem codes(int g, int v) {
-    return Mem.of(STREAM[g], codesAt + v * bytes);
+    return Mem.of(stream(g), codesAt + v * bytes * parts + part(g, 4));
   }
 
   private void nibble(int g, int v, int k) {
@@ -1039,10 +1086,10 @@ public final class MatmulCode {
    * the group in the cache it is one load among dozens of products.
    */
   private void prefetch(int from, int length) {
-    int distance = isa.prefetchDistance(tokens);
-    for (int g = 0; g < groups; g++) {
+    int distance = streaming.prefetch();
+    for (int s = 0; distance > 0 && s < groups / parts; s++) {
       for (int i = 0; i < length; i += 64) {
-        a.prefetcht0(Mem.of(STREAM[g], distance + from + i));
+        a.prefetcht0(Mem.of(STREAM[s], distance + from + i));
       }
     }
   }

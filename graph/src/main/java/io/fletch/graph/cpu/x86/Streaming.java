@@ -1,0 +1,51 @@
+package io.fletch.graph.cpu.x86;
+
+import io.fletch.ffm.CpuFeatures;
+import io.fletch.ffm.CpuFeatures.Feature;
+import io.fletch.quant.TensorType;
+import java.util.List;
+
+/**
+ * How a product reads weights that come from memory. It changes the speed, never a result.
+ *
+ * @param streams parts of the range that are read side by side, 1, 2 or 4; fewer where there are no
+ *     registers for so many
+ * @param prefetch bytes that each is prefetched ahead; 0 for not at all
+ * @param half registers of half the width of the instruction set's, two for a group of rows
+ */
+public record Streaming(int streams, int prefetch, boolean half) {
+  /** What tiles of several rows of activations use. */
+  static final Streaming SEVERAL_ROWS = new Streaming(4, 1024, false);
+
+  private static final CpuFeatures CPU = CpuFeatures.detected();
+  private static final boolean AVX512 = CPU.has(Feature.AVX512F);
+  private static final boolean AMD = CPU.model().contains("AMD");
+
+  /** A way to read. */
+  public Streaming {
+    if (streams != 1 && streams != 2 && streams != 4) {
+      throw new IllegalArgumentException("streams: expected=1, 2 or 4 actual=" + streams);
+    }
+    if (prefetch < 0 || prefetch > 1 << 16) {
+      throw new IllegalArgumentException("prefetch: expected=[0,65536] actual=" + prefetch);
+    }
+  }
+
+  /**
+   * Ways that a single row could take on this CPU, the one that its family was measured to like
+   * first; docs/kernels.md has the measurements.
+   */
+  public static List<Streaming> candidates(Isa isa, TensorType type) {
+    if (isa != Isa.AVX512_VNNI) {
+      // Zen 3 and older servers.
+      return List.of(new Streaming(2, 1024, false));
+    }
+    if (AVX512 && AMD) {
+      // Zen 4: prefetching far ahead costs a fifth to a half.
+      int streams = type == TensorType.Q8_0 ? 2 : 1;
+      return List.of(new Streaming(streams, 128, false));
+    }
+    // Sapphire and Emerald Rapids.
+    return List.of(new Streaming(4, 512, false));
+  }
+}
