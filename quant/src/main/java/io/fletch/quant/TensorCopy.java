@@ -14,7 +14,7 @@ import java.util.stream.LongStream;
  *
  * @param name in the new file
  * @param source stays open meanwhile
- * @param shape in the new file; as many elements as the source has
+ * @param shape in the new file; a whole number of the source's rows
  * @param order from a row of the new tensor to that of the source
  */
 public record TensorCopy(String name, Tensor source, long[] shape, LongUnaryOperator order) {
@@ -51,8 +51,8 @@ public record TensorCopy(String name, Tensor source, long[] shape, LongUnaryOper
 
   private void write(TensorType type, float[] importance, TensorSource.Sink sink)
       throws IOException {
-    long rows = source.rows();
     int cols = Math.toIntExact(source.cols());
+    long rows = cols == 0 ? 0 : LongStream.of(shape).reduce(1, Math::multiplyExact) / cols;
     long rowBytes = type.bytes(cols);
     if (rowBytes == 0 || rows == 0) {
       return;

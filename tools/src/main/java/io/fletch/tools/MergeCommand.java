@@ -45,14 +45,15 @@ final class MergeCommand implements Command {
 
   @Override
   public String usage() {
-    return "--model BASE -o OUT [--layers LIST | --with MODEL --method M | --lora ADAPTER]";
+    return "--model BASE -o OUT [--layers LIST | --with MODEL --method M | --lora ADAPTER |"
+        + " --condense ORDER]";
   }
 
   @Override
   public String description() {
     return """
     Makes one model out of a base and a list of layers, other models of the same shape, or
-    a LoRA adapter: one of the three per run.\
+    a LoRA adapter, or condenses its mixtures of experts: one of the four per run.\
     """;
   }
 
@@ -78,7 +79,21 @@ final class MergeCommand implements Command {
                 Command.value("seed", "N", "dare: of what is dropped (default: 0)"),
                 Command.value(
                     "lora", "ADAPTER", "a PEFT folder (safetensors base) or a GGUF adapter"),
-                Command.value("lora-scale", "S", "strength of the adapter (default: 1)"))),
+                Command.value("lora-scale", "S", "strength of the adapter (default: 1)"),
+                Command.value(
+                    "condense",
+                    "ORDER.json",
+                    "CD-MoE: layers with experts in the order in which they are condensed"),
+                Command.value("condense-layers", "N", "how many of them (default: all)"),
+                Command.value(
+                    "condense-experts",
+                    "K",
+                    "experts that stay in each (default: 0, or all named)"),
+                Command.value("experts", "FILE.json", "experts of each layer, best first"),
+                Command.value(
+                    "expert-weights",
+                    "FILE.json",
+                    "their constants: \"layer-expert\": [.., .., w]"))),
         new Section(
             "What to write",
             List.of(
@@ -98,7 +113,9 @@ final class MergeCommand implements Command {
         "fletch merge --model F16.gguf --layers 0-4,6,7 -o fewer.gguf",
         "fletch merge --model base --with tuned-a --with tuned-b --method dare --drop 0.9 -o"
             + " merged",
-        "fletch merge --model base --lora adapter -o merged.gguf");
+        "fletch merge --model base --lora adapter -o merged.gguf",
+        "fletch merge --model moe --condense layer_idx_order.e6.json --condense-layers 9 --experts"
+            + " layer_idx_to_expert_idx.json --expert-weights dynamic_weight.json -o condensed");
   }
 
   /** The open models and what is asked of them. */
@@ -127,12 +144,27 @@ final class MergeCommand implements Command {
       StringBuilder key = new StringBuilder("merge");
       for (String option :
           List.of(
-              "layers", "method", "lambda", "drop", "keep", "seed", "lora", "lora-scale", "type")) {
+              "layers",
+              "method",
+              "lambda",
+              "drop",
+              "keep",
+              "seed",
+              "lora",
+              "lora-scale",
+              "condense-layers",
+              "condense-experts",
+              "type")) {
         key.append(' ').append(option).append('=').append(arguments.string(option).orElse(""));
       }
       others.forEach(o -> key.append('\n').append(Workspace.fingerprint(o)));
       ModelOutput.View view = ModelOutput.View.of(base, ModelOutput.format(output), derived);
       view.notes().forEach(note -> io.note("fletch: " + note));
+      if (arguments.has("condense")) {
+        Condensation plan = condensation(arguments, view);
+        key.append('\n').append(plan);
+        view = plan.of(view, derived);
+      }
       Optional<LayerRecipe> recipe =
           arguments.string("layers").map(text -> recipe(text, base, others));
       Work work =
@@ -169,9 +201,12 @@ final class MergeCommand implements Command {
   private static void checkRequest(Arguments arguments) {
     boolean models = arguments.has("with") && !arguments.has("layers");
     int kinds =
-        (arguments.has("layers") ? 1 : 0) + (models ? 1 : 0) + (arguments.has("lora") ? 1 : 0);
+        (arguments.has("layers") ? 1 : 0)
+            + (models ? 1 : 0)
+            + (arguments.has("lora") ? 1 : 0)
+            + (arguments.has("condense") ? 1 : 0);
     if (kinds != 1) {
-      throw new UsageException("expected=one of --layers, --with and --lora");
+      throw new UsageException("expected=one of --layers, --with, --lora and --condense");
     }
     if (models != arguments.has("method")) {
       throw new UsageException("--method: expected=with --with, without --layers");
@@ -182,12 +217,30 @@ final class MergeCommand implements Command {
     only(arguments, "seed", method.equals("dare"), "dare");
     only(arguments, "keep", method.equals("ties"), "ties");
     only(arguments, "lora-scale", arguments.has("lora"), "--lora");
+    for (String option :
+        List.of("condense-layers", "condense-experts", "experts", "expert-weights")) {
+      only(arguments, option, arguments.has("condense"), "--condense");
+    }
+    only(arguments, "type", !arguments.has("condense"), "what changes values");
   }
 
   private static void only(Arguments arguments, String option, boolean allowed, String with) {
     if (arguments.has(option) && !allowed) {
       throw new UsageException("--" + option + ": only with " + with);
     }
+  }
+
+  private static Condensation condensation(Arguments arguments, ModelOutput.View view)
+      throws IOException {
+    Optional<Path> experts = arguments.string("experts").map(Path::of);
+    int most = Integer.MAX_VALUE;
+    return Condensation.read(
+        view.tensors(),
+        Path.of(arguments.required("condense")),
+        (int) arguments.whole("condense-layers", most, 1, most),
+        experts,
+        arguments.string("expert-weights").map(Path::of),
+        (int) arguments.whole("condense-experts", experts.isPresent() ? most : 0, 0, most));
   }
 
   private static LayerRecipe recipe(String text, WeightFile base, List<WeightFile> others) {

@@ -50,6 +50,7 @@ public final class TensorNames {
       HF_LLAMA.with(
           Map.ofEntries(
               Map.entry("blk.{}.ffn_gate_inp", "model.layers.{}.mlp.gate"),
+              Map.entry("blk.{}.ffn_fixed_exps", "model.layers.{}.mlp.fixed_experts"),
               Map.entry("blk.{}.ffn_gate_exps.{e}", "model.layers.{}.mlp.experts.{e}.gate_proj"),
               Map.entry("blk.{}.ffn_up_exps.{e}", "model.layers.{}.mlp.experts.{e}.up_proj"),
               Map.entry("blk.{}.ffn_down_exps.{e}", "model.layers.{}.mlp.experts.{e}.down_proj"),
@@ -72,7 +73,6 @@ public final class TensorNames {
               Map.entry("blk.{}.attn_kv_a_norm", "model.layers.{}.self_attn.kv_a_layernorm"),
               Map.entry("blk.{}.attn_kv_b", "model.layers.{}.self_attn.kv_b_proj"),
               Map.entry("blk.{}.ffn_gate_inp.{e}", "model.layers.{}.mlp.gate.{e}"),
-              Map.entry("blk.{}.ffn_fixed_exps", "model.layers.{}.mlp.fixed_experts"),
               Map.entry("blk.{}.ffn_gate_shexp", "model.layers.{}.mlp.shared_experts.gate_proj"),
               Map.entry("blk.{}.ffn_up_shexp", "model.layers.{}.mlp.shared_experts.up_proj"),
               Map.entry("blk.{}.ffn_down_shexp", "model.layers.{}.mlp.shared_experts.down_proj")));
