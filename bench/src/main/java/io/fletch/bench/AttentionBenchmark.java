@@ -1,6 +1,7 @@
 package io.fletch.bench;
 
 import io.fletch.ffm.NativeMemory;
+import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.cpu.KernelSets;
 import io.fletch.graph.cpu.Kernels;
@@ -69,6 +70,7 @@ public class AttentionBenchmark {
   int headDim;
 
   private Kernels set;
+  private AttentionSpec spec;
   private Arena arena;
   private NativeMemory kv;
   private MemorySegment query;
@@ -101,6 +103,7 @@ public class AttentionBenchmark {
             .orElseThrow(() -> new IllegalStateException("not available here: " + kernels));
     arena = Arena.ofConfined();
     Random random = new Random(1);
+    spec = new AttentionSpec(0, group, 1, headDim, headDim, 0.125f, 0, 0);
     slotBytes = set.kvBytes(type, headDim);
     long headBytes = 2 * context * slotBytes;
     heads = context <= 512 ? 1 : (int) Math.max(1, WORKING_SET / headBytes);
@@ -116,7 +119,7 @@ public class AttentionBenchmark {
     for (int i = 0; i < headDim * group; i++) {
       query.setAtIndex(ValueLayout.JAVA_FLOAT, i, (float) random.nextGaussian());
     }
-    scratch = arena.allocate(4L * set.attentionScratch(group, headDim, headDim), 64);
+    scratch = arena.allocate(4L * set.attentionScratch(spec), 64);
     out = arena.allocate(4L * headDim * group, 64);
     next = 0;
   }
@@ -133,21 +136,14 @@ public class AttentionBenchmark {
     long keys = 2L * next * context * slotBytes;
     next = next + 1 == heads ? 0 : next + 1;
     set.attention(
+        spec,
         type,
         query,
         0,
-        group,
-        headDim,
-        headDim,
         kv.segment(),
         keys,
         keys + context * slotBytes,
-        0,
         context,
-        0,
-        0,
-        0.125f,
-        0,
         scratch,
         0,
         out,

@@ -31,4 +31,9 @@ public record AttentionSpec(
           "kvHeads must divide heads: heads=" + heads + " kvHeads=" + kvHeads);
     }
   }
+
+  /** Query heads that share a key/value head. */
+  public int group() {
+    return heads / kvHeads;
+  }
 }

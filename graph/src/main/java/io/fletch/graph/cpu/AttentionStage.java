@@ -53,7 +53,7 @@ final class AttentionStage extends WorkerPool.Stage<Frame> {
     int row = task / spec.kvHeads();
     int head = task % spec.kvHeads();
     int batchRow = f.batchRow(kind, row);
-    int group = spec.heads() / spec.kvHeads();
+    int group = spec.group();
     if (f.skips(gate, batchRow)) {
       if (readWhenSkipped) {
         int n = group * spec.valueDim();
@@ -63,36 +63,27 @@ final class AttentionStage extends WorkerPool.Stage<Frame> {
     }
     CpuKvCache kv = (CpuKvCache) f.batch.cache(batchRow);
     MemorySegment from = kv.segment();
-    long key = kv.keyOffset(spec.layer(), head, 0);
-    long value = kv.valueOffset(spec.layer(), head, 0);
     int ranges = f.rangeCount(window, batchRow);
-    int a0 = ranges > 0 ? f.rangeFrom(window, batchRow, 0) : 0;
-    int a1 = ranges > 0 ? f.rangeTo(window, batchRow, 0) : 0;
+    int first = ranges > 0 ? f.rangeFrom(window, batchRow, 0) : 0;
+    int slots = ranges > 0 ? f.rangeTo(window, batchRow, 0) - first : 0;
+    long key = kv.keyOffset(spec.layer(), head, first);
+    long value = kv.valueOffset(spec.layer(), head, first);
     if (ranges > 1) {
-      // Side by side they give the bits that the same slots in place give: kernels sum in chunks
-      // counted from the start of a range. It also lifts their limit of two ranges.
-      a1 = gather(f, kv, head, batchRow, ranges, worker);
-      a0 = 0;
+      // Side by side they give the bits that the same slots in place give.
+      slots = gather(f, kv, head, batchRow, ranges, worker);
       from = memory.gathered(worker);
       key = 0;
-      value = a1 * kv.keyBytes(spec.layer());
+      value = slots * kv.keyBytes(spec.layer());
     }
     f.kernels.attention(
+        spec,
         kv.type(),
         query.segment(f),
         query.at(row) + (long) head * group * spec.keyDim(),
-        group,
-        spec.keyDim(),
-        spec.valueDim(),
         from,
         key,
         value,
-        a0,
-        a1,
-        0,
-        0,
-        spec.scale(),
-        spec.softCap(),
+        slots,
         memory.scratch(),
         memory.scratchOffset(worker),
         out.segment(f),
@@ -126,11 +117,6 @@ final class AttentionStage extends WorkerPool.Stage<Frame> {
   @Override
   public String toString() {
     return name;
-  }
-
-  /** What a kernel needs for a layer. */
-  static int scratchFloats(Kernels kernels, AttentionSpec spec) {
-    return kernels.attentionScratch(spec.heads() / spec.kvHeads(), spec.keyDim(), spec.valueDim());
   }
 
   /** Refuses a cache type that a layer's heads do not fit. */

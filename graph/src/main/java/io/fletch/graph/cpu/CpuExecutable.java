@@ -95,7 +95,7 @@ final class CpuExecutable implements Executable {
                 : pool.pinned() ? " pinned threads, " : " threads, ");
     int floats = 0;
     for (AttentionSpec spec : graph.kvLayers()) {
-      floats = Math.max(floats, AttentionStage.scratchFloats(kernels, spec));
+      floats = Math.max(floats, kernels.attentionScratch(spec));
     }
     attentionMemory = new AttentionMemory(pool.threads(), floats);
     plain = variant(stored, targets);

@@ -1,6 +1,7 @@
 package io.fletch.graph.cpu;
 
 import io.fletch.graph.Activation;
+import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Batch.RowStatistics;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.RopeSpec;
@@ -237,32 +238,26 @@ public interface Kernels {
   void kvStore(
       KvCache.Type type, MemorySegment x, long offset, int n, MemorySegment kv, long kvOffset);
 
-  /** Floats of scratch that {@link #attention} needs for a group of that many heads. */
-  int attentionScratch(int group, int keyDim, int valueDim);
+  /** Floats of scratch that {@link #attention} needs. */
+  int attentionScratch(AttentionSpec spec);
 
   /**
-   * Softmax attention of one row for a group of query heads that share a key/value head, over slots
-   * {@code [a0, a1)} then {@code [b0, b1)}. Query head {@code h} is {@code q[qOffset + h * keyDim
-   * ..]}, its result {@code out[outOffset + h * valueDim ..]}. The key of slot {@code s} is at byte
-   * {@code kOffset + s * kvBytes(type, keyDim)} of {@code kv}, the value at {@code vOffset + s *
-   * kvBytes(type, valueDim)}. With no visible slot the result is zero.
+   * Softmax attention of one row for the {@link AttentionSpec#group} query heads that share a
+   * key/value head. Query head {@code h} is {@code q[qOffset + h * keyDim ..]}, its result {@code
+   * out[outOffset + h * valueDim ..]}. The key of visible slot {@code s} of {@code [0, slots)} is
+   * at byte {@code kOffset + s * kvBytes(type, keyDim)} of {@code kv}, the value at {@code vOffset
+   * + s * kvBytes(type, valueDim)}. With no visible slot the result is zero. Layer, head counts
+   * beyond the group and window of the shape do not matter here.
    */
   void attention(
+      AttentionSpec spec,
       KvCache.Type type,
       MemorySegment q,
       long qOffset,
-      int group,
-      int keyDim,
-      int valueDim,
       MemorySegment kv,
       long kOffset,
       long vOffset,
-      int a0,
-      int a1,
-      int b0,
-      int b1,
-      float scale,
-      float softCap,
+      int slots,
       MemorySegment scratch,
       long scratchOffset,
       MemorySegment out,

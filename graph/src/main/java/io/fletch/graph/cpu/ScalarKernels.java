@@ -1,6 +1,7 @@
 package io.fletch.graph.cpu;
 
 import io.fletch.graph.Activation;
+import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.RopeSpec;
 import io.fletch.quant.TensorType;
@@ -19,7 +20,7 @@ final class ScalarKernels implements Kernels {
   static final ScalarKernels INSTANCE = new ScalarKernels();
 
   /** Slots whose scores are computed before the running maximum and sums are updated once. */
-  static final int ATTENTION_CHUNK = 32;
+  static final int ATTENTION_CHUNK = 64;
 
   private static final float NAN = Float.intBitsToFloat(0x7fc00000);
   private static final int INFINITY_BITS = 0x7f800000;
@@ -337,47 +338,41 @@ final class ScalarKernels implements Kernels {
   }
 
   @Override
-  public int attentionScratch(int group, int keyDim, int valueDim) {
-    return group * (ATTENTION_CHUNK + valueDim + 2);
+  public int attentionScratch(AttentionSpec spec) {
+    return spec.group() * (ATTENTION_CHUNK + spec.valueDim() + 2);
   }
 
   /**
-   * Online softmax. The visible slots, {@code [a0, a1)} then {@code [b0, b1)}, each range cut into
-   * chunks of {@link #ATTENTION_CHUNK} from its start, are taken in order. Per chunk and head, with
-   * running maximum m, running sum l and the unnormalised result v:
+   * Online softmax. The visible slots, cut into chunks of {@link #ATTENTION_CHUNK}, are taken in
+   * order. Per chunk and head, with running maximum m, running sum l and the unnormalised result v:
    *
    * <pre>
    *   s_j = scale * dot16(q, k_j)                 then softCap, if not 0
    *   m' = max(m, max s_j);  f = exp(m - m')  (0 for the first chunk)
-   *   p_j = exp(s_j - m');   l = fma(l, f, p_0 + p_1 + ...)   the sum by sixteen partial sums
+   *   p_j = exp(s_j - m');   l = fma(l, f, sum p_j)   the sum by halves: p_j + p_(j+32), j + 16 ...
    *   v = v * f;             v_i = fma(p_j, value_j[i], v_i)  slots ascending
    * </pre>
    *
-   * and at the end {@code out = v * (1 / l)}. For a Q8_0 cache the dot product of a block of 32 is
-   * taken in two steps, lane l: {@code t = fma(q_(l+16), c_(l+16), q_l * c_l); s_l = fma(d, t,
-   * s_l)} and the value term is {@code fma(p_j * d, c_i, v_i)}.
+   * and at the end {@code out = v * (1 / l)}. Keys of a Q8_0 cache are {@code d * c_i}, which
+   * float32 holds exactly; their value term is {@code fma(p_j * d, c_i, v_i)}.
    */
   @Override
   public void attention(
+      AttentionSpec spec,
       KvCache.Type type,
       MemorySegment q,
       long qOffset,
-      int group,
-      int keyDim,
-      int valueDim,
       MemorySegment kv,
       long kOffset,
       long vOffset,
-      int a0,
-      int a1,
-      int b0,
-      int b1,
-      float scale,
-      float softCap,
+      int slots,
       MemorySegment scratch,
       long scratchOffset,
       MemorySegment out,
       long outOffset) {
+    int group = spec.group();
+    int keyDim = spec.keyDim();
+    int valueDim = spec.valueDim();
     long kStride = KvLayout.bytes(type, keyDim);
     long vStride = KvLayout.bytes(type, valueDim);
     long scores = scratchOffset;
@@ -392,23 +387,22 @@ final class ScalarKernels implements Kernels {
       Segments.f32(scratch, values + i, 0f);
     }
     float[] lanes = ScalarScratch.get().lanes;
-    for (int range = 0; range < 2; range++) {
-      int end = range == 0 ? a1 : b1;
-      for (int s = range == 0 ? a0 : b0; s < end; s += ATTENTION_CHUNK) {
-        int slots = Math.min(ATTENTION_CHUNK, end - s);
-        for (int h = 0; h < group; h++) {
-          long score = scores + (long) h * ATTENTION_CHUNK;
-          for (int j = 0; j < slots; j++) {
-            long key = kOffset + (s + j) * kStride;
-            float dot = scale * dot(type, q, qOffset + (long) h * keyDim, kv, key, keyDim, lanes);
-            Segments.f32(scratch, score + j, softCap == 0f ? dot : softCap(dot, softCap));
-          }
-          long v = values + (long) h * valueDim;
-          softmaxStep(scratch, score, slots, maxima + h, sums + h, v, valueDim, lanes);
-          for (int j = 0; j < slots; j++) {
-            float p = Segments.f32(scratch, score + j);
-            accumulate(type, p, kv, vOffset + (s + j) * vStride, valueDim, scratch, v);
-          }
+    for (int s = 0; s < slots; s += ATTENTION_CHUNK) {
+      int n = Math.min(ATTENTION_CHUNK, slots - s);
+      for (int h = 0; h < group; h++) {
+        long score = scores + (long) h * ATTENTION_CHUNK;
+        for (int j = 0; j < n; j++) {
+          long key = kOffset + (s + j) * kStride;
+          float dot =
+              spec.scale() * dot(type, q, qOffset + (long) h * keyDim, kv, key, keyDim, lanes);
+          Segments.f32(
+              scratch, score + j, spec.softCap() == 0f ? dot : softCap(dot, spec.softCap()));
+        }
+        long v = values + (long) h * valueDim;
+        softmaxStep(scratch, score, n, maxima + h, sums + h, v, valueDim);
+        for (int j = 0; j < n; j++) {
+          float p = Segments.f32(scratch, score + j);
+          accumulate(type, p, kv, vOffset + (s + j) * vStride, valueDim, scratch, v);
         }
       }
     }
@@ -430,8 +424,7 @@ final class ScalarKernels implements Kernels {
       long maximum,
       long sum,
       long values,
-      int valueDim,
-      float[] lanes) {
+      int valueDim) {
     float before = Segments.f32(scratch, maximum);
     float max = before;
     for (int j = 0; j < slots; j++) {
@@ -439,14 +432,14 @@ final class ScalarKernels implements Kernels {
     }
     // All scores -inf: nothing to subtract from; NaN and +inf give NaN weights below.
     float base = max == Float.NEGATIVE_INFINITY ? 0f : max;
-    ScalarScratch.clear(lanes);
-    for (int j = 0; j < slots; j++) {
-      float p = FloatMath.exp(Segments.f32(scratch, score + j) - base);
-      Segments.f32(scratch, score + j, p);
-      lanes[j & ActivationLayout.LANES - 1] += p;
+    float[] p = ScalarScratch.get().row(ATTENTION_CHUNK);
+    for (int j = 0; j < ATTENTION_CHUNK; j++) {
+      p[j] = j < slots ? FloatMath.exp(Segments.f32(scratch, score + j) - base) : 0f;
+      Segments.f32(scratch, score + j, p[j]);
     }
     float factor = FloatMath.exp(before - base);
-    float total = Math.fma(Segments.f32(scratch, sum), factor, ScalarScratch.reduce(lanes));
+    float added = ScalarScratch.reduce(p, ATTENTION_CHUNK);
+    float total = Math.fma(Segments.f32(scratch, sum), factor, added);
     Segments.f32(scratch, maximum, max);
     Segments.f32(scratch, sum, total);
     for (int i = 0; i < valueDim; i++) {
@@ -478,13 +471,9 @@ final class ScalarKernels implements Kernels {
         }
       }
       case Q8_0 -> {
-        for (int i = 0; i < n; i += 32) {
-          float d = Segments.f16(kv, ko + n + i / 16);
-          for (int l = 0; l < ActivationLayout.LANES; l++) {
-            float t = Segments.f32(q, qo + i + l) * Segments.i8(kv, ko + i + l);
-            t = Math.fma(Segments.f32(q, qo + i + l + 16), Segments.i8(kv, ko + i + l + 16), t);
-            lanes[l] = Math.fma(d, t, lanes[l]);
-          }
+        for (int i = 0; i < n; i++) {
+          float k = Segments.f16(kv, ko + n + (i >> 5) * 2) * Segments.i8(kv, ko + i);
+          lanes[i & mask] = Math.fma(Segments.f32(q, qo + i), k, lanes[i & mask]);
         }
       }
     }

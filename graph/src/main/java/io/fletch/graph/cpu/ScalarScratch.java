@@ -39,7 +39,12 @@ final class ScalarScratch {
 
   /** Adds sixteen partial sums in the order of {@link ActivationLayout}; overwrites them. */
   static float reduce(float[] lanes) {
-    for (int width = ActivationLayout.LANES / 2; width > 0; width >>= 1) {
+    return reduce(lanes, ActivationLayout.LANES);
+  }
+
+  /** Adds {@code n} partial sums, a power of two, by halves; overwrites them. */
+  static float reduce(float[] lanes, int n) {
+    for (int width = n / 2; width > 0; width >>= 1) {
       for (int l = 0; l < width; l++) {
         lanes[l] += lanes[l + width];
       }

@@ -1,5 +1,6 @@
 package io.fletch.graph.cpu;
 
+import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.KvCache;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
@@ -17,24 +18,20 @@ final class VectorAttention {
   private VectorAttention() {}
 
   static void run(
+      AttentionSpec spec,
       KvCache.Type type,
       MemorySegment q,
       long qOffset,
-      int group,
-      int keyDim,
-      int valueDim,
       MemorySegment kv,
       long kOffset,
       long vOffset,
-      int a0,
-      int a1,
-      int b0,
-      int b1,
-      float scale,
-      float softCap,
+      int slots,
       MemorySegment out,
       long outOffset) {
     VectorScratch s = VectorScratch.get();
+    int group = spec.group();
+    int keyDim = spec.keyDim();
+    int valueDim = spec.valueDim();
     int keyStride = (keyDim + LANES - 1) & -LANES;
     int valueStride = (valueDim + LANES - 1) & -LANES;
     float[] queries = s.x(group * keyStride);
@@ -50,27 +47,29 @@ final class VectorAttention {
     Arrays.fill(values, 0, group * valueStride, 0f);
     long kBytes = KvLayout.bytes(type, keyDim);
     long vBytes = KvLayout.bytes(type, valueDim);
-    for (int range = 0; range < 2; range++) {
-      int end = range == 0 ? a1 : b1;
-      for (int slot = range == 0 ? a0 : b0; slot < end; slot += CHUNK) {
-        int slots = Math.min(CHUNK, end - slot);
-        widen(type, kv, kOffset + slot * kBytes, slots, keyDim, keyStride, s);
-        for (int h = 0; h < group; h++) {
-          int at = h * CHUNK;
-          score(type, queries, h * keyStride, s.w, s.scales, keyStride, slots, scores, at, s.lanes);
-          finish(scores, at, slots, scale, softCap);
-          softmaxStep(
-              scores, at, group * CHUNK + 2 * h, values, h * valueStride, valueStride, s.lanes);
+    boolean scaled = type == KvCache.Type.Q8_0;
+    for (int slot = 0; slot < slots; slot += CHUNK) {
+      int n = Math.min(CHUNK, slots - slot);
+      widen(type, kv, kOffset + slot * kBytes, n, keyDim, keyStride, s);
+      if (scaled) {
+        multiplyByScales(s.w, s.scales, n * keyDim);
+      }
+      for (int h = 0; h < group; h++) {
+        int at = h * CHUNK;
+        for (int j = 0; j < n; j++) {
+          scores[at + j] = dot(queries, h * keyStride, s.w, j * keyStride, keyStride, s.lanes);
         }
-        widen(type, kv, vOffset + slot * vBytes, slots, valueDim, valueStride, s);
-        for (int h = 0; h < group; h++) {
-          int at = h * CHUNK;
-          if (type == KvCache.Type.Q8_0) {
-            accumulateScaled(
-                scores, at, slots, s.w, s.scales, valueStride, values, h * valueStride);
-          } else {
-            accumulate(scores, at, slots, s.w, valueStride, values, h * valueStride);
-          }
+        finish(scores, at, n, spec.scale(), spec.softCap());
+        softmaxStep(
+            scores, at, group * CHUNK + 2 * h, values, h * valueStride, valueStride, s.lanes);
+      }
+      widen(type, kv, vOffset + slot * vBytes, n, valueDim, valueStride, s);
+      for (int h = 0; h < group; h++) {
+        int at = h * CHUNK;
+        if (scaled) {
+          accumulateScaled(scores, at, n, s.w, s.scales, valueStride, values, h * valueStride);
+        } else {
+          accumulate(scores, at, n, s.w, valueStride, values, h * valueStride);
         }
       }
     }
@@ -133,22 +132,10 @@ final class VectorAttention {
     }
   }
 
-  private static void score(
-      KvCache.Type type,
-      float[] q,
-      int qo,
-      float[] keys,
-      float[] scales,
-      int n,
-      int slots,
-      float[] scores,
-      int at,
-      float[] lanes) {
-    for (int j = 0; j < slots; j++) {
-      scores[at + j] =
-          type == KvCache.Type.Q8_0
-              ? dotScaled(q, qo, keys, j * n, scales, j * (n / 32), n, lanes)
-              : dot(q, qo, keys, j * n, n, lanes);
+  /** Codes of consecutive blocks to values, which float32 holds exactly. */
+  private static void multiplyByScales(float[] codes, float[] scales, int n) {
+    for (int i = 0; i < n; i += 32) {
+      multiply(codes, i, 32, scales[i >> 5]);
     }
   }
 
@@ -157,22 +144,6 @@ final class VectorAttention {
       FloatVector sum = FloatVector.zero(F);
       for (int i = l; i < n; i += LANES) {
         sum = FloatVector.fromArray(F, q, qo + i).fma(FloatVector.fromArray(F, k, ko + i), sum);
-      }
-      sum.intoArray(lanes, l);
-    }
-    return ScalarScratch.reduce(lanes);
-  }
-
-  private static float dotScaled(
-      float[] q, int qo, float[] k, int ko, float[] scales, int so, int n, float[] lanes) {
-    for (int l = 0; l < LANES; l += L) {
-      FloatVector sum = FloatVector.zero(F);
-      for (int i = l; i < n; i += 32) {
-        FloatVector t =
-            FloatVector.fromArray(F, q, qo + i).mul(FloatVector.fromArray(F, k, ko + i));
-        int j = i + LANES;
-        t = FloatVector.fromArray(F, q, qo + j).fma(FloatVector.fromArray(F, k, ko + j), t);
-        sum = t.fma(FloatVector.broadcast(F, scales[so + (i >> 5)]), sum);
       }
       sum.intoArray(lanes, l);
     }
@@ -202,16 +173,22 @@ final class VectorAttention {
     float max = Math.max(before, largest.reduceLanes(VectorOperators.MAX));
     float base = max == Float.NEGATIVE_INFINITY ? 0f : max;
     for (int l = 0; l < LANES; l += L) {
-      FloatVector p0 = VectorMath.exp(FloatVector.fromArray(F, scores, at + l).sub(base));
-      FloatVector p1 = VectorMath.exp(FloatVector.fromArray(F, scores, at + l + LANES).sub(base));
-      p0.intoArray(scores, at + l);
-      p1.intoArray(scores, at + l + LANES);
-      p0.add(p1).intoArray(lanes, l);
+      FloatVector p0 = weight(scores, at + l, base);
+      FloatVector p1 = weight(scores, at + l + LANES, base);
+      FloatVector p2 = weight(scores, at + l + 2 * LANES, base);
+      FloatVector p3 = weight(scores, at + l + 3 * LANES, base);
+      p0.add(p2).add(p1.add(p3)).intoArray(lanes, l);
     }
     float factor = FloatMath.exp(before - base);
     scores[state] = max;
     scores[state + 1] = Math.fma(scores[state + 1], factor, ScalarScratch.reduce(lanes));
     multiply(values, vo, n, factor);
+  }
+
+  private static FloatVector weight(float[] scores, int at, float base) {
+    FloatVector p = VectorMath.exp(FloatVector.fromArray(F, scores, at).sub(base));
+    p.intoArray(scores, at);
+    return p;
   }
 
   private static void multiply(float[] values, int at, int n, float factor) {

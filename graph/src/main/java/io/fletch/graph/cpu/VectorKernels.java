@@ -1,6 +1,7 @@
 package io.fletch.graph.cpu;
 
 import io.fletch.graph.Activation;
+import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.RopeSpec;
 import io.fletch.quant.TensorType;
@@ -500,7 +501,7 @@ final class VectorKernels implements Kernels {
 
   /** Working memory is in heap arrays of the thread. */
   @Override
-  public int attentionScratch(int group, int keyDim, int valueDim) {
+  public int attentionScratch(AttentionSpec spec) {
     return 0;
   }
 
@@ -510,27 +511,18 @@ final class VectorKernels implements Kernels {
    */
   @Override
   public void attention(
+      AttentionSpec spec,
       KvCache.Type type,
       MemorySegment q,
       long qOffset,
-      int group,
-      int keyDim,
-      int valueDim,
       MemorySegment kv,
       long kOffset,
       long vOffset,
-      int a0,
-      int a1,
-      int b0,
-      int b1,
-      float scale,
-      float softCap,
+      int slots,
       MemorySegment scratch,
       long scratchOffset,
       MemorySegment out,
       long outOffset) {
-    VectorAttention.run(
-        type, q, qOffset, group, keyDim, valueDim, kv, kOffset, vOffset, a0, a1, b0, b1, scale,
-        softCap, out, outOffset);
+    VectorAttention.run(spec, type, q, qOffset, kv, kOffset, vOffset, slots, out, outOffset);
   }
 }

@@ -3,10 +3,10 @@ package io.fletch.graph.cpu;
 import io.fletch.ffm.CpuFeatures;
 import io.fletch.ffm.ExecutableMemory;
 import io.fletch.graph.Activation;
+import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Batch.RowStatistics;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.RopeSpec;
-import io.fletch.graph.cpu.x86.AttentionCode;
 import io.fletch.graph.cpu.x86.Isa;
 import io.fletch.graph.cpu.x86.PackedLayout;
 import io.fletch.quant.SparseMatrix;
@@ -200,75 +200,53 @@ final class X86Kernels implements Kernels {
   }
 
   @Override
-  public int attentionScratch(int group, int keyDim, int valueDim) {
-    int own = group * (AttentionCode.VALUES + valueDim);
-    return Math.max(own, other.attentionScratch(group, keyDim, valueDim));
+  public int attentionScratch(AttentionSpec spec) {
+    return Math.max(X86Attention.scratchFloats(spec), other.attentionScratch(spec));
   }
 
   @Override
   public void attention(
+      AttentionSpec spec,
       KvCache.Type type,
       MemorySegment q,
       long qOffset,
-      int group,
-      int keyDim,
-      int valueDim,
       MemorySegment kv,
       long kOffset,
       long vOffset,
-      int a0,
-      int a1,
-      int b0,
-      int b1,
-      float scale,
-      float softCap,
+      int slots,
       MemorySegment scratch,
       long scratchOffset,
       MemorySegment out,
       long outOffset) {
-    if (!AttentionCode.supports(type, keyDim, valueDim)) {
-      other.attention(
+    if (X86Attention.supports(spec, type)) {
+      attention.run(
+          spec,
           type,
           q,
           qOffset,
-          group,
-          keyDim,
-          valueDim,
           kv,
           kOffset,
           vOffset,
-          a0,
-          a1,
-          b0,
-          b1,
-          scale,
-          softCap,
+          slots,
           scratch,
           scratchOffset,
           out,
           outOffset);
-      return;
+    } else {
+      other.attention(
+          spec,
+          type,
+          q,
+          qOffset,
+          kv,
+          kOffset,
+          vOffset,
+          slots,
+          scratch,
+          scratchOffset,
+          out,
+          outOffset);
     }
-    attention.run(
-        type,
-        q,
-        qOffset,
-        group,
-        keyDim,
-        valueDim,
-        kv,
-        kOffset,
-        vOffset,
-        a0,
-        a1,
-        b0,
-        b1,
-        scale,
-        softCap,
-        scratch,
-        scratchOffset,
-        out,
-        outOffset);
   }
 
   @Override

@@ -5,6 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.graph.Activation;
+import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.RopeSpec;
 import io.fletch.graph.cpu.Kernels.ActivationFormat;
@@ -494,19 +495,18 @@ abstract class KernelsContract {
   void attentionMatchesSoftmax(
       @ForAll KvCache.Type type,
       @ForAll @IntRange(min = 1, max = 5) int group,
-      @ForAll @IntRange(min = 0, max = 90) int first,
-      @ForAll @IntRange(min = 0, max = 40) int second,
+      @ForAll @IntRange(min = 0, max = 130) int visible,
       @ForAll boolean capped,
       @ForAll long seed) {
     Random random = new Random(seed);
     int keyDim = type == KvCache.Type.Q8_0 ? 32 * (1 + random.nextInt(4)) : 1 + random.nextInt(140);
     int valueDim =
         type == KvCache.Type.Q8_0 ? 32 * (1 + random.nextInt(4)) : 1 + random.nextInt(140);
-    int a0 = random.nextInt(3);
-    int b0 = a0 + first + random.nextInt(3);
-    int slots = b0 + second;
+    int from = random.nextInt(3);
+    int slots = from + visible;
     float softCap = capped ? 20f : 0f;
     float scale = (float) (1 / Math.sqrt(keyDim));
+    AttentionSpec spec = new AttentionSpec(0, group, 1, keyDim, valueDim, scale, softCap, 0);
     try (Arena arena = Arena.ofConfined()) {
       long kBytes = kernels().kvBytes(type, keyDim);
       long vBytes = kernels().kvBytes(type, valueDim);
@@ -519,24 +519,17 @@ abstract class KernelsContract {
       }
       float[] q = gaussians(group * keyDim, 2, random);
       Output out = new Output(arena, group * valueDim);
-      Output scratch = new Output(arena, kernels().attentionScratch(group, keyDim, valueDim));
+      Output scratch = new Output(arena, kernels().attentionScratch(spec));
       kernels()
           .attention(
+              spec,
               type,
               floats(arena, q),
               0,
-              group,
-              keyDim,
-              valueDim,
               kv,
-              0,
-              slots * kBytes,
-              a0,
-              a0 + first,
-              b0,
-              b0 + second,
-              scale,
-              softCap,
+              from * kBytes,
+              slots * kBytes + from * vBytes,
+              visible,
               scratch.segment,
               scratch.offset,
               out.segment,
@@ -546,19 +539,17 @@ abstract class KernelsContract {
       for (int h = 0; h < group; h++) {
         double[] scores = new double[slots];
         double max = Double.NEGATIVE_INFINITY;
-        for (int s = a0; s < slots; s++) {
+        for (int s = from; s < slots; s++) {
           double dot = 0;
           for (int i = 0; i < keyDim; i++) {
             dot += (double) q[h * keyDim + i] * stored(type, kv, s * kBytes, keyDim, i);
           }
           scores[s] = capped ? softCap * Math.tanh(scale * dot / softCap) : scale * dot;
-          boolean visible = s < a0 + first || s >= b0;
-          scores[s] = visible ? scores[s] : Double.NEGATIVE_INFINITY;
           max = Math.max(max, scores[s]);
         }
         double total = 0;
         double[] expected = new double[valueDim];
-        for (int s = a0; s < slots; s++) {
+        for (int s = from; s < slots; s++) {
           double p = max == Double.NEGATIVE_INFINITY ? 0 : Math.exp(scores[s] - max);
           total += p;
           for (int i = 0; i < valueDim; i++) {

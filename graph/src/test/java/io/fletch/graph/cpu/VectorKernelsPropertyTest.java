@@ -4,6 +4,7 @@ import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 
 import io.fletch.graph.Activation;
+import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.RopeSpec;
 import java.lang.foreign.Arena;
@@ -87,7 +88,7 @@ final class VectorKernelsPropertyTest extends KernelsContract {
       @ForAll long seed) {
     Random random = new Random(seed);
     int dim = 32 * (1 + random.nextInt(4)) + (type == KvCache.Type.Q8_0 ? 0 : random.nextInt(9));
-    int split = random.nextInt(slots + 1);
+    AttentionSpec spec = new AttentionSpec(0, group, 1, dim, dim, 0.1f, capped ? 15f : 0f, 0);
     try (Arena arena = Arena.ofConfined()) {
       long bytes = kernels().kvBytes(type, dim);
       MemorySegment kv = arena.allocate(2 * slots * bytes + 1, 1);
@@ -99,33 +100,12 @@ final class VectorKernelsPropertyTest extends KernelsContract {
         kernels().kvStore(type, floats(arena, head), 0, dim, kv, s * bytes);
       }
       MemorySegment q = floats(arena, gaussians(group * dim, 2, random));
-      MemorySegment scratch =
-          arena.allocate(4L * ScalarKernels.INSTANCE.attentionScratch(group, dim, dim), 4);
-      float cap = capped ? 15f : 0f;
+      MemorySegment scratch = arena.allocate(4L * ScalarKernels.INSTANCE.attentionScratch(spec), 4);
       assertSameBits(
           arena,
           group * dim,
           (k, dst) ->
-              k.attention(
-                  type,
-                  q,
-                  0,
-                  group,
-                  dim,
-                  dim,
-                  kv,
-                  0,
-                  slots * bytes,
-                  0,
-                  split,
-                  split,
-                  slots,
-                  0.1f,
-                  cap,
-                  scratch,
-                  0,
-                  dst,
-                  0));
+              k.attention(spec, type, q, 0, kv, 0, slots * bytes, slots, scratch, 0, dst, 0));
     }
   }
 
@@ -135,9 +115,10 @@ final class VectorKernelsPropertyTest extends KernelsContract {
       MemorySegment q = floats(arena, gaussians(64, 1, new Random(1)));
       MemorySegment out = floats(arena, gaussians(64, 1, new Random(2)));
       MemorySegment kv = arena.allocate(1, 1);
-      kernels().attention(type, q, 0, 2, 32, 32, kv, 0, 0, 5, 5, 0, 0, 1f, 0f, kv, 0, out, 0);
+      AttentionSpec spec = new AttentionSpec(0, 2, 1, 32, 32, 1f, 0f, 0);
+      kernels().attention(spec, type, q, 0, kv, 0, 0, 0, kv, 0, out, 0);
       assertArrayEquals(new float[64], out.toArray(ValueLayout.JAVA_FLOAT));
-      assertEquals(0, kernels().attentionScratch(2, 32, 32));
+      assertEquals(0, kernels().attentionScratch(spec));
     }
   }
 }

@@ -2,6 +2,7 @@ package io.fletch.graph.cpu;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 
+import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.cpu.x86.Isa;
 import java.lang.foreign.Arena;
@@ -24,14 +25,12 @@ class X86AttentionTest {
       int unit = type == KvCache.Type.Q8_0 ? 32 : 1;
       int keyDim = (dims[random.nextInt(dims.length)] + unit - 1) / unit * unit;
       int valueDim = (dims[random.nextInt(dims.length)] + unit - 1) / unit * unit;
-      int group = 1 + random.nextInt(6);
-      int slots = 1 + random.nextInt(140);
-      int a0 = random.nextInt(slots + 1);
-      int a1 = random.nextInt(slots + 1);
-      int b0 = random.nextInt(slots + 1);
-      int b1 = random.nextInt(slots + 1);
+      int group = 1 + random.nextInt(9);
+      int slots = 1 + random.nextInt(random.nextInt(8) == 0 ? 600 : 140);
+      int from = random.nextInt(slots + 1);
       float softCap = random.nextInt(3) == 0 ? 3f : 0f;
       float spread = random.nextInt(3) == 0 ? 40f : 1f;
+      AttentionSpec spec = new AttentionSpec(0, group, 1, keyDim, valueDim, 0.125f, softCap, 0);
       try (Arena arena = Arena.ofConfined()) {
         float[] q = floats(group * keyDim, random, spread);
         MemorySegment query = arena.allocate(4L * q.length);
@@ -53,25 +52,17 @@ class X86AttentionTest {
         MemorySegment[] results = new MemorySegment[2];
         for (int i = 0; i < 2; i++) {
           Kernels set = i == 0 ? ScalarKernels.INSTANCE : kernels;
-          MemorySegment scratch =
-              arena.allocate(4L * set.attentionScratch(group, keyDim, valueDim));
+          MemorySegment scratch = arena.allocate(4L * set.attentionScratch(spec));
           results[i] = arena.allocate(4L * group * valueDim);
           set.attention(
+              spec,
               type,
               query,
               0,
-              group,
-              keyDim,
-              valueDim,
               kv,
-              0,
-              slots * kBytes,
-              a0,
-              a1,
-              b0,
-              b1,
-              0.125f,
-              softCap,
+              from * kBytes,
+              slots * kBytes + from * vBytes,
+              slots - from,
               scratch,
               0,
               results[i],

@@ -2,6 +2,7 @@ package io.fletch.graph.cpu;
 
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.cpu.Kernels.ActivationFormat;
 import io.fletch.graph.cpu.Kernels.Matmul;
@@ -94,29 +95,23 @@ class X86GuardPageTest {
         for (int slots : new int[] {1, 4, 31, 37, 64}) {
           try (GuardedMemory memory = new GuardedMemory(behind)) {
             int group = 1 + slots % 5;
+            AttentionSpec spec = new AttentionSpec(0, group, 1, dim, dim, 0.1f, 0f, 0);
             MemorySegment q = memory.allocate(4L * group * dim);
             // Keys and values in the order that puts either at the end.
             long bytes = kernels.kvBytes(type, dim) * slots;
             MemorySegment kv = memory.allocate(2 * bytes);
-            MemorySegment scratch = memory.allocate(4L * kernels.attentionScratch(group, dim, dim));
+            MemorySegment scratch = memory.allocate(4L * kernels.attentionScratch(spec));
             MemorySegment out = memory.allocate(4L * group * dim);
             for (boolean keysFirst : new boolean[] {true, false}) {
               kernels.attention(
+                  spec,
                   type,
                   q,
                   0,
-                  group,
-                  dim,
-                  dim,
                   kv,
                   keysFirst ? 0 : bytes,
                   keysFirst ? bytes : 0,
-                  0,
                   slots,
-                  0,
-                  0,
-                  0.1f,
-                  0f,
                   scratch,
                   0,
                   out,

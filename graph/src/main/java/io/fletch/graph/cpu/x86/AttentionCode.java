@@ -12,39 +12,50 @@ import io.fletch.ffm.x86.Zmm;
 import io.fletch.graph.KvCache;
 
 /**
- * Generates online softmax attention of a few query heads over a range of slots that they share, in
- * chunks of {@link #CHUNK} slots and in the order of operations of the scalar kernel. With 512 bits
- * keys and values are widened once for all heads.
+ * Generates online softmax attention of a few query heads over slots that they share, in chunks of
+ * {@link #CHUNK} slots and in the order of operations of the scalar kernel. Keys and values are
+ * loaded and widened once for all heads. A lane of the softmax is a head: four heads of a slot lie
+ * side by side, so that maximum and sum go down the slots and what is sequential in them, a third
+ * of the time when heads took turns, is paid once.
  *
- * <p>The state of a head is float32: scores {@code [CHUNK]}, what the constants below name, and
- * from {@link #VALUES} on the unnormalised result. States of heads follow each other.
+ * <p>The state is float32: scores {@code [CHUNK][MAX_HEADS]}, what {@link #MAXIMUM} to {@link #CAP}
+ * name, room to work, and from {@link #values} on the unnormalised results of the heads.
  */
 public final class AttentionCode {
   /** Slots of a chunk. */
-  public static final int CHUNK = 32;
-
-  /** Index of the maximum in a state; -inf before the first slot. */
-  public static final int MAXIMUM = 32;
-
-  /** Index of the sum of weights in a state; 0 before the first slot. */
-  public static final int SUM = 33;
-
-  /** Index of what scores are multiplied by, in the state of the first head. */
-  public static final int SCALE = 34;
-
-  /** Index of the soft cap of scores, in the state of the first head. */
-  public static final int CAP = 35;
-
-  /** Index of the unnormalised result in a state; 0 before the first slot. */
-  public static final int VALUES = 48;
+  public static final int CHUNK = 64;
 
   /** Most heads of one function. */
   public static final int MAX_HEADS = 4;
 
-  private static final int FACTOR = 36;
+  /** Index of the heads' maxima in the state; -inf before the first slot. */
+  public static final int MAXIMUM = CHUNK * MAX_HEADS;
 
-  /** Slots whose scores are computed together. */
+  /** Index of the heads' sums of weights in the state; 0 before the first slot. */
+  public static final int SUM = MAXIMUM + MAX_HEADS;
+
+  /** Index of what scores are multiplied by. */
+  public static final int SCALE = SUM + MAX_HEADS;
+
+  /** Index of the soft cap of scores. */
+  public static final int CAP = SCALE + 1;
+
+  private static final int FACTOR = SCALE + 4;
+
+  /** Scales of four slots, {@code [block][4]}. */
+  private static final int SCALES = FACTOR + MAX_HEADS;
+
+  /** Bytes of the scores of a slot. */
+  private static final int SCORE_BYTES = 4 * MAX_HEADS;
+
+  /** Slots whose scores are computed together with 512 bits, and whose scales with any. */
   private static final int SLOTS = 4;
+
+  /** Bytes of halves 0, 2, 4, 6 and then 1, 3, 5, 7. */
+  private static final int[] HALVES = {0x05040100, 0x0d0c0908, 0x07060302, 0x0f0e0b0a};
+
+  /** Bytes of halves 1, 3, 5, 7, twice. */
+  private static final int[] UPPER_HALVES = {0x07060302, 0x0f0e0b0a, 0x07060302, 0x0f0e0b0a};
 
   private static final Gpr Q = Gpr.RDI;
   private static final Gpr KEYS = Gpr.RSI;
@@ -58,8 +69,25 @@ public final class AttentionCode {
   private static final Gpr COUNTER = Gpr.R10;
   private static final Gpr SCORE = Gpr.R11;
 
+  /** The key or value at hand. */
+  private static final Gpr SLOT = Gpr.RAX;
+
+  /** Elements of keys that are in registers together with 512 bits. */
+  private static final int COLUMNS = 32;
+
+  /** Chunks between what is prefetched from memory and what is used. */
+  private static final int AHEAD = 4;
+
+  /** Slots between what is prefetched from the level-2 cache and what is used. */
+  private static final int NEXT = 16;
+
+  private static final Opmask UPPER_HALF = Opmask.K3;
+  private static final Opmask ODD_QUARTERS = Opmask.K4;
+  private static final Opmask UPPER_PAIRS = Opmask.K5;
+
   private final Assembler a = new Assembler();
   private final Lanes lanes;
+  private final boolean codes;
   private final KvCache.Type type;
   private final int keyDim;
   private final int keyStride;
@@ -68,10 +96,12 @@ public final class AttentionCode {
   private final int heads;
   private final boolean capped;
   private final int bytes;
-  private final int stateBytes;
 
-  /** Heads whose scores, or results, are in registers at a time. */
-  private final int tile;
+  /** Byte offset of the results in the state. */
+  private final int results;
+
+  /** Byte offset of the weights of a block of values, {@code [block][CHUNK][MAX_HEADS]}. */
+  private final int weights;
 
   private AttentionCode(
       KvCache.Type type,
@@ -83,17 +113,19 @@ public final class AttentionCode {
       boolean capped,
       Isa isa) {
     this.type = type;
+    this.codes = type == KvCache.Type.Q8_0;
     this.keyDim = keyDim;
-    // A chunk is addressed from one base.
-    this.keyStride = Math.toIntExact(2 * CHUNK * keyStride) / (2 * CHUNK);
+    // What is prefetched is addressed from the slot at hand.
+    int reach = (AHEAD + 1) * CHUNK;
+    this.keyStride = Math.toIntExact(reach * keyStride) / reach;
     this.valueDim = valueDim;
-    this.valueStride = Math.toIntExact(2 * CHUNK * valueStride) / (2 * CHUNK);
+    this.valueStride = Math.toIntExact(reach * valueStride) / reach;
     this.heads = heads;
     this.capped = capped;
     this.bytes = isa.bytes();
     this.lanes = new Lanes(a, isa);
-    this.stateBytes = 4 * (VALUES + valueDim);
-    this.tile = lanes.parts == 1 ? heads : 1;
+    this.results = 4 * values(type, keyDim, valueDim);
+    this.weights = codes ? 4 * weights(keyDim, valueDim) : 0;
   }
 
   /** Whether heads of these widths can be taken. */
@@ -102,9 +134,22 @@ public final class AttentionCode {
     return keyDim % unit == 0 && valueDim % unit == 0 && keyDim > 0 && valueDim > 0;
   }
 
+  /** Index of the first head's unnormalised result in a state; 0 before the first slot. */
+  public static int values(KvCache.Type type, int keyDim, int valueDim) {
+    return type == KvCache.Type.Q8_0
+        ? weights(keyDim, valueDim) + valueDim / 32 * CHUNK * MAX_HEADS
+        : SCALES;
+  }
+
+  private static int weights(int keyDim, int valueDim) {
+    int pairs = (Math.max(keyDim, valueDim) / 32 + 1) / 2;
+    return SCALES + 2 * SLOTS * pairs;
+  }
+
   /**
    * Code of {@code void (long q, long keys, long values, long slots, long state)}, {@code slots >=
-   * 1}: takes the slots into the states. Query heads follow each other.
+   * 1}: takes the slots into the state. Query heads follow each other. Where a call is not the last
+   * one for a state, its slots are a multiple of {@link #CHUNK}.
    *
    * @param keyStride bytes from the key of one slot to the next
    * @param valueStride bytes from the value of one slot to the next
@@ -125,22 +170,20 @@ public final class AttentionCode {
   }
 
   private byte[] emit() {
+    constants();
     Label chunk = a.here();
     a.mov(Gpr.RAX, CHUNK);
     a.mov(COUNT, LEFT);
     a.cmp(COUNT, Gpr.RAX);
     a.cmov(Condition.G, COUNT, Gpr.RAX);
-    for (int first = 0; first < heads; first += tile) {
-      scores(first);
-    }
+    scores();
     a.imul(Gpr.RAX, COUNT, keyStride);
     a.add(KEYS, Gpr.RAX);
-    for (int h = 0; h < heads; h++) {
-      weights(h * stateBytes);
+    softmax();
+    if (codes) {
+      eachSlot(VALUES_POINTER, valueStride, SLOTS, this::weightsOfBlocks);
     }
-    for (int first = 0; first < heads; first += tile) {
-      update(first);
-    }
+    update();
     a.imul(Gpr.RAX, COUNT, valueStride);
     a.add(VALUES_POINTER, Gpr.RAX);
     a.sub(LEFT, COUNT);
@@ -150,62 +193,60 @@ public final class AttentionCode {
     return a.assemble();
   }
 
-  // ---- scores
+  /** What is done for some consecutive slots. */
+  @FunctionalInterface
+  private interface Slots {
+    void emit(int slots);
+  }
 
-  /** Scores of all slots of the chunk for the heads of a tile. */
-  private void scores(int first) {
-    Gpr key = Gpr.RAX;
+  /** Goes through the slots of the chunk, as many at a time as asked, the last ones alone. */
+  private void eachSlot(Gpr from, int stride, int together, Slots body) {
     Label single = a.label();
     Label done = a.label();
-    a.mov(key, KEYS);
+    a.mov(SLOT, from);
     a.mov(COUNTER, COUNT);
     a.mov(SCORE, STATE);
-    a.sub(COUNTER, SLOTS);
-    a.jcc(Condition.L, single);
-    Label loop = a.here();
-    scores(first, SLOTS);
-    if (first == 0) {
-      prefetch(key, SLOTS * keyStride, CHUNK * keyStride);
+    if (together > 1) {
+      a.sub(COUNTER, together);
+      a.jcc(Condition.L, single);
+      Label loop = a.here();
+      body.emit(together);
+      a.add(SLOT, together * stride);
+      a.add(SCORE, together * SCORE_BYTES);
+      a.sub(COUNTER, together);
+      a.jcc(Condition.GE, loop);
+      a.bind(single);
+      a.add(COUNTER, together);
+      a.jcc(Condition.E, done);
     }
-    a.add(key, SLOTS * keyStride);
-    a.add(SCORE, 4 * SLOTS);
-    a.sub(COUNTER, SLOTS);
-    a.jcc(Condition.GE, loop);
-    a.bind(single);
-    a.add(COUNTER, SLOTS);
-    a.jcc(Condition.E, done);
     Label one = a.here();
-    scores(first, 1);
-    a.add(key, keyStride);
-    a.add(SCORE, 4);
+    body.emit(1);
+    a.add(SLOT, stride);
+    a.add(SCORE, SCORE_BYTES);
     a.dec(COUNTER);
     a.jcc(Condition.NE, one);
     a.bind(done);
   }
 
-  /** What comes a chunk later: the hardware does not look beyond a page. */
-  private void prefetch(Gpr base, int length, int distance) {
-    for (int i = 0; i < length; i += 64) {
-      a.prefetcht0(Mem.of(base, distance + i));
+  /**
+   * What comes some chunks later into the level-2 cache, since the hardware does not look beyond a
+   * page and the level-1 cache has too few misses at a time for the bandwidth of memory; and what
+   * comes next from there.
+   */
+  private void prefetch(int slots, int stride) {
+    for (int i = 0; i < slots * stride; i += 64) {
+      a.prefetcht0(Mem.of(SLOT, NEXT * stride + i));
+      a.prefetcht1(Mem.of(SLOT, AHEAD * CHUNK * stride + i));
     }
   }
 
-  private void scores(int first, int slots) {
+  // ---- scores
+
+  private void scores() {
     if (lanes.parts == 1) {
-      dotsOfTile(slots);
-      reduceTile(slots);
+      eachSlot(KEYS, keyStride, SLOTS, this::scoresOfTile);
     } else {
-      dotsOfHead(first, slots);
-      if (slots == 1) {
-        Vec temp = lanes.reg(12);
-        lanes.toEight(sums(0), temp);
-        lanes.toFour(sums(0)[0], temp);
-        lanes.toOne(Xmm.XMM0, temp.xmm());
-        a.vmulss(Xmm.XMM0, Xmm.XMM0, Mem.of(STATE, 4 * SCALE));
-        a.vmovss(Mem.of(SCORE, first * stateBytes), Xmm.XMM0);
-      } else {
-        fourToScores(first);
-      }
+      eachSlot(KEYS, keyStride, 1, slots -> scoresOfSlot());
     }
   }
 
@@ -215,90 +256,103 @@ public final class AttentionCode {
     return lanes.reg(SLOTS * head + slot);
   }
 
-  private void dotsOfTile(int slots) {
-    Gpr key = Gpr.RAX;
+  private void scoresOfTile(int slots) {
+    if (codes && slots == SLOTS) {
+      scalesOfFour(keyStride, keyDim);
+    }
     for (int h = 0; h < heads; h++) {
       for (int s = 0; s < slots; s++) {
         a.vpxor(sum(h, s).xmm(), sum(h, s).xmm(), sum(h, s).xmm());
       }
     }
-    Vec query = lanes.reg(28);
-    Vec t = lanes.reg(29);
-    boolean codes = type == KvCache.Type.Q8_0;
-    int step = codes ? 32 : 16;
-    for (int i = 0; i < keyDim; i += step) {
-      for (int s = 0; s < slots; s++) {
-        int at = s * keyStride;
-        if (codes) {
-          half(lanes.reg(24 + s), Mem.of(key, at + keyDim + i / 16));
-          codes(lanes.reg(16 + s), Mem.of(key, at + i));
-          codes(lanes.reg(20 + s), Mem.of(key, at + i + 16));
-        } else {
-          load(lanes.reg(16 + s), key, at, i);
+    for (int i = 0; i < keyDim; i += COLUMNS) {
+      int vectors = Math.min(COLUMNS, keyDim - i) / 16;
+      for (int v = 0; v < vectors; v++) {
+        for (int s = 0; s < slots; s++) {
+          keyOfTile(key(v, s), s, i + 16 * v, slots);
         }
       }
       for (int h = 0; h < heads; h++) {
-        int q = 4 * (h * keyDim + i);
-        a.vmovups(query, Mem.of(Q, q));
-        if (codes) {
-          a.vmovups(lanes.reg(30), Mem.of(Q, q + 64));
-        }
-        for (int s = 0; s < slots; s++) {
-          if (codes) {
-            a.vmulps(t, query, lanes.reg(16 + s));
-            a.vfmadd231ps(t, lanes.reg(30), lanes.reg(20 + s));
-            a.vfmadd231ps(sum(h, s), lanes.reg(24 + s), t);
-          } else {
-            a.vfmadd231ps(sum(h, s), query, lanes.reg(16 + s));
+        for (int v = 0; v < vectors; v++) {
+          Vec query = lanes.reg(24 + v);
+          a.vmovups(query, Mem.of(Q, 4 * (h * keyDim + i + 16 * v)));
+          for (int s = 0; s < slots; s++) {
+            a.vfmadd231ps(sum(h, s), query, key(v, s));
           }
         }
+        if (i + COLUMNS >= keyDim) {
+          // Among the products of the next head, which do not wait for it.
+          reduceHead(h, slots);
+        }
       }
+    }
+    reduceHeads();
+    if (slots == SLOTS) {
+      a.vmovups(Mem.of(SCORE), sum(0, 0));
+      prefetch(SLOTS, keyStride);
+    } else {
+      a.vmovups(Mem.of(SCORE), sum(0, 0).xmm());
     }
   }
 
+  private Vec key(int vector, int slot) {
+    return lanes.reg(16 + SLOTS * vector + slot);
+  }
+
+  private void keyOfTile(Vec k, int slot, int at, int slots) {
+    load(k, slot * keyStride, at);
+    if (codes && slots == SLOTS) {
+      a.vmulps(k, k, Mem.of(STATE, 4 * (SCALES + at / 32 * SLOTS + slot)).each());
+    } else if (codes) {
+      Vec d = lanes.reg(24);
+      half(d, Mem.of(SLOT, slot * keyStride + keyDim + at / 32 * 2));
+      a.vmulps(k, k, d);
+    }
+  }
+
+  // Of two registers that are to be halved together, one operand of the sum is a blend, which any
+  // vector unit does, the other a shuffle, for which there is one unit.
+
   /**
-   * Halves the partial sums of all heads and slots together until element s of quarter h of a
-   * register is the sum of head h and slot s. Heads and slots that are missing are filled up.
+   * Halves the partial sums of a head twice: quarter s of its first register holds four of slot s.
    */
-  private void reduceTile(int slots) {
-    Vec t = lanes.reg(16);
-    Vec low = lanes.reg(17);
-    Vec high = lanes.reg(18);
-    int last = heads - 1;
-    for (int s = 0; s < slots; s++) {
-      addHalves(low, sum(0, s), sum(Math.min(1, last), s), t);
-      addHalves(high, sum(Math.min(2, last), s), sum(last, s), t);
-      a.vshufi32x4(t, low, high, 0x88);
-      a.vshufi32x4(low, low, high, 0xdd);
-      a.vaddps(sum(0, s), t, low);
-    }
-    Vec first = sum(0, 0);
-    addPairs(low, first, sum(0, Math.min(1, slots - 1)), 0x44, 0xee, t);
-    addPairs(high, sum(0, Math.min(2, slots - 1)), sum(0, slots - 1), 0x44, 0xee, t);
-    addPairs(first, low, high, 0x88, 0xdd, t);
-    a.vbroadcastss(t, Mem.of(STATE, 4 * SCALE));
-    a.vmulps(first, first, t);
-    for (int h = 0; h < heads; h++) {
-      Mem to = Mem.of(SCORE, h * stateBytes);
-      if (slots == SLOTS) {
-        if (h == 0) {
-          a.vmovups(to, first.xmm());
-        } else {
-          a.vextracti32x4(to, first, h);
-        }
-      } else {
-        if (h > 0) {
-          a.vextracti32x4(Xmm.XMM1, first, h);
-        }
-        a.vmovss(to, h == 0 ? first.xmm() : Xmm.XMM1);
-      }
-    }
+  private void reduceHead(int head, int slots) {
+    Vec t = lanes.reg(26);
+    Vec even = lanes.reg(27);
+    Vec odd = lanes.reg(28);
+    int end = slots - 1;
+    addHalves(even, sum(head, 0), sum(head, Math.min(2, end)), t);
+    addHalves(odd, sum(head, Math.min(1, end)), sum(head, end), t);
+    a.masked(ODD_QUARTERS);
+    a.vblendmps(t, even, odd);
+    a.vpermt2d(even, lanes.reg(31), odd);
+    a.vaddps(sum(head, 0), t, even);
   }
 
   /** Eight partial sums of x and of y. */
   private void addHalves(Vec d, Vec x, Vec y, Vec temp) {
-    a.vshufi32x4(temp, x, y, 0x44);
-    a.vshufi32x4(d, x, y, 0xee);
+    a.masked(UPPER_HALF);
+    a.vblendmps(temp, x, y);
+    a.vshufi32x4(d, x, y, 0x4e);
+    a.vaddps(d, temp, d);
+  }
+
+  /** Element h of quarter s of the first register becomes the sum of head h and slot s. */
+  private void reduceHeads() {
+    int last = heads - 1;
+    Vec t = lanes.reg(26);
+    Vec low = lanes.reg(27);
+    Vec high = lanes.reg(28);
+    twoOfFour(low, sum(0, 0), sum(Math.min(1, last), 0), t);
+    twoOfFour(high, sum(Math.min(2, last), 0), sum(last, 0), t);
+    addPairs(sum(0, 0), low, high, 0x88, 0xdd, t);
+  }
+
+  /** Two partial sums of x and of y in each quarter. */
+  private void twoOfFour(Vec d, Vec x, Vec y, Vec temp) {
+    a.masked(UPPER_PAIRS);
+    a.vblendmps(temp, x, y);
+    a.vshufps(d, x, y, 0x4e);
     a.vaddps(d, temp, d);
   }
 
@@ -308,266 +362,293 @@ public final class AttentionCode {
     a.vaddps(d, temp, d);
   }
 
-  // 256 bits: one head at a time, with two registers for each slot.
-
-  private Vec[] sums(int slot) {
-    return new Vec[] {lanes.reg(2 * slot), lanes.reg(2 * slot + 1)};
+  /** Constants that stay in registers with 512 bits. */
+  private void constants() {
+    if (lanes.parts == 1) {
+      mask(UPPER_HALF, 0xff00);
+      mask(ODD_QUARTERS, 0xf0f0);
+      mask(UPPER_PAIRS, 0xcccc);
+      a.vmovups(lanes.reg(31), a.ints(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27));
+    }
   }
 
-  private void dotsOfHead(int head, int slots) {
-    Gpr key = Gpr.RAX;
-    for (int s = 0; s < slots; s++) {
-      for (Vec v : sums(s)) {
-        a.vxorps(v, v, v);
-      }
+  private void mask(Opmask k, int lanes) {
+    a.mov(Gpr.RAX, lanes);
+    a.kmovw(k, Gpr.RAX);
+  }
+
+  // 256 bits: one slot at a time, with two registers for each head.
+
+  private void scoresOfSlot() {
+    for (int i = 0; i < 2 * heads; i++) {
+      a.vxorps(lanes.reg(i), lanes.reg(i), lanes.reg(i));
     }
     Vec k = lanes.reg(8);
-    Vec t = lanes.reg(9);
-    Vec d = lanes.reg(10);
-    int q = 4 * head * keyDim;
-    boolean codes = type == KvCache.Type.Q8_0;
-    int step = codes ? 32 : 16;
-    for (int i = 0; i < keyDim; i += step) {
-      for (int s = 0; s < slots; s++) {
-        int slot = s * keyStride;
-        if (codes) {
-          half(d, Mem.of(key, slot + keyDim + i / 16));
-        }
-        for (int part = 0; part < lanes.parts; part++) {
-          int at = i + part * bytes / 4;
-          Vec sum = sums(s)[part];
-          if (codes) {
-            codes(k, Mem.of(key, slot + at));
-            a.vmulps(t, k, Mem.of(Q, q + 4 * at));
-            codes(k, Mem.of(key, slot + at + 16));
-            a.vfmadd231ps(t, k, Mem.of(Q, q + 4 * (at + 16)));
-            a.vfmadd231ps(sum, d, t);
-          } else {
-            load(k, key, slot, at);
-            a.vfmadd231ps(sum, k, Mem.of(Q, q + 4 * at));
-          }
-        }
+    Vec d = lanes.reg(9);
+    for (int i = 0; i < keyDim; i += 8) {
+      if (codes && i % 32 == 0) {
+        half(d, Mem.of(SLOT, keyDim + i / 32 * 2));
+      }
+      load(k, 0, i);
+      if (codes) {
+        a.vmulps(k, k, d);
+      }
+      for (int h = 0; h < heads; h++) {
+        a.vfmadd231ps(lanes.reg(2 * h + i / 8 % 2), k, Mem.of(Q, 4 * (h * keyDim + i)));
       }
     }
-  }
-
-  /** The last steps of four sums at once: lanes of the result are slots. */
-  private void fourToScores(int head) {
-    Vec temp = lanes.reg(12);
-    for (int s = 0; s < SLOTS; s++) {
-      lanes.toEight(sums(s), temp);
-      lanes.toFour(sums(s)[0], temp);
+    for (int h = 0; h < heads; h++) {
+      a.vaddps(lanes.reg(2 * h), lanes.reg(2 * h), lanes.reg(2 * h + 1));
     }
-    Xmm x = Xmm.XMM8;
-    Xmm y = Xmm.XMM9;
-    a.vmovlhps(x, Xmm.XMM0, Xmm.XMM2);
-    a.vmovhlps(y, Xmm.XMM2, Xmm.XMM0);
-    a.vaddps(x, x, y);
-    a.vmovlhps(Xmm.XMM0, Xmm.XMM4, Xmm.XMM6);
-    a.vmovhlps(y, Xmm.XMM6, Xmm.XMM4);
-    a.vaddps(Xmm.XMM0, Xmm.XMM0, y);
-    a.vshufps(y, x, Xmm.XMM0, 0x88);
-    a.vshufps(x, x, Xmm.XMM0, 0xdd);
-    a.vaddps(x, y, x);
-    a.vbroadcastss(y, Mem.of(STATE, 4 * SCALE));
-    a.vmulps(x, x, y);
-    a.vmovups(Mem.of(SCORE, head * stateBytes), x);
+    int last = 2 * (heads - 1);
+    Vec t = lanes.reg(8);
+    Vec low = lanes.reg(9);
+    Vec high = lanes.reg(10);
+    addQuarters(low, lanes.reg(0), lanes.reg(Math.min(2, last)), t);
+    addQuarters(high, lanes.reg(Math.min(4, last)), lanes.reg(last), t);
+    addPairs(low, low, high, 0x44, 0xee, t);
+    addPairs(low, low, low, 0x88, 0xdd, t);
+    // Heads 0 and 2 are in the lower half, 1 and 3 in the upper one.
+    a.vextractf128(t.xmm(), low.ymm(), 1);
+    a.vunpcklps(low.xmm(), low.xmm(), t.xmm());
+    a.vmovups(Mem.of(SCORE), low.xmm());
+    prefetch(1, keyStride);
   }
 
-  /** Elements of a float head as float32. */
-  private void load(Vec d, Gpr base, int slotOffset, int at) {
-    if (type == KvCache.Type.F32) {
-      a.vmovups(d, Mem.of(base, slotOffset + 4 * at));
-    } else {
-      a.vcvtph2ps(d, Mem.of(base, slotOffset + 2 * at));
+  /** Four partial sums of x and of y. */
+  private void addQuarters(Vec d, Vec x, Vec y, Vec temp) {
+    a.vperm2f128(temp, x, y, 0x20);
+    a.vperm2f128(d, x, y, 0x31);
+    a.vaddps(d, temp, d);
+  }
+
+  // ---- keys and values
+
+  /** Elements of a head as float32, without the scales of blocks. */
+  private void load(Vec d, int slotOffset, int at) {
+    switch (type) {
+      case F32 -> a.vmovups(d, Mem.of(SLOT, slotOffset + 4 * at));
+      case F16 -> a.vcvtph2ps(d, Mem.of(SLOT, slotOffset + 2 * at));
+      case Q8_0 -> {
+        a.vpmovsxbd(d, Mem.of(SLOT, slotOffset + at));
+        a.vcvtdq2ps(d, d);
+      }
     }
-  }
-
-  private void codes(Vec d, Mem m) {
-    a.vpmovsxbd(d, m);
-    a.vcvtdq2ps(d, d);
   }
 
   /** One half-precision number in all lanes as float32. */
   private void half(Vec d, Mem m) {
-    if (bytes == 64) {
-      a.vpbroadcastw(d.ymm(), m);
-      a.vcvtph2ps(d, d.ymm());
-    } else {
-      a.vpbroadcastw(d.xmm(), m);
-      a.vcvtph2ps(d, d.xmm());
+    Vec narrow = bytes == 64 ? d.ymm() : d.xmm();
+    a.vpbroadcastw(narrow, m);
+    a.vcvtph2ps(d, narrow);
+  }
+
+  /**
+   * Scales of the blocks of four slots, two blocks at a time, into the state; registers 0 and 1.
+   */
+  private void scalesOfFour(int stride, int dim) {
+    int blocks = dim / 32;
+    Xmm x = Xmm.XMM0;
+    for (int b = 0; b < blocks; b += 2) {
+      // The last of an odd number comes with the two codes in front of it.
+      boolean alone = b + 1 == blocks;
+      int at = dim + 2 * b - (alone ? 2 : 0);
+      a.vmovd(x, Mem.of(SLOT, at));
+      for (int s = 1; s < SLOTS; s++) {
+        a.vpinsrd(x, x, Mem.of(SLOT, s * stride + at), s);
+      }
+      a.vpshufb(x, x, a.ints(alone ? UPPER_HALVES : HALVES));
+      a.vcvtph2ps(x.ymm(), x);
+      a.vmovups(Mem.of(STATE, 4 * (SCALES + b * SLOTS)), x.ymm());
     }
+  }
+
+  /** Weights times the scales of the blocks of values. */
+  private void weightsOfBlocks(int slots) {
+    if (slots == SLOTS) {
+      scalesOfFour(valueStride, valueDim);
+    }
+    for (int b = 0; b < valueDim / 32; b++) {
+      int to = weights + b * CHUNK * SCORE_BYTES;
+      Vec d = lanes.reg(0);
+      if (slots == 1) {
+        a.vpbroadcastw(d.xmm(), Mem.of(SLOT, valueDim + 2 * b));
+        a.vcvtph2ps(d.xmm(), d.xmm());
+        a.vmulps(d.xmm(), d.xmm(), Mem.of(SCORE));
+        a.vmovups(Mem.of(SCORE, to), d.xmm());
+        continue;
+      }
+      Mem scales = Mem.of(STATE, 4 * (SCALES + b * SLOTS));
+      for (int part = 0; part < lanes.parts; part++) {
+        if (lanes.parts == 1) {
+          a.vbroadcasti32x4(d, scales);
+        } else {
+          a.vbroadcasti128(d.ymm(), scales);
+        }
+        a.vpermilps(d, d, slotOfLane(part));
+        a.vmulps(d, d, Mem.of(SCORE, part * bytes));
+        a.vmovups(Mem.of(SCORE, to + part * bytes), d);
+      }
+    }
+  }
+
+  /** Lanes hold the heads of one slot after another. */
+  private Mem slotOfLane(int part) {
+    int[] slots = new int[bytes / 4];
+    for (int i = 0; i < slots.length; i++) {
+      slots[i] = part * SLOTS / lanes.parts + i / MAX_HEADS;
+    }
+    return a.ints(slots);
   }
 
   // ---- results
 
-  /** Adds the weighted values of the chunk to the results of the heads of a tile. */
-  private void update(int first) {
+  /** Adds the weighted values of the chunk to the results. */
+  private void update() {
     int vectors = valueDim * 4 / bytes;
-    int perPass = lanes.parts == 1 ? 4 : 8;
+    int perPass = (lanes.parts == 1 ? 16 : 8) / heads;
     for (int from = 0; from < vectors; from += perPass) {
-      pass(first, from, Math.min(perPass, vectors - from));
+      pass(from, Math.min(perPass, vectors - from));
     }
+  }
+
+  private Mem result(int head, int vector) {
+    return Mem.of(STATE, results + 4 * head * valueDim + vector * bytes);
   }
 
   /** As many columns of the results as registers hold. */
-  private void pass(int first, int from, int count) {
-    int perHead = lanes.parts == 1 ? 4 : 8;
-    // Above them 256 bits leave: value, weight, scale. 512 bits: value, scale, weights.
-    int base = perHead * tile > 8 ? 16 : 8;
+  private void pass(int from, int count) {
+    int base = lanes.parts == 1 ? 16 : 8;
     Vec v = lanes.reg(base);
-    Vec d = lanes.reg(base + 1);
-    for (int h = 0; h < tile; h++) {
-      int state = (first + h) * stateBytes;
-      a.vbroadcastss(v, Mem.of(STATE, state + 4 * FACTOR));
+    for (int h = 0; h < heads; h++) {
+      a.vbroadcastss(v, Mem.of(STATE, 4 * (FACTOR + h)));
       for (int i = 0; i < count; i++) {
-        a.vmulps(
-            lanes.reg(perHead * h + i), v, Mem.of(STATE, state + 4 * VALUES + (from + i) * bytes));
+        a.vmulps(lanes.reg(count * h + i), v, result(h, from + i));
       }
     }
-    Gpr value = Gpr.RAX;
-    a.mov(value, VALUES_POINTER);
-    a.mov(SCORE, STATE);
-    a.mov(COUNTER, COUNT);
-    Label loop = a.here();
-    boolean codes = type == KvCache.Type.Q8_0;
-    for (int h = 0; h < tile && !codes; h++) {
-      a.vbroadcastss(lanes.reg(base + 2 + h), Mem.of(SCORE, (first + h) * stateBytes));
-    }
-    for (int i = 0; i < count; i++) {
-      int at = (from + i) * bytes / 4;
-      if (codes) {
-        if (i == 0 || at % 32 == 0) {
-          half(d, Mem.of(value, valueDim + at / 32 * 2));
-          for (int h = 0; h < tile; h++) {
-            Vec w = lanes.reg(base + 2 + h);
-            a.vbroadcastss(w, Mem.of(SCORE, (first + h) * stateBytes));
-            a.vmulps(w, d, w);
+    eachSlot(
+        VALUES_POINTER,
+        valueStride,
+        1,
+        slots -> {
+          for (int i = 0; i < count; i++) {
+            int at = (from + i) * bytes / 4;
+            if (i == 0 || (codes && at % 32 == 0)) {
+              int block = codes ? weights + at / 32 * CHUNK * SCORE_BYTES : 0;
+              for (int h = 0; h < heads; h++) {
+                a.vbroadcastss(lanes.reg(base + 1 + h), Mem.of(SCORE, block + 4 * h));
+              }
+            }
+            load(v, 0, at);
+            for (int h = 0; h < heads; h++) {
+              a.vfmadd231ps(lanes.reg(count * h + i), lanes.reg(base + 1 + h), v);
+            }
           }
-        }
-        codes(v, Mem.of(value, at));
-      } else {
-        load(v, value, 0, at);
-      }
-      for (int h = 0; h < tile; h++) {
-        a.vfmadd231ps(lanes.reg(perHead * h + i), lanes.reg(base + 2 + h), v);
-      }
-    }
-    if (first == 0 && from == 0) {
-      prefetch(value, valueStride, CHUNK * valueStride);
-    }
-    a.add(value, valueStride);
-    a.add(SCORE, 4);
-    a.dec(COUNTER);
-    a.jcc(Condition.NE, loop);
-    for (int h = 0; h < tile; h++) {
-      int state = (first + h) * stateBytes;
+          if (from == 0) {
+            prefetch(1, valueStride);
+          }
+        });
+    for (int h = 0; h < heads; h++) {
       for (int i = 0; i < count; i++) {
-        a.vmovups(
-            Mem.of(STATE, state + 4 * VALUES + (from + i) * bytes), lanes.reg(perHead * h + i));
+        a.vmovups(result(h, from + i), lanes.reg(count * h + i));
       }
     }
   }
 
-  /** Scores to weights; maximum and sum; stores the factor for what was there before. */
-  private void weights(int at) {
-    int vectors = CHUNK * 4 / bytes;
-    Vec minusInfinity = lanes.reg(14);
-    a.vmovups(minusInfinity, lanes.all(Float.NEGATIVE_INFINITY));
+  // ---- softmax
+
+  /** Scores to weights; maxima and sums; stores the factors for what was there before. */
+  private void softmax() {
+    final int vectors = CHUNK * SCORE_BYTES / bytes;
+    final Xmm minusInfinity = Xmm.XMM15;
+    a.vbroadcastss(lanes.reg(14), Mem.of(STATE, 4 * SCALE));
     if (capped) {
-      a.vbroadcastss(lanes.reg(15), Mem.of(STATE, 4 * CAP));
-      for (int i = 0; i < vectors; i++) {
-        Vec x = lanes.reg(0);
-        a.vmovups(x, Mem.of(STATE, at + i * bytes));
-        lanes.softCap(x, lanes.reg(15), lanes.reg(2), lanes.reg(3));
-        a.vmovups(Mem.of(STATE, at + i * bytes), x);
-      }
+      a.vbroadcastss(lanes.reg(13), Mem.of(STATE, 4 * CAP));
     }
-    // Scores behind the last slot become -inf, whose weight is 0.
+    for (int i = 0; i < vectors; i++) {
+      Vec x = lanes.reg(0);
+      a.vmulps(x, lanes.reg(14), Mem.of(STATE, i * bytes));
+      if (capped) {
+        lanes.softCap(x, lanes.reg(13), lanes.reg(2), lanes.reg(3));
+      }
+      a.vmovups(Mem.of(STATE, i * bytes), x);
+    }
+    a.vbroadcastss(minusInfinity, a.floating(Float.NEGATIVE_INFINITY));
+    fill(minusInfinity);
+    // A NaN may get lost here: its weight is one, and through the sum the result.
+    Vec max = lanes.reg(8);
+    Vec other = lanes.reg(9);
+    Vec t = lanes.reg(12);
+    a.vmovups(max, Mem.of(STATE));
+    a.vmovups(other, Mem.of(STATE, bytes));
+    for (int i = 2; i < vectors; i++) {
+      Vec m = i % 2 == 0 ? max : other;
+      a.vmaxps(m, m, Mem.of(STATE, i * bytes));
+    }
+    a.vmaxps(max, max, other);
+    if (bytes == 64) {
+      a.vextractf64x4(t.ymm(), (Zmm) max, 1);
+      a.vmaxps(max.ymm(), max.ymm(), t.ymm());
+    }
+    a.vextractf128(t.xmm(), max.ymm(), 1);
+    a.vmaxps(max.xmm(), max.xmm(), t.xmm());
+    Xmm factor = Xmm.XMM10;
+    a.vmovups(factor, Mem.of(STATE, 4 * MAXIMUM));
+    a.vmaxps(max.xmm(), max.xmm(), factor);
+    a.vmovups(Mem.of(STATE, 4 * MAXIMUM), max.xmm());
+    // All scores -inf: nothing to subtract from.
+    a.vcmpps(t.xmm(), max.xmm(), minusInfinity, 0);
+    a.vandnps(max.xmm(), t.xmm(), max.xmm());
+    a.vsubps(factor, factor, max.xmm());
+    lanes.exp(factor, Xmm.XMM12, Xmm.XMM13, Xmm.XMM14);
+    a.vmovups(Mem.of(STATE, 4 * FACTOR), factor);
+    if (bytes == 64) {
+      a.vshufi32x4(max, max, max, 0);
+    } else {
+      a.vinsertf128(max.ymm(), max.ymm(), max.xmm(), 1);
+    }
+    sumOfWeights(0, 1, vectors, max, 0);
+    Vec sum = lanes.reg(0);
+    if (bytes == 64) {
+      lanes.toEight(new Vec[] {sum}, t);
+    }
+    lanes.toFour(sum, t);
+    a.vmovups(t.xmm(), Mem.of(STATE, 4 * SUM));
+    a.vfmadd231ps(sum.xmm(), t.xmm(), factor);
+    a.vmovups(Mem.of(STATE, 4 * SUM), sum.xmm());
+  }
+
+  /** Scores behind the last slot become -inf, whose weight is 0. */
+  private void fill(Xmm minusInfinity) {
     Label filled = a.label();
+    a.imul(SCORE, COUNT, SCORE_BYTES);
+    a.add(SCORE, STATE);
     a.mov(Gpr.RAX, COUNT);
     Label fill = a.here();
     a.cmp(Gpr.RAX, CHUNK);
     a.jcc(Condition.GE, filled);
-    a.vmovss(Mem.of(STATE, Gpr.RAX, 4, at), minusInfinity.xmm());
+    a.vmovups(Mem.of(SCORE), minusInfinity);
+    a.add(SCORE, SCORE_BYTES);
     a.inc(Gpr.RAX);
     a.jmp(fill);
     a.bind(filled);
-    Vec max = lanes.reg(4);
-    Vec nan = lanes.reg(5);
-    Vec t = lanes.reg(6);
-    Vec before = lanes.reg(13);
-    a.vbroadcastss(before, Mem.of(STATE, at + 4 * MAXIMUM));
-    a.vmovups(max, before);
-    unordered(nan, before, before);
-    for (int i = 0; i < vectors; i++) {
-      a.vmovups(lanes.reg(i), Mem.of(STATE, at + i * bytes));
-      a.vmaxps(max, max, lanes.reg(i));
-      unordered(t, lanes.reg(i), lanes.reg(i));
-      a.vorps(nan, nan, t);
-    }
-    // A NaN must win: all ones is a NaN, and stays one through an or with anything.
-    if (bytes == 64) {
-      a.vextractf64x4(t.ymm(), (Zmm) max, 1);
-      a.vmaxps(max.ymm(), max.ymm(), t.ymm());
-      a.vextractf64x4(t.ymm(), (Zmm) nan, 1);
-      a.vorps(nan.ymm(), nan.ymm(), t.ymm());
-    }
-    a.vextractf128(t.xmm(), max.ymm(), 1);
-    a.vmaxps(max.xmm(), max.xmm(), t.xmm());
-    a.vextractf128(t.xmm(), nan.ymm(), 1);
-    a.vorps(nan.xmm(), nan.xmm(), t.xmm());
-    for (int order : new int[] {0x4e, 0xb1}) {
-      a.vpshufd(t.xmm(), max.xmm(), order);
-      a.vmaxps(max.xmm(), max.xmm(), t.xmm());
-      a.vpshufd(t.xmm(), nan.xmm(), order);
-      a.vorps(nan.xmm(), nan.xmm(), t.xmm());
-    }
-    a.vorps(max.xmm(), max.xmm(), nan.xmm());
-    a.vmovss(Mem.of(STATE, at + 4 * MAXIMUM), max.xmm());
-    // All scores -inf: nothing to subtract from.
-    a.vcmpps(t.xmm(), max.xmm(), minusInfinity.xmm(), 0);
-    a.vandnps(max.xmm(), t.xmm(), max.xmm());
-    Vec base = lanes.reg(12);
-    a.vbroadcastss(base, max.xmm());
-    Vec n = lanes.reg(7);
-    Vec p = lanes.reg(8);
-    Vec temp = lanes.reg(9);
-    for (int i = 0; i < vectors; i++) {
-      a.vsubps(lanes.reg(i), lanes.reg(i), base);
-      lanes.exp(lanes.reg(i), temp, n, p);
-      a.vmovups(Mem.of(STATE, at + i * bytes), lanes.reg(i));
-    }
-    a.vsubps(before, before, base);
-    Vec factor = lanes.reg(15);
-    a.vmovups(factor, before);
-    lanes.exp(factor, temp, n, p);
-    a.vmovss(Mem.of(STATE, at + 4 * FACTOR), factor.xmm());
-    Vec[] sums;
-    if (bytes == 64) {
-      a.vaddps(lanes.reg(0), lanes.reg(0), lanes.reg(1));
-      sums = new Vec[] {lanes.reg(0)};
-    } else {
-      a.vaddps(lanes.reg(0), lanes.reg(0), lanes.reg(2));
-      a.vaddps(lanes.reg(1), lanes.reg(1), lanes.reg(3));
-      sums = new Vec[] {lanes.reg(0), lanes.reg(1)};
-    }
-    lanes.toEight(sums, temp);
-    lanes.toFour(sums[0], temp);
-    lanes.toOne(Xmm.XMM0, temp.xmm());
-    a.vmovss(temp.xmm(), Mem.of(STATE, at + 4 * SUM));
-    a.vfmadd231ss(Xmm.XMM0, temp.xmm(), factor.xmm());
-    a.vmovss(Mem.of(STATE, at + 4 * SUM), Xmm.XMM0);
   }
 
-  /** All ones in every lane where an operand is NaN. */
-  private void unordered(Vec d, Vec x, Vec y) {
-    if (bytes == 64) {
-      a.vcmpps(Opmask.K1, x, y, 3);
-      a.zeroed(Opmask.K1);
-      a.vpternlogd(d, d, d, 0xff);
-    } else {
-      a.vcmpps(d, x, y, 3);
+  /**
+   * Turns the vectors {@code first, first + step, ...} of scores into weights, and sums them into
+   * the register {@code to}: slots that are 16 apart first, then 8, 4 and so on.
+   */
+  private void sumOfWeights(int first, int step, int vectors, Vec base, int to) {
+    Vec x = lanes.reg(to);
+    if (step < vectors) {
+      sumOfWeights(first, 2 * step, vectors, base, to);
+      sumOfWeights(first + step, 2 * step, vectors, base, to + 1);
+      a.vaddps(x, x, lanes.reg(to + 1));
+      return;
     }
+    a.vmovups(x, Mem.of(STATE, first * bytes));
+    a.vsubps(x, x, base);
+    lanes.exp(x, lanes.reg(12), lanes.reg(13), lanes.reg(14));
+    a.vmovups(Mem.of(STATE, first * bytes), x);
   }
 }
