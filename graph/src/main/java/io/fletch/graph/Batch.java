@@ -93,6 +93,16 @@ public interface Batch extends AutoCloseable {
    */
   float score(int decision, int row);
 
+  /**
+   * Says that {@link #top} will be asked for with these arguments after the next forward, so that a
+   * device may choose along with it. Forgotten when the batch is cleared.
+   *
+   * @param logitRow as {@link #wantLogits} gave it
+   * @param defined ids below this count
+   * @param count how many, at least 1
+   */
+  void wantTop(int logitRow, int defined, int count);
+
   /** Rows added. */
   int rows();
 

@@ -211,7 +211,10 @@ final class SplitExecutable implements Executable {
         back.input(r, stream);
       }
       for (int k = 0; k < logitRows(); k++) {
-        back.wantLogits(logitSource(k));
+        int row = back.wantLogits(logitSource(k));
+        if (topCount(k) > 0) {
+          back.wantTop(row, topDefined(k), topCount(k));
+        }
       }
       owner.back.forward(back);
       ran();

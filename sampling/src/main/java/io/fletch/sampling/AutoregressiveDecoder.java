@@ -208,6 +208,8 @@ public final class AutoregressiveDecoder {
     token = -1;
     finish = Finish.NONE;
     model.expectArgmax(0);
+    model.expectRead(
+        logits == null ? 0 : topIds == null ? CausalForward.WHOLE_ROWS : topIds.length);
     model.append(ids, kept, count - kept, CausalForward.Logits.LAST);
     // The last token is not appended any more.
     int most = options.maxTokens() > 0 ? options.maxTokens() - 1 : Integer.MAX_VALUE;

@@ -50,6 +50,18 @@ public interface CausalForward {
    */
   default void expectArgmax(int most) {}
 
+  /** For {@link #expectRead}: whole rows. */
+  int WHOLE_ROWS = -1;
+
+  /**
+   * Says what will be read of the logit rows of the calls from now on, so that the implementation
+   * may keep no more than that. Nothing else changes: other results may be asked for, at the price
+   * of running a row again.
+   *
+   * @param what 0 for the {@link #argmax} alone, k for {@link #top} of k, or {@link #WHOLE_ROWS}
+   */
+  default void expectRead(int what) {}
+
   /**
    * Most tokens per {@link #append} for {@link Logits#ALL}; a caller that wants more logit rows
    * splits.

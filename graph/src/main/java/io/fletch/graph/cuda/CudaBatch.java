@@ -4,10 +4,12 @@ import io.fletch.ffm.device.CudaStream;
 import io.fletch.ffm.device.DeviceMemory;
 import io.fletch.graph.Executable;
 import io.fletch.graph.Gate;
+import io.fletch.graph.GraphException;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.support.AbstractBatch;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.util.Arrays;
 
 /**
  * Batch of the CUDA backend. Its logits stay where the forward wrote them until another batch runs;
@@ -22,6 +24,13 @@ final class CudaBatch extends AbstractBatch {
   private final MemorySegment view;
   private boolean fetched;
   private Control control;
+
+  /** What was chosen along with the forward, and where each row's result begins. */
+  private MemorySegment pairs = MemorySegment.NULL;
+
+  private final int[] pairsAt;
+  private int pairBytes;
+  private final long[] order;
   private DeviceMemory ownLogits;
   private DeviceMemory ownHidden;
 
@@ -30,6 +39,8 @@ final class CudaBatch extends AbstractBatch {
     this.owner = owner;
     statistics = new byte[maxLogitRows * ROW];
     view = MemorySegment.ofArray(statistics);
+    pairsAt = new int[maxLogitRows];
+    order = new long[TopKernel.MOST];
   }
 
   boolean isOf(CudaExecutable executable) {
@@ -48,9 +59,77 @@ final class CudaBatch extends AbstractBatch {
     ran();
   }
 
+  /** Whether the device can choose so many. */
+  private static boolean possible(int count, int defined) {
+    return count > 0 && count <= TopKernel.MOST && count < defined && defined <= 1 << 24;
+  }
+
+  /** Lays out the results that were asked for before the forward; their bytes, 0 for none. */
+  int layOutPairs() {
+    int bytes = 0;
+    pairBytes = 0;
+    for (int r = 0; r < logitRows(); r++) {
+      pairsAt[r] = -1;
+      if (possible(topCount(r), topDefined(r))) {
+        pairsAt[r] = bytes;
+        bytes = Math.addExact(bytes, TopKernel.bytes(topCount(r)));
+      }
+    }
+    if (pairs.byteSize() < bytes) {
+      pairs = MemorySegment.ofArray(new int[bytes / 4]);
+    }
+    pairBytes = bytes;
+    return bytes;
+  }
+
+  /** Writes what is asked of each row, as {@link #layOutPairs} found it. */
+  void requests(MemorySegment to) {
+    for (int r = 0; r < logitRows(); r++) {
+      request(to, r, topDefined(r), pairsAt[r] < 0 ? 0 : topCount(r), Math.max(0, pairsAt[r]));
+    }
+  }
+
+  /** Writes what is asked of a row. */
+  static void request(MemorySegment to, int row, int defined, int count, int at) {
+    long of = (long) TopKernel.REQUEST * row;
+    to.set(ValueLayout.JAVA_INT, of, defined);
+    to.set(ValueLayout.JAVA_INT, of + 4, count);
+    to.set(ValueLayout.JAVA_INT, of + 8, at);
+    to.set(ValueLayout.JAVA_INT, of + 12, 0);
+  }
+
+  /**
+   * Takes pairs out of a result, by ascending ids.
+   *
+   * @return false if a logit is no number or infinite
+   */
+  boolean take(MemorySegment from, long at, int[] ids, float[] logits) {
+    int found = from.get(ValueLayout.JAVA_INT, at);
+    if (from.get(ValueLayout.JAVA_INT, at + 4) != 0) {
+      return false;
+    }
+    int n = ids.length;
+    if (found != n) {
+      throw new GraphException("largest logits: expected=" + n + " actual=" + found);
+    }
+    for (int i = 0; i < n; i++) {
+      long bits = from.get(ValueLayout.JAVA_INT, at + 12 + 8L * i) & 0xffffffffL;
+      order[i] = (long) from.get(ValueLayout.JAVA_INT, at + 8 + 8L * i) << 32 | bits;
+    }
+    Arrays.sort(order, 0, n);
+    for (int i = 0; i < n; i++) {
+      ids[i] = (int) (order[i] >>> 32);
+      logits[i] = Float.intBitsToFloat((int) order[i]);
+    }
+    return true;
+  }
+
   /** Copies statistics and decisions out of the executable's memory; its stream is idle. */
-  void fetch(MemorySegment from, MemorySegment rowData) {
+  void fetch(MemorySegment from, MemorySegment rowData, TopChooser chooser) {
     if (!fetched) {
+      if (pairBytes > 0) {
+        MemorySegment.copy(chooser.results(), 0, pairs, 0, pairBytes);
+      }
       MemorySegment.copy(from, 0, view, 0, (long) logitRows() * ROW);
       if (decides()) {
         for (int r = 0; r < rows(); r++) {
@@ -148,12 +227,14 @@ final class CudaBatch extends AbstractBatch {
               + " of="
               + defined);
     }
-    boolean possible =
-        ids.length > 0
-            && ids.length <= TopKernel.MOST
-            && ids.length < defined
-            && defined <= 1 << 24;
-    return possible && owner.top(this, logitRow, defined, ids, logits);
+    if (!possible(ids.length, defined)) {
+      return false;
+    }
+    if (topCount(logitRow) == ids.length && topDefined(logitRow) == defined) {
+      fetch();
+      return take(pairs, pairsAt[logitRow], ids, logits);
+    }
+    return owner.top(this, logitRow, defined, ids, logits);
   }
 
   @Override

@@ -12,7 +12,6 @@ import io.fletch.ffm.device.CudaStream;
 import io.fletch.ffm.device.DeviceMemory;
 import io.fletch.ffm.device.LaunchConfig;
 import io.fletch.ffm.device.PinnedMemory;
-import io.fletch.ffm.ptx.PtxKernel;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
@@ -77,6 +76,9 @@ final class CudaExecutable implements Executable {
   /** Lowers forwards with low-rank terms; made with the first adapter. */
   private Optional<CudaLowering> adapted = Optional.empty();
 
+  /** What forwards with low-rank terms need beside the others. */
+  private Deque<Runnable> ownedByAdapted = new ArrayDeque<>();
+
   private final List<Integer> windows;
   private final int gates;
   private final int decisions;
@@ -105,7 +107,7 @@ final class CudaExecutable implements Executable {
   private CudaBatch latest;
 
   /** Null until it is used. */
-  private Top top;
+  private TopChooser chooser;
 
   /** Whose next row the control block on the device describes. */
   private CudaGreedySteps steps;
@@ -207,6 +209,7 @@ final class CudaExecutable implements Executable {
     owned.push(hostStatistics::close);
     chunk = arena.allocate(Math.max(slotRow, hiddenRow));
     owned.push(arena::close);
+    owned.push(() -> free(ownedByAdapted));
     this.weights = weights;
     lowering = lowering(stored, nodes, scratch, activations, CudaLowering.Adapters.NONE);
     int n = 0;
@@ -378,12 +381,11 @@ final class CudaExecutable implements Executable {
               "caches of one batch: expected type=" + type + " actual=" + b.cache(r).type());
         }
       }
-      finish();
-      if (latest != null && latest != b) {
-        latest.fetch(hostStatistics.segment(), hostControl.segment());
-        latest.keep(s, logits, hidden);
+      makeWay(s, b);
+      int pairs = b.layOutPairs();
+      if (pairs > 0) {
+        b.requests(chooser().reserve(b.logitRows(), pairs));
       }
-      latest = null;
       int rows = bucket(b.rows());
       Control c = control(rows, b.adapted());
       CudaGraphExec replay = replay(new Key(rows, type, b.adapted())).exec();
@@ -391,6 +393,9 @@ final class CudaExecutable implements Executable {
       steps = null;
       busy = true;
       replay.launch(s);
+      if (pairs > 0) {
+        chooser.queue(s, logits.address());
+      }
       latest = b;
       b.queued(c);
     });
@@ -402,6 +407,27 @@ final class CudaExecutable implements Executable {
       stream.synchronize();
       busy = false;
     }
+  }
+
+  /** Waits for what was queued and lets the latest batch take what came of it. */
+  private void settle() {
+    finish();
+    if (latest != null) {
+      latest.fetch(hostStatistics.segment(), hostControl.segment(), chooser);
+    }
+  }
+
+  /** Before a forward of a batch: that of the latest keeps its results, if it is another. */
+  private void makeWay(CudaStream s, CudaBatch next) {
+    if (latest == next) {
+      // It has other rows already.
+      latest = null;
+    }
+    settle();
+    if (latest != null) {
+      latest.keep(s, logits, hidden);
+    }
+    latest = null;
   }
 
   private void fill(CudaBatch b, Control c) {
@@ -517,15 +543,16 @@ final class CudaExecutable implements Executable {
     }
     Control c = control(key.rows(), key.adapted());
     CudaLowering by = key.adapted() ? adapted.orElseThrow() : lowering;
+    Deque<Runnable> own = key.adapted() ? ownedByAdapted : owned;
     CudaLowering.Program program = by.lower(c, key.type());
     CudaModule module = modules.load(context, graph.name() + "." + key.rows(), program.ptx());
-    owned.push(module::close);
+    own.push(module::close);
     List<CudaLaunch> launches = new ArrayList<>();
     for (CudaLowering.Launch l : program.launches()) {
       LaunchConfig config =
           LaunchConfig.of(l.gridX(), l.threads()).withGrid(l.gridX(), l.gridY(), 1);
       CudaLaunch launch = module.function(l.kernel()).prepare(config, l.parameters().size());
-      owned.push(launch::close);
+      own.push(launch::close);
       for (int i = 0; i < l.parameters().size(); i++) {
         launch.setLong(i, l.parameters().get(i));
       }
@@ -544,7 +571,7 @@ final class CudaExecutable implements Executable {
           }
         })) {
       CudaGraphExec made = captured.instantiate();
-      owned.push(made::close);
+      own.push(made::close);
       Replay replay = new Replay(made, module, List.copyOf(launches));
       replays.put(key, replay);
       profiles.put(key, new KernelProfile(program, launches));
@@ -623,12 +650,7 @@ final class CudaExecutable implements Executable {
           "token: expected=in [0, " + graph.vocabulary() + ") actual=" + token);
     }
     locked(s -> {
-      finish();
-      if (latest != null && latest != of.batch()) {
-        latest.fetch(hostStatistics.segment(), hostControl.segment());
-        latest.keep(s, logits, hidden);
-      }
-      latest = null;
+      makeWay(s, of.batch());
       steps = null;
       CudaBatch b = of.batch();
       firstToken[0] = token;
@@ -691,7 +713,7 @@ final class CudaExecutable implements Executable {
     return adapter;
   }
 
-  /** Makes room for terms of more products; what was captured without them is not used again. */
+  /** Makes room for terms of more products, in place of what was made without them. */
   private void adapt(Set<Value> more) {
     if (targets.containsAll(more)) {
       return;
@@ -702,10 +724,20 @@ final class CudaExecutable implements Executable {
     Graph stored = Decomposition.of(AdapterPass.of(graph, all));
     List<Fusion.Node> nodes = Fusion.of(stored);
     CudaLowering.Memory scratch = CudaLowering.plan(stored, nodes, maxRows);
-    DeviceMemory activations = context.allocate(Math.max(1, scratch.bytes()));
-    owned.push(activations::close);
-    DeviceMemory inner = context.allocate(4L * AdapterKernels.MOST_INNER * maxRows);
-    owned.push(inner::close);
+    Deque<Runnable> own = new ArrayDeque<>();
+    DeviceMemory activations;
+    DeviceMemory inner;
+    try {
+      activations = context.allocate(Math.max(1, scratch.bytes()));
+      own.push(activations::close);
+      inner = context.allocate(4L * AdapterKernels.MOST_INNER * maxRows);
+      own.push(inner::close);
+    } catch (RuntimeException | Error e) {
+      free(own);
+      throw e;
+    }
+    Deque<Runnable> old = ownedByAdapted;
+    ownedByAdapted = own;
     adapted =
         Optional.of(
             lowering(
@@ -714,9 +746,10 @@ final class CudaExecutable implements Executable {
                 scratch,
                 activations,
                 new CudaLowering.Adapters(products, inner.address())));
-    targets.addAll(more);
+    targets.addAll(all);
     replays.keySet().removeIf(Key::adapted);
     profiles.keySet().removeIf(Key::adapted);
+    free(old);
   }
 
   /** Copies to the device and waits. */
@@ -787,8 +820,7 @@ final class CudaExecutable implements Executable {
   void fetch(CudaBatch b) {
     locked(s -> {
       if (latest == b) {
-        finish();
-        b.fetch(hostStatistics.segment(), hostControl.segment());
+        settle();
       }
     });
   }
@@ -811,61 +843,28 @@ final class CudaExecutable implements Executable {
     MemorySegment.copy(host, ValueLayout.JAVA_FLOAT, 0, dst, at, count);
   }
 
-  /** What {@link Batch#top} needs, made when it is first asked for. */
-  private record Top(CudaLaunch launch, DeviceMemory pairs, PinnedMemory host, long[] order) {}
-
-  private Top top() {
-    if (top == null) {
-      PtxKernel kernel = TopKernel.kernel();
-      String text = PtxKernel.header() + kernel.text("top");
-      CudaModule module = modules.load(context, graph.name() + ".top", text);
-      owned.push(module::close);
-      CudaLaunch launch = module.function("top").prepare(LaunchConfig.of(1, kernel.threads()), 4);
-      owned.push(launch::close);
-      DeviceMemory pairs = context.allocate(TopKernel.BYTES);
-      owned.push(pairs::close);
-      PinnedMemory host = context.allocatePinned(TopKernel.BYTES);
-      owned.push(host::close);
-      top = new Top(launch, pairs, host, new long[TopKernel.MOST]);
+  /** What chooses the largest logits, made when it is first asked for. */
+  private TopChooser chooser() {
+    if (chooser == null) {
+      chooser = new TopChooser(context, modules, graph.name(), slotRow);
+      owned.push(chooser::close);
     }
-    return top;
+    return chooser;
   }
 
   /** The largest logits of a row, by ascending ids; false if one is no number or infinite. */
   boolean top(CudaBatch b, int row, int defined, int[] ids, float[] values) {
     boolean[] chosen = new boolean[1];
     locked(s -> {
-      Top t = top();
-      DeviceMemory source = latest == b ? logits : b.keptLogits();
+      // What a forward has chosen lies where this writes.
+      settle();
+      TopChooser c = chooser();
       int n = ids.length;
-      t.launch()
-          .setLong(0, source.address() + row * slotRow)
-          .setInt(1, defined)
-          .setInt(2, n)
-          .setMemory(3, t.pairs())
-          .launch(s);
-      MemorySegment host = t.host().segment();
-      s.download(t.pairs(), 0, host.asSlice(0, 8 + 8L * n));
-      s.synchronize();
-      busy = false;
-      int found = host.get(ValueLayout.JAVA_INT, 0);
-      if (host.get(ValueLayout.JAVA_INT, 4) != 0) {
-        return;
-      }
-      if (found != n) {
-        throw new GraphException("largest logits: expected=" + n + " actual=" + found);
-      }
-      long[] order = t.order();
-      for (int i = 0; i < n; i++) {
-        long bits = host.get(ValueLayout.JAVA_INT, 12 + 8L * i) & 0xffffffffL;
-        order[i] = (long) host.get(ValueLayout.JAVA_INT, 8 + 8L * i) << 32 | bits;
-      }
-      Arrays.sort(order, 0, n);
-      for (int i = 0; i < n; i++) {
-        ids[i] = (int) (order[i] >>> 32);
-        values[i] = Float.intBitsToFloat((int) order[i]);
-      }
-      chosen[0] = true;
+      CudaBatch.request(c.reserve(1, TopKernel.bytes(n)), 0, defined, n, 0);
+      busy = true;
+      c.queue(s, (latest == b ? logits : b.keptLogits()).address() + row * slotRow);
+      finish();
+      chosen[0] = b.take(c.results(), 0, ids, values);
     });
     return chosen[0];
   }
@@ -881,7 +880,8 @@ final class CudaExecutable implements Executable {
     }
   }
 
-  private static void free(Deque<Runnable> owned) {
+  /** Runs all, the last one first; the first failure is thrown when all have run. */
+  static void free(Deque<Runnable> owned) {
     RuntimeException first = null;
     while (!owned.isEmpty()) {
       try {

@@ -8,20 +8,28 @@ import io.fletch.ffm.ptx.PtxKernel;
 import io.fletch.ffm.ptx.PtxRegister;
 
 /**
- * The largest logits of a row, for samplers that drop all others: pairs instead of a vocabulary
+ * The largest logits of rows, for samplers that drop all others: pairs instead of a vocabulary
  * cross to the host.
  *
- * <p>One block. Logits become integers of the same order, whose bytes a radix selection counts from
- * the highest on: each pass keeps the byte that the last of the chosen has. If not all logits that
- * equal it are chosen, three more passes find the ids, the lowest first. The chosen are written in
- * any order.
+ * <p>One block per row. Logits become integers of the same order, whose bytes a radix selection
+ * counts from the highest on: each pass keeps the byte that the last of the chosen has. If not all
+ * logits that equal it are chosen, three more passes find the ids, the lowest first. The chosen are
+ * written in any order.
  */
 final class TopKernel {
   /** Most pairs. */
   static final int MOST = 1024;
 
+  /**
+   * Bytes of what is asked of a row: how many of its logits count (at most 2^24), how many are
+   * wanted (less than these, 0 for none), where the result begins, and four unused.
+   */
+  static final int REQUEST = 16;
+
   /** Bytes of the result: pairs, logits that forbid a choice, then pairs of id and logit. */
-  static final int BYTES = 8 + 8 * MOST;
+  static int bytes(int wanted) {
+    return 8 + 8 * wanted;
+  }
 
   private static final int THREADS = 1024;
   private static final int BINS = 256;
@@ -30,10 +38,10 @@ final class TopKernel {
   private static final int NONE = BINS;
 
   private final PtxKernel k = new PtxKernel(THREADS);
-  private final PtxRegister row = k.parameter(U64);
-  private final PtxRegister n = k.parameter(U32);
-  private final PtxRegister wanted = k.parameter(U32);
-  private final PtxRegister out = k.parameter(U64);
+  private final PtxRegister row;
+  private final PtxRegister n;
+  private final PtxRegister wanted;
+  private final PtxRegister out;
   private final PtxRegister thread = k.special("tid.x");
   private final PtxRegister below = k.special("lanemask_lt");
   private final PtxRegister bins = k.shared(4 * (BINS + 1));
@@ -47,17 +55,29 @@ final class TopKernel {
 
   private final PtxRegister equal = k.register(U32);
 
-  private TopKernel() {}
+  private TopKernel(int rowBytes) {
+    PtxRegister logits = k.parameter(U64);
+    PtxRegister requests = k.parameter(U64);
+    PtxRegister results = k.parameter(U64);
+    PtxRegister index = k.special("ctaid.x");
+    PtxRegister request = k.address(requests, index, REQUEST);
+    n = k.load(U32, request, 0);
+    wanted = k.load(U32, request, 4);
+    out = k.address(results, k.load(U32, request, 8), 1);
+    row = k.address(logits, index, rowBytes);
+  }
 
   /**
-   * Parameters: a row of logits, how many of them count (at most 2^24), how many are wanted (at
-   * least 1 and less than these), where the result goes.
+   * Parameters: rows of logits, a request for each, memory for the results.
+   *
+   * @param rowBytes bytes from a row to the next
    */
-  static PtxKernel kernel() {
-    return new TopKernel().build();
+  static PtxKernel kernel(int rowBytes) {
+    return new TopKernel(rowBytes).build();
   }
 
   private PtxKernel build() {
+    k.when(k.compare("eq", wanted, 0), k::exit);
     k.when(
         k.compare("eq", thread, 0),
         () -> {

@@ -46,6 +46,10 @@ public abstract class AbstractBatch implements Batch {
   private final int[] logitOf;
   private final int[] logitSource;
 
+  // Logit rows, one entry each: ids of which the largest are wanted, and how many.
+  private final int[] topDefined;
+  private final int[] topCount;
+
   // Gate bytes, [gate index][row].
   private final boolean[] gateExists;
   private final byte[] gates;
@@ -109,6 +113,8 @@ public abstract class AbstractBatch implements Batch {
     spanOf = new int[maxRows];
     logitOf = new int[maxRows];
     logitSource = new int[maxLogitRows];
+    topDefined = new int[maxLogitRows];
+    topCount = new int[maxLogitRows];
     gateExists = gatesOf(graph);
     gates = new byte[Math.multiplyExact(gateExists.length, maxRows)];
     decisions = graph.decisions();
@@ -331,8 +337,37 @@ public abstract class AbstractBatch implements Batch {
     }
     logitSource[logitRows] = row;
     logitOf[row] = logitRows;
+    topCount[logitRows] = 0;
     ran = false;
     return logitRows++;
+  }
+
+  @Override
+  public final void wantTop(int logitRow, int defined, int count) {
+    checkOpen();
+    Objects.checkIndex(logitRow, logitRows);
+    if (count < 1 || defined < 1 || defined > graph.logits().width()) {
+      throw new IllegalArgumentException(
+          "largest logits: expected at least 1 of 1 to "
+              + graph.logits().width()
+              + " ids, actual count="
+              + count
+              + " of="
+              + defined);
+    }
+    topDefined[logitRow] = defined;
+    topCount[logitRow] = count;
+    ran = false;
+  }
+
+  /** How many of the largest logits of a row are wanted; 0 if nobody said so. */
+  public final int topCount(int logitRow) {
+    return topCount[logitRow];
+  }
+
+  /** The ids among which {@link #topCount} are wanted are below this. */
+  public final int topDefined(int logitRow) {
+    return topDefined[logitRow];
   }
 
   @Override

@@ -99,7 +99,7 @@ class EmitterTest {
     all.add(e.input(2, 5));
     all.add(e.statistics(97));
     all.add(e.follow(List.of(0, 7)));
-    all.add(TopKernel.kernel());
+    all.add(TopKernel.kernel(4 * 128_256));
     return all;
   }
 

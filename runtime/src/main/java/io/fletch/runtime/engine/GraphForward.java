@@ -95,10 +95,23 @@ final class GraphForward implements CausalForward, AutoCloseable {
   /** The latest forward of the scheduler that this took part in; its own bookkeeping. */
   long ranIn = -1;
 
+  /** What is read of logit rows, as {@link CausalForward#expectRead} has it. */
+  private int read = WHOLE_ROWS;
+
   /** The logits where they came out of a shared batch, and whether they did. */
   private float[] copied;
 
   private boolean isCopied;
+
+  /** Whether only what was expected to be read came out of it: the argmax, or these pairs. */
+  private boolean isReduced;
+
+  /** Slot of the row whose results can be read. */
+  private int resultSlot;
+
+  private int copiedArgmax;
+  private int[] topIds = {};
+  private float[] topLogits = {};
 
   /** The hidden state where it came out of a shared batch; null unless it is wanted. */
   private float[] copiedHidden;
@@ -176,6 +189,11 @@ final class GraphForward implements CausalForward, AutoCloseable {
   }
 
   @Override
+  public void expectRead(int what) {
+    read = what;
+  }
+
+  @Override
   public void expectArgmax(int most) {
     expected = Math.max(0, most);
   }
@@ -231,18 +249,27 @@ final class GraphForward implements CausalForward, AutoCloseable {
     stepSlot = -1;
   }
 
-  /** Runs the row of the latest step again, if it ran ahead, so that its results can be read. */
-  private void runStepAgain() {
-    if (isAhead) {
+  /**
+   * Runs the latest row again where its results are gone: a step that ran ahead, whose place the
+   * next steps have taken, or a row of a shared batch of which only what was expected was kept.
+   */
+  private void runAgain() {
+    if (isAhead || isCopied && isReduced) {
       forgetSteps();
       isAhead = false;
-      int last = kv.length() - 1;
-      kv.length(last);
+      // What was cut off meanwhile is still in the cache.
+      int length = kv.length();
+      kv.length(resultSlot);
       source = tokens;
-      at = last;
+      at = resultSlot;
       pending = 1;
       wanted = Logits.LAST;
-      runAlone(executable, 1);
+      try {
+        runAlone(executable, 1);
+      } finally {
+        kv.length(length);
+        dense = Math.min(dense, length);
+      }
     }
   }
 
@@ -323,7 +350,10 @@ final class GraphForward implements CausalForward, AutoCloseable {
         into.wantLogits(first + i);
       }
     } else if (wanted == Logits.LAST && n == pending) {
-      into.wantLogits(first + n - 1);
+      int row = into.wantLogits(first + n - 1);
+      if (read > 0) {
+        into.wantTop(row, defined, read);
+      }
     }
     logitRows = into.logitRows() - firstLogitRow;
   }
@@ -335,18 +365,14 @@ final class GraphForward implements CausalForward, AutoCloseable {
    */
   void ran(Batch in, int n, int sessions, long spared) {
     isCopied = in != batch;
+    isReduced = false;
     if (isCopied && logitRows > 0) {
-      if (copied == null) {
-        copied = new float[vocabulary];
-      }
-      in.logits(firstLogitRow, copied);
-      if (copiedHidden != null) {
-        in.hidden(firstLogitRow, copiedHidden);
-      }
+      take(in);
     }
     int length = kv.length();
     System.arraycopy(source, at, tokens, length, n);
     kv.length(length + n);
+    resultSlot = length + n - 1;
     forwards++;
     rows += n;
     headRows += logitRows;
@@ -361,6 +387,29 @@ final class GraphForward implements CausalForward, AutoCloseable {
     bytesRead += weights + (length + n) * slotBytes;
     at += n;
     pending -= n;
+  }
+
+  /** Takes its results out of a shared batch, which the next forward fills again. */
+  private void take(Batch in) {
+    if (copiedHidden != null) {
+      in.hidden(firstLogitRow, copiedHidden);
+    }
+    if (read == 0) {
+      copiedArgmax = in.argmax(firstLogitRow);
+      isReduced = copiedArgmax < defined;
+    } else if (read > 0) {
+      if (topIds.length != read) {
+        topIds = new int[read];
+        topLogits = new float[read];
+      }
+      isReduced = in.top(firstLogitRow, defined, topIds, topLogits);
+    }
+    if (!isReduced) {
+      if (copied == null) {
+        copied = new float[vocabulary];
+      }
+      in.logits(firstLogitRow, copied);
+    }
   }
 
   private void countUnits(Batch in, int n, int length) {
@@ -510,7 +559,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
 
   /** Copies a logit row as the model gave it. */
   void rawLogits(int row, float[] target) {
-    runStepAgain();
+    runAgain();
     if (isCopied) {
       Objects.checkIndex(row, logitRows);
       System.arraycopy(copied, 0, target, 0, vocabulary);
@@ -533,7 +582,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
 
   @Override
   public void hidden(int row, float[] target) {
-    runStepAgain();
+    runAgain();
     if (isCopied) {
       Objects.checkIndex(row, logitRows);
       System.arraycopy(copiedHidden, 0, target, 0, copiedHidden.length);
@@ -551,8 +600,13 @@ final class GraphForward implements CausalForward, AutoCloseable {
         return stepToken;
       }
       // The device does not know which ids are tokens.
-      runStepAgain();
+      runAgain();
     }
+    if (isCopied && isReduced && read == 0) {
+      Objects.checkIndex(row, logitRows);
+      return copiedArgmax;
+    }
+    runAgain();
     if (isCopied) {
       Objects.checkIndex(row, logitRows);
       return argmax(copied);
@@ -580,13 +634,19 @@ final class GraphForward implements CausalForward, AutoCloseable {
 
   @Override
   public boolean top(int row, int[] ids, float[] logits) {
-    runStepAgain();
+    if (isCopied && isReduced && topIds.length == ids.length && read == ids.length) {
+      Objects.checkIndex(row, logitRows);
+      System.arraycopy(topIds, 0, ids, 0, ids.length);
+      System.arraycopy(topLogits, 0, logits, 0, ids.length);
+      return true;
+    }
+    runAgain();
     return !isCopied && batch.top(row, defined, ids, logits);
   }
 
   @Override
   public void statistics(int row, RowStatistics into) {
-    runStepAgain();
+    runAgain();
     if (scratch == null && !isCopied) {
       batch.statistics(row, statistics);
       copy(statistics, into);

@@ -22,6 +22,7 @@ import io.fletch.graph.TestGraphs.Shape;
 import io.fletch.graph.Value;
 import io.fletch.graph.cpu.CpuBackend;
 import io.fletch.graph.cuda.CudaBackend;
+import io.fletch.graph.support.PreparedAdapter;
 import io.fletch.quant.TensorType;
 import java.util.ArrayList;
 import java.util.Collections;
@@ -115,6 +116,33 @@ class CudaAdaptersTest {
       }
       assertEquals(0, gpu.liveBytes(), "memory left");
     }
+  }
+
+  /** What forwards of earlier sets of products used is freed when a larger set needs its own. */
+  @Test
+  void roomForFewerProductsIsFreed() {
+    try (TestGraphs graphs = new TestGraphs(5)) {
+      Graph graph = graphs.llama(Shape.small().layers(1));
+      List<Value> products = List.copyOf(PreparedAdapter.products(graph).keySet());
+      int[][] ids = {graphs.tokens(2, graph.vocabulary())};
+      try (Executable e = compile(graph, 2)) {
+        List<Long> bytes = new ArrayList<>();
+        List<Long> objects = new ArrayList<>();
+        for (Value product : products) {
+          try (LowRankAdapter a =
+              e.newAdapter("a", Map.of(product, AdapterScenario.delta(graphs, graph, product)))) {
+            AdapterScenario.run(e, ids, List.of(List.of(new Term(a, 1))), true, 2);
+          }
+          bytes.add(gpu.liveBytes());
+          objects.add(gpu.liveObjects());
+        }
+        // Values that have to be kept for terms need some more room.
+        assertTrue(bytes.getLast() < bytes.getFirst() * 1.2, "bytes=" + bytes);
+        assertEquals(objects.get(1), objects.getLast(), "objects=" + objects);
+      }
+    }
+    assertEquals(0, gpu.liveBytes(), "memory left");
+    assertEquals(0, gpu.liveObjects(), "objects left");
   }
 
   /** Products of both parts have terms; a part without any has none of its own. */

@@ -21,10 +21,15 @@ import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
 import io.fletch.sampling.SamplingOptions;
+import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
 import java.util.Map;
 import java.util.SplittableRandom;
+import java.util.concurrent.CyclicBarrier;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
@@ -151,6 +156,116 @@ class CudaTopTest {
             }
           }
         });
+  }
+
+  /** Each row has its own request, or none; one launch for all of them, beside the forward. */
+  @Test
+  void rowsOfAForwardAreChosenFromTogether() {
+    int width = 1500;
+    use(
+        width,
+        5,
+        (e, kv, b) -> {
+          float[][] x = new float[5][];
+          for (int round = 0; round < 2; round++) {
+            b.clear();
+            b.append(kv, new int[5], 0, 5);
+            for (int r = 0; r < 5; r++) {
+              x[r] = logits("normal", width, 10 * round + r);
+              if (r == 3) {
+                x[r][700] = Float.NaN;
+              }
+              b.input(r, x[r]);
+              b.wantLogits(r);
+            }
+            b.wantTop(0, width, 40);
+            b.wantTop(2, 1400, 7 + round);
+            b.wantTop(3, width, 40);
+            b.wantTop(4, width, 1025);
+            assertThrows(IllegalArgumentException.class, () -> b.wantTop(1, width + 1, 3));
+            assertThrows(IllegalArgumentException.class, () -> b.wantTop(1, width, 0));
+            int before = gpu.kernelRuns().getOrDefault("top", 0);
+            long waits = gpu.synchronisations();
+            e.forward(b);
+            if (round == 1) {
+              // Another forward comes between; the results have moved.
+              try (Batch other = e.newBatch(1, 1)) {
+                other.append(kv, new int[1], 0, 1);
+                other.input(0, x[1]);
+                other.wantTop(other.wantLogits(0), width, 3);
+                e.forward(other);
+                int[] ids = new int[3];
+                assertTrue(other.top(0, width, ids, new float[3]));
+                assertArrayEquals(expected(x[1], width, 3), ids);
+              }
+            }
+            int[] ids = new int[40];
+            assertTrue(b.top(0, width, ids, new float[40]));
+            assertArrayEquals(expected(x[0], width, 40), ids);
+            int[] few = new int[7 + round];
+            assertTrue(b.top(2, 1400, few, new float[7 + round]));
+            assertArrayEquals(expected(x[2], 1400, 7 + round), few);
+            assertFalse(b.top(3, width, ids, new float[40]));
+            if (round == 0) {
+              assertEquals(1, gpu.kernelRuns().get("top") - before, "launches");
+              assertTrue(gpu.synchronisations() - waits <= 1, "waits");
+            }
+            assertFalse(b.top(4, width, new int[1025], new float[1025]));
+            // What nobody had asked for, and something else than was asked for.
+            int[] late = new int[9];
+            for (int r : new int[] {1, 0}) {
+              assertTrue(b.top(r, width, late, new float[9]));
+              assertArrayEquals(expected(x[r], width, 9), late);
+            }
+            assertTrue(b.top(0, width, ids, new float[40]));
+            assertArrayEquals(expected(x[0], width, 40), ids);
+          }
+        });
+    assertEquals(0, gpu.liveBytes(), "memory left");
+    assertEquals(0, gpu.liveObjects(), "objects left");
+  }
+
+  /** Sessions that share forwards read pairs or a token, never rows of the vocabulary. */
+  @Test
+  void sharedForwardsCopyNoRows() throws Exception {
+    ModelOptions options =
+        ModelOptions.defaults().withBackend(ModelOptions.Backend.GPU).withContextLength(16);
+    List<SamplingOptions> sampling =
+        List.of(
+            SamplingOptions.defaults().withTemperature(1.5f).withTopK(20).withSeed(3),
+            SamplingOptions.greedy(),
+            SamplingOptions.defaults().withTemperature(0.8f).withTopK(5).withSeed(4),
+            SamplingOptions.greedy());
+    List<List<Integer>> alone = new ArrayList<>();
+    List<List<Integer>> together = new ArrayList<>();
+    try (Model model = Model.demo("demo-small", options);
+        ExecutorService threads = Executors.newFixedThreadPool(sampling.size())) {
+      for (SamplingOptions s : sampling) {
+        try (Session session = model.newSession()) {
+          alone.add(sampled(session, s));
+        }
+      }
+      CyclicBarrier begin = new CyclicBarrier(sampling.size());
+      long before = gpu.downloadedBytes();
+      List<Future<List<Integer>>> answers = new ArrayList<>();
+      for (SamplingOptions s : sampling) {
+        answers.add(
+            threads.submit(() -> {
+              try (Session session = model.newSession()) {
+                begin.await();
+                return sampled(session, s);
+              }
+            }));
+      }
+      for (Future<List<Integer>> answer : answers) {
+        together.add(answer.get());
+      }
+      long row = 4L * model.info().vocabularySize();
+      long bytes = gpu.downloadedBytes() - before;
+      assertTrue(bytes < 8 * row, "bytes of 16 tokens=" + bytes + ", of a row=" + row);
+    }
+    assertEquals(alone, together);
+    assertTrue(gpu.liveBytes() == 0 && gpu.liveObjects() == 0, "left");
   }
 
   private static List<Integer> sampled(Session session, SamplingOptions sampling) {

@@ -32,6 +32,7 @@ import java.util.Objects;
 import java.util.Optional;
 import java.util.TreeMap;
 import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.atomic.AtomicLong;
 import org.opentest4j.TestAbortedException;
 
 /**
@@ -100,6 +101,7 @@ public final class SoftGpu {
   private long graphLaunches;
   private long synchronisations;
   private long copies;
+  private final AtomicLong downloaded = new AtomicLong();
   private long instructions;
   private final Map<String, Integer> kernelRuns = new TreeMap<>();
 
@@ -288,6 +290,12 @@ public final class SoftGpu {
   public synchronized long copies() {
     softwareOnly();
     return copies;
+  }
+
+  /** Bytes that copies have brought from the device to the host. */
+  public long downloadedBytes() {
+    softwareOnly();
+    return downloaded.get();
   }
 
   /** Instructions of warps so far. */
@@ -751,6 +759,9 @@ public final class SoftGpu {
   private void checkedMove(long to, long from, long bytes, boolean toDevice, boolean fromDevice) {
     if (toDevice && !inside(to, bytes) || fromDevice && !inside(from, bytes)) {
       throw new GpuFault(GpuFault.ILLEGAL_ADDRESS, "a copy touches memory that was freed");
+    }
+    if (!toDevice) {
+      downloaded.addAndGet(bytes);
     }
     move(to, from, bytes);
   }
