@@ -4,6 +4,7 @@ import io.fletch.graph.cpu.x86.Isa;
 import io.fletch.graph.cpu.x86.MatmulCode;
 import io.fletch.graph.cpu.x86.PackCode;
 import io.fletch.graph.cpu.x86.PackedLayout;
+import io.fletch.graph.cpu.x86.RowMajorCode;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
 import java.util.Locale;
@@ -16,11 +17,15 @@ import java.util.concurrent.atomic.AtomicReferenceArray;
  *
  * <p>With packed weights that is all. With mapped ones (the file's own bytes, for a start without
  * packing) a few groups of rows at a time are packed into the level-2 cache and multiplied from
- * there: for many rows of activations at nearly the same speed, for one at the speed of packing.
+ * there: for many rows of activations at nearly the same speed. A single row multiplies the common
+ * types where they are ({@link RowMajorCode}), others at the speed of packing.
  */
 final class X86Matmul implements Kernels.Matmul {
   /** Packed bytes that a thread of a mapped product has in work. */
   private static final long PIECE = 128 << 10;
+
+  /** Rows of activations up to which mapped weights are multiplied where they are. */
+  private static final int MOST_IN_PLACE = 3;
 
   /** Weights that stay in the level-2 cache while several tiles of activations pass over them. */
   private static final long CACHED_WEIGHTS = 256 << 10;
@@ -35,6 +40,8 @@ final class X86Matmul implements Kernels.Matmul {
   private final long rowBytes;
   private final long xStride;
   private final int maxTokens;
+
+  /** Entries by rows of activations; 0 is the product in place. */
   private final AtomicReferenceArray<MemorySegment> code;
 
   X86Matmul(TensorType type, int in, Isa isa, boolean mapped) {
@@ -153,6 +160,66 @@ final class X86Matmul implements Kernels.Matmul {
       runGroups(w, xAddress, rows, y, yByte, 4 * yStride, to - from);
       return;
     }
+    if (rows <= MOST_IN_PLACE && RowMajorCode.supports(type)) {
+      runInPlace(weight, from, to, xAddress, rows, y, yByte, yStride);
+    } else {
+      runPieces(weight, from, to, xAddress, rows, y, yByte, yStride);
+    }
+  }
+
+  /** Few rows of activations with mapped rows of a type that {@link RowMajorCode} supports. */
+  private void runInPlace(
+      MemorySegment weight,
+      long from,
+      long to,
+      long x,
+      int rows,
+      MemorySegment y,
+      long yByte,
+      long yStride) {
+    long groups = (to - from) / RowMajorCode.ROWS;
+    long groupBytes = RowMajorCode.ROWS * rowBytes;
+    long step = rows == 1 ? groups : Math.max(1, PIECE / groupBytes);
+    for (long g = 0; g < groups; g += step) {
+      long w = weight.address() + from * rowBytes + g * groupBytes;
+      long n = Math.min(step, groups - g);
+      for (int row = 0; row < rows; row++) {
+        long at = y.address() + yByte + 4 * (row * yStride + g * RowMajorCode.ROWS);
+        X86Code.call(inPlace(), w, x + row * xStride, at, 0, n);
+      }
+    }
+    long rest = from + groups * RowMajorCode.ROWS;
+    runPieces(weight, rest, to, x, rows, y, yByte + 4 * (rest - from), yStride);
+  }
+
+  private MemorySegment inPlace() {
+    MemorySegment entry = code.getAcquire(0);
+    if (entry == null) {
+      entry =
+          X86Code.function(
+              kernelName + " in place in=" + in,
+              () ->
+                  RowMajorCode.emit(
+                      type,
+                      in,
+                      isa,
+                      ActivationLayout.scalesOffset(activation, in),
+                      ActivationLayout.sumsOffset(activation, in)));
+      code.setRelease(0, entry);
+    }
+    return entry;
+  }
+
+  /** Mapped rows, packed piece by piece. */
+  private void runPieces(
+      MemorySegment weight,
+      long from,
+      long to,
+      long x,
+      int rows,
+      MemorySegment y,
+      long yByte,
+      long yStride) {
     // At least two groups: a single row of activations takes them in pairs.
     long groups = Math.max(2, PIECE / layout.groupBytes());
     long step = groups * layout.lanes();
@@ -160,7 +227,7 @@ final class X86Matmul implements Kernels.Matmul {
     for (long o = from; o < to; o += step) {
       long n = Math.min(step, to - o);
       packGroups(weight, o, o + n, piece, 0);
-      runGroups(piece.address(), xAddress, rows, y, yByte + 4 * (o - from), 4 * yStride, n);
+      runGroups(piece.address(), x, rows, y, yByte + 4 * (o - from), 4 * yStride, n);
     }
   }
 

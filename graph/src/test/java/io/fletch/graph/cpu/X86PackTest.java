@@ -48,9 +48,20 @@ class X86PackTest {
       if (!PackedLayout.supports(type)) {
         continue;
       }
-      int in = 2 * type.blockSize();
-      int out = 5 * isa.lanes() + 3;
-      int rows = 1 + random.nextInt(20);
+      // Few rows multiply some types where they are; those take rows of weights in eights.
+      for (int tail : new int[] {0, 3, isa.lanes() - 1}) {
+        mappedHasTheBitsOfPacked(kernels, isa, type, 1, 5 * isa.lanes() + tail, random);
+      }
+      mappedHasTheBitsOfPacked(kernels, isa, type, 3, 5 * isa.lanes() + 3, random);
+      int rows = 5 + random.nextInt(16);
+      mappedHasTheBitsOfPacked(kernels, isa, type, rows, 5 * isa.lanes() + 3, random);
+    }
+  }
+
+  private static void mappedHasTheBitsOfPacked(
+      Kernels kernels, Isa isa, TensorType type, int rows, int out, Random random) {
+    for (int blocks : new int[] {1, 2, 7}) {
+      int in = blocks * type.blockSize();
       try (Arena arena = Arena.ofConfined()) {
         byte[] weights = WeightOracle.random(type, in * out, random);
         MemorySegment w = arena.allocate(weights.length).copyFrom(MemorySegment.ofArray(weights));
@@ -66,6 +77,9 @@ class X86PackTest {
           for (int i = 0; i < in; i++) {
             Segments.f32(f, i, (float) random.nextGaussian());
           }
+          if (random.nextInt(4) == 0) {
+            Segments.f32(f, random.nextInt(in), Float.NaN);
+          }
           kernels.quantize(packed.activation(), f, 0, in, x, r * stride);
         }
         MemorySegment expected = arena.allocate(4L * rows * out);
@@ -74,7 +88,7 @@ class X86PackTest {
         long split = 2L * isa.lanes();
         mapped.run(w, out, 0, split, x, 0, rows, actual, 0, out);
         mapped.run(w, out, split, out, x, 0, rows, actual, 0, out);
-        assertEquals(-1, expected.mismatch(actual), type + " rows=" + rows);
+        assertEquals(-1, expected.mismatch(actual), type + " rows=" + rows + " out=" + out);
       }
     }
   }

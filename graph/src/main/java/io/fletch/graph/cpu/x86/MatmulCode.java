@@ -139,7 +139,8 @@ public final class MatmulCode {
     this.quads16 = isa.vnni() || signTrick ? 0 : Math.min(8, 32767 / (2 * 127 * largest(type)));
   }
 
-  private static int zero(TensorType type, Isa isa) {
+  /** What is subtracted from unsigned codes of a type; a power of two, or 0. */
+  static int zero(TensorType type, Isa isa) {
     return switch (type) {
       case Q4_0 -> 8;
       case Q5_0, MXFP4 -> 16;
@@ -163,7 +164,8 @@ public final class MatmulCode {
     };
   }
 
-  private static byte[] table(TensorType type, Isa isa) {
+  /** What the 16 codes of a type with a table stand for, plus its zero; null for other types. */
+  static byte[] table(TensorType type, Isa isa) {
     byte[] values =
         switch (type) {
           case IQ4_NL, IQ4_XS -> IQ4.clone();
@@ -575,8 +577,16 @@ public final class MatmulCode {
       a.vcvtph2ps(d, meta(g, p.dOffset));
       return;
     }
-    // 2^(e - 128): bits (e - 1) << 23, or for the subnormal e < 2 0x00200000 << e.
     a.vpmovzxbd(d, meta(g, p.dOffset));
+    exponentsToFloats(a, d, t, b);
+  }
+
+  /**
+   * Exponents {@code e} of MXFP4 become 2^(e - 128): bits {@code (e - 1) << 23}, or for the
+   * subnormal {@code e < 2} {@code 0x00200000 << e}.
+   */
+  static void exponentsToFloats(Assembler a, Vec d, Vec t, Vec b) {
+    int bytes = d.bytes();
     a.vpminsd(t, d, a.repeated(2, bytes));
     a.vmovdqu(b, a.repeated(0x00200000, bytes));
     a.vpsllvd(t, b, t);
