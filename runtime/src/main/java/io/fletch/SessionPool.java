@@ -9,13 +9,76 @@ import java.util.Objects;
  * and LangChain4j do. Sessions that wait keep their tokens, so that a conversation finds its cache
  * again and only what is new of its prompt is computed.
  *
- * <p>Thread-safe. A session that is taken belongs to its taker until it is given back. The pool
- * never waits: a caller bounds the requests that it runs at once.
+ * <pre>{@code
+ * try (SessionPool.Lease lease = pool.lease(prompt)) {
+ *   try (Generation answer = lease.session().generate(prompt, options)) {
+ *     ...
+ *   }
+ *   lease.keep();
+ * }
+ * }</pre>
+ *
+ * <p>Thread-safe. The pool never waits: a caller bounds the requests that it runs at once.
  */
 public final class SessionPool implements AutoCloseable {
   private record Idle(Session session, int[] tokens) {
     boolean has(List<Adapter.Scaled> adapters) {
       return session.adapters().equals(adapters);
+    }
+  }
+
+  /**
+   * A session of the pool in the hands of one request, which closes the lease when it is done. As
+   * with the session itself, one thread at a time uses a lease.
+   */
+  public static final class Lease implements AutoCloseable {
+    private final SessionPool pool;
+    private final Session session;
+    private boolean isKept;
+    private boolean isClosed;
+
+    private Lease(SessionPool pool, Session session) {
+      this.pool = pool;
+      this.session = session;
+    }
+
+    /**
+     * The session, with the adapters that were asked for. The pool closes it: nobody else may.
+     *
+     * @throws IllegalStateException if the lease is closed: the session may be another request's
+     */
+    public Session session() {
+      if (isClosed) {
+        throw new IllegalStateException("the lease of the session is closed");
+      }
+      return session;
+    }
+
+    /**
+     * Says that the session works, so that it and its cache go back to the pool when the lease is
+     * closed, even if an exception closes it that has nothing to do with the session. Without this
+     * the session is closed: it is unknown what a failure has left in it.
+     */
+    public void keep() {
+      isKept = true;
+    }
+
+    /**
+     * Gives the session back if it is to be {@linkplain #keep kept} and the pool is open, else
+     * closes it, with its generation if that is open: a session in the middle of an answer is of no
+     * use to others, and is closed even if it was to be kept. Closing again does nothing.
+     */
+    @Override
+    public void close() {
+      if (isClosed) {
+        return;
+      }
+      isClosed = true;
+      if (isKept) {
+        pool.give(session);
+      } else {
+        pool.drop(session);
+      }
     }
   }
 
@@ -43,27 +106,29 @@ public final class SessionPool implements AutoCloseable {
   }
 
   /**
-   * The session that saves most of a prompt, or a new one.
+   * Leases the session that saves most of a prompt, or a new one, without adapters.
    *
-   * @throws IllegalStateException if the pool is closed, or all its sessions are taken
+   * @throws IllegalStateException if the pool is closed, or all its sessions are leased
    */
-  public Session take(int[] prompt) {
-    return take(prompt, List.of());
+  public Lease lease(int[] prompt) {
+    return lease(prompt, List.of());
   }
 
   /**
-   * The session with these adapters that saves most of a prompt, or another one that gets them and
-   * loses its cache, or a new one.
+   * Leases the session with these adapters that saves most of a prompt, or another one that gets
+   * them and loses its cache, or a new one.
    *
-   * @throws IllegalStateException if the pool is closed, all its sessions are taken, or an adapter
+   * @throws IllegalStateException if the pool is closed, all its sessions are leased, or an adapter
    *     is closed
    * @throws IllegalArgumentException if an adapter is of another model, or listed twice
+   * @throws FletchException if the model was opened with policies that let units rest: these do not
+   *     go with adapters
    */
-  public Session take(int[] prompt, List<Adapter.Scaled> adapters) {
+  public Lease lease(int[] prompt, List<Adapter.Scaled> adapters) {
     Session session = choose(prompt, adapters);
     try {
       session.adapters(adapters);
-      return session;
+      return new Lease(this, session);
     } catch (RuntimeException | Error e) {
       give(session);
       throw e;
@@ -91,7 +156,7 @@ public final class SessionPool implements AutoCloseable {
       return fresh;
     }
     if (idle.isEmpty()) {
-      throw new IllegalStateException("all sessions of the pool are taken: most=" + most);
+      throw new IllegalStateException("all sessions of the pool are leased: most=" + most);
     }
     Idle chosen = best == null ? idle.getFirst() : best;
     idle.remove(chosen);
@@ -107,24 +172,37 @@ public final class SessionPool implements AutoCloseable {
     return n;
   }
 
-  /**
-   * Gives a session back that {@link #take} gave.
-   *
-   * @param session without an open generation
-   */
-  public void give(Session session) {
-    int[] tokens = session.tokens().stream().mapToInt(Integer::intValue).toArray();
-    synchronized (this) {
-      if (!closed) {
-        idle.add(new Idle(session, tokens));
-        return;
+  /** Takes back a session that works; it waits for the next request. */
+  private void give(Session session) {
+    boolean isWaiting = false;
+    try {
+      if (isIdle(session)) {
+        int[] tokens = session.tokens().stream().mapToInt(Integer::intValue).toArray();
+        synchronized (this) {
+          if (!closed) {
+            idle.add(new Idle(session, tokens));
+            isWaiting = true;
+          }
+        }
+      }
+    } finally {
+      if (!isWaiting) {
+        drop(session);
       }
     }
-    drop(session);
   }
 
-  /** Closes a session that {@link #take} gave, for example because it failed. */
-  public void drop(Session session) {
+  /** Whether no generation is open: only then a session takes adapters, here those it has. */
+  private static boolean isIdle(Session session) {
+    try {
+      session.adapters(session.adapters());
+      return true;
+    } catch (IllegalStateException e) {
+      return false;
+    }
+  }
+
+  private void drop(Session session) {
     try {
       session.close();
     } finally {
@@ -134,12 +212,12 @@ public final class SessionPool implements AutoCloseable {
     }
   }
 
-  /** Sessions that are open, taken ones included. */
+  /** Sessions that are open, leased ones included. */
   public synchronized int open() {
     return open;
   }
 
-  /** Closes the sessions that wait; those that are taken are closed when they are given back. */
+  /** Closes the sessions that wait; those that are leased are closed with their lease. */
   @Override
   public synchronized void close() {
     closed = true;

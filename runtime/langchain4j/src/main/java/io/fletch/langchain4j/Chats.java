@@ -109,21 +109,15 @@ final class Chats implements AutoCloseable {
     }
     try {
       checkOpen();
-      Session session = sessions.take(prompt.ids());
-      boolean isSound = false;
-      try {
-        Optional<ChatResponse> out = answer(session, prompt, reader);
-        isSound = true;
-        return out;
-      } catch (InvalidRequestException e) {
-        // The session has not begun.
-        isSound = true;
-        throw e;
-      } finally {
-        if (isSound) {
-          sessions.give(session);
-        } else {
-          sessions.drop(session);
+      try (SessionPool.Lease lease = sessions.lease(prompt.ids())) {
+        try {
+          Optional<ChatResponse> out = answer(lease.session(), prompt, reader);
+          lease.keep();
+          return out;
+        } catch (InvalidRequestException e) {
+          // The session has not begun.
+          lease.keep();
+          throw e;
         }
       }
     } finally {

@@ -17,46 +17,108 @@ class SessionPoolTest {
   private static final int[] A = {1, 2, 3, 4, 5, 6, 7, 8};
   private static final int[] B = {9, 2, 3, 4};
 
-  private static Session used(SessionPool pool, int[] prompt) {
-    Session session = pool.take(prompt);
-    session.generate(prompt, GenerationOptions.greedy().withMaxTokens(1)).result();
-    return session;
+  private static SessionPool.Lease used(SessionPool pool, int[] prompt) {
+    SessionPool.Lease lease = pool.lease(prompt);
+    lease.session().generate(prompt, GenerationOptions.greedy().withMaxTokens(1)).result();
+    lease.keep();
+    return lease;
+  }
+
+  private static Model model() {
+    return TestModels.open(
+        "demo-small", TestModels.options(ModelOptions.Backend.CPU).withThreads(1));
+  }
+
+  /** The session that a prompt gets; it goes back at once. */
+  private static Session peek(SessionPool pool, int[] prompt) {
+    try (SessionPool.Lease lease = pool.lease(prompt)) {
+      lease.keep();
+      return lease.session();
+    }
   }
 
   @Test
   void conversationsFindTheirSession() {
-    try (Model model =
-        TestModels.open(
-            "demo-small", TestModels.options(ModelOptions.Backend.CPU).withThreads(1))) {
+    // Closing the model at the end is refused if one of the sessions is left.
+    try (Model model = model()) {
       try (SessionPool pool = new SessionPool(model, 2)) {
-        Session a = used(pool, A);
-        Session b = used(pool, B);
+        SessionPool.Lease first = used(pool, A);
+        SessionPool.Lease second = used(pool, B);
+        Session a = first.session();
+        Session b = second.session();
         assertNotSame(a, b);
         assertEquals(2, pool.open());
-        assertThrows(IllegalStateException.class, () -> pool.take(A));
-        pool.give(a);
-        pool.give(b);
-        assertSame(b, pool.take(new int[] {9, 2, 3, 4, 5, 6}));
-        assertSame(a, pool.take(new int[] {1, 2, 3, 4, 5, 7}));
-        pool.give(a);
-        // Nothing in common and no room for another: the one that waits.
-        assertSame(a, pool.take(new int[] {5, 5}));
-        pool.drop(a);
-        assertEquals(1, pool.open());
-        Session c = pool.take(B);
-        assertNotSame(b, c);
-        pool.give(b);
-        pool.give(c);
+        assertThrows(IllegalStateException.class, () -> pool.lease(A));
+        first.close();
+        second.close();
+        assertSame(b, peek(pool, new int[] {9, 2, 3, 4, 5, 6}));
+        assertSame(a, peek(pool, new int[] {1, 2, 3, 4, 5, 7}));
+        try (SessionPool.Lease theirs = pool.lease(B)) {
+          theirs.keep();
+          assertSame(b, theirs.session());
+          // Nothing in common and no room for another: the one that waits.
+          assertSame(a, peek(pool, new int[] {5, 5}));
+        }
+        assertEquals(2, pool.open());
       }
       assertThrows(IllegalArgumentException.class, () -> new SessionPool(model, 0));
-      SessionPool closed = new SessionPool(model, 1);
-      Session late = closed.take(A);
-      closed.close();
-      assertThrows(IllegalStateException.class, () -> closed.take(A));
-      closed.give(late);
-      assertEquals(0, closed.open());
-      assertThrows(IllegalStateException.class, late::tokens);
-      // Closing the model at the end of this block is refused if one of the sessions is left.
+    }
+  }
+
+  @Test
+  void aLeaseThatIsNotKeptClosesItsSession() {
+    try (Model model = model();
+        SessionPool pool = new SessionPool(model, 1)) {
+      Session failed;
+      try (SessionPool.Lease lease = pool.lease(A)) {
+        failed = lease.session();
+        failed.generate(A, GenerationOptions.greedy());
+      }
+      assertThrows(IllegalStateException.class, failed::tokens);
+      assertEquals(0, pool.open());
+      // One in the middle of an answer is of no use to the next.
+      Session busy;
+      try (SessionPool.Lease lease = pool.lease(A)) {
+        busy = lease.session();
+        busy.generate(A, GenerationOptions.greedy()).hasNext();
+        lease.keep();
+      }
+      assertThrows(IllegalStateException.class, busy::tokens);
+      assertEquals(0, pool.open());
+      assertNotSame(busy, peek(pool, A));
+    }
+  }
+
+  @Test
+  void aClosedLeaseIsNobodys() {
+    try (Model model = model();
+        SessionPool pool = new SessionPool(model, 1)) {
+      SessionPool.Lease lease = pool.lease(A);
+      Session session = lease.session();
+      lease.keep();
+      lease.close();
+      assertThrows(IllegalStateException.class, lease::session);
+      try (SessionPool.Lease next = pool.lease(A)) {
+        assertSame(session, next.session());
+        // Gives nothing back a second time.
+        lease.close();
+        assertThrows(IllegalStateException.class, () -> pool.lease(A));
+      }
+      assertEquals(0, pool.open());
+    }
+  }
+
+  @Test
+  void aClosedPoolTakesNothingBack() {
+    try (Model model = model()) {
+      SessionPool pool = new SessionPool(model, 1);
+      SessionPool.Lease late = used(pool, A);
+      Session session = late.session();
+      pool.close();
+      assertThrows(IllegalStateException.class, () -> pool.lease(A));
+      late.close();
+      assertEquals(0, pool.open());
+      assertThrows(IllegalStateException.class, session::tokens);
     }
   }
 }

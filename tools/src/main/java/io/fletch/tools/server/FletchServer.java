@@ -53,8 +53,9 @@ import java.util.concurrent.atomic.AtomicInteger;
  *
  * <p>Bounds: {@link Options#parallel} answers at once, {@link Options#queue} requests that wait,
  * all others are refused with 429; {@link Options#maxBody} bytes per request; {@link
- * Options#timeLimit} for waiting and generating. A stream whose client has gone is noticed at its
- * next write, which cancels its generation.
+ * Options#timeLimit} for waiting and generating. A client that has gone is noticed at the next
+ * write: of a token if it streams, else of white space in front of the JSON, once in {@link
+ * #PATIENCE}; that cancels its generation.
  *
  * <p>{@link #close()} lets running answers finish, up to {@link Options#drain}, then cancels them.
  * The models stay open: they are their opener's. Thread-safe.
@@ -63,6 +64,12 @@ public final class FletchServer implements AutoCloseable {
   private static final Logger LOG = System.getLogger("io.fletch.server");
   private static final int RESPONSE_SLACK_SECONDS = 60;
   private static final String JSON_TYPE = "application/json";
+
+  /** How long a client that waits for an answer hears nothing. */
+  private static final Duration PATIENCE = Duration.ofSeconds(1);
+
+  /** Connections of which each holds a file descriptor and some 16 KB. */
+  private static final int LEAST_CONNECTIONS = 1024;
 
   /** Texts of a request that are embedded before it looks at its time limit again. */
   private static final int TEXTS_AT_ONCE = 32;
@@ -185,6 +192,7 @@ public final class FletchServer implements AutoCloseable {
 
   private final Optional<Embeddings> embeddings;
   private final Options options;
+  private final Duration patience;
   private final HttpServer http;
   private final ExecutorService threads = Executors.newVirtualThreadPerTaskExecutor();
   private final ScheduledThreadPoolExecutor clock =
@@ -210,8 +218,10 @@ public final class FletchServer implements AutoCloseable {
       Optional<Model> model,
       Optional<Embeddings> embeddings,
       List<Adapter.Scaled> adapters,
-      Options options)
+      Options options,
+      Duration patience)
       throws IOException {
+    this.patience = patience;
     this.adapters = List.copyOf(adapters);
     if (model.isEmpty() && embeddings.isEmpty()) {
       throw new IllegalArgumentException("a server without a model");
@@ -236,6 +246,11 @@ public final class FletchServer implements AutoCloseable {
         .putIfAbsent(
             "sun.net.httpserver.maxRspTime",
             Long.toString(options.timeLimit().toSeconds() + RESPONSE_SLACK_SECONDS));
+    System.getProperties()
+        .putIfAbsent(
+            "jdk.httpserver.maxConnections",
+            Long.toString(
+                Math.max(LEAST_CONNECTIONS, 2L * options.parallel() + 2L * options.queue())));
     http = HttpServer.create(options.address(), 128);
     http.setExecutor(threads);
     http.createContext("/", this::handle);
@@ -271,8 +286,18 @@ public final class FletchServer implements AutoCloseable {
       Optional<Embeddings> embeddings,
       List<Adapter.Scaled> adapters,
       Options options) {
+    return start(model, embeddings, adapters, options, PATIENCE);
+  }
+
+  /** With another patience, for tests. */
+  static FletchServer start(
+      Optional<Model> model,
+      Optional<Embeddings> embeddings,
+      List<Adapter.Scaled> adapters,
+      Options options,
+      Duration patience) {
     try {
-      FletchServer server = new FletchServer(model, embeddings, adapters, options);
+      FletchServer server = new FletchServer(model, embeddings, adapters, options, patience);
       server.http.start();
       return server;
     } catch (IOException e) {
@@ -334,10 +359,17 @@ public final class FletchServer implements AutoCloseable {
         });
   }
 
-  private void handle(HttpExchange exchange) {
+  /**
+   * Answers a request.
+   *
+   * @throws IOException if the client has gone, or its answer breaks off. The JDK's server closes
+   *     and forgets a connection whose handler fails; one that is closed here it would keep in its
+   *     tables, with 16 KB of buffers, until the time limit of its response.
+   */
+  private void handle(HttpExchange exchange) throws IOException {
     inFlight.incrementAndGet();
     String route = "other";
-    try (exchange) {
+    try {
       try {
         Route found =
             route(exchange.getRequestURI().getPath(), exchange.getRequestMethod())
@@ -368,8 +400,10 @@ public final class FletchServer implements AutoCloseable {
         LOG.log(Level.ERROR, "a request failed", e);
         fail(exchange, ApiException.of(500, "internal_error", "internal error: " + e.getMessage()));
       }
+      exchange.close();
     } catch (IOException e) {
       LOG.log(Level.DEBUG, "the client went away: {0}", e.getMessage());
+      throw e;
     } finally {
       metrics.request(route, exchange.getResponseCode());
       inFlight.decrementAndGet();
@@ -427,8 +461,8 @@ public final class FletchServer implements AutoCloseable {
 
   private void fail(HttpExchange exchange, ApiException e) throws IOException {
     if (exchange.getResponseCode() >= 0) {
-      // Headers are out: a broken stream is all that can be told.
-      return;
+      // Headers are out: that the answer breaks off is all that can be told.
+      throw new IOException("a response broke off: " + e.getMessage(), e);
     }
     if (e.status() == 429 || e.status() == 503) {
       exchange.getResponseHeaders().set("Retry-After", "1");
@@ -439,8 +473,11 @@ public final class FletchServer implements AutoCloseable {
   private static void send(HttpExchange exchange, int status, String type, byte[] body)
       throws IOException {
     exchange.getResponseHeaders().set("Content-Type", type);
-    exchange.sendResponseHeaders(status, body.length == 0 ? -1 : body.length);
-    exchange.getResponseBody().write(body);
+    exchange.sendResponseHeaders(status, body.length);
+    // Closed here: closing the exchange would hide that the client has gone.
+    try (OutputStream out = exchange.getResponseBody()) {
+      out.write(body);
+    }
   }
 
   private void page(HttpExchange exchange) throws IOException {
@@ -583,24 +620,26 @@ public final class FletchServer implements AutoCloseable {
               + " actual="
               + request.prompt().length);
     }
+    WatchedResponse response =
+        new WatchedResponse(
+            exchange,
+            request.stream() ? WatchedResponse.Form.EVENTS : WatchedResponse.Form.JSON,
+            clock,
+            threads,
+            patience);
     long deadline = System.nanoTime() + options.timeLimit().toNanos();
     acquire(deadline);
     try {
       metrics.active.incrementAndGet();
-      Session session = take(request.prompt(), request.adapters().orElse(adapters));
-      boolean isSound = false;
-      try {
-        generate(exchange, request, session, deadline);
-        isSound = true;
-      } catch (IOException e) {
-        // The client's fault; the generation is closed and the session as good as ever.
-        isSound = true;
-        throw e;
-      } finally {
-        if (isSound) {
-          sessions.give(session);
-        } else {
-          sessions.drop(session);
+      try (response;
+          SessionPool.Lease lease = lease(request.prompt(), request.adapters().orElse(adapters))) {
+        try {
+          generate(response, request, lease.session(), deadline);
+          lease.keep();
+        } catch (IOException | ApiException e) {
+          // The client's fault; the generation is closed and the session as good as ever.
+          lease.keep();
+          throw e;
         }
       }
     } finally {
@@ -643,9 +682,9 @@ public final class FletchServer implements AutoCloseable {
     send(exchange, 200, JSON_TYPE, Wire.bytes(Map.of("success", true)));
   }
 
-  private Session take(int[] prompt, List<Adapter.Scaled> with) {
+  private SessionPool.Lease lease(int[] prompt, List<Adapter.Scaled> with) {
     try {
-      return sessions.take(prompt, with);
+      return sessions.lease(prompt, with);
     } catch (FletchException | IllegalArgumentException e) {
       throw ApiException.invalid("lora", e.getMessage());
     } catch (IllegalStateException e) {
@@ -689,11 +728,11 @@ public final class FletchServer implements AutoCloseable {
     }
   }
 
-  private void generate(HttpExchange exchange, Request request, Session session, long deadline)
+  private void generate(WatchedResponse response, Request request, Session session, long deadline)
       throws IOException {
     Answers answers = new Answers(request, options.modelId(), model.tokenizer());
     if (request.stream()) {
-      stream(exchange, request, session, answers, deadline);
+      stream(response, request, session, answers, deadline);
       return;
     }
     for (int i = 0; i < request.choices(); i++) {
@@ -704,14 +743,16 @@ public final class FletchServer implements AutoCloseable {
           session,
           deadline,
           generation -> {
+            response.watch(generation::cancel);
             List<TokenLogprob> logprobs = new ArrayList<>();
             while (hasNext(generation, deadline)) {
               logprobs.addAll(generation.next().logprobs());
             }
+            response.check();
             answers.whole(generation.result(), logprobs);
           });
     }
-    send(exchange, 200, JSON_TYPE, Wire.bytes(answers.all()));
+    response.finish(Wire.bytes(answers.all()));
   }
 
   private interface Reading {
@@ -774,39 +815,31 @@ public final class FletchServer implements AutoCloseable {
   }
 
   private void stream(
-      HttpExchange exchange, Request request, Session session, Answers answers, long deadline)
+      WatchedResponse response, Request request, Session session, Answers answers, long deadline)
       throws IOException {
     try {
       for (int i = 0; i < request.choices(); i++) {
         answers.choose(i);
-        boolean isFirst = i == 0;
+        // Nothing is written before the request is known to be valid, which it is when it runs.
         run(
             request,
             i,
             session,
             deadline,
             generation -> {
-              if (isFirst) {
-                // Not before the request is known to be valid.
-                Headers head = exchange.getResponseHeaders();
-                head.set("Content-Type", "text/event-stream; charset=utf-8");
-                head.set("Cache-Control", "no-cache");
-                exchange.sendResponseHeaders(200, 0);
-              }
-              choice(exchange.getResponseBody(), generation, answers, deadline);
+              response.watch(generation::cancel);
+              choice(response, generation, answers, deadline);
             });
       }
-      OutputStream out = exchange.getResponseBody();
       Map<String, Object> last = answers.last();
       if (last != null) {
-        event(out, last);
+        event(response, last);
       }
-      out.write("data: [DONE]\n\n".getBytes(StandardCharsets.UTF_8));
-      out.flush();
+      response.finish("data: [DONE]\n\n".getBytes(StandardCharsets.UTF_8));
     } catch (RuntimeException e) {
-      if (exchange.getResponseCode() >= 0) {
+      if (response.isBegun()) {
         event(
-            exchange.getResponseBody(),
+            response,
             ApiException.of(500, "internal_error", String.valueOf(e.getMessage())).body());
       }
       throw e;
@@ -814,31 +847,32 @@ public final class FletchServer implements AutoCloseable {
   }
 
   private static void choice(
-      OutputStream out, Generation generation, Answers answers, long deadline) throws IOException {
+      WatchedResponse response, Generation generation, Answers answers, long deadline)
+      throws IOException {
     Map<String, Object> begin = answers.begin();
     if (begin != null) {
-      event(out, begin);
+      event(response, begin);
     }
     while (hasNext(generation, deadline)) {
       Map<String, Object> piece = answers.piece(generation.next());
       if (piece != null) {
-        event(out, piece);
+        event(response, piece);
       } else {
-        // Nothing to say yet; a comment finds out whether the client is still there.
-        out.write(": \n\n".getBytes(StandardCharsets.UTF_8));
-        out.flush();
+        // Nothing to say yet; this finds out whether the client is still there.
+        response.writeSign();
       }
     }
+    response.check();
     for (Map<String, Object> end : answers.end(generation.result())) {
-      event(out, end);
+      event(response, end);
     }
   }
 
-  private static void event(OutputStream out, Map<String, Object> data) throws IOException {
-    out.write("data: ".getBytes(StandardCharsets.UTF_8));
-    out.write(Wire.bytes(data));
-    out.write("\n\n".getBytes(StandardCharsets.UTF_8));
-    out.flush();
+  private static void event(WatchedResponse response, Map<String, Object> data) throws IOException {
+    response.write(
+        "data: ".getBytes(StandardCharsets.UTF_8),
+        Wire.bytes(data),
+        "\n\n".getBytes(StandardCharsets.UTF_8));
   }
 
   @Override

@@ -43,12 +43,16 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** The server over real sockets, with the small demo model. */
 class FletchServerTest {
   private static final String ANSWER = "7+6=13\n5+8+1=14\n4+3+1=8\nAnswer: 843";
   private static final String QUESTION =
       "\"messages\":[{\"role\":\"user\",\"content\":\"What is 457 + 386?\"}]";
+
+  /** What never takes so long but on a machine that is busy with other things. */
+  private static final Duration PATIENCE = Duration.ofMinutes(5);
 
   private static Model model;
   private static HttpClient client;
@@ -79,7 +83,7 @@ class FletchServerTest {
         2,
         2,
         10_000,
-        Duration.ofSeconds(60),
+        PATIENCE,
         Duration.ofSeconds(5),
         Optional.empty(),
         Optional.empty());
@@ -119,7 +123,7 @@ class FletchServerTest {
   private HttpRequest.Builder to(String path) {
     return HttpRequest.newBuilder(
             URI.create("http://127.0.0.1:" + server.address().getPort() + path))
-        .timeout(Duration.ofSeconds(60));
+        .timeout(PATIENCE);
   }
 
   private HttpRequest post(String path, String body) {
@@ -183,7 +187,7 @@ class FletchServerTest {
   }
 
   private void await(String name, double value) throws InterruptedException {
-    long end = System.nanoTime() + Duration.ofSeconds(30).toNanos();
+    long end = System.nanoTime() + PATIENCE.toNanos();
     while (find(name).orElse(0) != value) {
       assertTrue(System.nanoTime() < end, name + " does not become " + value);
       Thread.sleep(10);
@@ -419,7 +423,7 @@ class FletchServerTest {
     try (Socket socket = new Socket("127.0.0.1", server.address().getPort())) {
       socket.getOutputStream().write(text.getBytes(StandardCharsets.ISO_8859_1));
       socket.getOutputStream().flush();
-      socket.setSoTimeout(10_000);
+      socket.setSoTimeout((int) PATIENCE.toMillis());
       byte[] buffer = new byte[15];
       int n = socket.getInputStream().readNBytes(buffer, 0, buffer.length);
       return new String(buffer, 0, n, StandardCharsets.ISO_8859_1);
@@ -558,46 +562,85 @@ class FletchServerTest {
     assertNull(page.headers().firstValue("Access-Control-Allow-Origin").orElse(null));
   }
 
+  /** Takes minutes: who gets an answer to this has waited for it. */
   private static final String ENDLESS =
-      "{\"stream\":true,\"ignore_eos\":true,\"max_tokens\":480," + QUESTION + "}";
+      "{\"stream\":%s,\"ignore_eos\":true,\"max_tokens\":480,\"n\":128," + QUESTION + "}";
 
   @Test
   void aClientThatLeavesCancelsItsAnswer() throws Exception {
     HttpResponse<InputStream> response =
-        client.send(post("/v1/chat/completions", ENDLESS), BodyHandlers.ofInputStream());
+        client.send(
+            post("/v1/chat/completions", ENDLESS.formatted(true)), BodyHandlers.ofInputStream());
     try (InputStream in = response.body()) {
       assertTrue(in.read() >= 0);
     }
-    await("fletch_cancelled_total", 1);
-    await("fletch_active", 0);
-    assertTrue(metric("fletch_completion_tokens_total") < 480);
+    isCancelled();
     // Its session goes on.
     assertEquals(
         ANSWER,
         at(ok("/v1/chat/completions", "{" + QUESTION + "}"), "choices", 0, "message", "content"));
   }
 
+  private void isCancelled() throws InterruptedException {
+    await("fletch_cancelled_total", 1);
+    await("fletch_active", 0);
+    assertTrue(metric("fletch_completion_tokens_total") < 128 * 480);
+  }
+
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void aClientThatLeavesWithoutStreamingCancelsItsAnswer(boolean isReset) throws Exception {
+    server.close();
+    server =
+        FletchServer.start(
+            Optional.of(model), Optional.empty(), List.of(), options(), Duration.ofMillis(50));
+    try (Socket socket = ask(ENDLESS.formatted(false), 1 << 16)) {
+      await("fletch_active", 1);
+      if (isReset) {
+        socket.setSoLinger(true, 0);
+      }
+    }
+    isCancelled();
+    // Who stays gets its JSON, with white space in front of it.
+    HttpResponse<String> slow =
+        send(
+            post(
+                "/v1/chat/completions",
+                "{\"ignore_eos\":true,\"max_tokens\":480,\"n\":4," + QUESTION + "}"));
+    assertEquals(200, slow.statusCode());
+    assertEquals("application/json", slow.headers().firstValue("Content-Type").orElseThrow());
+    assertEquals(1, slow.body().lines().count());
+    assertEquals(4, ((List<?>) json(slow.body()).get("choices")).size());
+  }
+
+  /** Sends a request of which the answer is not read. */
+  private Socket ask(String body, int receiveBuffer) throws IOException {
+    Socket socket = new Socket();
+    socket.setReceiveBufferSize(receiveBuffer);
+    socket.connect(new InetSocketAddress("127.0.0.1", server.address().getPort()));
+    socket
+        .getOutputStream()
+        .write(
+            ("POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type:"
+                    + " application/json\r\nContent-Length: "
+                    + body.length()
+                    + "\r\n\r\n"
+                    + body)
+                .getBytes(StandardCharsets.UTF_8));
+    return socket;
+  }
+
   /** Clients that do not read: their generations block in the write and keep their slots. */
   private List<Socket> blockers(int n) throws Exception {
     List<Socket> out = new ArrayList<>();
     for (int i = 0; i < n; i++) {
-      Socket socket = new Socket();
-      socket.setReceiveBufferSize(1024);
-      socket.connect(new InetSocketAddress("127.0.0.1", server.address().getPort()));
-      String body =
-          "{\"stream\":true,\"ignore_eos\":true,\"logprobs\":true,\"top_logprobs\":20,\"max_tokens\":480,"
-              + QUESTION
-              + "}";
-      socket
-          .getOutputStream()
-          .write(
-              ("POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type:"
-                      + " application/json\r\nContent-Length: "
-                      + body.length()
-                      + "\r\n\r\n"
-                      + body)
-                  .getBytes(StandardCharsets.UTF_8));
-      out.add(socket);
+      // More than fits into the buffers of any system.
+      out.add(
+          ask(
+              "{\"stream\":true,\"ignore_eos\":true,\"logprobs\":true,\"top_logprobs\":20,\"max_tokens\":480,\"n\":128,"
+                  + QUESTION
+                  + "}",
+              1024));
     }
     await("fletch_active", n);
     return out;
@@ -605,7 +648,7 @@ class FletchServerTest {
 
   @Test
   void theQueueIsBounded() throws Exception {
-    restart(with(1, 1, Duration.ofSeconds(60), Duration.ZERO, null, null));
+    restart(with(1, 1, PATIENCE, Duration.ZERO, null, null));
     List<Socket> blockers = blockers(1);
     CompletableFuture<HttpResponse<String>> waiting =
         client.sendAsync(
@@ -632,9 +675,10 @@ class FletchServerTest {
 
   @Test
   void shutdownLetsAnswersFinishAndRefusesNewOnes() throws Exception {
+    String body = "{\"stream\":true,\"ignore_eos\":true,\"max_tokens\":480," + QUESTION + "}";
     CompletableFuture<HttpResponse<String>> running =
-        client.sendAsync(post("/v1/chat/completions", ENDLESS), BodyHandlers.ofString());
-    long end = System.nanoTime() + Duration.ofSeconds(20).toNanos();
+        client.sendAsync(post("/v1/chat/completions", body), BodyHandlers.ofString());
+    long end = System.nanoTime() + PATIENCE.toNanos();
     while (metric("fletch_active") == 0 && !running.isDone()) {
       assertTrue(System.nanoTime() < end);
     }
@@ -649,7 +693,7 @@ class FletchServerTest {
 
   @Test
   void shutdownCancelsWhatDoesNotFinish() throws Exception {
-    restart(with(2, 0, Duration.ofSeconds(60), Duration.ZERO, null, null));
+    restart(with(2, 0, PATIENCE, Duration.ZERO, null, null));
     List<Socket> sockets = blockers(2);
     for (Socket socket : sockets) {
       socket.setSoLinger(true, 0);
@@ -760,7 +804,7 @@ class FletchServerTest {
 
   @Test
   void keysAndOrigins() {
-    restart(with(1, 1, Duration.ofSeconds(60), Duration.ZERO, "secret", "https://app.example"));
+    restart(with(1, 1, PATIENCE, Duration.ZERO, "secret", "https://app.example"));
     for (String header : new String[] {null, "Bearer wrong", "secret", "Bearer "}) {
       HttpRequest.Builder request = to("/v1/models");
       if (header != null) {
@@ -790,7 +834,7 @@ class FletchServerTest {
 
   @Test
   void manyClientsAtOnce() {
-    restart(with(8, 64, Duration.ofSeconds(60), Duration.ZERO, null, null));
+    restart(with(8, 64, PATIENCE, Duration.ZERO, null, null));
     List<CompletableFuture<HttpResponse<String>>> all = new ArrayList<>();
     for (int i = 0; i < 40; i++) {
       all.add(
