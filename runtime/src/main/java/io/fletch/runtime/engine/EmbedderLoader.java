@@ -31,11 +31,18 @@ public final class EmbedderLoader {
     Objects.requireNonNull(options, "options");
     Path last = path.toAbsolutePath().normalize().getFileName();
     String name = last == null ? path.toString() : last.toString();
+    ModelLoadEvent event = ModelLoader.begunEvent();
     try {
       WeightFile file = WeightFile.open(path);
       TensorStore derived = TensorStore.create();
       try {
         LoadedEmbedder embedder = load(file, derived, path, name, options);
+        ModelLoader.commit(
+            event,
+            path,
+            embedder.info().architecture(),
+            embedder.info().weightBytes(),
+            embedder.backendDescription());
         LOG.log(
             ModelLoader.level(options.model()), () -> name + ": " + embedder.backendDescription());
         return embedder;

@@ -223,6 +223,10 @@ final class LoadedEmbedder implements Embedder {
 
   /** Queues texts and returns when all have run; throws what made one of them fail. */
   private void await(List<Job> jobs) {
+    EmbeddingEvent event = RecordedExecutable.isRecorded() ? new EmbeddingEvent() : null;
+    if (event != null) {
+      event.begin();
+    }
     lock.lock();
     try {
       if (closed) {
@@ -247,6 +251,15 @@ final class LoadedEmbedder implements Embedder {
         case Error e -> throw e;
         // Of this call's own, although other calls may have failed of the same.
         case Throwable e -> throw new FletchException("embedding failed: " + e.getMessage(), e);
+      }
+    }
+    if (event != null) {
+      event.end();
+      if (event.shouldCommit()) {
+        event.texts = jobs.size();
+        event.tokens = jobs.stream().mapToInt(j -> j.ids.length).sum();
+        event.pooling = jobs.isEmpty() ? "" : jobs.getFirst().pooling.name();
+        event.commit();
       }
     }
   }

@@ -94,23 +94,40 @@ public final class ModelLoader {
     return open(path, file == null ? path.toString() : file.toString(), options);
   }
 
-  private static Model open(Path path, String name, ModelOptions options) {
+  /** The event of a model that is being opened; null without a recorder. */
+  static ModelLoadEvent begunEvent() {
     ModelLoadEvent event = RecordedExecutable.isRecorded() ? new ModelLoadEvent() : null;
     if (event != null) {
       event.begin();
     }
+    return event;
+  }
+
+  /** Commits the event of an opened model; does nothing with null. */
+  static void commit(
+      ModelLoadEvent event, Path path, String architecture, long weightBytes, String backend) {
+    if (event != null) {
+      event.path = path.toString();
+      event.architecture = architecture;
+      event.weightBytes = weightBytes;
+      event.backend = backend;
+      event.commit();
+    }
+  }
+
+  private static Model open(Path path, String name, ModelOptions options) {
+    ModelLoadEvent event = begunEvent();
     try {
       WeightFile file = WeightFile.open(path);
       TensorStore derived = TensorStore.create();
       try {
         LoadedModel model = load(file, derived, path, name, options);
-        if (event != null) {
-          event.path = path.toString();
-          event.architecture = model.info().architecture();
-          event.weightBytes = model.info().weightBytes();
-          event.backend = model.backendDescription();
-          event.commit();
-        }
+        commit(
+            event,
+            path,
+            model.info().architecture(),
+            model.info().weightBytes(),
+            model.backendDescription());
         LOG.log(level(options), () -> model.name() + ": " + model.backendDescription());
         return model;
       } catch (RuntimeException | Error e) {

@@ -4,6 +4,8 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import io.fletch.Embedder;
+import io.fletch.EmbedderOptions;
 import io.fletch.Generation;
 import io.fletch.GenerationOptions;
 import io.fletch.Message;
@@ -29,26 +31,35 @@ class FlightRecorderTest {
 
   @TempDir Path folder;
 
+  private interface Work {
+    void run() throws IOException;
+  }
+
+  /** The events of Fletch while something runs. */
+  private List<RecordedEvent> record(Work work) throws IOException {
+    Path file = folder.resolve("recording.jfr");
+    try (Recording recording = new Recording()) {
+      recording.start();
+      work.run();
+      recording.stop();
+      recording.dump(file);
+    }
+    return RecordingFile.readAllEvents(file).stream()
+        .filter(e -> e.getEventType().getName().startsWith("fletch."))
+        .toList();
+  }
+
   /** Answers with the demo model {@code name} under a recording; gives the events of Fletch. */
   private List<RecordedEvent> record(String name, GenerationOptions options, String question)
       throws IOException {
-    Path file = folder.resolve(name + ".jfr");
-    Generation.Result result;
-    try (Recording recording = new Recording()) {
-      recording.start();
+    return record(() -> {
       try (Model model = TestModels.open(name, OPTIONS);
           Session session = model.newSession();
           Generation generation = session.chat(List.of(Message.user(question)), options)) {
         generation.forEachRemaining(_ -> {});
-        result = generation.result();
+        assertFalse(generation.result().text().isEmpty());
       }
-      recording.stop();
-      recording.dump(file);
-    }
-    assertFalse(result.text().isEmpty());
-    return RecordingFile.readAllEvents(file).stream()
-        .filter(e -> e.getEventType().getName().startsWith("fletch."))
-        .toList();
+    });
   }
 
   private static Stream<RecordedEvent> named(List<RecordedEvent> events, String name) {
@@ -94,6 +105,35 @@ class FlightRecorderTest {
     long drafted = verified.stream().mapToLong(e -> e.getLong("drafted")).sum();
     long accepted = verified.stream().mapToLong(e -> e.getLong("accepted")).sum();
     assertTrue(accepted > 0 && accepted <= drafted, accepted + " of " + drafted);
+  }
+
+  @Test
+  void embeddings() throws IOException {
+    int[] tokens = new int[2];
+    List<RecordedEvent> events =
+        record(() -> {
+          try (Embedder embedder =
+              Embedder.open(
+                  TestModels.demo("demo"), EmbedderOptions.defaults().withModel(OPTIONS))) {
+            tokens[0] = embedder.tokens("One text").length + embedder.tokens("and another").length;
+            embedder.embed(List.of("One text", "and another"));
+            tokens[1] = embedder.tokens("Every token").length;
+            embedder.tokenVectors("Every token");
+          }
+        });
+    assertEquals(1, named(events, "ModelLoad").count());
+    List<RecordedEvent> embeddings = named(events, "Embedding").toList();
+    assertEquals(2, embeddings.size());
+    assertEquals(2, embeddings.getFirst().getInt("texts"));
+    assertEquals(tokens[0], embeddings.getFirst().getInt("tokens"));
+    assertEquals("LAST", embeddings.getFirst().getString("pooling"));
+    assertEquals(1, embeddings.getLast().getInt("texts"));
+    assertEquals(tokens[1], embeddings.getLast().getInt("tokens"));
+    assertEquals("NONE", embeddings.getLast().getString("pooling"));
+    // Texts of one call share a forward.
+    List<RecordedEvent> replays = named(events, "GraphReplay").toList();
+    assertEquals(2, replays.size());
+    assertEquals(tokens[0], replays.getFirst().getInt("rows"));
   }
 
   @Test
