@@ -35,6 +35,29 @@ final class WorkerPool implements AutoCloseable {
     abstract void run(C context, int task, int worker);
   }
 
+  /** How threads sleep and are woken, with the permit of {@link LockSupport}. */
+  interface Parking {
+    /** What runs. Tests have one that never wakes by itself. */
+    Parking OF_THREADS =
+        new Parking() {
+          @Override
+          public void park(Object blocker) {
+            LockSupport.park(blocker);
+          }
+
+          @Override
+          public void unpark(Thread thread) {
+            LockSupport.unpark(thread);
+          }
+        };
+
+    /** Takes the permit of the current thread, or sleeps until there is one. */
+    void park(Object blocker);
+
+    /** Gives a thread its permit; nothing for null. */
+    void unpark(Thread thread);
+  }
+
   /** Long enough for the stages of a token to follow each other without sleeping. */
   private static final long SPIN_NANOS = 50_000;
 
@@ -65,6 +88,8 @@ final class WorkerPool implements AutoCloseable {
   private final AtomicReferenceArray<Thread> callers = new AtomicReferenceArray<>(1);
   private final AtomicReference<Throwable> failure = new AtomicReference<>();
   private final long spinNanos;
+  private final int spins;
+  private final Parking parking;
 
   // Written by the thread that starts a stage, before it publishes CLAIM.
   private Stage<?>[] stages = new Stage<?>[0];
@@ -86,13 +111,28 @@ final class WorkerPool implements AutoCloseable {
    * @throws IllegalArgumentException if the factory makes virtual threads, or none
    */
   WorkerPool(int threads, CpuBackend.Workers made) {
+    // With fewer processors than threads, spinning takes the time of those waited for.
+    this(
+        threads,
+        made,
+        threads <= Runtime.getRuntime().availableProcessors() ? SPIN_NANOS : 0,
+        Parking.OF_THREADS);
+  }
+
+  /**
+   * Starts {@code threads - 1} workers.
+   *
+   * @param spinNanos how long a thread with nothing to do spins before it parks; 0 to park at once
+   */
+  WorkerPool(int threads, CpuBackend.Workers made, long spinNanos, Parking parking) {
     if (threads < 1 || threads > 1024) {
       throw new IllegalArgumentException("threads: expected in [1, 1024] actual=" + threads);
     }
     this.threads = threads;
     counters = new AtomicLongArray(PARKED + LINE * threads);
-    // With fewer processors than threads, spinning takes the time of those waited for.
-    spinNanos = threads <= Runtime.getRuntime().availableProcessors() ? SPIN_NANOS : 0;
+    this.spinNanos = spinNanos;
+    spins = spinNanos == 0 ? 1 : SPINS;
+    this.parking = parking;
     workers = new Thread[threads];
     List<Integer> cores = made.pinned() ? Affinity.cores() : List.of();
     pinned = cores.size() >= threads && threads > 1;
@@ -247,7 +287,7 @@ final class WorkerPool implements AutoCloseable {
   private void unpark(int worker) {
     if (counters.get(PARKED + LINE * worker) != 0) {
       counters.set(PARKED + LINE * worker, 0);
-      LockSupport.unpark(worker == 0 ? callers.get(0) : workers[worker]);
+      parking.unpark(worker == 0 ? callers.get(0) : workers[worker]);
     }
   }
 
@@ -255,16 +295,16 @@ final class WorkerPool implements AutoCloseable {
   private void await(long seen, int worker) {
     long start = System.nanoTime();
     while (true) {
-      for (int i = 0; i < SPINS; i++) {
+      for (int i = 0; i < spins; i++) {
         if (counters.get(CLAIM) != seen || closed) {
           return;
         }
         Thread.onSpinWait();
       }
-      if (System.nanoTime() - start > spinNanos) {
+      if (System.nanoTime() - start >= spinNanos) {
         counters.set(PARKED + LINE * worker, 1);
         if (counters.get(CLAIM) == seen && !closed) {
-          LockSupport.park(this);
+          parking.park(this);
         }
         counters.set(PARKED + LINE * worker, 0);
       }
@@ -275,16 +315,16 @@ final class WorkerPool implements AutoCloseable {
   private void awaitCaller(long seen, long ours) {
     long start = System.nanoTime();
     while (true) {
-      for (int i = 0; i < SPINS; i++) {
+      for (int i = 0; i < spins; i++) {
         if (counters.get(CLAIM) != seen || counters.get(FINISHED) == ours) {
           return;
         }
         Thread.onSpinWait();
       }
-      if (System.nanoTime() - start > spinNanos) {
+      if (System.nanoTime() - start >= spinNanos) {
         counters.set(PARKED, 1);
         if (counters.get(CLAIM) == seen && counters.get(FINISHED) != ours) {
-          LockSupport.park(this);
+          parking.park(this);
         }
         counters.set(PARKED, 0);
       }
@@ -300,7 +340,7 @@ final class WorkerPool implements AutoCloseable {
     closed = true;
     boolean interrupted = false;
     for (int w = 1; w < threads; w++) {
-      LockSupport.unpark(workers[w]);
+      parking.unpark(workers[w]);
     }
     for (int w = 1; w < threads; w++) {
       while (workers[w].isAlive()) {

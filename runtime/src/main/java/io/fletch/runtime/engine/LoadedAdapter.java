@@ -17,10 +17,8 @@ final class LoadedAdapter implements Adapter {
   private final byte[] digest;
   private final LowRankAdapter weights;
 
-  /** Sessions that list it; guarded by this. */
-  private int users;
-
-  private boolean closed;
+  /** Sessions that list it. */
+  private final Users users;
 
   LoadedAdapter(
       LoadedModel model,
@@ -39,6 +37,10 @@ final class LoadedAdapter implements Adapter {
     this.targets = targets;
     this.digest = digest.clone();
     this.weights = weights;
+    this.users =
+        new Users(
+            "the adapter " + name,
+            "sessions list adapter " + name + ", close them or change their lists first: sessions");
   }
 
   @Override
@@ -90,32 +92,19 @@ final class LoadedAdapter implements Adapter {
   }
 
   /** A session lists it from now on. */
-  synchronized void retain() {
-    if (closed) {
-      throw new IllegalStateException("the adapter is closed: " + name);
-    }
-    users++;
+  void retain() {
+    users.enter();
   }
 
   /** A session lists it no more. */
-  synchronized void release() {
-    users--;
+  void release() {
+    users.leave();
   }
 
   @Override
   public void close() {
-    synchronized (this) {
-      if (closed) {
-        return;
-      }
-      if (users > 0) {
-        throw new IllegalStateException(
-            "sessions list adapter "
-                + name
-                + ", close them or change their lists first: sessions="
-                + users);
-      }
-      closed = true;
+    if (!users.close()) {
+      return;
     }
     model.forget(this);
     weights.close();

@@ -93,8 +93,8 @@ final class LoadedModel implements Model {
   private final Map<Integer, LoadedAdapter> adapters = new TreeMap<>();
 
   private int nextAdapter;
-  private int sessions;
-  private boolean closed;
+  private final Users users =
+      new Users("the model", "the model has open sessions, close them first: sessions");
 
   LoadedModel(
       String name,
@@ -358,15 +358,12 @@ final class LoadedModel implements Model {
   }
 
   /** Counts a user of the model, which may not be closed until {@link #sessionClosed}. */
-  synchronized void sessionOpened() {
-    if (closed) {
-      throw new IllegalStateException("the model is closed");
-    }
-    sessions++;
+  void sessionOpened() {
+    users.enter();
   }
 
-  synchronized void sessionClosed() {
-    sessions--;
+  void sessionClosed() {
+    users.leave();
   }
 
   /**
@@ -396,8 +393,8 @@ final class LoadedModel implements Model {
     }
   }
 
-  synchronized int openSessions() {
-    return sessions;
+  int openSessions() {
+    return users.count();
   }
 
   /** Caches of sessions and of measurements that are not closed yet. */
@@ -455,7 +452,8 @@ final class LoadedModel implements Model {
    * @throws IllegalStateException if the model is closed
    */
   synchronized void own(AutoCloseable part) {
-    if (closed) {
+    // closeOwned() comes after the end and waits for this.
+    if (users.isClosed()) {
       throw new IllegalStateException("the model is closed");
     }
     owned.add(part);
@@ -523,15 +521,8 @@ final class LoadedModel implements Model {
 
   @Override
   public void close() {
-    synchronized (this) {
-      if (closed) {
-        return;
-      }
-      if (sessions > 0) {
-        throw new IllegalStateException(
-            "the model has open sessions, close them first: sessions=" + sessions);
-      }
-      closed = true;
+    if (!users.close()) {
+      return;
     }
     List<Runnable> parts =
         List.of(
