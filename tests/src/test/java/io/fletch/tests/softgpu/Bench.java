@@ -31,6 +31,11 @@ final class Bench {
   }
 
   static int[] run(String ptx, LaunchConfig config, int[] input, int outputs) {
+    return run(ptx, config, input, outputs, 1);
+  }
+
+  /** The same, launched several times in a row. */
+  static int[] run(String ptx, LaunchConfig config, int[] input, int outputs, int launches) {
     if (Boolean.getBoolean("fletch.tests.ptxas")) {
       Ptxas.findOrSay("a test kernel")
           .ifPresent(p -> {
@@ -52,7 +57,10 @@ final class Bench {
       stream.upload(host.asSlice(0, 4L * input.length), in, 0);
       stream.fill(out, 0, 4L * outputs, (byte) 0);
       try (CudaLaunch launch = module.function("k").prepare(config, 2)) {
-        launch.setMemory(0, in).setMemory(1, out).launch(stream);
+        launch.setMemory(0, in).setMemory(1, out);
+        for (int i = 0; i < launches; i++) {
+          launch.launch(stream);
+        }
         stream.download(out, 0, host.asSlice(0, 4L * outputs));
         stream.synchronize();
       }

@@ -15,7 +15,9 @@ final class Block {
   final Warp[] warps;
   final byte[] shared;
   final boolean[] sharedWritten;
+  final Races.Shared races;
   final Map<Integer, TransactionBarrier> transactions = new HashMap<>();
+  int number;
   int x;
   int y;
   int z;
@@ -29,6 +31,7 @@ final class Block {
     boolean all;
     int votes;
     int voters;
+    int[] clocks;
   }
 
   /** An mbarrier object. */
@@ -38,6 +41,11 @@ final class Block {
     long bytes;
     int phase;
     final List<Runnable> copies = new ArrayList<>();
+    final int[] clocks;
+
+    TransactionBarrier(Block block) {
+      clocks = new int[block.warps.length];
+    }
 
     void complete() {
       if (pending == 0 && bytes == 0) {
@@ -64,13 +72,16 @@ final class Block {
     int bytes = (launch.kernel.staticShared + 15 & -16) + launch.shared;
     shared = new byte[bytes];
     sharedWritten = new boolean[bytes];
+    races = new Races.Shared(bytes, warps.length);
   }
 
-  void start(int number) {
+  void start(int n) {
+    number = n;
     x = number % launch.gridX;
     y = number / launch.gridX % launch.gridY;
     z = number / launch.gridX / launch.gridY;
     Arrays.fill(sharedWritten, false);
+    races.clear();
     Arrays.fill(barriers, null);
     transactions.clear();
     for (Warp w : warps) {
@@ -124,6 +135,7 @@ final class Block {
     Barrier b = barriers[(int) id];
     if (b == null) {
       b = new Barrier();
+      b.clocks = new int[warps.length];
       barriers[(int) id] = b;
     }
     boolean all = in.barrierThreads < 0;
@@ -136,6 +148,7 @@ final class Block {
     }
     b.all = all;
     b.threads = threads;
+    w.release(b.clocks);
     b.arrived += 32;
     if (in.reduction != 0) {
       int yes = w.p[in.reducePredicate];
@@ -168,6 +181,7 @@ final class Block {
     for (Warp w : go) {
       Instruction in = w.atBarrier;
       w.atBarrier = null;
+      w.acquire(b.clocks);
       switch (in.reduction) {
         case 'p' -> {
           for (int l = 0; l < 32; l++) {
@@ -186,5 +200,6 @@ final class Block {
     }
     b.votes = 0;
     b.voters = 0;
+    Arrays.fill(b.clocks, 0);
   }
 }

@@ -24,6 +24,16 @@ final class Launch {
   final int blockZ;
   final int shared;
   final boolean cooperative;
+
+  /** Whether the launch may begin before those before it end. */
+  final boolean programmatic;
+
+  final Races races;
+
+  /** Of all launches of the device this one, and the first that may still run beside it. */
+  int number;
+
+  int chain;
   final AtomicLong instructions = new AtomicLong();
 
   Launch(
@@ -33,7 +43,9 @@ final class Launch {
       int[] grid,
       int[] block,
       int shared,
-      boolean cooperative) {
+      boolean cooperative,
+      boolean programmatic,
+      Races races) {
     this.kernel = kernel;
     this.memory = memory;
     this.parameters = parameters;
@@ -45,6 +57,8 @@ final class Launch {
     blockZ = block[2];
     this.shared = shared;
     this.cooperative = cooperative;
+    this.programmatic = programmatic;
+    this.races = races;
   }
 
   static boolean fits(int blocks) {

@@ -728,7 +728,19 @@ final class PtxCompiler {
         read(0, "b32");
         yield (w, m) -> w.giveWay();
       }
-      case "griddepcontrol", "setmaxnreg" -> (w, m) -> {};
+      case "griddepcontrol" -> {
+        count(0);
+        if (!mod("wait") && !mod("launch_dependents") || mods.length != 1) {
+          throw unknown();
+        }
+        boolean waits = mod("wait");
+        yield (w, m) -> {
+          if (waits) {
+            w.waited |= m;
+          }
+        };
+      }
+      case "setmaxnreg" -> (w, m) -> {};
       case "isspacep" -> {
         int a = read(1, "b64");
         int d = writePredicate(op(0));
@@ -906,6 +918,8 @@ final class PtxCompiler {
       count(2);
     }
     boolean extend = signed(t);
+    boolean constant = mod("nc");
+    boolean strong = strong();
     if (space == Space.PARAMETER) {
       return loadParameter(t, size, n, v, extend);
     }
@@ -923,6 +937,7 @@ final class PtxCompiler {
           int l = Integer.numberOfTrailingZeros(m);
           long at = r[base + l] + offset;
           global(w, l, at, 4);
+          read(w, l, at, 4, constant, strong);
           r[to + l] = MemoryMap.ALL.get(INT, at) & 0xffffffffL;
         }
       };
@@ -935,11 +950,15 @@ final class PtxCompiler {
         if (space == Space.SHARED || space == Space.GENERIC && at >= SHARED_WINDOW) {
           int i = shared(w, l, space == Space.SHARED ? at : at - SHARED_WINDOW, bytes);
           checkWritten(w, l, i, bytes);
+          if (!strong) {
+            w.block.races.read(w, l, i, bytes);
+          }
           for (int e = 0; e < n; e++) {
             r[d[e] + l] = get(w.block.shared, i + e * size, size, extend);
           }
         } else {
           global(w, l, at, bytes);
+          read(w, l, at, bytes, constant, strong);
           for (int e = 0; e < n; e++) {
             r[d[e] + l] = get(at + e * size, size, extend);
           }
@@ -1015,6 +1034,7 @@ final class PtxCompiler {
       throw error("vector: expected=" + n + " actual=" + v.size());
     }
     int[] x = v.stream().mapToInt(o -> read(o, t, true)).toArray();
+    boolean strong = strong();
     int base = a.base();
     long offset = a.offset();
     int bytes = size * n;
@@ -1026,18 +1046,48 @@ final class PtxCompiler {
         long at = (narrow ? r[base + l] & 0xffffffffL : r[base + l]) + offset;
         if (space == Space.SHARED || space == Space.GENERIC && at >= SHARED_WINDOW) {
           int i = shared(w, l, space == Space.SHARED ? at : at - SHARED_WINDOW, bytes);
+          GpuFault race = strong ? null : w.block.races.write(w, l, i, bytes, false);
           for (int e = 0; e < n; e++) {
+            if (race != null
+                && get(w.block.shared, i + e * size, size, false) != value(unsigned(t), r[x[e] + l])) {
+              throw race;
+            }
             put(w.block.shared, i + e * size, size, r[x[e] + l]);
           }
           markWritten(w, i, bytes);
         } else {
           global(w, l, at, bytes);
+          GpuFault race = strong ? null : w.block.launch.races.write(w, l, at, bytes, false);
           for (int e = 0; e < n; e++) {
+            if (race != null
+                && get(at + e * size, size, false) != value(unsigned(t), r[x[e] + l])) {
+              throw race;
+            }
             put(at + e * size, size, r[x[e] + l]);
           }
         }
       }
     };
+  }
+
+  /** Whether an access is of those by which threads order each other. */
+  private boolean strong() {
+    return mod("volatile") || mod("relaxed") || mod("acquire") || mod("release");
+  }
+
+  private static void unless(GpuFault race) {
+    if (race != null) {
+      throw race;
+    }
+  }
+
+  private static void read(
+      Warp w, int lane, long at, int bytes, boolean constant, boolean strong) {
+    if (constant) {
+      w.block.launch.races.readConstant(w, lane, at, bytes);
+    } else if (!strong) {
+      w.block.launch.races.read(w, lane, at, bytes);
+    }
   }
 
   /** Checks an access to global memory. */
@@ -1988,7 +2038,11 @@ final class PtxCompiler {
     if (mods.length > 0 && mods[0].equals("warp")) {
       in.kind = Instruction.Kind.WARP;
       in.members = read(0, "b32");
-      return (w, m) -> {};
+      return (w, m) -> {
+        if (m == w.live) {
+          w.clock++;
+        }
+      };
     }
     if (mod("cluster")) {
       throw error("unsupported: clusters");
@@ -2195,9 +2249,11 @@ final class PtxCompiler {
           if (inShared) {
             i = shared(w, l, space == Space.SHARED ? at : at - SHARED_WINDOW, size);
             checkWritten(w, l, i, size);
+            unless(w.block.races.write(w, l, i, size, true));
             old = get(w.block.shared, i, size, false);
           } else {
             global(w, l, at, size);
+            unless(w.block.launch.races.write(w, l, at, size, true));
             old = get(at, size, false);
           }
           long x = w.r[b + l];
@@ -2315,7 +2371,9 @@ final class PtxCompiler {
         }
         if (n > 0) {
           range(w, l, source0, n);
+          w.block.launch.races.read(w, l, source0, n);
         }
+        unless(w.block.races.write(w, l, i, bytes, false));
         Arrays.fill(w.block.sharedWritten, i, i + bytes, false);
         Block block = w.block;
         w.startCopy(
@@ -2325,6 +2383,7 @@ final class PtxCompiler {
                 block.shared[i + k] = k < n ? (byte) get(source0 + k, 1, false) : 0;
               }
               Arrays.fill(block.sharedWritten, i, i + bytes, true);
+              block.races.arrive(w, l, i, bytes);
             });
       }
     };
@@ -2347,9 +2406,27 @@ final class PtxCompiler {
 
   private Instruction.Body copyBulk() {
     if (mod("prefetch")) {
-      address(op(0), false);
-      read(1, "b32");
-      return (w, m) -> {};
+      if (!mod("L2") || !mod("global")) {
+        throw unknown();
+      }
+      Address from = address(op(0), false);
+      int size = read(1, "b32");
+      return (w, mask) -> {
+        for (int m = mask; m != 0; m &= m - 1) {
+          int l = Integer.numberOfTrailingZeros(m);
+          long src = at(w, l, from, false);
+          int n = (int) w.r[size + l];
+          if (((src | n) & 15) != 0 || n < 0) {
+            throw w.fault(
+                GpuFault.MISALIGNED,
+                l,
+                "bulk prefetch not in 16-byte units: from=" + src + " bytes=" + n);
+          }
+          if (n > 0) {
+            range(w, l, src, n);
+          }
+        }
+      };
     }
     if (mod("commit_group")) {
       return (w, mask) -> {
@@ -2401,11 +2478,16 @@ final class PtxCompiler {
               "out of bounds: shared offset=" + i + " bytes=" + n + " of " + w.block.shared.length);
         }
         int first = (int) i;
+        for (int at = 0; at < n; at += 16) {
+          w.block.launch.races.read(w, l, src + at, 16);
+        }
+        unless(w.block.races.write(w, l, first, n, false));
         Arrays.fill(w.block.sharedWritten, first, first + n, false);
         Block block = w.block;
         b.copies.add(() -> {
           MemorySegment.copy(MemoryMap.ALL, ValueLayout.JAVA_BYTE, src, block.shared, first, n);
           Arrays.fill(block.sharedWritten, first, first + n, true);
+          block.races.forget(first, n);
           b.bytes -= n;
           b.complete();
         });
@@ -2434,7 +2516,7 @@ final class PtxCompiler {
           for (int m = mask; m != 0; m &= m - 1) {
             int l = Integer.numberOfTrailingZeros(m);
             int i = shared(w, l, at(w, l, a, narrow), 8);
-            Block.TransactionBarrier b = new Block.TransactionBarrier();
+            Block.TransactionBarrier b = new Block.TransactionBarrier(w.block);
             b.expected = (int) w.r[n + l];
             b.pending = b.expected;
             if (b.expected < 1) {
@@ -2472,6 +2554,7 @@ final class PtxCompiler {
             int l = Integer.numberOfTrailingZeros(m);
             Block.TransactionBarrier b = transaction(w, l, at(w, l, a, narrow));
             int phase = b.phase;
+            w.release(b.clocks);
             if (expects) {
               b.bytes += (int) w.r[n + l];
             }
@@ -2503,6 +2586,7 @@ final class PtxCompiler {
               b.finishCopies();
             }
             if (b.phase != phase) {
+              w.acquire(b.clocks);
               yes |= 1 << l;
             }
           }
@@ -2542,6 +2626,7 @@ final class PtxCompiler {
       for (int i = 0; i < rows.length; i++) {
         rows[i] = shared(w, i, at(w, i, a, narrow), 16);
         checkWritten(w, i, rows[i], 16);
+        w.block.races.read(w, i, rows[i], 16);
       }
       for (int k = 0; k < n; k++) {
         for (int row = 0; row < 8; row++) {
@@ -2573,6 +2658,7 @@ final class PtxCompiler {
         for (int row = 0; row < 8; row++) {
           int to = 8 * k + row;
           int i = shared(w, to, at(w, to, a, narrow), 16);
+          unless(w.block.races.write(w, to, i, 16, false));
           for (int column = 0; column < 8; column++) {
             int r = transposed ? column : row;
             int c = transposed ? row : column;

@@ -56,7 +56,7 @@ class PtxFaultTest {
     fault("mov.u32 %r, buffer; st.shared.u32 [%r+80], %t;", "out of bounds", "of 80");
     fault("mov.u32 %r, 0; st.shared.u32 [%r], %t;", "out of bounds");
     fault(
-        "mov.u32 %r, buffer; cp.async.ca.shared.global [%r], [%in], 16; cp.async.commit_group;"
+        "mov.u32 %r, buffer; setp.ne.u32 %p, %t, 0; @%p ret; cp.async.ca.shared.global [%r], [%in], 16; cp.async.commit_group;"
             + "ld.shared.u32 %a, [%r];",
         "whose copy was not waited for");
   }
@@ -105,6 +105,93 @@ class PtxFaultTest {
         "mov.u32 %r, bar; setp.eq.u32 %p, %t, 0; @%p mbarrier.init.shared.b64 [%r], 1;"
             + "bar.sync 0; mbarrier.arrive.shared.b64 %x, [%r], 2;",
         "more arrivals");
+  }
+
+  @Test
+  void racesForSharedMemory() {
+    String store = "mov.u32 %r, buffer; shl.b32 %a, %t, 2; add.u32 %a, %a, %r;";
+    String own = store + "and.b32 %b, %t, 15; shl.b32 %b, %b, 2; add.u32 %b, %b, %r;";
+    LaunchConfig two = LaunchConfig.of(1, 64);
+    // Warps, without a barrier: the second one reads what the first one wrote.
+    String first = own + "setp.ge.u32 %p, %t, 16; @%p bra NO; st.shared.u32 [%b], %t; NO:";
+    fault(first + "setp.lt.u32 %p, %t, 32; @%p bra END; ld.shared.u32 %a, [%b]; END:", two, "race");
+    assertEquals(8, run(first + "bar.sync 0; ld.shared.u32 %a, [%b];", two).length);
+    // Lanes of a warp: what they run in step today they need not tomorrow.
+    fault(first + "ld.shared.u32 %a, [%r];", "race", "thread 1,0,0", "write of thread 0");
+    assertEquals(8, run(first + "bar.warp.sync 0xffffffff; ld.shared.u32 %a, [%r];").length);
+    // A read, then a write by another warp.
+    String read = first + "bar.sync 0; ld.shared.u32 %a, [%r];";
+    String write = "setp.ne.u32 %p, %t, 33; @%p bra END; st.shared.u32 [%r], %t; END:";
+    fault(read + write, two, "race", "a read of warp");
+    assertEquals(8, run(read + "bar.sync 0;" + write, two).length);
+    // The same value from all lanes is no harm; different ones are.
+    assertEquals(8, run("mov.u32 %r, buffer; mov.u32 %a, 7; st.shared.u32 [%r], %a;").length);
+    fault("mov.u32 %r, buffer; st.shared.u32 [%r], %t;", "race", "thread 1,0,0");
+    // Atomic and plain accesses need a barrier, atomic ones do not.
+    String zero = "mov.u32 %r, buffer; mov.u32 %b, 0; st.shared.u32 [%r], %b;";
+    String add = "atom.shared.add.u32 %a, [%r], 1;";
+    fault(zero + add, "race");
+    assertEquals(8, run(zero + "bar.sync 0;" + add + add, two).length);
+    fault(zero + "bar.sync 0;" + add + "ld.shared.u32 %a, [%r];", two, "race");
+    // A copy in the background is a write when it begins.
+    String copy =
+        "setp.ne.u32 %p, %t, 32; @%p bra END; cp.async.ca.shared.global [%r], [%in], 4;"
+            + "cp.async.wait_all; END:";
+    fault(read + copy, two, "race");
+    assertEquals(8, run(read + "bar.sync 0;" + copy + "bar.sync 0;", two).length);
+    fault(read + "bar.sync 0;" + copy + "ld.shared.u32 %a, [%r];", two, "race");
+  }
+
+  @Test
+  void racesForGlobalMemory() {
+    LaunchConfig blocks = LaunchConfig.of(2, 32);
+    String mine = "mov.u32 %a, %ctaid.x; mad.wide.u32 %x, %a, 4, %out; setp.ne.u32 %p, %t, 0;";
+    String other = "xor.b32 %b, %a, 1; mad.wide.u32 %x, %b, 4, %out;";
+    String store = mine + "@%p bra NO; st.global.u32 [%x], %a; NO:";
+    assertEquals(8, run(store, blocks).length);
+    fault(store + other + "ld.global.u32 %r, [%x];", blocks, "race", "block");
+    fault(mine + "@%p bra NO; st.global.u32 [%out], %a; NO:", blocks, "race", "block");
+    fault(store + "ld.global.nc.u32 %r, [%x];", "by ld.global.nc what this launch writes");
+    // Bytes of a word by different blocks, as the gates of rows are.
+    String bytes = "mov.u32 %a, %ctaid.x; cvt.u64.u32 %x, %a; add.u64 %x, %x, %out;";
+    String use = bytes + "ld.global.u8 %b, [%x]; bar.sync 0; st.global.u8 [%x], %a;";
+    assertEquals(8, run(use, blocks).length);
+    String sum = "atom.global.add.u32 %a, [%out], 1;";
+    assertEquals(64, run(sum, blocks)[0]);
+  }
+
+  @Test
+  void launchesThatOverlap() {
+    LaunchConfig one = LaunchConfig.of(1, 32).withProgrammatic(true);
+    String wait = "griddepcontrol.launch_dependents; griddepcontrol.wait;";
+    assertEquals(8, run(wait + "ld.global.u32 %a, [%in];", one).length);
+    fault("griddepcontrol.launch_dependents;", one, "ends without griddepcontrol.wait");
+    fault("mov.u32 %a, 1; st.global.u32 [%out], %a;" + wait, one, "writes before");
+    // The second launch reads what the first one wrote.
+    String add = "ld.global.u32 %a, [%out]; bar.sync 0; add.u32 %a, %a, 1;";
+    String put = "setp.ne.u32 %p, %t, 0; @%p bra NO; st.global.u32 [%out], %a; NO:";
+    assertEquals(1, run(wait + add + put, one)[0]);
+    assertEquals(2, twice(wait + add + put)[0]);
+    GpuFault f = assertThrows(GpuFault.class, () -> twice(add + wait + put));
+    assertTrue(f.getMessage().contains("without griddepcontrol.wait"), f.getMessage());
+    String constant = add.replace("ld.global", "ld.global.nc").replace("%out", "%x");
+    String moved = "add.u64 %x, %out, 4;";
+    String store = put.replace("[%out]", "[%out+4]").replace("NO", "NEXT");
+    f = assertThrows(GpuFault.class, () -> twice(wait + moved + constant + put + store));
+    assertTrue(f.getMessage().contains("ld.global.nc"), f.getMessage());
+  }
+
+  private static int[] run(String body, LaunchConfig config) {
+    return Bench.run(Bench.kernel(DECLARATIONS, body), config, new int[8], 8);
+  }
+
+  private static int[] run(String body) {
+    return run(body, LaunchConfig.of(1, 32));
+  }
+
+  private static int[] twice(String body) {
+    LaunchConfig config = LaunchConfig.of(1, 32).withProgrammatic(true);
+    return Bench.run(Bench.kernel(DECLARATIONS, body), config, new int[8], 8, 2);
   }
 
   private static void refused(String body, String... parts) {

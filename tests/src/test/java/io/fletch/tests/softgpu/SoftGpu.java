@@ -178,6 +178,13 @@ public final class SoftGpu {
     final Arena arena = Arena.ofShared();
   }
 
+  private final Races races = new Races();
+
+  /** Whether what ran last is a kernel, which a programmatic launch may overlap. */
+  private boolean kernelBefore;
+
+  private long overlapping;
+
   private SoftGpu(int capability, long totalMemory) {
     this.capability = capability;
     this.totalMemory = totalMemory;
@@ -272,6 +279,12 @@ public final class SoftGpu {
   public synchronized long kernelLaunches() {
     softwareOnly();
     return kernelLaunches;
+  }
+
+  /** Kernels, in graphs too, that might have begun before those before them ended. */
+  public synchronized long overlapping() {
+    softwareOnly();
+    return overlapping;
   }
 
   /** Launches of graphs. */
@@ -479,11 +492,18 @@ public final class SoftGpu {
     if (s.invalid) {
       return CAPTURE_INVALIDATED;
     }
+    Runnable all =
+        kind.equals("kernel")
+            ? work
+            : () -> {
+              work.run();
+              kernelBefore = false;
+            };
     if (s.capturing != null) {
-      s.capturing.nodes.add(new Node(kind, work));
+      s.capturing.nodes.add(new Node(kind, all));
       return 0;
     }
-    queue.add(work);
+    queue.add(all);
     if (queue.size() > 4096) {
       drain();
     }
@@ -1191,6 +1211,7 @@ public final class SoftGpu {
     }
     MemorySegment c = at(config, CUlaunchConfig_st.sizeof());
     boolean cooperative = false;
+    boolean programmatic = false;
     int n = CUlaunchConfig_st.numAttrs(c);
     for (int i = 0; i < n; i++) {
       MemorySegment a =
@@ -1204,6 +1225,11 @@ public final class SoftGpu {
         if (capability < 90) {
           return INVALID_VALUE;
         }
+        programmatic |=
+            id == CudaDriver.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION()
+                && CUlaunchAttributeValue_union.programmaticStreamSerializationAllowed(
+                        CUlaunchAttribute_st.value(a))
+                    != 0;
       } else {
         return INVALID_VALUE;
       }
@@ -1241,17 +1267,23 @@ public final class SoftGpu {
       }
       MemorySegment.copy(MemoryMap.ALL, JAVA_BYTE, at, parameters, p.offset(), p.size());
     }
-    Launch launch = new Launch(f.kernel, memory, parameters, grid, block, shared, cooperative);
+    Launch launch =
+        new Launch(
+            f.kernel, memory, parameters, grid, block, shared, cooperative, programmatic, races);
     Stream s = stream(CUlaunchConfig_st.hStream(c));
     if (s != null && s.capturing == null) {
       kernelLaunches++;
     }
     int threadsOfHost = workers;
+    boolean overlaps = programmatic;
     return submit(
         CUlaunchConfig_st.hStream(c),
         "kernel",
         () -> {
           kernelRuns.merge(f.kernel.name, 1, Integer::sum);
+          races.begin(launch, overlaps && kernelBefore);
+          overlapping += overlaps && kernelBefore ? 1 : 0;
+          kernelBefore = true;
           launch.run(threadsOfHost);
           instructions += launch.instructions.getAndSet(0);
         });

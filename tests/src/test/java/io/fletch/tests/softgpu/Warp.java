@@ -21,6 +21,18 @@ final class Warp {
   int live;
   boolean yield;
 
+  /** Lanes that waited for the launches before. */
+  int waited;
+
+  /** Moves on at barriers, for {@link Races}. */
+  int clock;
+
+  /** Of each warp of the block the clock up to which all comes before what this one does. */
+  int[] seen = {};
+
+  final Races.Page[] pages = new Races.Page[64];
+  final long[] pageNumbers = new long[64];
+
   /** Range of global memory that the last access was in. */
   long low;
 
@@ -68,6 +80,9 @@ final class Warp {
     spins = 0;
     preferred = 0;
     atBarrier = null;
+    waited = 0;
+    clock = 1;
+    seen = new int[owner.warps.length];
     low = 0;
     high = 0;
     Arrays.fill(copies, null);
@@ -162,6 +177,34 @@ final class Warp {
             + t / g.blockX / g.blockY
             + ": "
             + message);
+  }
+
+  /** Who does what now: clock, warp and lane. */
+  int stamp(int lane) {
+    return clock << 10 | index << 5 | lane;
+  }
+
+  /** Whether what a stamp is of comes before what a lane does now. */
+  boolean before(int stamp, int lane) {
+    int warp = stamp >> 5 & 31;
+    int then = stamp >>> 10;
+    return warp == index ? (stamp & 31) == lane || then < clock : seen[warp] >= then;
+  }
+
+  /** All that the warp did comes before what others do who see these clocks. */
+  void release(int[] clocks) {
+    clocks[index] = Math.max(clocks[index], clock);
+    for (int v = 0; v < clocks.length; v++) {
+      clocks[v] = Math.max(clocks[v], seen[v]);
+    }
+    clock++;
+  }
+
+  /** What these clocks say comes before what the warp does from now on. */
+  void acquire(int[] clocks) {
+    for (int v = 0; v < clocks.length; v++) {
+      seen[v] = Math.max(seen[v], clocks[v]);
+    }
   }
 
   private void diverge() {
@@ -289,6 +332,12 @@ final class Warp {
   }
 
   private void exit(int lanes) {
+    if (block.launch.programmatic && (lanes & ~waited) != 0) {
+      throw fault(
+          GpuFault.LAUNCH_FAILED,
+          Integer.numberOfTrailingZeros(lanes & ~waited),
+          "ends without griddepcontrol.wait: what comes next could overtake the launches before");
+    }
     if (converged && lanes != live) {
       diverge();
     }
