@@ -26,6 +26,8 @@ public final class PtxKernel {
   private final int threads;
   private int labels;
   private int resident;
+  private boolean overlapping;
+  private boolean waits;
 
   /**
    * Starts a kernel.
@@ -43,6 +45,15 @@ public final class PtxKernel {
   /** Registers are given out so that as many blocks run at the same time on a multiprocessor. */
   public PtxKernel resident(int blocks) {
     resident = blocks;
+    return this;
+  }
+
+  /**
+   * The kernel may be launched before those before it end, and lets the next one be launched at
+   * once; sm_90. Unless it waits itself, by {@link #awaitPrevious}, it does so first.
+   */
+  public PtxKernel overlapping() {
+    overlapping = true;
     return this;
   }
 
@@ -687,9 +698,26 @@ public final class PtxKernel {
     line("griddepcontrol.launch_dependents");
   }
 
-  /** Waits until the kernels before have ended and their writes are seen; sm_90. */
+  /**
+   * Waits until the kernels before have ended and their writes are seen; sm_90. All threads pass
+   * here before they end, or the next kernel would not wait for those before this one; loads of
+   * what is written while this kernel is there are not {@code nc} ones.
+   */
   public void awaitPrevious() {
+    waits = true;
     line("griddepcontrol.wait");
+  }
+
+  /**
+   * Asks for bytes of global memory to be brought to the second cache in the background; sm_90.
+   * Address and size are multiples of 16; one thread asks.
+   */
+  public void prefetchBulk(PtxRegister global, Object bytes) {
+    line(
+        "cp.async.bulk.prefetch.L2.global ["
+            + global
+            + "], "
+            + operand(PtxType.U32, bytes));
   }
 
   /** A policy for {@link #loadVector(int, PtxRegister, long, PtxRegister)}. */
@@ -780,6 +808,10 @@ public final class PtxKernel {
       out.append(declared);
     });
     shared.forEach(s -> out.append("  ").append(s).append('\n'));
+    if (overlapping) {
+      out.append("  griddepcontrol.launch_dependents;\n");
+      out.append(waits ? "" : "  griddepcontrol.wait;\n");
+    }
     return out.append(body).append("  ret;\n}\n").toString();
   }
 

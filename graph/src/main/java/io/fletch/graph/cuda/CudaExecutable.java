@@ -2,6 +2,7 @@ package io.fletch.graph.cuda;
 
 import io.fletch.ffm.device.CudaContext;
 import io.fletch.ffm.device.CudaDevice;
+import io.fletch.ffm.device.CudaDevices;
 import io.fletch.ffm.device.CudaEvent;
 import io.fletch.ffm.device.CudaException;
 import io.fletch.ffm.device.CudaGraph;
@@ -55,6 +56,9 @@ final class CudaExecutable implements Executable {
   private static final long STAGING = 1 << 20;
 
   private record Key(int rows, KvCache.Type type, boolean adapted) {}
+
+  /** {@code off} launches each kernel after the one before it. */
+  static final String DEPENDENT_LAUNCH = "fletch.gpu.dependent-launch";
 
   /** A captured forward, and what it was captured from. */
   private record Replay(CudaGraphExec exec, CudaModule module, List<CudaLaunch> launches) {}
@@ -261,6 +265,16 @@ final class CudaExecutable implements Executable {
     return sizes;
   }
 
+  /**
+   * Whether a kernel of few rows may be launched before the one before it ends: from compute
+   * capability 9.0 and, as launches are recorded, CUDA 12.3 on.
+   */
+  private boolean dependentLaunch() {
+    return context.device().capability() >= 90
+        && CudaDevices.find().driverVersion() >= 12_030
+        && !System.getProperty(DEPENDENT_LAUNCH, "on").equals("off");
+  }
+
   /** Lowers a form of the graph over the buffers that all forms share. */
   private CudaLowering lowering(
       Graph stored,
@@ -272,6 +286,7 @@ final class CudaExecutable implements Executable {
         stored,
         nodes,
         context.device().multiprocessors(),
+        dependentLaunch(),
         weights,
         scratch,
         windows,
@@ -550,7 +565,9 @@ final class CudaExecutable implements Executable {
     List<CudaLaunch> launches = new ArrayList<>();
     for (CudaLowering.Launch l : program.launches()) {
       LaunchConfig config =
-          LaunchConfig.of(l.gridX(), l.threads()).withGrid(l.gridX(), l.gridY(), 1);
+          LaunchConfig.of(l.gridX(), l.threads())
+              .withGrid(l.gridX(), l.gridY(), 1)
+              .withProgrammatic(l.overlaps());
       CudaLaunch launch = module.function(l.kernel()).prepare(config, l.parameters().size());
       own.push(launch::close);
       for (int i = 0; i < l.parameters().size(); i++) {
@@ -621,7 +638,9 @@ final class CudaExecutable implements Executable {
       events.add(event);
     }
     CudaLaunch follow =
-        replay.module().function(CudaLowering.FOLLOW).prepare(LaunchConfig.of(1, 32), 3);
+        replay.module().function(CudaLowering.FOLLOW).prepare(
+                LaunchConfig.of(1, 32)
+                    .withProgrammatic(replay.launches().getLast().config().programmatic()), 3);
     own.push(follow::close);
     follow.setLong(0, control.address());
     follow.setLong(1, statistics.address());

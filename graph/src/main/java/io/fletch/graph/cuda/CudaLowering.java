@@ -48,8 +48,18 @@ final class CudaLowering {
     static final Adapters NONE = new Adapters(Map.of(), 0);
   }
 
-  /** A launch; all parameters are addresses. */
-  record Launch(String kernel, int threads, int gridX, int gridY, List<Long> parameters) {}
+  /**
+   * A launch; all parameters are addresses.
+   *
+   * @param overlaps whether it may begin before the launch before it ends
+   */
+  record Launch(
+      String kernel,
+      int threads,
+      int gridX,
+      int gridY,
+      List<Long> parameters,
+      boolean overlaps) {}
 
   /** What runs in a forward, and the text of its kernels. */
   record Program(String ptx, List<Launch> launches, Plan plan) {}
@@ -57,6 +67,7 @@ final class CudaLowering {
   private final Graph graph;
   private final List<Fusion.Node> nodes;
   private final int processors;
+  private final boolean dependentLaunch;
   private final DeviceWeights weights;
   private final Memory memory;
   private final List<Integer> windows;
@@ -68,10 +79,16 @@ final class CudaLowering {
   private final Adapters adapters;
   private final Map<Value, Value> homes;
 
+  /**
+   * Lowers a graph.
+   *
+   * @param dependentLaunch whether kernels may be launched before those before them end
+   */
   CudaLowering(
       Graph graph,
       List<Fusion.Node> nodes,
       int processors,
+      boolean dependentLaunch,
       DeviceWeights weights,
       Memory memory,
       List<Integer> windows,
@@ -86,6 +103,7 @@ final class CudaLowering {
     this.graph = graph;
     this.nodes = nodes;
     this.processors = processors;
+    this.dependentLaunch = dependentLaunch;
     this.weights = weights;
     this.memory = memory;
     this.windows = windows;
@@ -205,7 +223,11 @@ final class CudaLowering {
     final Map<String, Integer> counts = new HashMap<>();
     final List<Launch> launches = new ArrayList<>();
     final List<Plan.Step> steps = new ArrayList<>();
-    final StringBuilder ptx = new StringBuilder(PtxKernel.header());
+
+    /** Launches of few rows are short: the next one is there when one ends. */
+    final boolean overlaps;
+
+    final StringBuilder ptx;
     long weightBytes;
 
     /** The routing that the lists in memory are of. */
@@ -216,6 +238,8 @@ final class CudaLowering {
       this.type = type;
       emit = new Emitter(c);
       products = new Products(c);
+      overlaps = dependentLaunch && c.rows() <= Products.FEW;
+      ptx = new StringBuilder(PtxKernel.header(overlaps ? 90 : 80));
     }
 
     void launch(Op op, String kind, PtxKernel kernel, int gridX, int gridY, long... addresses) {
@@ -259,6 +283,9 @@ final class CudaLowering {
         int gridX,
         int gridY,
         List<Long> addresses) {
+      if (overlaps) {
+        kernel.overlapping();
+      }
       String name =
           names.computeIfAbsent(
               kind + " " + kernel.text("k"),
@@ -274,7 +301,8 @@ final class CudaLowering {
         throw new IllegalStateException(
             kind + ": expected parameters=" + kernel.parameters() + " actual=" + parameters.size());
       }
-      launches.add(new Launch(name, kernel.threads(), gridX, gridY, parameters));
+      boolean after = overlaps && !launches.isEmpty();
+      launches.add(new Launch(name, kernel.threads(), gridX, gridY, parameters, after));
       weightBytes += bytes;
       steps.add(new Plan.Step(label, name, 1, places(inputs), places(outputs), bytes, flops));
     }
@@ -335,7 +363,8 @@ final class CudaLowering {
         statistics);
     if (c.rows() == 1) {
       // Launched by steps only, see CudaGreedySteps.
-      run.ptx.append(run.emit.follow(windows).text(FOLLOW));
+      PtxKernel follow = run.emit.follow(windows);
+      run.ptx.append((run.overlaps ? follow.overlapping() : follow).text(FOLLOW));
     }
     Plan plan = new Plan(graph.name(), "cuda", c.rows(), memory.bytes(), linearBytes, run.steps);
     return new Program(run.ptx.toString(), List.copyOf(run.launches), plan);
@@ -368,7 +397,7 @@ final class CudaLowering {
 
   /** Products of one input and what happens to their results, in one launch. */
   private void few(Run run, Fusion.Product p) {
-    FewRows.Built built = new FewRows(run.c, run.emit, places, run.type).product(p);
+    FewRows.Built built = new FewRows(run.c, run.emit, places, run.type, run.overlaps).product(p);
     List<String> names = new ArrayList<>();
     List<Value> outputs = new ArrayList<>();
     long bytes = 0;

@@ -53,10 +53,14 @@ final class FewRows {
   /** Bytes of a tile's runs of sums. */
   private static final int TILE_SUMS = 512 * Products.STRANDS;
 
+  /** Bytes that a warp asks for before its kernel's turn comes: all blocks together, 16 MiB. */
+  private static final int PREFETCHED = 8 << 10;
+
   private final Control control;
   private final Emitter emit;
   private final Addresses addresses;
   private final KvCache.Type type;
+  private final boolean overlaps;
 
   private PtxKernel k;
   private PtxRegister block;
@@ -81,7 +85,19 @@ final class FewRows {
   private final Map<TensorType, Optional<PtxRegister>> tables = new EnumMap<>(TensorType.class);
   private final List<Long> values = new ArrayList<>();
 
-  FewRows(Control control, Emitter emit, Addresses addresses, KvCache.Type type) {
+  /**
+   * Writes products.
+   *
+   * @param overlaps whether the kernel may be launched before the one before it ends; it has its
+   *     first weights brought nearer then
+   */
+  FewRows(
+      Control control,
+      Emitter emit,
+      Addresses addresses,
+      KvCache.Type type,
+      boolean overlaps) {
+    this.overlaps = overlaps;
     this.control = control;
     this.emit = emit;
     this.addresses = addresses;
@@ -197,6 +213,13 @@ final class FewRows {
     thread = k.special("tid.x");
     lane = k.and(thread, 31);
     warp = k.shr(thread, 5);
+    int chunks = segments.getFirst().matrix.chunks();
+    begin = k.shr(k.mul(warp, chunks), 3);
+    stop = k.shr(k.mul(k.add(warp, 1), chunks), 3);
+    if (overlaps) {
+      prefetch(segments);
+      k.awaitPrevious();
+    }
     count = Products.exitPast(k, block, first, rows);
     for (Segment s : segments) {
       tables.computeIfAbsent(s.matrix.type(), t -> Tile.table(k, s.matrix, thread));
@@ -210,9 +233,6 @@ final class FewRows {
     mine = k.address(k.address(in, k.min(k.add(first, g), last), parts.bytes()), t, 16);
     second = control.rows() == 1 ? 0 : parts.bytes();
     pairRow = k.address(in, k.fma(t, 2, first), second);
-    int chunks = segments.getFirst().matrix.chunks();
-    begin = k.shr(k.mul(warp, chunks), 3);
-    stop = k.shr(k.mul(k.add(warp, 1), chunks), 3);
     step = k.special("nctaid.x");
     int most = segments.stream().mapToInt(s -> s.tiles).max().orElseThrow();
     // Two buffers: sums of a unit are finished while those of the next are made.
@@ -227,6 +247,27 @@ final class FewRows {
       from += s.units;
     }
     return new Built(k, List.copyOf(values), from, resident);
+  }
+
+  /** Asks for the first weights of each warp, while the kernel before still runs. */
+  private void prefetch(List<Segment> segments) {
+    PtxRegister unit = k.special("ctaid.x");
+    PtxRegister asks = k.both(k.compare("eq", lane, 0), k.compare("lt", begin, stop));
+    int from = 0;
+    for (Segment s : segments) {
+      PtxRegister own = k.compare("lt", unit, from + s.units);
+      own = from == 0 ? own : k.both(own, k.compare("ge", unit, from));
+      int before = from;
+      k.when(
+          k.both(asks, own),
+          () -> {
+            PtxRegister tile = s.address(k.sub(unit, before), k.constant(U32, 0));
+            int most = Math.max(1, PREFETCHED / s.matrix.lowBytes());
+            PtxRegister n = k.mul(k.min(k.sub(stop, begin), most), s.matrix.lowBytes());
+            k.prefetchBulk(k.address(tile, begin, s.matrix.lowBytes()), n);
+          });
+      from += s.units;
+    }
   }
 
   private void run(Segment s, PtxRegister unit, PtxRegister which, int from) {

@@ -102,7 +102,7 @@ class ProductsTest {
 
   private static PtxKernel few(Fusion.Product p, int rows, KvCache.Type kv) {
     Control c = new Control(rows, 2, 4, 0, 0);
-    return new FewRows(c, new Emitter(c), NOWHERE, kv).product(p).kernel();
+    return new FewRows(c, new Emitter(c), NOWHERE, kv, false).product(p).kernel();
   }
 
   private static PtxKernel wide(Fusion.Product p, int rows) {
