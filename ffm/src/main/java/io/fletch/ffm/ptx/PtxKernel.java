@@ -713,11 +713,7 @@ public final class PtxKernel {
    * Address and size are multiples of 16; one thread asks.
    */
   public void prefetchBulk(PtxRegister global, Object bytes) {
-    line(
-        "cp.async.bulk.prefetch.L2.global ["
-            + global
-            + "], "
-            + operand(PtxType.U32, bytes));
+    line("cp.async.bulk.prefetch.L2.global [" + global + "], " + operand(PtxType.U32, bytes));
   }
 
   /** A policy for {@link #loadVector(int, PtxRegister, long, PtxRegister)}. */

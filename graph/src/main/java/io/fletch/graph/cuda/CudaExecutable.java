@@ -638,9 +638,13 @@ final class CudaExecutable implements Executable {
       events.add(event);
     }
     CudaLaunch follow =
-        replay.module().function(CudaLowering.FOLLOW).prepare(
+        replay
+            .module()
+            .function(CudaLowering.FOLLOW)
+            .prepare(
                 LaunchConfig.of(1, 32)
-                    .withProgrammatic(replay.launches().getLast().config().programmatic()), 3);
+                    .withProgrammatic(replay.launches().getLast().config().programmatic()),
+                3);
     own.push(follow::close);
     follow.setLong(0, control.address());
     follow.setLong(1, statistics.address());

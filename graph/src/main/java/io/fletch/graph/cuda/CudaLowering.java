@@ -54,12 +54,7 @@ final class CudaLowering {
    * @param overlaps whether it may begin before the launch before it ends
    */
   record Launch(
-      String kernel,
-      int threads,
-      int gridX,
-      int gridY,
-      List<Long> parameters,
-      boolean overlaps) {}
+      String kernel, int threads, int gridX, int gridY, List<Long> parameters, boolean overlaps) {}
 
   /** What runs in a forward, and the text of its kernels. */
   record Program(String ptx, List<Launch> launches, Plan plan) {}

@@ -91,12 +91,7 @@ final class FewRows {
    * @param overlaps whether the kernel may be launched before the one before it ends; it has its
    *     first weights brought nearer then
    */
-  FewRows(
-      Control control,
-      Emitter emit,
-      Addresses addresses,
-      KvCache.Type type,
-      boolean overlaps) {
+  FewRows(Control control, Emitter emit, Addresses addresses, KvCache.Type type, boolean overlaps) {
     this.overlaps = overlaps;
     this.control = control;
     this.emit = emit;

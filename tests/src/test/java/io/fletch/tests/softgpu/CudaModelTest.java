@@ -155,6 +155,27 @@ class CudaModelTest {
     assertEquals(texts.getFirst(), texts.getLast());
   }
 
+  /** Reading early what a kernel before wrote, and ending without waiting, are faults. */
+  @Test
+  void kernelsMayBeginBeforeThoseBeforeThemEnd() {
+    ModelOptions options = options(ModelOptions.Backend.GPU);
+    String text = answer("demo-small", options, 2);
+    assertTrue(gpu.overlapping() > 0, "no kernel was launched early");
+    String property = "fletch.gpu.dependent-launch";
+    try {
+      System.setProperty(property, "off");
+      reset();
+      assertEquals(text, answer("demo-small", options, 2));
+      assertEquals(0, gpu.overlapping(), property);
+    } finally {
+      System.clearProperty(property);
+    }
+    reset();
+    gpu.pretend(12_020, 1);
+    assertEquals(text, answer("demo-small", options, 2));
+    assertEquals(0, gpu.overlapping(), "launches that old drivers do not record");
+  }
+
   @Test
   void autoFallsBackToTheCpu() {
     gpu.pretend(13_000, 0);

@@ -1049,7 +1049,8 @@ final class PtxCompiler {
           GpuFault race = strong ? null : w.block.races.write(w, l, i, bytes, false);
           for (int e = 0; e < n; e++) {
             if (race != null
-                && get(w.block.shared, i + e * size, size, false) != value(unsigned(t), r[x[e] + l])) {
+                && get(w.block.shared, i + e * size, size, false)
+                    != value(unsigned(t), r[x[e] + l])) {
               throw race;
             }
             put(w.block.shared, i + e * size, size, r[x[e] + l]);
@@ -1081,8 +1082,7 @@ final class PtxCompiler {
     }
   }
 
-  private static void read(
-      Warp w, int lane, long at, int bytes, boolean constant, boolean strong) {
+  private static void read(Warp w, int lane, long at, int bytes, boolean constant, boolean strong) {
     if (constant) {
       w.block.launch.races.readConstant(w, lane, at, bytes);
     } else if (!strong) {

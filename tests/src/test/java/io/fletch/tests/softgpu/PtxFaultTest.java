@@ -56,8 +56,8 @@ class PtxFaultTest {
     fault("mov.u32 %r, buffer; st.shared.u32 [%r+80], %t;", "out of bounds", "of 80");
     fault("mov.u32 %r, 0; st.shared.u32 [%r], %t;", "out of bounds");
     fault(
-        "mov.u32 %r, buffer; setp.ne.u32 %p, %t, 0; @%p ret; cp.async.ca.shared.global [%r], [%in], 16; cp.async.commit_group;"
-            + "ld.shared.u32 %a, [%r];",
+        "mov.u32 %r, buffer; setp.ne.u32 %p, %t, 0; @%p ret; cp.async.ca.shared.global [%r], [%in],"
+            + " 16; cp.async.commit_group;ld.shared.u32 %a, [%r];",
         "whose copy was not waited for");
   }
 

@@ -10,15 +10,16 @@ import java.util.concurrent.ConcurrentHashMap;
  * of its block all accesses come before its own (vector clocks). Memory remembers who wrote it last
  * and who read it since. Two accesses of one place, one of them a write, are ordered if they are of
  * one thread, of one warp with {@code bar.warp.sync} in between, of one block with a barrier in
- * between. Blocks of a launch are not ordered at all, launches are, unless one is programmatic: that
- * one sees what the launches before wrote after {@code griddepcontrol.wait}, and never by {@code
- * ld.global.nc}.
+ * between. Blocks of a launch are not ordered at all, launches are, unless one is programmatic:
+ * that one sees what the launches before wrote after {@code griddepcontrol.wait}, and never by
+ * {@code ld.global.nc}.
  *
  * <p>Global memory is looked at by words of 4 bytes, of which the latest reader and writer are
  * known; shared memory by 2 bytes, of which all readers are. So some races are missed (bytes of a
  * word by several threads; the first of two readers), none is invented. Several threads may write
- * what is there already. Accesses of single bytes of shared memory are not looked at, nor what atomic, volatile, acquiring and releasing accesses do
- * with each other; blocks of cooperative launches may order each other and are believed.
+ * what is there already. Accesses of single bytes of shared memory are not looked at, nor what
+ * atomic, volatile, acquiring and releasing accesses do with each other; blocks of cooperative
+ * launches may order each other and are believed.
  */
 final class Races {
   private static final int PAGE_BITS = 12;
@@ -305,10 +306,7 @@ final class Races {
       return w.fault(
           GpuFault.LAUNCH_FAILED,
           lane,
-          "race: no barrier between it and the write of "
-              + thread(by)
-              + ": shared offset="
-              + at);
+          "race: no barrier between it and the write of " + thread(by) + ": shared offset=" + at);
     }
 
     /** A copy in the background arrives; when it began it was a write. */
