@@ -469,7 +469,7 @@ final class CudaLowering {
         flops(o),
         "wide_" + m.type(),
         run.products.wide(o, source.norm().isPresent(), add),
-        blocks(m.tiles(), Products.wideTiles(rows)),
+        blocks(m.tiles(), Products.wideTiles(rows, m)),
         blocks(rows, Products.WIDE),
         addresses);
   }

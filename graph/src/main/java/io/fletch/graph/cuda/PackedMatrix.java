@@ -24,12 +24,13 @@ import java.util.Optional;
  * <table>
  * <caption>Places in a chunk; h is 0 for row g and 1 for row g + 8, j the group</caption>
  * <tr><th>codes</th><th>word of a lane</th><th>pair p in it</th></tr>
+ * <tr><td>2 bits</td><td>[h][lane][j / 2]</td><td>bits 8 (j % 2) + 2p and 16 more</td></tr>
  * <tr><td>4 bits</td><td>[h][lane][j]</td><td>bits 4p and 4p + 16; of types with a table the byte
  * p</td></tr>
  * <tr><td>8 bits</td><td>[h][j / 2][lane][j % 2][p / 2]</td><td>bytes 2 (p % 2) and the next</td>
  * </tr>
  * <tr><td>16 bits</td><td>[h][j][lane][p]</td><td>both halves</td></tr>
- * <tr><td>fifth bit</td><td>[h][lane]</td><td>bits 4j + p and 16 more</td></tr>
+ * <tr><td>third or fifth bit</td><td>[h][lane]</td><td>bits 4j + p and 16 more</td></tr>
  * <tr><td>fifth and sixth</td><td>[h][lane][j / 2]</td><td>bits 8 (j % 2) + 2p and 16 more</td>
  * </tr>
  * <tr><td>scales</td><td>[row][j]</td><td>as {@link Scales} says</td></tr>
@@ -58,7 +59,12 @@ final class PackedMatrix {
     /** A signed byte per half group; in the super-block a float that multiplies them. */
     HALF_GROUPS(8, true),
     /** A signed byte per group; in the super-block a float that multiplies them. */
-    BYTES(4, true);
+    BYTES(4, true),
+    /**
+     * A byte per half group, four bits for the factor, then four for the offset; in the super-block
+     * two halves that multiply them, the second one negated.
+     */
+    NIBBLE_OFFSET(8, true);
 
     final int rowBytes;
     final boolean superBlocks;
@@ -108,6 +114,8 @@ final class PackedMatrix {
           case Q4_1 -> new Format(4, 0, NO_TABLE, Scales.HALF_OFFSET);
           case Q5_0 -> new Format(5, 16, NO_TABLE, Scales.HALF);
           case Q5_1 -> new Format(5, 0, NO_TABLE, Scales.HALF_OFFSET);
+          case Q2_K -> new Format(2, 0, NO_TABLE, Scales.NIBBLE_OFFSET);
+          case Q3_K -> new Format(3, 4, NO_TABLE, Scales.HALF_GROUPS);
           case Q4_K -> new Format(4, 0, NO_TABLE, Scales.BYTE_OFFSET);
           case Q5_K -> new Format(5, 0, NO_TABLE, Scales.BYTE_OFFSET);
           case Q6_K -> new Format(6, 32, NO_TABLE, Scales.HALF_GROUPS);
@@ -151,14 +159,14 @@ final class PackedMatrix {
     return (cols + CHUNK - 1) / CHUNK;
   }
 
-  /** Bits of a code: 4, 5, 6, 8 or 16. */
+  /** Bits of a code: 2 to 6, 8 or 16. */
   int bits() {
     return format.bits;
   }
 
   /** Bits of a code that lie in the first part. */
   int lowBits() {
-    return format.bits < 8 ? 4 : format.bits;
+    return format.bits < 4 ? 2 : format.bits < 8 ? 4 : format.bits;
   }
 
   /** What codes count from. */
@@ -179,7 +187,12 @@ final class PackedMatrix {
     return format.table.length > 0;
   }
 
-  /** Whether scales come with an offset. */
+  /** Bits of a code that lie in the second part. */
+  int highBits() {
+    return format.bits - lowBits();
+  }
+
+  /** Whether groups have an offset, which the sums of their activations are multiplied by. */
   boolean hasOffsets() {
     return format.scales == Scales.HALF_OFFSET || format.scales == Scales.BYTE_OFFSET;
   }
@@ -191,7 +204,7 @@ final class PackedMatrix {
 
   /** Bytes of the high bits of a chunk. */
   int highBytes() {
-    return TILE * CHUNK / 8 * (format.bits - lowBits());
+    return TILE * CHUNK / 8 * highBits();
   }
 
   int highAt() {
@@ -261,23 +274,32 @@ final class PackedMatrix {
         for (int p = 0; p < 4; p++) {
           int first = c[8 * p + 2 * t];
           int second = c[8 * p + 2 * t + 1];
+          int two = j % 2 * 8 + 2 * p;
           if (hasTable()) {
             word |= (first | second << 4) << 8 * p;
-          } else {
+          } else if (lowBits() == 4) {
             word |= (first & 15) << 4 * p | (second & 15) << 4 * p + 16;
+          } else {
+            word |= (first & 3) << two | (second & 3) << two + 16;
           }
-          int place = format.bits == 5 ? 4 * j + p : j % 2 * 8 + 2 * p;
-          high |= first >> 4 << place | second >> 4 << place + 16;
+          int place = highBits() == 1 ? 4 * j + p : two;
+          high |= first >> lowBits() << place | second >> lowBits() << place + 16;
         }
-        INT.set(to, low + half * 512 + lane * 16 + 4 * j, word);
-        if (format.bits > 4) {
-          int words = format.bits - 4;
-          int at = highAt() + chunk * highBytes() + (half * 32 + lane) * 4 * words;
-          at += format.bits == 6 ? j / 2 * 4 : 0;
-          INT.set(to, at, (int) INT.get(to, at) | high);
+        if (lowBits() == 4) {
+          INT.set(to, low + half * 512 + lane * 16 + 4 * j, word);
+        } else {
+          add(to, low + half * 256 + lane * 8 + j / 2 * 4, word);
+        }
+        if (highBits() > 0) {
+          int at = highAt() + chunk * highBytes() + (half * 32 + lane) * 4 * highBits();
+          add(to, at + (highBits() == 2 ? j / 2 * 4 : 0), high);
         }
       }
     }
+  }
+
+  private static void add(byte[] to, int at, int bits) {
+    INT.set(to, at, (int) INT.get(to, at) | bits);
   }
 
   private static int u8(byte[] b, int at) {
@@ -305,6 +327,8 @@ final class PackedMatrix {
             case Q5_1 -> nibble(row, block + 8, j) | fifth((int) INT.get(row, block + 4), j);
             case MXFP4 -> nibble(row, block + 1, j);
             case IQ4_XS -> nibble(row, block + 8 + 16 * s, j);
+            case Q2_K -> twoBits(row, block + 16, s, j);
+            case Q3_K -> twoBits(row, block + 32, s, j) | (u8(row, block + j) >> s & 1) << 2;
             case Q4_K -> u8(row, block + 16 + s / 2 * 32 + j) >> s % 2 * 4 & 15;
             case Q5_K ->
                 u8(row, block + 48 + s / 2 * 32 + j) >> s % 2 * 4 & 15
@@ -316,6 +340,11 @@ final class PackedMatrix {
           };
     }
     Arrays.fill(c, n, GROUP, 0);
+  }
+
+  /** Code j of group s of eight in 64 bytes: each 32 bytes have four groups. */
+  private static int twoBits(byte[] b, int at, int s, int j) {
+    return u8(b, at + s / 4 * 32 + j) >> s % 4 * 2 & 3;
   }
 
   private static int fifth(int bits, int j) {
@@ -337,6 +366,16 @@ final class PackedMatrix {
         int e = u8(row, block);
         SHORT.set(to, at + 2 * j, (short) (e < 2 ? 0x20 << e : e - 1 << 7));
       }
+      case Q2_K -> {
+        SHORT.set(to, at + 2 * j, SHORT.get(row, block + 2 * s));
+        INT.set(to, sup, (int) INT.get(row, block + 80) ^ 0x8000_0000);
+      }
+      case Q3_K -> {
+        for (int half = 0; half < 2; half++) {
+          to[at + 2 * j + half] = (byte) (sixteenScale(row, block + 96, 2 * s + half) - 32);
+        }
+        FLOAT.set(to, sup, Float.float16ToFloat((short) SHORT.get(row, block + 108)));
+      }
       case Q4_K, Q5_K -> {
         to[at + j] = (byte) sixBits(row, block + 4, s);
         to[at + 4 + j] = (byte) sixBitsOffset(row, block + 4, s);
@@ -355,6 +394,12 @@ final class PackedMatrix {
       }
       default -> throw new IllegalStateException("no scales of " + type);
     }
+  }
+
+  /** Scale {@code s} of 16 in the 12 bytes of Q3_K. */
+  private static int sixteenScale(byte[] b, int at, int s) {
+    int low = s < 8 ? b[at + s] & 15 : u8(b, at + s - 8) >> 4;
+    return low | (u8(b, at + 8 + s % 4) >> s / 4 * 2 & 3) << 4;
   }
 
   /** Scale {@code s} of 8 in the 12 bytes that Q4_K and Q5_K share. */

@@ -167,9 +167,9 @@ final class Products {
     }
   }
 
-  /** Tiles of a wide block. */
-  static int wideTiles(int rows) {
-    return rows <= WIDE ? 4 : 8;
+  /** Tiles of a wide block; offsets of half groups take the registers of the second half. */
+  static int wideTiles(int rows, PackedMatrix m) {
+    return rows <= WIDE || m.scales() == PackedMatrix.Scales.NIBBLE_OFFSET ? 4 : 8;
   }
 
   /**
@@ -197,7 +197,7 @@ final class Products {
     PtxRegister lane = k.and(thread, 31);
     PtxRegister warp = k.shr(thread, 5);
     Optional<PtxRegister> table = Tile.table(k, m, thread);
-    int down = wideTiles(control.rows()) / 4;
+    int down = wideTiles(control.rows(), m) / 4;
     PtxRegister tile0 = k.fma(k.special("ctaid.x"), 4 * down, k.mul(k.shr(warp, 1), down));
     PtxRegister across = k.mul(k.and(warp, 1), 32);
     PtxRegister row0 = k.add(first, across);
@@ -383,7 +383,8 @@ final class Products {
     PtxRegister p = k.and(k.shr(column, 3), 3);
     PtxRegister e = k.and(column, 1);
     PtxRegister lane = k.fma(k.and(row, 7), 4, k.and(k.shr(column, 1), 3));
-    PtxRegister low = k.address(k.address(tile, chunk, m.lowBytes()), lane, 16);
+    int laneBytes = m.lowBits() == 2 ? 8 : 16;
+    PtxRegister low = k.address(k.address(tile, chunk, m.lowBytes()), lane, laneBytes);
     PtxRegister value;
     if (m.bits() == 16) {
       PtxRegister unit = k.fma(h, 4, j);
@@ -396,21 +397,26 @@ final class Products {
       PtxRegister at = k.address(k.address(low, unit, 512), byteAt, 1);
       value = code(k, m, k.load(GLOBAL, U8, at, 0));
     } else {
-      PtxRegister word = k.load(GLOBAL, U32, k.address(k.address(low, h, 512), j, 4), 0);
-      int perPair = m.hasTable() ? 8 : 4;
-      PtxRegister shift = k.fma(p, perPair, k.mul(e, m.hasTable() ? 4 : 16));
-      PtxRegister q = k.and(k.shr(word, shift), 15);
-      if (m.bits() > 4) {
-        int n = m.bits() - 4;
+      boolean two = m.lowBits() == 2;
+      PtxRegister place2 = k.fma(k.and(j, 1), 8, k.shl(p, 1));
+      PtxRegister word =
+          two
+              ? k.load(GLOBAL, U32, k.address(k.address(low, h, 256), k.shr(j, 1), 4), 0)
+              : k.load(GLOBAL, U32, k.address(k.address(low, h, 512), j, 4), 0);
+      PtxRegister pair = two ? place2 : k.mul(p, m.hasTable() ? 8 : 4);
+      PtxRegister shift = k.fma(e, m.hasTable() ? 4 : 16, pair);
+      PtxRegister q = k.and(k.shr(word, shift), two ? 3 : 15);
+      if (m.highBits() > 0) {
+        int n = m.highBits();
         PtxRegister highs = k.address(tile, chunk, m.highBytes());
         PtxRegister at = k.address(k.address(highs, h, 128 * n), lane, 4 * n);
         PtxRegister place = k.fma(j, 4, p);
         if (n == 2) {
           at = k.address(at, k.shr(j, 1), 4);
-          place = k.fma(k.and(j, 1), 8, k.shl(p, 1));
+          place = place2;
         }
         PtxRegister bits = k.shr(k.load(GLOBAL, U32, at, m.highAt()), k.fma(e, 16, place));
-        q = k.fma(k.and(bits, (1 << n) - 1), 16, q);
+        q = k.fma(k.and(bits, (1 << n) - 1), 1 << m.lowBits(), q);
       }
       value = code(k, m, q);
     }
@@ -431,6 +437,12 @@ final class Products {
         PtxRegister offset = k.mul(halfAt(k, supers, m.supersAt() + 2), byteAt(k, at, s + 4));
         yield k.add(k.mul(factor, value), offset);
       }
+      case NIBBLE_OFFSET -> {
+        PtxRegister b = k.load(GLOBAL, U8, k.address(scales, k.fma(j, 2, k.shr(p, 1)), 1), s);
+        PtxRegister factor = k.mul(halfAt(k, supers, m.supersAt()), number(k, k.and(b, 15)));
+        PtxRegister offset = k.mul(halfAt(k, supers, m.supersAt() + 2), number(k, k.shr(b, 4)));
+        yield k.add(k.mul(factor, value), offset);
+      }
       case HALF_GROUPS, BYTES -> {
         boolean halves = m.scales() == PackedMatrix.Scales.HALF_GROUPS;
         PtxRegister index = halves ? k.fma(j, 2, k.shr(p, 1)) : j;
@@ -449,7 +461,11 @@ final class Products {
   }
 
   private static PtxRegister byteAt(PtxKernel k, PtxRegister at, int offset) {
-    return k.convert(".rn", F32, "f32", k.load(GLOBAL, U8, at, offset), "u32");
+    return number(k, k.load(GLOBAL, U8, at, offset));
+  }
+
+  private static PtxRegister number(PtxKernel k, PtxRegister whole) {
+    return k.convert(".rn", F32, "f32", whole, "u32");
   }
 
   /** The number that a code stands for. */

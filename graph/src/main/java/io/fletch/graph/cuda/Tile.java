@@ -23,9 +23,15 @@ final class Tile {
   final Optional<PtxRegister> policy;
   final PtxRegister nothing;
   final PtxRegister magic;
-  final PtxRegister minus;
-  final PtxRegister sixteenth;
-  final PtxRegister minusShifted;
+
+  /** Of codes that lie one, two or three pairs higher: what they are multiplied by. */
+  final PtxRegister[] down = new PtxRegister[4];
+
+  /** What is added then. */
+  final PtxRegister[] minus = new PtxRegister[4];
+
+  /** Two ones. */
+  final PtxRegister ones;
 
   /** Registers with a chunk's words: [row half][word]. */
   record Words(
@@ -57,9 +63,14 @@ final class Tile {
     move(tile);
     nothing = k.constant(F32, 0);
     magic = k.constant(U32, 0x64646464);
-    minus = half2(-1024 - m.zero());
-    sixteenth = half2(1 / 16f);
-    minusShifted = half2(-64 - m.zero());
+    // Pairs 1 and 3 of four bits come together after a shift, and so do all pairs of two bits.
+    int shift = m.lowBits() == 2 ? 2 : 4;
+    for (int i = 0; i < (shift == 2 ? 4 : 2); i++) {
+      float by = 1f / (1 << shift * i);
+      down[i] = half2(by);
+      minus[i] = half2(-1024 * by - m.zero());
+    }
+    ones = half2(1);
   }
 
   /** Loads come from another tile of the matrix, or of one of the same form, from now on. */
@@ -76,7 +87,8 @@ final class Tile {
 
   /** Loads the codes of {@code n} groups (2 or 4) from {@code from} on, and all scales. */
   Words load(PtxRegister chunk, int from, int n) {
-    PtxRegister at = k.address(k.address(base, lane, 16), chunk, m.lowBytes());
+    int laneBytes = m.lowBits() == 2 ? 8 : 16;
+    PtxRegister at = k.address(k.address(base, lane, laneBytes), chunk, m.lowBytes());
     PtxRegister[][] low = new PtxRegister[2][];
     PtxRegister[][] highs = {{}, {}};
     PtxRegister[][] s = {{}, {}};
@@ -84,16 +96,20 @@ final class Tile {
     for (int h = 0; h < 2; h++) {
       low[h] =
           switch (m.lowBits()) {
+            case 2 ->
+                n == 4
+                    ? vector(2, at, 256L * h)
+                    : new PtxRegister[] {k.load(Products.GLOBAL, U32, at, 256L * h + 2L * from)};
             case 4 -> vector(n, at, 512L * h + 4L * from);
             case 8 -> join(n / 2, h * 2 + from / 2, at);
             default -> join(n, h * 4 + from, at);
           };
     }
-    if (m.bits() == 5 || m.bits() == 6) {
-      PtxRegister a = k.address(k.address(base, lane, 4 * (m.bits() - 4)), chunk, m.highBytes());
+    if (m.highBits() > 0) {
+      PtxRegister a = k.address(k.address(base, lane, 4 * m.highBits()), chunk, m.highBytes());
       for (int h = 0; h < 2; h++) {
         highs[h] =
-            m.bits() == 5
+            m.highBits() == 1
                 ? new PtxRegister[] {k.load(Products.GLOBAL, U32, a, m.highAt() + 128L * h)}
                 : k.loadVector(Products.GLOBAL, U32, 2, a, m.highAt() + 256L * h);
       }
@@ -158,29 +174,34 @@ final class Tile {
       // 0x64xx is 1024 + xx as a half.
       PtxRegister word = w.low[h][2 * i + p / 2];
       PtxRegister v = k.permute(word, magic, p % 2 == 0 ? 0x4140 : 0x4342);
-      return k.addHalves(v, minus);
+      return k.addHalves(v, minus[0]);
     }
-    PtxRegister word = w.low[h][i];
+    PtxRegister word = w.low[h][m.lowBits() == 2 ? i / 2 : i];
     if (m.hasTable()) {
       PtxRegister index = p == 0 ? k.shl(word, 2) : k.shr(word, 8 * p - 2);
       PtxRegister at = k.add(table.orElseThrow(), k.and(index, 0x3fc));
       return k.load("shared", U32, at, 0);
     }
-    // Pairs 1 and 3 stay 4 bits higher and are 16 times as large.
-    boolean shifted = p % 2 == 1;
-    int up = shifted ? 4 : 0;
-    PtxRegister v = k.maskOr(p < 2 ? word : k.shr(word, 8), 0x000f000f << up, 0x64006400);
-    if (m.bits() > 4) {
-      int place = m.bits() == 5 ? 4 * j + p : j % 2 * 8 + 2 * p;
-      PtxRegister bits = w.high[h][m.bits() == 5 ? 0 : j / 2];
-      int distance = place - 4 - up;
+    // Pairs that are not shifted to the bottom are 4, 16 or 64 times as large.
+    boolean two = m.lowBits() == 2;
+    int times = two ? p : p % 2;
+    int up = two ? 2 * p : 4 * times;
+    PtxRegister low = (two ? j % 2 : p / 2) == 0 ? word : k.shr(word, 8);
+    PtxRegister v = k.maskOr(low, (two ? 0x00030003 : 0x000f000f) << up, 0x64006400);
+    if (m.highBits() > 0) {
+      boolean one = m.highBits() == 1;
+      int place = one ? 4 * j + p : j % 2 * 8 + 2 * p;
+      PtxRegister bits = w.high[h][one ? 0 : j / 2];
+      int distance = place - m.lowBits() - up;
       if (distance != 0) {
         bits = distance > 0 ? k.shr(bits, distance) : k.shl(bits, -distance);
       }
-      long mask = (m.bits() == 5 ? 0x00100010L : 0x00300030L) << up;
+      long mask = (one ? 0x00010001L : 0x00030003L) << m.lowBits() + up;
       v = k.logic(bits, mask, v, 0xea);
     }
-    return shifted ? k.fmaHalves("f16x2", v, sixteenth, minusShifted) : k.addHalves(v, minus);
+    return times > 0
+        ? k.fmaHalves("f16x2", v, down[times], minus[times])
+        : k.addHalves(v, minus[0]);
   }
 
   private PtxRegister half(PtxRegister bits) {
@@ -207,29 +228,40 @@ final class Tile {
       case BYTE_OFFSET -> k.mul(half(k.halves(w.supers[h])[0]), unsigned(words[0], j));
       case HALF_GROUPS -> k.mul(k.bits(F32, w.supers[h]), signed(words[j / 2], j % 2 * 2 + s));
       case BYTES -> k.mul(k.bits(F32, w.supers[h]), signed(words[0], j));
+      case NIBBLE_OFFSET ->
+          k.mul(half(k.halves(w.supers[h])[0]), nibble(words[j / 2], 8 * (j % 2 * 2 + s)));
       case NONE -> throw new IllegalStateException("no scales");
     };
   }
 
-  PtxRegister offset(Words w, int h, int j) {
-    PtxRegister[] words = w.scales[h];
-    return m.scales() == PackedMatrix.Scales.HALF_OFFSET
-        ? half(k.halves(words[j])[1])
-        : k.mul(half(k.halves(w.supers[h])[1]), unsigned(words[1], j));
+  private PtxRegister nibble(PtxRegister word, int bit) {
+    PtxRegister low = bit == 0 ? word : k.shr(word, bit);
+    return k.convert(".rn", F32, "f32", k.and(low, 15), "u32");
   }
 
-  /** What a group of a tile has: fragments and, per row half, factors and offset. */
-  record Group(PtxRegister[][] a, PtxRegister[][] factors, PtxRegister[] offsets) {}
+  /** Offset of product {@code s} of a group in rows g and g + 8. */
+  PtxRegister offset(Words w, int h, int j, int s) {
+    PtxRegister[] words = w.scales[h];
+    return switch (m.scales()) {
+      case HALF_OFFSET -> half(k.halves(words[j])[1]);
+      case NIBBLE_OFFSET ->
+          k.mul(half(k.halves(w.supers[h])[1]), nibble(words[j / 2], 8 * (j % 2 * 2 + s) + 4));
+      default -> k.mul(half(k.halves(w.supers[h])[1]), unsigned(words[1], j));
+    };
+  }
+
+  /** What a group of a tile has: fragments and, per row half and product, factors and offsets. */
+  record Group(PtxRegister[][] a, PtxRegister[][] factors, PtxRegister[][] offsets) {}
 
   Group group(Words w, int i, int j) {
     PtxRegister[][] factors = new PtxRegister[2][2];
-    PtxRegister[] offsets = new PtxRegister[2];
+    PtxRegister[][] offsets = new PtxRegister[2][2];
     if (m.scales() != PackedMatrix.Scales.NONE) {
       for (int h = 0; h < 2; h++) {
         factors[h][0] = factor(w, h, j, 0);
         factors[h][1] = halfGroups() ? factor(w, h, j, 1) : factors[h][0];
-        if (m.hasOffsets()) {
-          offsets[h] = offset(w, h, j);
+        for (int s = 0; s < 2 && (hasHalfOffsets() || m.hasOffsets() && s == 0); s++) {
+          offsets[h][s] = offset(w, h, j, s);
         }
       }
     }
@@ -237,7 +269,11 @@ final class Tile {
   }
 
   boolean halfGroups() {
-    return m.scales() == PackedMatrix.Scales.HALF_GROUPS;
+    return m.scales() == PackedMatrix.Scales.HALF_GROUPS || hasHalfOffsets();
+  }
+
+  private boolean hasHalfOffsets() {
+    return m.scales() == PackedMatrix.Scales.NIBBLE_OFFSET;
   }
 
   /**
@@ -273,8 +309,12 @@ final class Tile {
       k.mma(kind.text, d, g.a[s], two(upper, s), c);
       k.mma(kind.text, d, g.a[s], two(lower, s), d);
       if (s == 1 || halfGroups()) {
+        PtxRegister[] all = hasHalfOffsets() ? columnSums(kind, upper, lower, s) : null;
         for (int i = 0; i < 4; i++) {
           PtxRegister product = plain ? d[i] : k.mul(d[i], g.factors[i / 2][s]);
+          if (all != null) {
+            product = k.fma(all[i], g.offsets[i / 2][s], product);
+          }
           k.fmaInto(acc[i], product, sizes[i % 2], acc[i]);
         }
         d = null;
@@ -282,9 +322,19 @@ final class Tile {
     }
     if (m.hasOffsets()) {
       for (int i = 0; i < 4; i++) {
-        k.fmaInto(acc[i], sums[i % 2], g.offsets[i / 2], acc[i]);
+        k.fmaInto(acc[i], sums[i % 2], g.offsets[i / 2][0], acc[i]);
       }
     }
+  }
+
+  /** Sums of half a group's activations, as products with ones. */
+  private PtxRegister[] columnSums(
+      Parts.Kind kind, PtxRegister[] upper, PtxRegister[] lower, int s) {
+    PtxRegister[] a = {ones, ones, ones, ones};
+    PtxRegister[] d = k.registers(F32, 4);
+    k.mma(kind.text, d, a, two(upper, s), new PtxRegister[] {nothing, nothing, nothing, nothing});
+    k.mma(kind.text, d, a, two(lower, s), d);
+    return d;
   }
 
   private static PtxRegister[] two(PtxRegister[] b, int s) {

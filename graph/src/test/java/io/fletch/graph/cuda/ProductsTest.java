@@ -154,8 +154,9 @@ class ProductsTest {
     for (TensorType t : types()) {
       long packed = PackedMatrix.of(t, 4096, 4096).bytes();
       double ratio = packed / (double) t.bytes(4096L * 4096);
-      assertTrue(
-          ratio >= 1 && ratio < 1.03 || t == TensorType.MXFP4 && ratio < 1.06, t + " " + ratio);
+      // Scales of MXFP4 and Q3_K become whole bytes or more.
+      double most = t == TensorType.MXFP4 || t == TensorType.Q3_K ? 1.06 : 1.03;
+      assertTrue(ratio >= 1 && ratio < most, t + " " + ratio);
     }
   }
 

@@ -95,6 +95,11 @@ class CudaProductsTest {
           half(s, at, number(0.002));
           half(s, at + 2, number(0.02));
         }
+        case Q2_K -> {
+          half(s, at + 80, number(0.02));
+          half(s, at + 82, number(0.05));
+        }
+        case Q3_K -> half(s, at + 108, number(0.002));
         case Q6_K -> half(s, at + 208, number(0.0003));
         case IQ4_XS -> half(s, at, number(0.0003));
         case MXFP4 -> s.set(ValueLayout.JAVA_BYTE, at, (byte) random.nextInt(120, 128));
@@ -189,8 +194,8 @@ class CudaProductsTest {
   @ParameterizedTest
   @EnumSource(
       names = {
-        "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K",
-        "IQ4_NL", "IQ4_XS", "MXFP4"
+        "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K",
+        "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"
       })
   void productsAreThoseOfTheReferenceForAnyNumberOfRows(TensorType type) {
     int block = type.blockSize();
@@ -244,7 +249,7 @@ class CudaProductsTest {
 
   /** What is not finite reaches all outputs of its row as in the reference, and no other row. */
   @ParameterizedTest
-  @EnumSource(names = {"F16", "BF16", "Q8_0", "Q4_0", "Q6_K", "Q4_K"})
+  @EnumSource(names = {"F16", "BF16", "Q8_0", "Q4_0", "Q6_K", "Q4_K", "Q2_K", "Q3_K"})
   void whatIsNotFiniteStaysInItsRow(TensorType type) {
     int n = 256;
     int out = 37;
@@ -269,7 +274,7 @@ class CudaProductsTest {
           }
           if (Double.isFinite(sum)) {
             assertTrue(Float.isFinite(y[r][o]), r + "," + o);
-          } else if (type == TensorType.Q4_K) {
+          } else if (type == TensorType.Q4_K || type == TensorType.Q2_K) {
             // A code and its offset are multiplied apart: infinity may become infinity less
             // infinity.
             assertFalse(Float.isFinite(y[r][o]), r + "," + o);
@@ -306,8 +311,8 @@ class CudaProductsTest {
   @ParameterizedTest
   @EnumSource(
       names = {
-        "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL",
-        "IQ4_XS", "MXFP4"
+        "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
+        "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"
       })
   void embeddingsAreExact(TensorType type) {
     int n = type.blockSize() == 256 ? 512 : type.blockSize() == 32 ? 96 : 33;
