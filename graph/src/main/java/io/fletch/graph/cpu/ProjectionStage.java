@@ -26,8 +26,11 @@ final class ProjectionStage extends WorkerPool.Stage<Frame> {
   /** Bytes of weights per task of a single row: a step that others can wait for. */
   private static final long MAX_SINGLE_ROW_BYTES = 32 << 20;
 
-  /** Tasks per worker for a single row. */
-  private static final int SINGLE_ROW_TASKS = 4;
+  /** What a task of a single row takes of a worker's share of the bytes that are left: half. */
+  private static final int SINGLE_ROW_SHARE = 2;
+
+  /** Bytes of weights per task of a single row that shares them: where a run is too short. */
+  private static final long MIN_SINGLE_ROW_BYTES = 128 << 10;
 
   /** Ranges are multiples of this, so that workers never write the same cache line. */
   private static final int LINE_FLOATS = 16;
@@ -148,15 +151,16 @@ final class ProjectionStage extends WorkerPool.Stage<Frame> {
   }
 
   /**
-   * The same for a single row of activations. Its results are few, and memory is read fastest in
-   * long runs: one worker alone takes a matrix as a whole.
+   * The same for the next task of a single row of activations, where {@code left} bytes have no
+   * task yet. Its results are few, and memory is read fastest in long runs: one worker alone takes
+   * a matrix as a whole. Several take a share of what is left, so that runs are long at first and
+   * nobody has to wait long for the last one: cores do not read equally fast.
    */
-  static long singleRowTaskBytes(long total, int threads) {
+  static long singleRowTaskBytes(long left, int threads) {
     return threads == 1
         ? MAX_SINGLE_ROW_BYTES
-        : Math.min(
-            MAX_SINGLE_ROW_BYTES,
-            Math.max(MIN_TASK_BYTES, total / ((long) threads * SINGLE_ROW_TASKS)));
+        : Math.clamp(
+            left / ((long) threads * SINGLE_ROW_SHARE), MIN_SINGLE_ROW_BYTES, MAX_SINGLE_ROW_BYTES);
   }
 
   /** Outputs per task: about that many bytes of weights, in whole granules. */
@@ -197,14 +201,18 @@ final class ProjectionStage extends WorkerPool.Stage<Frame> {
         clusters.stream()
             .map(c -> c.epilogue().toArray(ElementOp[]::new))
             .toArray(ElementOp[][]::new);
-    long total = clusters.stream().mapToLong(c -> c.bytesPerOutput() * c.out()).sum();
-    long taskBytes = rows == 1 ? singleRowTaskBytes(total, threads) : taskBytes(total, threads);
+    long left = clusters.stream().mapToLong(c -> c.bytesPerOutput() * c.out()).sum();
+    long fixed = taskBytes(left, threads);
     List<long[]> tasks = new ArrayList<>();
     for (int c = 0; c < clusters.size(); c++) {
       Cluster cluster = clusters.get(c);
-      long step = step(taskBytes, cluster.bytesPerOutput(), cluster.granule());
-      for (long from = 0; from < cluster.out(); from += step) {
-        tasks.add(new long[] {c, from, Math.min(cluster.out(), from + step)});
+      for (long from = 0; from < cluster.out(); ) {
+        long wanted = rows == 1 ? singleRowTaskBytes(left, threads) : fixed;
+        long step = step(wanted, cluster.bytesPerOutput(), cluster.granule());
+        long to = Math.min(cluster.out(), from + step);
+        tasks.add(new long[] {c, from, to});
+        left -= (to - from) * cluster.bytesPerOutput();
+        from = to;
       }
     }
     taskCluster = tasks.stream().mapToInt(t -> (int) t[0]).toArray();

@@ -5,6 +5,7 @@ import io.fletch.graph.cpu.x86.MatmulCode;
 import io.fletch.graph.cpu.x86.PackCode;
 import io.fletch.graph.cpu.x86.PackedLayout;
 import io.fletch.graph.cpu.x86.RowMajorCode;
+import io.fletch.graph.cpu.x86.Streaming;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
 import java.util.Locale;
@@ -41,8 +42,13 @@ final class X86Matmul implements Kernels.Matmul {
   private final long xStride;
   private final int maxTokens;
 
-  /** Entries by rows of activations; 0 is the product in place. */
+  /** Entries by several rows of activations; 0 is the product in place. */
   private final AtomicReferenceArray<MemorySegment> code;
+
+  /** How a single row reads weights, and the entries of all ways. */
+  private final StreamingChoice streaming;
+
+  private final AtomicReferenceArray<MemorySegment> single;
 
   X86Matmul(TensorType type, int in, Isa isa, boolean mapped) {
     this.mapped = mapped;
@@ -56,6 +62,8 @@ final class X86Matmul implements Kernels.Matmul {
     this.xStride = ActivationLayout.bytes(activation, in);
     this.maxTokens = MatmulCode.maxTokens(layout, isa);
     this.code = new AtomicReferenceArray<>(maxTokens + 1);
+    this.streaming = StreamingChoice.of(type, isa);
+    this.single = new AtomicReferenceArray<>(streaming.ways().size());
   }
 
   @Override
@@ -242,9 +250,12 @@ final class X86Matmul implements Kernels.Matmul {
       long w, long x, int rows, MemorySegment y, long yByte, long yStrideBytes, long outs) {
     int lanes = layout.lanes();
     long groups = outs / lanes;
+    if (rows == 1 && groups > 0) {
+      runSingle(w, x, y.address() + yByte, groups);
+    }
     int tiles = (rows + maxTokens - 1) / maxTokens;
     long step = tiles == 1 ? groups : Math.max(1, CACHED_WEIGHTS / layout.groupBytes());
-    for (long g = 0; g < groups; g += step) {
+    for (long g = 0; rows > 1 && g < groups; g += step) {
       long n = Math.min(step, groups - g);
       long wg = w + g * layout.groupBytes();
       long yg = y.address() + yByte + 4 * g * lanes;
@@ -261,7 +272,8 @@ final class X86Matmul implements Kernels.Matmul {
       long wg = w + groups * layout.groupBytes();
       for (int tile = 0, row = 0; tile < tiles; tile++) {
         int tokens = tokens(rows, tiles, tile);
-        X86Code.call(code(tokens), wg, x + row * xStride, scratch.address(), 4L * lanes, 1);
+        MemorySegment entry = rows == 1 ? single(streaming.chosen()) : code(tokens);
+        X86Code.call(entry, wg, x + row * xStride, scratch.address(), 4L * lanes, 1);
         for (int t = 0; t < tokens; t++) {
           long at = yByte + 4 * groups * lanes + (row + t) * yStrideBytes;
           MemorySegment.copy(scratch, 4L * t * lanes, y, at, 4L * rest);
@@ -269,6 +281,38 @@ final class X86Matmul implements Kernels.Matmul {
         row += tokens;
       }
     }
+  }
+
+  private void runSingle(long w, long x, long y, long groups) {
+    long bytes = groups * layout.groupBytes();
+    int turn = streaming.begin(bytes);
+    MemorySegment entry = single(streaming.way(turn));
+    long start = turn < 0 ? 0 : System.nanoTime();
+    X86Code.call(entry, w, x, y, 0, groups);
+    if (turn >= 0) {
+      streaming.end(turn, bytes, System.nanoTime() - start);
+    }
+  }
+
+  private MemorySegment single(int way) {
+    MemorySegment entry = single.getAcquire(way);
+    if (entry == null) {
+      Streaming chosen = streaming.ways().get(way);
+      entry =
+          X86Code.function(
+              kernelName + " in=" + in + " " + chosen,
+              () ->
+                  MatmulCode.emit(
+                      layout,
+                      isa,
+                      chosen,
+                      xStride,
+                      ActivationLayout.scalesOffset(activation, in),
+                      ActivationLayout.sumsOffset(activation, in),
+                      1));
+      single.setRelease(way, entry);
+    }
+    return entry;
   }
 
   /** Tiles differ by at most one row. */
@@ -286,6 +330,7 @@ final class X86Matmul implements Kernels.Matmul {
                   MatmulCode.emit(
                       layout,
                       isa,
+                      Streaming.SEVERAL_ROWS,
                       xStride,
                       ActivationLayout.scalesOffset(activation, in),
                       ActivationLayout.sumsOffset(activation, in),

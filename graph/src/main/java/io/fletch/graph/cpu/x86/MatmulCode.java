@@ -186,21 +186,6 @@ public final class MatmulCode {
   }
 
   /**
-   * Emits the code for several rows of activations, or for one that takes the usual streams.
-   *
-   * @param xStride bytes of a row of activations
-   * @param scalesOffset offset of the scales in it
-   * @param sumsOffset offset of the sums in it
-   * @param tokens rows of activations, 1 to {@link #maxTokens}
-   */
-  public static byte[] emit(
-      PackedLayout layout, Isa isa, long xStride, long scalesOffset, long sumsOffset, int tokens) {
-    Streaming streaming =
-        tokens == 1 ? Streaming.candidates(isa, layout.type).getFirst() : Streaming.SEVERAL_ROWS;
-    return emit(layout, isa, streaming, xStride, scalesOffset, sumsOffset, tokens);
-  }
-
-  /**
    * Emits the code; how it reads weights changes its speed, never its results.
    *
    * @param streaming half registers for one row of activations and AVX-512 alone

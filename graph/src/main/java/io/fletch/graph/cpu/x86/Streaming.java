@@ -15,7 +15,7 @@ import java.util.List;
  */
 public record Streaming(int streams, int prefetch, boolean half) {
   /** What tiles of several rows of activations use. */
-  static final Streaming SEVERAL_ROWS = new Streaming(4, 1024, false);
+  public static final Streaming SEVERAL_ROWS = new Streaming(4, 1024, false);
 
   private static final CpuFeatures CPU = CpuFeatures.detected();
   private static final boolean AVX512 = CPU.has(Feature.AVX512F);
@@ -33,19 +33,29 @@ public record Streaming(int streams, int prefetch, boolean half) {
 
   /**
    * Ways that a single row could take on this CPU, the one that its family was measured to like
-   * first; docs/kernels.md has the measurements.
+   * first; docs/kernels.md has the measurements. The others are what other CPUs of the kind may
+   * like better.
    */
   public static List<Streaming> candidates(Isa isa, TensorType type) {
     if (isa != Isa.AVX512_VNNI) {
-      // Zen 3 and older servers.
-      return List.of(new Streaming(2, 1024, false));
+      // The first is for Zen 3 and older Intel servers, the last for AMD with AVX-512.
+      return List.of(
+          new Streaming(2, 1024, false), new Streaming(2, 256, false), new Streaming(2, 0, false));
     }
     if (AVX512 && AMD) {
       // Zen 4: prefetching far ahead costs a fifth to a half.
       int streams = type == TensorType.Q8_0 ? 2 : 1;
-      return List.of(new Streaming(streams, 128, false));
+      return List.of(
+          new Streaming(streams, 128, false),
+          new Streaming(streams, 128, true),
+          new Streaming(2 * streams, 0, true),
+          new Streaming(2, 512, false));
     }
     // Sapphire and Emerald Rapids.
-    return List.of(new Streaming(4, 512, false));
+    return List.of(
+        new Streaming(4, 512, false),
+        new Streaming(2, 2048, false),
+        new Streaming(4, 128, false),
+        new Streaming(2, 512, true));
   }
 }
