@@ -171,7 +171,7 @@ public record ModelOptions(
    * @param hugePages whether weights that are read from a file are copied to huge pages beside the
    *     first tokens, where the system has them and memory is plenty (three times the weights): a
    *     quarter more tokens per second, for memory beside the page cache that other processes
-   *     cannot share
+   *     cannot share. Also whether long caches of keys and values grow into huge pages
    * @param workers makes the worker threads, {@link ModelOptions#threads} less one: their name,
    *     priority, group; never virtual ones. Empty for daemon threads of normal priority.
    */

@@ -2,6 +2,7 @@ package io.fletch.ffm;
 
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.util.Objects;
 
 /**
  * A large block of zeroed native memory with one owner, who closes it exactly once. Usable by any
@@ -14,7 +15,8 @@ import java.lang.foreign.MemorySegment;
  * on, and zeroed at once).
  */
 public final class NativeMemory implements AutoCloseable {
-  private static final long HUGE_PAGE = 2L << 20;
+  /** Bytes of a huge page; larger blocks begin at a multiple of it. */
+  public static final long HUGE_PAGE = 2L << 20;
 
   private final Arena arena;
   private final MemorySegment segment;
@@ -40,14 +42,37 @@ public final class NativeMemory implements AutoCloseable {
   }
 
   /**
-   * Allocates a block that is filled little by little at many places, such as a cache: it never
-   * uses huge pages, each of which would be taken as a whole by its first byte.
+   * Allocates a block that is filled little by little at many places, such as a cache: it does not
+   * use huge pages, each of which would be taken as a whole by its first byte, before {@link
+   * #adviseHugePages}.
    *
    * @param bytes size, at least 0
    * @throws OutOfMemoryError if the system refuses; the message says how much was wanted
    */
   public static NativeMemory allocateSparse(long bytes) {
     return allocate(bytes, false);
+  }
+
+  /**
+   * Advises the system to use huge pages for a part, which keeps its contents: for what is touched
+   * from now on, and after a while for what was touched before.
+   *
+   * @param offset multiple of {@link #HUGE_PAGE}
+   * @param bytes multiple of {@link #HUGE_PAGE}
+   * @return whether the system took the advice
+   * @throws IllegalStateException if closed
+   */
+  public boolean adviseHugePages(long offset, long bytes) {
+    if (!segment.scope().isAlive()) {
+      throw new IllegalStateException("the block is closed");
+    }
+    Objects.checkFromIndexSize(offset, bytes, segment.byteSize());
+    if (offset % HUGE_PAGE != 0 || bytes % HUGE_PAGE != 0) {
+      throw new IllegalArgumentException(
+          "expected=multiples of " + HUGE_PAGE + " actual offset=" + offset + " bytes=" + bytes);
+    }
+    long start = segment.address() + offset;
+    return mapped && Libc.madvise(start, bytes, Libc.MADV_HUGEPAGE) == 0;
   }
 
   private static NativeMemory allocate(long bytes, boolean huge) {
@@ -60,7 +85,7 @@ public final class NativeMemory implements AutoCloseable {
   }
 
   private static NativeMemory map(long bytes, boolean huge) {
-    long align = huge ? HUGE_PAGE : 4096;
+    long align = bytes >= HUGE_PAGE ? HUGE_PAGE : 4096;
     long length = (bytes + 4095) & -4096L;
     long reserved = length + align;
     int flags = Libc.MAP_PRIVATE | Libc.MAP_ANONYMOUS | Libc.MAP_NORESERVE;

@@ -62,7 +62,8 @@ public final class CpuBackend implements Backend {
    * @param packed runs when packed weights have taken the place of mapped ones in a running
    *     executable, on a thread of that executable and before its {@code close} returns
    * @param hugePages whether weights of mapped files are copied to huge pages, beside forwards,
-   *     where the system has them and memory is plenty; never with {@link Layout#MAPPED}
+   *     where the system has them and memory is plenty, never with {@link Layout#MAPPED}; and
+   *     whether long caches grow into huge pages
    * @param workers makes the threads of the pool, and whether they are bound to cores
    */
   public record Options(

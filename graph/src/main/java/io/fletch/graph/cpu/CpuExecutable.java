@@ -34,6 +34,7 @@ final class CpuExecutable implements Executable {
   private final String description;
   private final WorkerPool pool;
   private final Weights weights;
+  private final boolean hugePages;
   private final AttentionMemory attentionMemory;
   private final Variant plain;
 
@@ -61,7 +62,15 @@ final class CpuExecutable implements Executable {
     try {
       Graph stored = Decomposition.of(graph);
       weights.prepare(stored, choice.kernels(), pool, options);
-      CpuExecutable executable = new CpuExecutable(graph, stored, maxRows, choice, pool, weights);
+      CpuExecutable executable =
+          new CpuExecutable(
+              graph,
+              stored,
+              maxRows,
+              choice,
+              pool,
+              weights,
+              options.hugePages() && HugeCopies.available());
       weights.ready();
       return executable;
     } catch (RuntimeException | Error e) {
@@ -77,8 +86,10 @@ final class CpuExecutable implements Executable {
       int maxRows,
       KernelSets.Choice choice,
       WorkerPool pool,
-      Weights weights) {
+      Weights weights,
+      boolean hugePages) {
     this.graph = graph;
+    this.hugePages = hugePages;
     this.maxRows = maxRows;
     this.pool = pool;
     this.weights = weights;
@@ -177,7 +188,7 @@ final class CpuExecutable implements Executable {
     if (capacity < 1) {
       throw new IllegalArgumentException("capacity: expected>=1 actual=" + capacity);
     }
-    return new CpuKvCache(this, kernels, graph.kvLayers(), capacity, type);
+    return new CpuKvCache(this, kernels, graph.kvLayers(), capacity, type, hugePages);
   }
 
   @Override

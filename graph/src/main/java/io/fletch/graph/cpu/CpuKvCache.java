@@ -8,13 +8,15 @@ import java.lang.foreign.MemorySegment;
 import java.nio.ByteBuffer;
 import java.nio.channels.ReadableByteChannel;
 import java.nio.channels.WritableByteChannel;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Objects;
+import java.util.Optional;
 
 /**
  * Keys and values in one block of native memory: per layer, per key/value head, {@code [slot][dim]}
  * keys, then the same for values. Memory is reserved at once and taken from the system as slots are
- * written.
+ * written, in long caches in huge pages ({@link HugeSlots}).
  */
 final class CpuKvCache implements KvCache {
   private static final long ALIGNMENT = 64;
@@ -32,11 +34,17 @@ final class CpuKvCache implements KvCache {
   private final long[] keyBytes;
   private final long[] valueBytes;
   private final int[] heads;
+  private final Optional<HugeSlots> huge;
   private int length;
   private boolean closed;
 
   CpuKvCache(
-      CpuExecutable owner, Kernels kernels, List<AttentionSpec> layers, int capacity, Type type) {
+      CpuExecutable owner,
+      Kernels kernels,
+      List<AttentionSpec> layers,
+      int capacity,
+      Type type,
+      boolean hugePages) {
     this.owner = owner;
     this.type = type;
     this.capacity = capacity;
@@ -60,6 +68,23 @@ final class CpuKvCache implements KvCache {
     }
     memory = NativeMemory.allocateSparse(Math.max(end, ALIGNMENT));
     segment = memory.segment();
+    huge = hugePages ? Optional.of(hugeSlots()) : Optional.empty();
+  }
+
+  private HugeSlots hugeSlots() {
+    int runs = 2 * Arrays.stream(heads).sum();
+    long[] base = new long[runs];
+    long[] bytes = new long[runs];
+    int i = 0;
+    for (int l = 0; l < heads.length; l++) {
+      for (int h = 0; h < heads[l]; h++) {
+        base[i] = keyOffset(l, h, 0);
+        bytes[i++] = keyBytes[l];
+        base[i] = valueOffset(l, h, 0);
+        bytes[i++] = valueBytes[l];
+      }
+    }
+    return new HugeSlots(memory, capacity, base, bytes);
   }
 
   private long headStride(long slotBytes) {
@@ -122,6 +147,9 @@ final class CpuKvCache implements KvCache {
           "length: expected in [0, " + capacity + "] actual=" + newLength);
     }
     length = newLength;
+    if (huge.isPresent()) {
+      huge.get().filled(newLength);
+    }
   }
 
   @Override
@@ -132,6 +160,7 @@ final class CpuKvCache implements KvCache {
     }
     from.check(owner);
     KvCache.checkCopy(source, sourceSlot, this, slot, count);
+    huge.ifPresent(h -> h.expect(slot + count));
     for (int l = 0; l < heads.length; l++) {
       for (int h = 0; h < heads[l]; h++) {
         MemorySegment.copy(
@@ -169,12 +198,16 @@ final class CpuKvCache implements KvCache {
     void accept(ByteBuffer bytes) throws IOException;
   }
 
-  /** Goes through the first slots, layer by layer and head by head, keys before values. */
-  private void pieces(int count, Piece piece) throws IOException {
+  private void checkCount(int count) {
     if (closed) {
       throw new IllegalStateException("the cache is closed");
     }
     Objects.checkFromIndexSize(0, count, capacity);
+  }
+
+  /** Goes through the first slots, layer by layer and head by head, keys before values. */
+  private void pieces(int count, Piece piece) throws IOException {
+    checkCount(count);
     for (int l = 0; l < heads.length; l++) {
       for (int h = 0; h < heads[l]; h++) {
         piece(keyOffset(l, h, 0), count * keyBytes[l], piece);
@@ -196,6 +229,8 @@ final class CpuKvCache implements KvCache {
 
   @Override
   public void load(int count, ReadableByteChannel from) throws IOException {
+    checkCount(count);
+    huge.ifPresent(h -> h.expect(count));
     pieces(count, bytes -> KvCache.read(bytes, from));
   }
 
