@@ -363,7 +363,41 @@ def coe(residual, routers, iterations, query_rank):
     return finish("coe", w, x, config, IDS)
 
 
+def elas(gate):
+    """Llama with squared ReLU, of each four of whose results the two largest count (ELAS); with a gate or without."""
+    config = dict(BASE, model_type="llama", num_key_value_heads=HEADS, hidden_act="relu2", fletch=dict(activation_sparsity="2:4"))
+    w = Weights()
+
+    def rotate(x, position):
+        half = DIM // 2
+        angle = position * 10000.0 ** (-np.arange(half) / half)
+        a, b = x[:, :half], x[:, half:]
+        return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], 1)
+
+    def unit(x, name):
+        y = w(name + ".up_proj.weight", FF, HIDDEN) @ x
+        y = np.maximum(w(name + ".gate_proj.weight", FF, HIDDEN) @ x, 0) ** 2 * y if gate else np.maximum(y, 0) ** 2
+        groups = y.reshape(-1, 4).copy()
+        for g in groups:
+            g[np.argsort(-abs(g), kind="stable")[2:]] = 0
+        return w(name + ".down_proj.weight", HIDDEN, FF) @ groups.reshape(-1)
+
+    x = w("model.embed_tokens.weight", VOCAB, HIDDEN, scale=1.0)[IDS]
+    for i in range(3):
+        name = f"model.layers.{i}."
+        h = w.norm(x, name + "input_layernorm.weight")
+        q, k, v = ((h @ w(f"{name}self_attn.{p}_proj.weight", HEADS * DIM, HIDDEN).T).reshape(len(IDS), HEADS, DIM) for p in "qkv")
+        q = np.stack([rotate(r, t) for t, r in enumerate(q)])
+        k = np.stack([rotate(r, t) for t, r in enumerate(k)])
+        x = x + attend(q, k, v, DIM ** -0.5) @ w(name + "self_attn.o_proj.weight", HIDDEN, HEADS * DIM).T
+        h = w.norm(x, name + "post_attention_layernorm.weight")
+        x = x + np.stack([unit(r, name + "mlp") for r in h])
+    return finish("elas", w, x, config, IDS)
+
+
 WRITTEN = {
+    "elas": lambda: elas(False),
+    "elas-gated": lambda: elas(True),
     "llada2": llada2,
     "deepseek": lambda: deepseek(False),
     "cd-moe": lambda: deepseek(True),

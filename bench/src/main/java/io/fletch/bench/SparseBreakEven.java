@@ -29,7 +29,17 @@ public final class SparseBreakEven {
 
   private SparseBreakEven() {}
 
-  private record Candidate(String name, Kernels.Matmul kernel, MemorySegment data, long bytes) {}
+  /**
+   * What is timed.
+   *
+   * @param kept of the elements of its input, 1 for all
+   */
+  private record Candidate(
+      String name, Kernels.Matmul kernel, MemorySegment data, long bytes, double kept) {
+    Candidate(String name, Kernels.Matmul kernel, MemorySegment data, long bytes) {
+      this(name, kernel, data, bytes, 1);
+    }
+  }
 
   /** Runs the comparison. */
   public static void main(String[] args) {
@@ -62,6 +72,16 @@ public final class SparseBreakEven {
         all.add(
             new Candidate(
                 "2:4 " + type, kernels.twoOfFourMatmul(m), m.values().segment(), m.bytes()));
+      }
+      Tensor plain = Quantizer.quantize(dense, TensorType.F16, store);
+      Kernels.Matmul columns = kernels.columnsMatmul(TensorType.F16, in);
+      MemorySegment packed =
+          store.allocate("columns", TensorType.I8, columns.packedBytes(out)).segment();
+      columns.pack(plain.segment(), packed, out, 0, out);
+      for (double kept : new double[] {1, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05}) {
+        long bytes = Math.round(plain.bytes() * kept);
+        String name = "F16, activations " + kept;
+        all.add(new Candidate(name, columns, packed, bytes, kept));
       }
       measure(kernels, all, out, in, rounds, store);
     }
@@ -105,6 +125,13 @@ public final class SparseBreakEven {
     for (int c = 0; c < all.size(); c++) {
       Kernels.ActivationFormat format = all.get(c).kernel().activation();
       inputs[c] = x;
+      if (all.get(c).kept() < 1) {
+        inputs[c] = store.allocate("x", TensorType.I8, stride).segment();
+        for (int i = 0; i < in; i++) {
+          float v = r.nextDouble() < all.get(c).kept() ? x.get(ValueLayout.JAVA_FLOAT, 4L * i) : 0;
+          inputs[c].set(ValueLayout.JAVA_FLOAT, 4L * i, v);
+        }
+      }
       if (format != Kernels.ActivationFormat.F32) {
         inputs[c] =
             store.allocate("q", TensorType.I8, kernels.activationBytes(format, in)).segment();

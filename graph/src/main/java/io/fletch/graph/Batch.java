@@ -103,6 +103,15 @@ public interface Batch extends AutoCloseable {
    */
   void wantTop(int logitRow, int defined, int count);
 
+  /**
+   * After forward: bytes of weights that products did not read because what they would have been
+   * multiplied by was zero. Counted where a forward has one row; 0 on backends that read
+   * everything.
+   */
+  default long skippedBytes() {
+    return 0;
+  }
+
   /** Rows added. */
   int rows();
 

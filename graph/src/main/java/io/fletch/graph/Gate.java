@@ -95,6 +95,7 @@ public record Gate(int layer, Unit unit, Branch branch) {
       case Op.Rope o -> Optional.empty();
       case Op.KvStore o -> Optional.empty();
       case Op.Scale o -> Optional.empty();
+      case Op.KeepLargest o -> Optional.empty();
       case Op.SoftCap o -> Optional.empty();
       case Op.Slice o -> Optional.empty();
       case Op.Gather o -> Optional.empty();

@@ -94,6 +94,9 @@ public record Graph(
     return new Builder(name);
   }
 
+  /** Most neighbours of which {@link Op.KeepLargest} keeps some. */
+  public static final int MAX_GROUP = 32;
+
   /** Appends ops; each method returns the value it defines. Used by one thread. */
   public static final class Builder {
     private final String name;
@@ -321,6 +324,25 @@ public record Graph(
       }
       Value out = value(valueName, up.width(), up.rows());
       ops.add(new Op.Activate(activation, gateHalf, up, gate, out));
+      return out;
+    }
+
+    /** The largest of groups of neighbours. */
+    public Value keepLargest(String valueName, Value in, int n, int m) {
+      if (n < 1 || n > m || m > MAX_GROUP || in.width() % m != 0) {
+        throw new IllegalArgumentException(
+            valueName
+                + ": "
+                + n
+                + " of "
+                + m
+                + ": expected=groups of at most "
+                + MAX_GROUP
+                + " that divide the width="
+                + in.width());
+      }
+      Value out = value(valueName, in.width(), in.rows());
+      ops.add(new Op.KeepLargest(in, n, m, out));
       return out;
     }
 

@@ -205,6 +205,7 @@ public final class LayerRunner {
             case Op.Activate o -> activate(o, values);
             case Op.Add o -> add(o, values.get(o.residual()), values.get(o.branch()));
             case Op.Replace o -> values.get(o.branch());
+            case Op.KeepLargest o -> ReferenceExecutable.keepLargest(o, values.get(o.in()));
             case Op.Scale o -> ReferenceExecutable.scale(o, values.get(o.in()));
             case Op.SoftCap o -> ReferenceExecutable.softCap(o, values.get(o.in()));
             case Op.Slice o -> ReferenceExecutable.slice(o, values.get(o.in()));

@@ -166,6 +166,22 @@ public sealed interface Op {
     }
   }
 
+  /**
+   * The {@code n} elements of largest magnitude of each {@code m} neighbours (activation sparsity,
+   * ELAS); the others become 0. Of equal ones the first are kept, and what is no number always.
+   */
+  record KeepLargest(Value in, int n, int m, Value out) implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(in);
+    }
+  }
+
   /** {@code residual + scale * branch}; rows whose gate says skip keep the residual bit for bit. */
   record Add(Value residual, Value branch, float scale, Optional<Gate> gate, Value out)
       implements Op {

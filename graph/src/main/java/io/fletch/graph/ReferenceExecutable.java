@@ -163,6 +163,7 @@ final class ReferenceExecutable implements Executable {
             case Op.Activate o -> activate(o, values, b);
             case Op.Add o -> add(o, values.get(o.residual()), values.get(o.branch()), b);
             case Op.Replace o -> replace(o, values.get(o.residual()), values.get(o.branch()), b);
+            case Op.KeepLargest o -> keepLargest(o, values.get(o.in()));
             case Op.Scale o -> scale(o, values.get(o.in()));
             case Op.SoftCap o -> softCap(o, values.get(o.in()));
             case Op.Slice o -> slice(o, values.get(o.in()));
@@ -643,6 +644,21 @@ final class ReferenceExecutable implements Executable {
       for (int i = r * width; i < (r + 1) * width; i++) {
         y[i] = (float) (residual[i] + (double) o.scale() * branch[i]);
       }
+    }
+    return y;
+  }
+
+  static float[] keepLargest(Op.KeepLargest o, float[] x) {
+    float[] y = new float[x.length];
+    for (int i = 0; i < x.length; i++) {
+      int first = i - i % o.m();
+      int larger = 0;
+      for (int j = first; j < first + o.m(); j++) {
+        float a = Math.abs(x[j]);
+        float b = Math.abs(x[i]);
+        larger += a > b || a == b && j < i ? 1 : 0;
+      }
+      y[i] = larger < o.n() ? x[i] : 0;
     }
     return y;
   }

@@ -9,6 +9,7 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Map;
 import java.util.SplittableRandom;
 import java.util.stream.IntStream;
 
@@ -244,7 +245,18 @@ public final class SyntheticModel {
    * @throws UncheckedIOException if writing fails; there is then no new file
    */
   public static void write(Path target, Shape shape, Mix mix, long seed) {
+    write(target, shape, mix, seed, Map.of());
+  }
+
+  /**
+   * The same with further metadata.
+   *
+   * @param options strings by their keys, such as {@code fletch.hidden_act}
+   */
+  public static void write(
+      Path target, Shape shape, Mix mix, long seed, Map<String, String> options) {
     GgufWriter writer = new GgufWriter();
+    options.forEach(writer::put);
     putHyperParameters(writer, shape, mix);
     if (shape.bytePairs()) {
       putBytePairs(writer, shape);

@@ -14,6 +14,7 @@ final class CpuBatch extends AbstractBatch {
   private final NativeMemory memory;
   private final MemorySegment segment;
   private final long stride;
+  private long skipped;
 
   /** Rows of the graph's hidden value, one behind the other. */
   private final float[] hidden;
@@ -26,6 +27,16 @@ final class CpuBatch extends AbstractBatch {
     hidden = new float[owner.graph().hidden().map(h -> h.width() * maxLogitRows).orElse(0)];
     memory = NativeMemory.allocate(Math.max(1, maxLogitRows * stride * Float.BYTES));
     segment = memory.segment();
+  }
+
+  /** What the forward that has just run did not read. */
+  void skipped(long bytes) {
+    skipped = bytes;
+  }
+
+  @Override
+  public long skippedBytes() {
+    return skipped;
   }
 
   boolean isOf(CpuExecutable executable) {

@@ -213,12 +213,14 @@ final class CpuExecutable implements Executable {
       Variant variant = b.adapted() ? adapted.orElseThrow() : plain;
       Frame frame = variant.frame();
       frame.begin(b);
+      long before = weights.skippedBytes();
       try {
         pool.run(variant.stages(b.rows()), frame);
       } finally {
         frame.end();
       }
       b.ran();
+      b.skipped(weights.skippedBytes() - before);
     } finally {
       turn.unlock();
     }

@@ -8,6 +8,7 @@ import io.fletch.graph.RopeSpec;
 import io.fletch.quant.SparseMatrix;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
+import java.util.Optional;
 
 /**
  * One complete set of CPU kernels: scalar, Vector API, or machine code. Stateless and thread-safe;
@@ -32,6 +33,14 @@ public interface Kernels {
   /** As {@link #matmul}, but reading the tensor's bytes as they are: a product that never packs. */
   default Matmul matmulMapped(TensorType type, int in) {
     return matmul(type, in);
+  }
+
+  /**
+   * The product kernel for activations many of which are zero, whose weights it then does not read;
+   * always packed. For F32, F16 and BF16.
+   */
+  default Matmul columnsMatmul(TensorType type, int in) {
+    return new ColumnsMatmul(type, in, Optional.empty());
   }
 
   /** The product kernel of a sparse matrix; it is for this one only. */

@@ -295,6 +295,9 @@ final class Lowering {
               o.columns(),
               place(o.out()),
               gate(op));
+      case Op.KeepLargest o ->
+          new RowStage.KeepLargest(
+              place(o.in()), o.n(), o.m(), o.out().width(), place(o.out()), gate(op));
       case Op.Replace o ->
           new RowStage.Replace(
               place(o.residual()), place(o.branch()), o.out().width(), place(o.out()), gate(op));

@@ -504,6 +504,43 @@ final class RowStage extends WorkerPool.Stage<Frame> {
     }
   }
 
+  /** The largest of groups of neighbours. */
+  static final class KeepLargest extends Step {
+    private final Place in;
+    private final int n;
+    private final int m;
+    private final int width;
+    private final Place out;
+
+    KeepLargest(Place in, int n, int m, int width, Place out, int gate) {
+      super("keep " + n + " of " + m, gate);
+      this.in = in;
+      this.n = n;
+      this.m = m;
+      this.width = width;
+      this.out = out;
+    }
+
+    @Override
+    void run(Frame f, int row, int batchRow) {
+      MemorySegment x = in.segment(f);
+      MemorySegment y = out.segment(f);
+      long to = out.at(row);
+      for (long group = in.at(row); group < in.at(row) + width; group += m) {
+        for (int i = 0; i < m; i++) {
+          float value = Segments.f32(x, group + i);
+          float size = Math.abs(value);
+          int larger = 0;
+          for (int j = 0; j < m; j++) {
+            float other = Math.abs(Segments.f32(x, group + j));
+            larger += other > size || other == size && j < i ? 1 : 0;
+          }
+          Segments.f32(y, to++, larger < n ? value : 0f);
+        }
+      }
+    }
+  }
+
   /** Some elements of a row, or of two together, one by one. */
   static final class Gather extends Step {
     private final Place in;

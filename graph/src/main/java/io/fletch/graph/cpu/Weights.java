@@ -1,7 +1,10 @@
 package io.fletch.graph.cpu;
 
+import io.fletch.graph.Activation;
 import io.fletch.graph.Graph;
 import io.fletch.graph.Op;
+import io.fletch.graph.Value;
+import io.fletch.graph.cpu.x86.ColumnsMatmulCode;
 import io.fletch.quant.Dequantizer;
 import io.fletch.quant.LinearOp;
 import io.fletch.quant.Tensor;
@@ -14,6 +17,7 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.IdentityHashMap;
 import java.util.List;
 import java.util.Map;
@@ -32,13 +36,19 @@ final class Weights implements AutoCloseable {
   private static final String MAPPED = "weights mapped";
   private static final Path MEMORY_INFO = Path.of("/proc/meminfo");
 
-  private record Product(TensorType type, int in, boolean mayPack) {}
+  private record Product(TensorType type, int in, boolean mayPack, boolean columns) {}
 
   private final Map<Product, Kernels.Matmul> products = new HashMap<>();
   private final TensorStore store = TensorStore.create();
   private final Map<Tensor, PreparedWeight> matrices = new IdentityHashMap<>();
   private final Map<Tensor, MemorySegment> floats = new IdentityHashMap<>();
   private final Map<LinearOp, PreparedWeight> sparse = new IdentityHashMap<>();
+
+  private Kernels.Matmul[] columns = new Kernels.Matmul[0];
+
+  /** Matrices whose input has zeros. */
+  private Set<Tensor> behindZeros = Set.of();
+
   private Optional<PackedCopies> copies = Optional.empty();
   private Optional<BackgroundPacking> packing = Optional.empty();
   private Optional<HugeCopies> huge = Optional.empty();
@@ -47,6 +57,7 @@ final class Weights implements AutoCloseable {
   /** Prepares all matrices of a graph; called once. */
   void prepare(Graph graph, Kernels kernels, WorkerPool pool, CpuBackend.Options options) {
     List<Tensor> ordered = matricesOf(graph);
+    behindZeros = behindZeros(graph);
     List<PackedMatrices.Job> jobs = new ArrayList<>();
     for (Tensor t : ordered) {
       Kernels.Matmul m = kernel(kernels, t, true);
@@ -71,6 +82,10 @@ final class Weights implements AutoCloseable {
         sparse.computeIfAbsent(l.weight(), x -> SparseWeights.prepare(x, kernels));
       }
     }
+    columns =
+        products.values().stream()
+            .filter(ColumnsMatmul.class::isInstance)
+            .toArray(Kernels.Matmul[]::new);
     copyToHugePages(options);
     steps.end();
   }
@@ -189,9 +204,15 @@ final class Weights implements AutoCloseable {
   /** One kernel per type and width, since a set may emit code for each. */
   private Kernels.Matmul kernel(Kernels kernels, Tensor t, boolean mayPack) {
     int in = Math.toIntExact(t.cols());
+    boolean columns = mayPack && behindZeros.contains(t);
     return products.computeIfAbsent(
-        new Product(t.type(), in, mayPack),
-        p -> mayPack ? kernels.matmul(t.type(), in) : kernels.matmulMapped(t.type(), in));
+        new Product(t.type(), in, mayPack, columns),
+        p -> {
+          if (columns) {
+            return kernels.columnsMatmul(t.type(), in);
+          }
+          return mayPack ? kernels.matmul(t.type(), in) : kernels.matmulMapped(t.type(), in);
+        });
   }
 
   /** Each matrix once, in the order of use. */
@@ -206,6 +227,39 @@ final class Weights implements AutoCloseable {
             })
         .filter(seen::add)
         .toList();
+  }
+
+  /**
+   * Matrices of float types that only read what a ReLU, or a choice of the largest, has given:
+   * there columns can be left out.
+   */
+  private static Set<Tensor> behindZeros(Graph graph) {
+    Set<Value> zeros = new HashSet<>();
+    Set<Tensor> all = Collections.newSetFromMap(new IdentityHashMap<>());
+    Set<Tensor> others = Collections.newSetFromMap(new IdentityHashMap<>());
+    for (Op op : graph.ops()) {
+      switch (op) {
+        case Op.Activate o
+            when o.activation() == Activation.RELU || o.activation() == Activation.RELU_SQUARED ->
+            zeros.add(o.out());
+        case Op.KeepLargest o -> zeros.add(o.out());
+        case Op.Linear o when o.weight() instanceof LinearOp.Dense d ->
+            (zeros.contains(o.in()) ? all : others).add(d.weight());
+        case Op.ExpertLinear o -> others.addAll(o.experts());
+        default -> {}
+      }
+    }
+    all.removeIf(t -> others.contains(t) || !ColumnsMatmulCode.supports(t.type()));
+    return all;
+  }
+
+  /** Bytes of weights that zeros of activations have spared products with one row. */
+  long skippedBytes() {
+    long sum = 0;
+    for (Kernels.Matmul m : columns) {
+      sum += ((ColumnsMatmul) m).skippedBytes();
+    }
+    return sum;
   }
 
   private PreparedWeight mapped(Tensor t, Kernels kernels) {

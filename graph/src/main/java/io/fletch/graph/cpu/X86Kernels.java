@@ -60,6 +60,11 @@ final class X86Kernels implements Kernels {
   }
 
   @Override
+  public Matmul columnsMatmul(TensorType type, int in) {
+    return new ColumnsMatmul(type, in, Optional.of(isa));
+  }
+
+  @Override
   public Matmul bitmapMatmul(SparseMatrix.Bitmap matrix) {
     return X86Sparse.of(matrix, this);
   }

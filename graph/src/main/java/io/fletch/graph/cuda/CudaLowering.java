@@ -660,6 +660,14 @@ final class CudaLowering {
               o.out().width(),
               at(o.in()),
               at(o.out()));
+      case Op.KeepLargest o ->
+          run.element(
+              op,
+              "keep_largest",
+              e.keepLargest(o.out().width(), o.n(), o.m(), o.in().rows()),
+              o.out().width(),
+              at(o.in()),
+              at(o.out()));
       case Op.Replace o ->
           run.element(
               op,

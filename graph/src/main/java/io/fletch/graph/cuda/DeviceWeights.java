@@ -87,6 +87,7 @@ final class DeviceWeights {
         case Op.Activate o -> {}
         case Op.Add o -> {}
         case Op.Replace o -> {}
+        case Op.KeepLargest o -> {}
         case Op.Adapt o -> {}
         case Op.Scale o -> {}
         case Op.SoftCap o -> {}

@@ -931,6 +931,28 @@ final class Emitter {
     return b.k;
   }
 
+  /** Parameters: control, in, out. */
+  PtxKernel keepLargest(int width, int n, int m, Value.Rows rows) {
+    Row b = new Row(rows);
+    PtxKernel k = b.k;
+    PtxRegister x = b.floats(k.parameter(U64), b.row, width);
+    PtxRegister y = b.floats(k.parameter(U64), b.row, width);
+    PtxRegister i = b.element(width);
+    PtxRegister own = k.rem(i, m);
+    PtxRegister first = k.sub(i, own);
+    PtxRegister value = b.get(x, i);
+    PtxRegister size = k.unary("abs", value);
+    PtxRegister larger = k.constant(U32, 0);
+    for (int j = 0; j < m; j++) {
+      PtxRegister other = k.unary("abs", b.get(x, k.add(first, j)));
+      PtxRegister before = k.both(k.compare("eq", other, size), k.compare("gt", own, j));
+      PtxRegister counts = k.either(k.compare("gt", other, size), before);
+      larger = k.add(larger, k.select(counts, k.constant(U32, 1), 0));
+    }
+    b.put(y, i, k.select(k.compare("lt", larger, n), value, 0f));
+    return k;
+  }
+
   /** Parameters: control, residual, branch, out. */
   PtxKernel replace(int width, Gate gate, Value.Rows rows) {
     Row b = new Row(rows);

@@ -62,6 +62,7 @@ class EmitterTest {
       all.add(e.gather(33, 0, 31, r));
       all.add(e.gather(33, 9, 31, r));
       all.add(e.replace(33, GATE.get(), r));
+      all.add(e.keepLargest(36, 2, 4, r));
       for (KvCache.Type t : KvCache.Type.values()) {
         int n = t == KvCache.Type.Q8_0 ? 64 : 40;
         AttentionSpec spec = new AttentionSpec(0, 4, 2, n, n, 0.1f, 50, 7);

@@ -227,15 +227,37 @@ public record BlockSpec(
    * @param gated {@code act(gate x) * up x} if true, {@code act(up x)} if not
    * @param fusedGateUp one matrix for gate and up, in this order of rows
    * @param experts instead of one unit of that width, several of which each row takes a few
+   * @param keep of what the activation gives, the largest alone count (ELAS)
    */
   public record FeedForward(
       int width,
       Activation activation,
       boolean gated,
       boolean fusedGateUp,
-      Optional<Experts> experts) {
+      Optional<Experts> experts,
+      Optional<Keep> keep) {
+    /** All activations count. */
+    public FeedForward(
+        int width,
+        Activation activation,
+        boolean gated,
+        boolean fusedGateUp,
+        Optional<Experts> experts) {
+      this(width, activation, gated, fusedGateUp, experts, Optional.empty());
+    }
+
     /** Checks the ranges. */
     public FeedForward {
+      Objects.requireNonNull(keep, "keep");
+      if (keep.isPresent() && (experts.isPresent() || width % keep.get().of() != 0)) {
+        throw new FletchException(
+            "fletch.activation_sparsity: expected=a dense unit whose width is a multiple of "
+                + keep.get().of()
+                + " actual: width="
+                + width
+                + " experts="
+                + experts.isPresent());
+      }
       Objects.requireNonNull(activation, "activation");
       if (width < 1) {
         throw new FletchException("feed-forward width: expected >= 1 actual=" + width);
@@ -255,11 +277,39 @@ public record BlockSpec(
     }
 
     FeedForward withExperts(Experts value) {
-      return new FeedForward(width, activation, gated, fusedGateUp, Optional.of(value));
+      return new FeedForward(width, activation, gated, fusedGateUp, Optional.of(value), keep);
     }
 
     FeedForward withWidth(int value) {
-      return new FeedForward(value, activation, gated, fusedGateUp, experts);
+      return new FeedForward(value, activation, gated, fusedGateUp, experts, keep);
+    }
+
+    FeedForward with(Activation value, Optional<Keep> largest) {
+      return new FeedForward(width, value, gated, fusedGateUp, experts, largest);
+    }
+
+    FeedForward withoutGate() {
+      return new FeedForward(width, activation, false, false, experts, keep);
+    }
+  }
+
+  /**
+   * The {@code count} elements of largest magnitude of each {@code of} neighbours.
+   *
+   * @param of at most {@link io.fletch.graph.Graph#MAX_GROUP}
+   */
+  public record Keep(int count, int of) {
+    /** Checks the ranges. */
+    public Keep {
+      if (count < 1 || count > of || of > io.fletch.graph.Graph.MAX_GROUP) {
+        throw new FletchException(
+            "fletch.activation_sparsity: expected=N:M with N <= M <= "
+                + io.fletch.graph.Graph.MAX_GROUP
+                + " actual="
+                + count
+                + ":"
+                + of);
+      }
     }
   }
 

@@ -498,7 +498,8 @@ final class HfHyperParameters {
         key, s.string(key).orElse(arch.has(Trait.GEMMA) ? "gelu_pytorch_tanh" : "silu"));
   }
 
-  private static Activation activation(String key, String name) {
+  /** An activation by the name that transformers has for it. */
+  static Activation activation(String key, String name) {
     return switch (name) {
       case "silu", "swish" -> Activation.SILU;
       case "gelu_pytorch_tanh", "gelu_new" -> Activation.GELU_TANH;

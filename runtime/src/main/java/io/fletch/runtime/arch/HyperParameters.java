@@ -2,12 +2,15 @@ package io.fletch.runtime.arch;
 
 import io.fletch.FletchException;
 import io.fletch.Pooling;
+import io.fletch.graph.Activation;
 import io.fletch.quant.Metadata;
 import io.fletch.quant.WeightFile;
 import java.util.List;
 import java.util.Objects;
 import java.util.Optional;
 import java.util.OptionalInt;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
 
 /**
  * Everything that the graph and the decode loop need to know about a model besides its weights.
@@ -105,12 +108,45 @@ public record HyperParameters(
    * @throws io.fletch.quant.WeightFileException if a value has the wrong type
    */
   public static HyperParameters read(WeightFile.Format format, Metadata metadata) {
+    HyperParameters hp = withUnits(metadata, format);
+    return hp.withOptions(metadata);
+  }
+
+  /**
+   * Feed-forward units as options describe them: the activation of GGUF and Arrow files, whose
+   * metadata have no key for it, and how many of its results count (ELAS, specs weights 5.1).
+   */
+  private static HyperParameters withUnits(Metadata metadata, WeightFile.Format format) {
     HyperParameters hp =
         switch (format) {
           case GGUF, ARROW -> GgufHyperParameters.read(metadata);
           case SAFETENSORS -> HfHyperParameters.read(metadata);
         };
-    return hp.withOptions(metadata);
+    Optional<Activation> activation =
+        metadata
+            .string("fletch.hidden_act")
+            .map(name -> HfHyperParameters.activation("fletch.hidden_act", name));
+    Optional<BlockSpec.Keep> keep =
+        metadata.string("fletch.activation_sparsity").map(HyperParameters::keep);
+    if (activation.isEmpty() && keep.isEmpty()) {
+      return hp;
+    }
+    List<BlockSpec> changed =
+        hp.blocks().stream()
+            .map(b ->
+                b.withUnits(
+                    b.attention(),
+                    b.feedForward().map(f -> f.with(activation.orElse(f.activation()), keep))))
+            .toList();
+    return hp.withShapes(hp.vocabulary(), changed);
+  }
+
+  private static BlockSpec.Keep keep(String text) {
+    Matcher m = Pattern.compile("(\\d{1,3}):(\\d{1,3})").matcher(text);
+    if (!m.matches()) {
+      throw new FletchException("fletch.activation_sparsity: expected=N:M actual=" + text);
+    }
+    return new BlockSpec.Keep(Integer.parseInt(m.group(1)), Integer.parseInt(m.group(2)));
   }
 
   /**

@@ -356,6 +356,10 @@ public final class ModelGraph {
       Value up = linear(at + "ffn_up", in, spec.width(), gated);
       inner = graph.activate(at + "ffn_act", spec.activation(), gateHalf, up, gated);
     }
+    if (spec.keep().isPresent()) {
+      BlockSpec.Keep keep = spec.keep().get();
+      inner = graph.keepLargest(at + "ffn_kept", inner, keep.count(), keep.of());
+    }
     return linear(at + "ffn_down", inner, hp.embeddingLength(), gated);
   }
 

@@ -1,6 +1,7 @@
 package io.fletch.runtime.arch;
 
 import io.fletch.FletchException;
+import io.fletch.graph.Activation;
 import io.fletch.quant.Dequantizer;
 import io.fletch.quant.LinearOp;
 import io.fletch.quant.LinearOpTensors;
@@ -440,7 +441,10 @@ public final class WeightTensors {
       throw new FletchException(
           at + "ffn_up: rows expected=" + f.width() + " (or fewer) actual=" + rows);
     }
-    return f.withWidth((int) rows);
+    BlockSpec.FeedForward out = f.withWidth((int) rows);
+    boolean isRelu = f.activation() == Activation.RELU || f.activation() == Activation.RELU_SQUARED;
+    // Research code has units of this kind with and without a gate.
+    return f.gated() && isRelu && !hasLinear(at + "ffn_gate") ? out.withoutGate() : out;
   }
 
   /**
@@ -475,6 +479,15 @@ public final class WeightTensors {
     }
     boolean isNone = factors.equals(List.of(0f)) && !hasExperts(at);
     return Optional.of(f.withExperts(experts.withFixed(isNone ? List.of() : factors)));
+  }
+
+  private boolean hasLinear(String name) {
+    return has(name + ".weight") || LinearOpTensors.find(this::present, name, width).isPresent();
+  }
+
+  /** The tensor, without asking for it. */
+  private Optional<Tensor> present(String name) {
+    return names.fileName(name).map(tensors::get);
   }
 
   private boolean hasExperts(String at) {

@@ -331,7 +331,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
 
   /** Bytes of weights that a batch with rows of this did not read; nothing is asked if all run. */
   long bytesSpared(Batch in) {
-    return rule == UnitRule.DENSE ? 0 : cost.bytesSpared(in);
+    return rule == UnitRule.DENSE ? in.skippedBytes() : cost.bytesSpared(in);
   }
 
   /** Adds the next {@code n} rows to a batch. */

@@ -132,9 +132,12 @@ final class PassCost {
     return wantsLogits ? body + head : body;
   }
 
-  /** Bytes of weights that a batch which has run did not read, because no row ran their unit. */
+  /**
+   * Bytes of weights that a batch which has run did not read, because no row ran their unit or what
+   * they would have been multiplied by was zero.
+   */
   long bytesSpared(Batch ran) {
-    long spared = 0;
+    long spared = ran.skippedBytes();
     for (int u = 0; u < units.size(); u++) {
       Unit unit = units.get(u);
       boolean runs = false;

@@ -300,4 +300,25 @@ class BlockFormTest {
     assertTrue(
         odd.getMessage().contains("does not know: " + LAYER + "0." + AFTER_FFN), odd::getMessage);
   }
+
+  /** Activation sparsity (ELAS); what it computes is a matter of {@link TinyModelsTest}. */
+  @Test
+  void activationSparsityThatDoesNotFitIsRefused() throws IOException {
+    float[][] all = logits();
+    options.put("fletch.activation_sparsity", "4:4");
+    // Nothing is left out, but sums are taken in another order.
+    float[][] kept = logits();
+    for (int r = 0; r < all.length; r++) {
+      assertArrayEquals(all[r], kept[r], 1e-5f);
+    }
+    for (String bad : new String[] {"0:4", "5:4", "2:5", "20:33", "two of four", "2:4:8", "-1:4"}) {
+      options.put("fletch.activation_sparsity", bad);
+      FletchException e = assertThrows(FletchException.class, this::logits);
+      assertTrue(e.getMessage().contains("fletch.activation_sparsity"), e.getMessage());
+    }
+    options.clear();
+    options.put("fletch.hidden_act", "sigmoid");
+    FletchException e = assertThrows(FletchException.class, this::logits);
+    assertTrue(e.getMessage().contains("fletch.hidden_act"), e.getMessage());
+  }
 }

@@ -297,6 +297,10 @@ record GgufForm(MapMetadata metadata, Map<String, Tensor> tensors) {
             at + "expert_shared_feed_forward_length", c.get("shared_expert_intermediate_size"));
       }
     }
+    if (c.get("fletch") instanceof Map<?, ?> ours) {
+      out.with("fletch.hidden_act", c.get("hidden_act"))
+          .with("fletch.activation_sparsity", ours.get("activation_sparsity"));
+    }
     if (c.containsKey("mask_token_id")) {
       out.with("tokenizer.ggml.mask_token_id", c.get("mask_token_id"));
     }

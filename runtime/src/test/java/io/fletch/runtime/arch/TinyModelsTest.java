@@ -52,6 +52,8 @@ class TinyModelsTest {
         "coe-inner",
         "coe-outer",
         "coe-addinit",
+        "elas",
+        "elas-gated",
         "bert",
         "nomic-bert",
         "qwen3-embedding"
@@ -98,6 +100,8 @@ class TinyModelsTest {
         "coe-inner",
         "coe-outer",
         "coe-addinit",
+        "elas",
+        "elas-gated",
         "bert",
         "nomic-bert",
         "qwen3-embedding"

@@ -1,0 +1,329 @@
+package io.fletch.graph.cpu;
+
+import io.fletch.graph.cpu.x86.ColumnsMatmulCode;
+import io.fletch.graph.cpu.x86.Isa;
+import io.fletch.quant.TensorType;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.Locale;
+import java.util.Objects;
+import java.util.Optional;
+import java.util.concurrent.atomic.AtomicLong;
+
+/**
+ * Products with activations many of which are zero (behind ReLU, squared ReLU, or a choice of the
+ * largest): weights are packed so that a column of a panel of outputs is contiguous, and columns
+ * whose activation is zero are not read. Outputs take the columns in ascending order, {@code y =
+ * fma(x_j, w_j, y)} from +0, whether a column is left out or not, so a row has the same bits beside
+ * any others.
+ *
+ * <p>How it goes is chosen by what is measured: a few rows take their own columns from a list, if
+ * together they have fewer than there are; else four rows at a time take all columns.
+ *
+ * <p>Where there is no machine code for the instruction set, plain Java gives the same bits.
+ */
+final class ColumnsMatmul implements Kernels.Matmul {
+  /** Outputs of a panel. */
+  static final int PANEL = 256;
+
+  private static final MemorySegment ZEROS = MemorySegment.ofArray(new float[PANEL]);
+
+  /** Of the rows that a thread works on: columns that are not zero. */
+  private static final ThreadLocal<long[]> COUNTS =
+      ThreadLocal.withInitial(() -> new long[ColumnsMatmulCode.ROWS * 2]);
+
+  /** Columns whose weights stay in a cache while all rows pass over them. */
+  private static final int CACHED_COLUMNS = 128;
+
+  private final TensorType type;
+  private final int in;
+  private final Optional<Isa> isa;
+  private final long xStride;
+  private final AtomicLong skipped = new AtomicLong();
+  private final MemorySegment[] listed = new MemorySegment[PANEL / 16 + 1];
+  private final MemorySegment[] dense = new MemorySegment[PANEL / 16 + 1];
+
+  /** Products of a type with rows of {@code in} elements. */
+  ColumnsMatmul(TensorType type, int in, Optional<Isa> isa) {
+    if (!ColumnsMatmulCode.supports(type) || in < 1) {
+      throw new IllegalArgumentException("expected=a float type, in>=1 actual=" + type + " " + in);
+    }
+    this.type = type;
+    this.in = in;
+    this.isa = isa;
+    xStride = ActivationLayout.bytes(Kernels.ActivationFormat.F32, in);
+  }
+
+  /** Bytes of weights that products with one row have not read. */
+  long skippedBytes() {
+    return skipped.get();
+  }
+
+  @Override
+  public String name() {
+    return type.name().toLowerCase(Locale.ROOT)
+        + " columns x"
+        + PANEL
+        + " "
+        + isa.map(Isa::label).orElse("scalar");
+  }
+
+  @Override
+  public Kernels.ActivationFormat activation() {
+    return Kernels.ActivationFormat.F32;
+  }
+
+  @Override
+  public boolean packs() {
+    return true;
+  }
+
+  @Override
+  public long packedBytes(long out) {
+    // The last panel is as wide as it must be.
+    return type.bytes(in * (out / PANEL * PANEL + width(out % PANEL)));
+  }
+
+  private static long width(long outputs) {
+    return (outputs + 15) & -16;
+  }
+
+  @Override
+  public int rowGranule() {
+    return PANEL;
+  }
+
+  @Override
+  public void pack(MemorySegment rowMajor, MemorySegment packed, long out, long from, long to) {
+    int bytes = Math.toIntExact(type.bytes(1));
+    for (long first = from; first < to; first += PANEL) {
+      int outputs = (int) Math.min(PANEL, out - first);
+      long columnBytes = width(outputs) * bytes;
+      long base = packedBytes(first);
+      for (int o = 0; o < outputs; o++) {
+        long row = (first + o) * in * bytes;
+        for (int j = 0; j < in; j++) {
+          long at = base + j * columnBytes + (long) o * bytes;
+          if (bytes == 2) {
+            short v = rowMajor.get(ValueLayout.JAVA_SHORT_UNALIGNED, row + 2L * j);
+            packed.set(ValueLayout.JAVA_SHORT_UNALIGNED, at, v);
+          } else {
+            int v = rowMajor.get(ValueLayout.JAVA_INT_UNALIGNED, row + 4L * j);
+            packed.set(ValueLayout.JAVA_INT_UNALIGNED, at, v);
+          }
+        }
+      }
+      for (int j = 0; outputs % 16 != 0 && j < in; j++) {
+        long end = base + (j + 1) * columnBytes;
+        packed
+            .asSlice(end - (width(outputs) - outputs) * bytes, (width(outputs) - outputs) * bytes)
+            .fill((byte) 0);
+      }
+    }
+  }
+
+  @Override
+  public void run(
+      MemorySegment weight,
+      long out,
+      long from,
+      long to,
+      MemorySegment x,
+      long xOffset,
+      int rows,
+      MemorySegment y,
+      long yOffset,
+      long yStride) {
+    boolean isPanels = from % PANEL == 0 && (to % PANEL == 0 || to == out);
+    if (from < 0 || from > to || to > out || from < to && !isPanels) {
+      throw new IllegalArgumentException(
+          "rows: expected=panels within " + out + " actual=[" + from + "," + to + ")");
+    }
+    if (from == to || rows == 0) {
+      return;
+    }
+    Objects.checkFromIndexSize(0, packedBytes(out), weight.byteSize());
+    Objects.checkFromIndexSize(xOffset, (rows - 1) * xStride + 4L * in, x.byteSize());
+    Objects.checkFromIndexSize(
+        4 * (yOffset + from), 4 * ((rows - 1) * yStride + to - from), y.byteSize());
+    X86Scratch scratch = X86Scratch.get();
+    // Lists of all rows that may be taken from lists, one behind the other, then outputs that are
+    // wider than the result.
+    int few = Math.min(rows, ColumnsMatmulCode.ROWS * 2 - 1);
+    MemorySegment lists = scratch.piece(8L * in * few + 4L * PANEL * ColumnsMatmulCode.ROWS);
+    long total = 0;
+    long[] counts = COUNTS.get();
+    if (rows == few) {
+      for (int r = 0; r < rows; r++) {
+        counts[r] = list(x, xOffset + r * xStride, lists, 8L * in * r);
+        total += counts[r];
+      }
+    }
+    boolean byList = rows == few && (rows < ColumnsMatmulCode.ROWS || total <= in);
+    if (rows == 1) {
+      skipped.addAndGet(type.bytes((in - counts[0]) * (to - from)));
+    }
+    for (long first = from; first < to; first += PANEL) {
+      int outputs = (int) Math.min(PANEL, out - first);
+      long panel = packedBytes(first);
+      int listedRows = byList ? rows : rows % ColumnsMatmulCode.ROWS;
+      int denseRows = rows - listedRows;
+      dense(weight, panel, outputs, x, xOffset, denseRows, y, yOffset + first, yStride, lists);
+      for (int r = denseRows; r < rows; r++) {
+        long count = rows == few ? counts[r] : list(x, xOffset + r * xStride, lists, 0);
+        long at = rows == few ? 8L * in * r : 0;
+        listed(weight, panel, outputs, lists, at, count, y, yOffset + first + r * yStride);
+      }
+    }
+  }
+
+  /** Writes the columns of a row that are not zero, with their factors; returns how many. */
+  private long list(MemorySegment x, long from, MemorySegment to, long at) {
+    long end = at;
+    int j = 0;
+    for (; j + 1 < in; j += 2) {
+      long both = x.get(ValueLayout.JAVA_LONG_UNALIGNED, from + 4L * j);
+      if ((both & 0x7fffffff_7fffffffL) == 0) {
+        continue;
+      }
+      end = put((int) both, j, to, end);
+      end = put((int) (both >>> 32), j + 1, to, end);
+    }
+    if (j < in) {
+      end = put(x.get(ValueLayout.JAVA_INT_UNALIGNED, from + 4L * j), j, to, end);
+    }
+    return (end - at) / 8;
+  }
+
+  private static long put(int bits, int column, MemorySegment to, long at) {
+    if (bits << 1 == 0) {
+      return at;
+    }
+    to.set(ValueLayout.JAVA_LONG_UNALIGNED, at, column | (long) bits << 32);
+    return at + 8;
+  }
+
+  private void listed(
+      MemorySegment weight,
+      long panel,
+      int outputs,
+      MemorySegment lists,
+      long at,
+      long count,
+      MemorySegment y,
+      long yAt) {
+    int width = (int) width(outputs);
+    boolean direct = width == outputs;
+    MemorySegment to = direct ? y : lists;
+    long base = direct ? 4 * yAt : lists.byteSize() - 4L * PANEL;
+    base = direct ? base : base & -64;
+    MemorySegment.copy(ZEROS, 0, to, base, 4L * width);
+    if (isa.isPresent()) {
+      X86Code.call(
+          listedCode(width),
+          to.address() + base,
+          weight.address() + panel,
+          lists.address() + at,
+          count,
+          0);
+    } else {
+      for (long k = 0; k < count; k++) {
+        int column = lists.get(ValueLayout.JAVA_INT_UNALIGNED, at + 8 * k);
+        float factor = lists.get(ValueLayout.JAVA_FLOAT_UNALIGNED, at + 8 * k + 4);
+        add(weight, panel, width, column, factor, to, base);
+      }
+    }
+    if (!direct) {
+      MemorySegment.copy(to, base, y, 4 * yAt, 4L * outputs);
+    }
+  }
+
+  private void add(
+      MemorySegment weight,
+      long panel,
+      int width,
+      int column,
+      float factor,
+      MemorySegment y,
+      long base) {
+    for (int o = 0; o < width; o++) {
+      float w = element(weight, panel + type.bytes((long) column * width + o));
+      float sum = y.get(ValueLayout.JAVA_FLOAT_UNALIGNED, base + 4L * o);
+      y.set(ValueLayout.JAVA_FLOAT_UNALIGNED, base + 4L * o, Math.fma(factor, w, sum));
+    }
+  }
+
+  private float element(MemorySegment s, long at) {
+    return switch (type) {
+      case F32 -> s.get(ValueLayout.JAVA_FLOAT_UNALIGNED, at);
+      case F16 -> Float.float16ToFloat(s.get(ValueLayout.JAVA_SHORT_UNALIGNED, at));
+      default -> Float.intBitsToFloat(s.get(ValueLayout.JAVA_SHORT_UNALIGNED, at) << 16);
+    };
+  }
+
+  /** Rows in fours take all columns. */
+  private void dense(
+      MemorySegment weight,
+      long panel,
+      int outputs,
+      MemorySegment x,
+      long xOffset,
+      int rows,
+      MemorySegment y,
+      long yAt,
+      long yStride,
+      MemorySegment scratch) {
+    if (rows == 0) {
+      return;
+    }
+    int width = (int) width(outputs);
+    if (width != outputs || isa.isEmpty()) {
+      for (int r = 0; r < rows; r++) {
+        long count = list(x, xOffset + r * xStride, scratch, 0);
+        listed(weight, panel, outputs, scratch, 0, count, y, yAt + r * yStride);
+      }
+      return;
+    }
+    for (int r = 0; r < rows; r++) {
+      MemorySegment.copy(ZEROS, 0, y, 4 * (yAt + r * yStride), 4L * width);
+    }
+    MemorySegment code = denseCode(width);
+    long columnBytes = type.bytes(width);
+    for (int j = 0; j < in; j += CACHED_COLUMNS) {
+      int columns = Math.min(CACHED_COLUMNS, in - j);
+      for (int r = 0; r < rows; r += ColumnsMatmulCode.ROWS) {
+        X86Code.call(
+            code,
+            y.address() + 4 * (yAt + r * yStride),
+            4 * yStride,
+            weight.address() + panel + j * columnBytes,
+            x.address() + xOffset + r * xStride + 4L * j,
+            columns);
+      }
+    }
+  }
+
+  private MemorySegment listedCode(int width) {
+    MemorySegment found = listed[width / 16];
+    if (found == null) {
+      found =
+          X86Code.function(
+              name() + " listed " + width,
+              () -> ColumnsMatmulCode.listed(type, isa.orElseThrow(), width));
+      listed[width / 16] = found;
+    }
+    return found;
+  }
+
+  private MemorySegment denseCode(int width) {
+    MemorySegment found = dense[width / 16];
+    if (found == null) {
+      found =
+          X86Code.function(
+              name() + " in=" + in + " dense " + width,
+              () -> ColumnsMatmulCode.dense(type, isa.orElseThrow(), width, xStride));
+      dense[width / 16] = found;
+    }
+    return found;
+  }
+}
