@@ -49,7 +49,8 @@ public interface Adapter extends AutoCloseable {
   /**
    * Releases its memory. Closing it again does nothing.
    *
-   * @throws IllegalStateException if a session lists it
+   * @throws IllegalStateException if a session lists it, in use or not: those that wait in a pool
+   *     are closed by {@link SessionPool#evict}
    */
   @Override
   void close();

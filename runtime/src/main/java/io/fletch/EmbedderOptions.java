@@ -40,10 +40,8 @@ public record EmbedderOptions(
     Objects.requireNonNull(model, "model");
     Objects.requireNonNull(pooling, "pooling");
     Objects.requireNonNull(overlong, "overlong");
-    if (dimensions < 0 || maxTokens < 0) {
-      throw new IllegalArgumentException(
-          "out of range: dimensions=" + dimensions + " maxTokens=" + maxTokens);
-    }
+    Ranges.check("dimensions", dimensions, dimensions >= 0, ">= 0 (0 for all)");
+    Ranges.check("maxTokens", maxTokens, maxTokens >= 0, ">= 0 (0 for the model's)");
     if (!model.units().isEmpty()) {
       throw new IllegalArgumentException(
           "units: an embedding model runs all of them: " + model.units());

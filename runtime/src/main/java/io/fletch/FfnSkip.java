@@ -33,17 +33,10 @@ public record FfnSkip(
       throw new IllegalArgumentException(
           "region: expected=at least two layers actual=[" + from + ", " + to + ")");
     }
-    if (Float.isNaN(threshold) || run < 0 || budget < 0 || warmUp < 0) {
-      throw new IllegalArgumentException(
-          "out of range: threshold="
-              + threshold
-              + " run="
-              + run
-              + " budget="
-              + budget
-              + " warmUp="
-              + warmUp);
-    }
+    Ranges.check("threshold", threshold, !Float.isNaN(threshold), "a number");
+    Ranges.check("run", run, run >= 0, ">= 0");
+    Ranges.check("budget", budget, budget >= 0, ">= 0");
+    Ranges.check("warmUp", warmUp, warmUp >= 0, ">= 0");
   }
 
   /** Skipping to the end of a region, as much as the threshold allows. */

@@ -11,6 +11,11 @@ import java.util.List;
  * the prompt, so it takes effect within one forward pass; the answer then ends with {@link
  * FinishReason#CANCELLED}. Closing it early cancels; the session stays usable and keeps what was
  * generated. It owns no native memory of its own.
+ *
+ * <p>A failure (a grammar that no token of the vocabulary can go on with, a device that is lost)
+ * ends it: the call that meets it throws, {@link #hasNext} is false afterwards, and the session can
+ * be used again unless the failure says otherwise. Interrupting the thread does not end it; a
+ * program that wants this calls {@link #cancel()} when it interrupts.
  */
 public interface Generation extends Iterator<Generation.Chunk>, AutoCloseable {
   /**
@@ -81,7 +86,12 @@ public interface Generation extends Iterator<Generation.Chunk>, AutoCloseable {
   /** Asks for the end; takes effect before the next step. Any thread. */
   void cancel();
 
-  /** Generates what is left and returns the result. */
+  /**
+   * Generates what is left and returns the result.
+   *
+   * @throws IllegalStateException if {@link #hasNext} or {@link #next} has thrown what made the
+   *     generation fail, which is the cause
+   */
   Result result();
 
   @Override

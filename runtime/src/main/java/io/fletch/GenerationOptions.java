@@ -58,15 +58,15 @@ public record GenerationOptions(
     Objects.requireNonNull(routing, "routing");
     Objects.requireNonNull(contextShift, "contextShift");
     units = units.map(List::copyOf);
-    stopStrings = List.copyOf(stopStrings);
-    stopTokens = List.copyOf(stopTokens);
-    if (maxTokens < 0 || logprobs < -1) {
-      throw new IllegalArgumentException(
-          "out of range: maxTokens=" + maxTokens + " logprobs=" + logprobs);
-    }
-    if (stopStrings.stream().anyMatch(String::isEmpty)) {
-      throw new IllegalArgumentException("a stop string is empty");
-    }
+    stopStrings = List.copyOf(Objects.requireNonNull(stopStrings, "stopStrings"));
+    stopTokens = List.copyOf(Objects.requireNonNull(stopTokens, "stopTokens"));
+    Ranges.check("maxTokens", maxTokens, maxTokens >= 0, ">= 0 (0 for no limit)");
+    Ranges.check("logprobs", logprobs, logprobs >= -1, ">= -1 (-1 for none)");
+    Ranges.check(
+        "stopStrings",
+        stopStrings,
+        stopStrings.stream().noneMatch(String::isEmpty),
+        "no empty text");
   }
 
   /** Default sampling, no limits. */

@@ -1,6 +1,8 @@
 package io.fletch;
 
+import com.fasterxml.jackson.core.JacksonException;
 import com.fasterxml.jackson.jr.ob.JSON;
+import com.fasterxml.jackson.jr.ob.JSONObjectException;
 import io.fletch.sampling.Grammar;
 import java.io.IOException;
 import java.util.Map;
@@ -17,17 +19,25 @@ public final class JsonSchemas {
    *     Grammar#ofJsonSchema}
    */
   public static Grammar grammar(String schema) {
-    Object parsed;
-    try {
-      parsed = JSON.std.anyFrom(schema);
-    } catch (IOException e) {
-      throw new FletchException("JSON schema: " + e.getMessage(), e);
-    }
-    if (!(parsed instanceof Map<?, ?>)) {
-      throw new FletchException("JSON schema: expected=an object actual=" + schema.strip());
+    if (schema.isBlank()) {
+      throw new FletchException("JSON schema: expected=an object actual=nothing");
     }
     try {
+      if (!(JSON.std.anyFrom(schema) instanceof Map<?, ?>)) {
+        throw new FletchException("JSON schema: expected=an object actual=" + schema.strip());
+      }
       return Grammar.ofJsonSchema(JSON.std.mapFrom(schema));
+    } catch (JSONObjectException e) {
+      throw new FletchException("JSON schema: " + e.getOriginalMessage(), e);
+    } catch (JacksonException e) {
+      throw new FletchException(
+          "JSON schema: line "
+              + e.getLocation().getLineNr()
+              + " column "
+              + e.getLocation().getColumnNr()
+              + ": "
+              + e.getOriginalMessage(),
+          e);
     } catch (IOException e) {
       throw new FletchException("JSON schema: " + e.getMessage(), e);
     }

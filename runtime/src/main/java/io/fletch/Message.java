@@ -1,5 +1,7 @@
 package io.fletch;
 
+import java.util.Collections;
+import java.util.LinkedHashMap;
 import java.util.Map;
 import java.util.Objects;
 
@@ -9,14 +11,16 @@ import java.util.Objects;
  * @param role {@code system}, {@code user}, {@code assistant} or {@code tool}
  * @param content the text
  * @param more further fields that chat templates read, for example {@code tool_calls}, {@code
- *     tool_call_id} or {@code name}
+ *     tool_call_id} or {@code name}; a null is {@code none} to the template
  */
 public record Message(String role, String content, Map<String, Object> more) {
   /** Checks for nulls, copies. */
   public Message {
     Objects.requireNonNull(role, "role");
     Objects.requireNonNull(content, "content");
-    more = Map.copyOf(more);
+    Map<String, Object> copy = new LinkedHashMap<>(Objects.requireNonNull(more, "more"));
+    copy.keySet().forEach(key -> Objects.requireNonNull(key, "more: a key"));
+    more = Collections.unmodifiableMap(copy);
   }
 
   /** A turn of text. */

@@ -67,6 +67,7 @@ public record ModelOptions(
 
   /** CPU kernel sets. */
   public enum Kernels {
+    /** The fastest that works here; the log says which, and why. */
     AUTO,
     /** Plain Java. */
     SCALAR,
@@ -93,8 +94,11 @@ public record ModelOptions(
 
   /** KV cache element types. */
   public enum KvType {
+    /** As computed. */
     F32,
+    /** Half the memory. */
     F16,
+    /** Blocks of 32 bytes with a scale: a little more than a quarter. */
     Q8_0
   }
 
@@ -213,24 +217,16 @@ public record ModelOptions(
     Objects.requireNonNull(packCache, "packCache");
     Objects.requireNonNull(progress, "progress");
     Objects.requireNonNull(cpu, "cpu");
-    if (contextLength < 0
-        || threads < 0
-        || threads > 1024
-        || prefillChunk < 1
-        || prefixCacheBytes < 0
-        || gpuLayers < 1 && gpuLayers != AS_MANY_AS_FIT) {
-      throw new IllegalArgumentException(
-          "out of range: contextLength="
-              + contextLength
-              + " threads="
-              + threads
-              + " prefillChunk="
-              + prefillChunk
-              + " prefixCacheBytes="
-              + prefixCacheBytes
-              + " gpuLayers="
-              + gpuLayers);
-    }
+    Ranges.check("contextLength", contextLength, contextLength >= 0, ">= 0 (0 for the model's)");
+    Ranges.check(
+        "threads", threads, threads >= 0 && threads <= 1024, "in [0, 1024] (0 for the default)");
+    Ranges.check("prefillChunk", prefillChunk, prefillChunk >= 1, ">= 1");
+    Ranges.check("prefixCacheBytes", prefixCacheBytes, prefixCacheBytes >= 0, ">= 0 (0 for none)");
+    Ranges.check(
+        "gpuLayers",
+        gpuLayers,
+        gpuLayers >= 1 || gpuLayers == AS_MANY_AS_FIT,
+        ">= 1 or AS_MANY_AS_FIT");
   }
 
   /** The defaults: CPU, everything automatic, F16 cache. */

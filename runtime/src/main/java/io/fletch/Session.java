@@ -2,6 +2,7 @@ package io.fletch;
 
 import java.nio.file.Path;
 import java.util.List;
+import java.util.Map;
 
 /**
  * One conversation: a KV cache and its token history.
@@ -50,7 +51,18 @@ public interface Session extends AutoCloseable {
    * Answers a chat: renders the messages with the model's template and generates. The part of the
    * prompt that equals the start of the cache is not computed again.
    */
-  Generation chat(List<Message> messages, GenerationOptions options);
+  default Generation chat(List<Message> messages, GenerationOptions options) {
+    return chat(messages, Map.of(), options);
+  }
+
+  /**
+   * As {@link #chat(List, GenerationOptions)}, with further variables for the template.
+   *
+   * @param variables for example {@code tools}, a list of tools as OpenAI's API has them, for a
+   *     model with a {@link Model#toolCallFormat}, or {@code enable_thinking}; what the template
+   *     does not look at changes nothing
+   */
+  Generation chat(List<Message> messages, Map<String, ?> variables, GenerationOptions options);
 
   /** Continues a raw text. */
   Generation generate(String prompt, GenerationOptions options);

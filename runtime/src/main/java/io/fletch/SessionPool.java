@@ -212,6 +212,27 @@ public final class SessionPool implements AutoCloseable {
     }
   }
 
+  /**
+   * Closes the sessions that wait and list an adapter: until then their caches hold it, so that
+   * {@link Adapter#close} refuses. A session that is leased with it keeps it until it is given
+   * back, and is not touched.
+   *
+   * @return how many sessions were closed
+   */
+  public synchronized int evict(Adapter adapter) {
+    Objects.requireNonNull(adapter, "adapter");
+    int before = idle.size();
+    idle.removeIf(i -> {
+      boolean isListed = i.session().adapters().stream().anyMatch(s -> s.adapter() == adapter);
+      if (isListed) {
+        i.session().close();
+        open--;
+      }
+      return isListed;
+    });
+    return before - idle.size();
+  }
+
   /** Sessions that are open, leased ones included. */
   public synchronized int open() {
     return open;

@@ -25,7 +25,9 @@ public enum ToolCallFormat {
    * {@code [TOOL_CALLS]} and an array of objects with name and arguments, or a name, {@code [ARGS]}
    * and the arguments.
    */
-  MISTRAL;
+  MISTRAL,
+  /** {@code <|tool_call|>} and an array of objects with name and arguments: Granite 3. */
+  GRANITE;
 
   /**
    * A call.
@@ -38,12 +40,16 @@ public enum ToolCallFormat {
   /** The text besides the calls, and the calls in their order. */
   public record Parsed(String content, List<Call> calls) {}
 
+  private static final String GRANITE_TAG = "<|tool_call|>";
   private static final String PYTHON_TAG = "<|python_tag|>";
 
   /** The format of a chat template's text; empty if it has none that is known. */
   public static Optional<ToolCallFormat> of(String template) {
     if (template.contains("[TOOL_CALLS]")) {
       return Optional.of(MISTRAL);
+    }
+    if (template.contains(GRANITE_TAG)) {
+      return Optional.of(GRANITE);
     }
     if (template.contains("<tool_call>")) {
       return Optional.of(HERMES);
@@ -63,6 +69,7 @@ public enum ToolCallFormat {
       case HERMES -> hermes(text);
       case LLAMA3 -> llama3(text);
       case MISTRAL -> mistral(text);
+      case GRANITE -> granite(text);
     };
   }
 
@@ -108,6 +115,7 @@ public enum ToolCallFormat {
           case HERMES -> "\"<tool_call>\\n\" call \"\\n</tool_call>\"";
           case LLAMA3 -> "call";
           case MISTRAL -> "\"[TOOL_CALLS] [\" call \"]\"";
+          case GRANITE -> "\"<|tool_call|>[\" call \"]\"";
         };
     return Grammar.parse("root ::= " + root + "\ncall ::= " + calls + "\n" + rules);
   }
@@ -123,6 +131,7 @@ public enum ToolCallFormat {
     return switch (this) {
       case HERMES -> before("<tool_call>", text);
       case MISTRAL -> before("[TOOL_CALLS]", text);
+      case GRANITE -> before(GRANITE_TAG, text);
       case LLAMA3 -> {
         int start = skipBlanks(text, 0);
         boolean isOpen =
@@ -211,16 +220,8 @@ public enum ToolCallFormat {
     StringBuilder content = new StringBuilder(text.substring(0, start));
     List<Call> calls = new ArrayList<>();
     int at = skipBlanks(text, start + open.length());
-    int end = endOfValue(text, at);
-    if (end >= 0 && text.charAt(at) == '[') {
-      try {
-        for (Object one : JSON.std.listFrom(text.substring(at, end))) {
-          calls.add(call(one).orElseThrow(() -> new IOException("not a call")));
-        }
-      } catch (IOException _) {
-        return new Parsed(text, List.of());
-      }
-      return parsed(content.append(text, end, text.length()), calls);
+    if (at < text.length() && text.charAt(at) == '[' && endOfValue(text, at) >= 0) {
+      return array(text, start, at);
     }
     for (int from = start; from >= 0; from = text.indexOf(open, from + 1)) {
       int nameAt = from + open.length();
@@ -239,6 +240,30 @@ public enum ToolCallFormat {
       }
     }
     return parsed(content, calls);
+  }
+
+  private static Parsed granite(String text) {
+    int start = text.indexOf(GRANITE_TAG);
+    return start < 0
+        ? new Parsed(text, List.of())
+        : array(text, start, skipBlanks(text, start + GRANITE_TAG.length()));
+  }
+
+  /** Calls in an array at {@code at}, which a marker at {@code start} announces. */
+  private static Parsed array(String text, int start, int at) {
+    int end = endOfValue(text, at);
+    List<Call> calls = new ArrayList<>();
+    try {
+      if (end < 0 || text.charAt(at) != '[') {
+        return new Parsed(text, List.of());
+      }
+      for (Object one : JSON.std.listFrom(text.substring(at, end))) {
+        calls.add(call(one).orElseThrow(() -> new IOException("not a call")));
+      }
+    } catch (IOException _) {
+      return new Parsed(text, List.of());
+    }
+    return parsed(text.substring(0, start) + text.substring(end), calls);
   }
 
   private static Parsed parsed(CharSequence content, List<Call> calls) {

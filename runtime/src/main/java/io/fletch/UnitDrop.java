@@ -18,7 +18,9 @@ public record UnitDrop(List<Integer> layers, Unit unit, double share, long seed,
     implements UnitPolicy {
   /** The two units of a layer. */
   public enum Unit {
+    /** Attention. */
     ATTENTION,
+    /** The feed-forward network. */
     FFN
   }
 

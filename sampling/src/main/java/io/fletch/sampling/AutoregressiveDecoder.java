@@ -88,7 +88,10 @@ public final class AutoregressiveDecoder {
               + sampler.vocabulary());
     }
     history = new TokenHistory(model.capacity() + 1);
-    logprobs = options.logprobs() < 0 ? null : new LogProbabilities(options.logprobs());
+    logprobs =
+        options.logprobs() < 0
+            ? null
+            : new LogProbabilities(Math.min(options.logprobs(), model.vocabulary()));
     this.routing = routing;
     if (routing != null) {
       if (routing.large().vocabulary() != model.vocabulary()) {

@@ -14,10 +14,8 @@ public record AutoregressiveOptions(int maxTokens, int[] stopTokens, int logprob
   public AutoregressiveOptions {
     stopTokens = stopTokens.clone();
     Arrays.sort(stopTokens);
-    if (maxTokens < 0 || logprobs < -1) {
-      throw new IllegalArgumentException(
-          "out of range: maxTokens=" + maxTokens + " logprobs=" + logprobs);
-    }
+    Ranges.check("maxTokens", maxTokens, maxTokens >= 0, ">= 0");
+    Ranges.check("logprobs", logprobs, logprobs >= -1, ">= -1");
   }
 
   /** The stop tokens, ascending; a copy. */

@@ -12,10 +12,8 @@ final class PenaltyStep implements SamplerStep {
   private final int[] counts;
 
   PenaltyStep(int vocabulary, float repetition, float frequency, float presence, int window) {
-    if (!(repetition > 0) || window < -1) {
-      throw new IllegalArgumentException(
-          "out of range: repetition=" + repetition + " window=" + window);
-    }
+    Ranges.check("repetition", repetition, repetition > 0, "positive");
+    Ranges.check("window", window, window >= -1, ">= -1");
     this.repetition = repetition;
     this.frequency = frequency;
     this.presence = presence;

@@ -35,14 +35,9 @@ public record SamplerExtras(
     Objects.requireNonNull(xtc, "xtc");
     Objects.requireNonNull(dry, "dry");
     Objects.requireNonNull(mirostat, "mirostat");
-    check("typicalP", typicalP, typicalP > 0 && typicalP <= 1, "in (0, 1]");
-    check("topNSigma", topNSigma, topNSigma >= 0 && Float.isFinite(topNSigma), "finite, >= 0");
-  }
-
-  private static void check(String name, double actual, boolean ok, String expected) {
-    if (!ok) {
-      throw new IllegalArgumentException(name + ": expected=" + expected + " actual=" + actual);
-    }
+    Ranges.check("typicalP", typicalP, typicalP > 0 && typicalP <= 1, "in (0, 1]");
+    Ranges.check(
+        "topNSigma", topNSigma, topNSigma >= 0 && Float.isFinite(topNSigma), "finite, >= 0");
   }
 
   /**
@@ -52,8 +47,9 @@ public record SamplerExtras(
   public record DynamicTemperature(float range, float exponent) {
     /** Checks the ranges. */
     public DynamicTemperature {
-      check("range", range, range > 0 && Float.isFinite(range), "finite, positive");
-      check("exponent", exponent, exponent > 0 && Float.isFinite(exponent), "finite, positive");
+      Ranges.check("range", range, range > 0 && Float.isFinite(range), "finite, positive");
+      Ranges.check(
+          "exponent", exponent, exponent > 0 && Float.isFinite(exponent), "finite, positive");
     }
   }
 
@@ -64,8 +60,8 @@ public record SamplerExtras(
   public record Xtc(float probability, float threshold) {
     /** Checks the ranges. */
     public Xtc {
-      check("probability", probability, probability > 0 && probability <= 1, "in (0, 1]");
-      check("threshold", threshold, threshold > 0 && threshold <= 1, "in (0, 1]");
+      Ranges.check("probability", probability, probability > 0 && probability <= 1, "in (0, 1]");
+      Ranges.check("threshold", threshold, threshold > 0 && threshold <= 1, "in (0, 1]");
     }
   }
 
@@ -84,13 +80,13 @@ public record SamplerExtras(
     /** Checks the ranges. */
     public Dry {
       breakers = List.copyOf(breakers);
-      check("multiplier", multiplier, multiplier > 0 && Float.isFinite(multiplier), "positive");
-      check("base", base, base >= 1 && Float.isFinite(base), ">= 1");
-      check("allowedLength", allowedLength, allowedLength >= 1, ">= 1");
-      check("lastTokens", lastTokens, lastTokens >= -1, ">= -1");
-      if (breakers.stream().anyMatch(String::isEmpty)) {
-        throw new IllegalArgumentException("breakers: a text is empty");
-      }
+      Ranges.check(
+          "multiplier", multiplier, multiplier > 0 && Float.isFinite(multiplier), "positive");
+      Ranges.check("base", base, base >= 1 && Float.isFinite(base), ">= 1");
+      Ranges.check("allowedLength", allowedLength, allowedLength >= 1, ">= 1");
+      Ranges.check("lastTokens", lastTokens, lastTokens >= -1, ">= -1");
+      Ranges.check(
+          "breakers", breakers, breakers.stream().noneMatch(String::isEmpty), "no empty text");
     }
 
     /** Base 1.75, allowed length 2, all tokens, the usual breakers. */
@@ -107,8 +103,8 @@ public record SamplerExtras(
   public record Mirostat(float tau, float eta) {
     /** Checks the ranges. */
     public Mirostat {
-      check("tau", tau, tau > 0 && Float.isFinite(tau), "finite, positive");
-      check("eta", eta, eta > 0 && Float.isFinite(eta), "finite, positive");
+      Ranges.check("tau", tau, tau > 0 && Float.isFinite(tau), "finite, positive");
+      Ranges.check("eta", eta, eta > 0 && Float.isFinite(eta), "finite, positive");
     }
   }
 

@@ -36,37 +36,29 @@ public record SamplingOptions(
   public SamplingOptions {
     logitBias = Map.copyOf(logitBias);
     Objects.requireNonNull(extras, "extras");
-    if (!(temperature >= 0 && temperature < Float.POSITIVE_INFINITY)
-        || topK < 0
-        || !(topP > 0 && topP <= 1)
-        || !(minP >= 0 && minP <= 1)
-        || !(repetitionPenalty > 0 && repetitionPenalty < Float.POSITIVE_INFINITY)
-        || !Float.isFinite(frequencyPenalty)
-        || !Float.isFinite(presencePenalty)
-        || penaltyWindow < -1) {
-      throw new IllegalArgumentException(
-          "out of range: temperature="
-              + temperature
-              + " topK="
-              + topK
-              + " topP="
-              + topP
-              + " minP="
-              + minP
-              + " repetitionPenalty="
-              + repetitionPenalty
-              + " frequencyPenalty="
-              + frequencyPenalty
-              + " presencePenalty="
-              + presencePenalty
-              + " penaltyWindow="
-              + penaltyWindow);
-    }
+    Ranges.check(
+        "temperature",
+        temperature,
+        temperature >= 0 && Float.isFinite(temperature),
+        "finite, >= 0");
+    Ranges.check("topK", topK, topK >= 0, ">= 0");
+    Ranges.check("topP", topP, topP > 0 && topP <= 1, "in (0, 1]");
+    Ranges.check("minP", minP, minP >= 0 && minP <= 1, "in [0, 1]");
+    Ranges.check(
+        "repetitionPenalty",
+        repetitionPenalty,
+        repetitionPenalty > 0 && Float.isFinite(repetitionPenalty),
+        "finite, positive");
+    Ranges.check("frequencyPenalty", frequencyPenalty, Float.isFinite(frequencyPenalty), "finite");
+    Ranges.check("presencePenalty", presencePenalty, Float.isFinite(presencePenalty), "finite");
+    Ranges.check("penaltyWindow", penaltyWindow, penaltyWindow >= -1, ">= -1");
     for (Map.Entry<Integer, Float> bias : logitBias.entrySet()) {
-      if (bias.getKey() < 0 || !(bias.getValue() < Float.POSITIVE_INFINITY)) {
-        throw new IllegalArgumentException(
-            "logit bias out of range: token=" + bias.getKey() + " value=" + bias.getValue());
-      }
+      Ranges.check("token of logitBias", bias.getKey(), bias.getKey() >= 0, ">= 0");
+      Ranges.check(
+          "logitBias of token " + bias.getKey(),
+          bias.getValue(),
+          bias.getValue() < Float.POSITIVE_INFINITY,
+          "a number, or negative infinity");
     }
   }
 

@@ -161,7 +161,10 @@ final class Arguments {
    */
   void checkNoRest() {
     if (!rest().isEmpty()) {
-      throw new UsageException("unexpected argument " + rest().getFirst());
+      throw new UsageException(
+          "unexpected argument "
+              + rest().getFirst()
+              + (line.hasOption("model") ? "" : " (a model is given as --model FILE)"));
     }
   }
 

@@ -55,7 +55,7 @@ final class SamplingFlags {
             Command.value("frequency-penalty", "X", "subtracted per occurrence of a recent token"),
             Command.value("presence-penalty", "X", "subtracted once for a recent token"),
             Command.value(
-                "repeat-window",
+                "repeat-last-n",
                 "N",
                 "how many latest tokens are recent; -1 for all (default: "
                     + defaults.penaltyWindow()
@@ -103,7 +103,7 @@ final class SamplingFlags {
             arguments.real("repeat-penalty", defaults.repetitionPenalty(), Float.MIN_VALUE, most),
             arguments.real("frequency-penalty", defaults.frequencyPenalty(), -most, most),
             arguments.real("presence-penalty", defaults.presencePenalty(), -most, most),
-            arguments.integer("repeat-window", defaults.penaltyWindow(), -1, Integer.MAX_VALUE),
+            arguments.integer("repeat-last-n", defaults.penaltyWindow(), -1, Integer.MAX_VALUE),
             logitBias(arguments.strings("logit-bias")),
             arguments.has("seed")
                 ? arguments.whole("seed", 0, Long.MIN_VALUE, Long.MAX_VALUE)

@@ -98,7 +98,7 @@ class ArgumentsTest {
             List.of(SamplingFlags.section()),
             List.of(
                 ("--temp 0.5 --top-k 7 --top-p 0.9 --min-p 0.1 --repeat-penalty 1.1"
-                        + " --frequency-penalty 0.2 --presence-penalty 0.3 --repeat-window 5"
+                        + " --frequency-penalty 0.2 --presence-penalty 0.3 --repeat-last-n 5"
                         + " --logit-bias 4=-inf --logit-bias 5=1.5 --seed -9 --max-tokens 11"
                         + " --stop a --stop b --ignore-eos")
                     .split(" ")));

@@ -51,6 +51,7 @@ final class AutoregressiveGeneration implements Generation {
   private boolean started;
   private boolean flushed;
   private FinishReason reason;
+  private Throwable failure;
   private DecodeCounters counters = new DecodeCounters(0, 0, 0, 0, 0, 0, 0, 0, 0, -1, 0, 0);
   private int completionTokens;
   private long prefillNanos;
@@ -130,6 +131,7 @@ final class AutoregressiveGeneration implements Generation {
       try {
         ahead = compute();
       } catch (RuntimeException | Error e) {
+        failure = e;
         end(FinishReason.CANCELLED);
         flushed = true;
         session.finished(this);
@@ -385,6 +387,9 @@ final class AutoregressiveGeneration implements Generation {
   public Result result() {
     while (hasNext()) {
       next();
+    }
+    if (failure != null) {
+      throw new IllegalStateException("the answer failed: " + failure.getMessage(), failure);
     }
     return new Result(
         text.toString(),

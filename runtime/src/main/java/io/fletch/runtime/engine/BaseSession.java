@@ -14,6 +14,7 @@ import java.security.NoSuchAlgorithmException;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 import java.util.Set;
 import java.util.TreeSet;
 
@@ -162,9 +163,10 @@ abstract class BaseSession implements Session {
   }
 
   @Override
-  public final Generation chat(List<Message> messages, GenerationOptions options) {
+  public final Generation chat(
+      List<Message> messages, Map<String, ?> variables, GenerationOptions options) {
     // The template writes the beginning token itself where the model wants one.
-    String prompt = model.chatPrompt(messages, true, Map.of());
+    String prompt = model.chatPrompt(messages, true, Map.copyOf(variables));
     return generate(model.tokenizer().encode(prompt, false, true), options);
   }
 
@@ -175,6 +177,8 @@ abstract class BaseSession implements Session {
 
   @Override
   public final Generation generate(int[] prompt, GenerationOptions options) {
+    Objects.requireNonNull(prompt, "prompt");
+    Objects.requireNonNull(options, "options");
     guard.enter();
     try {
       checkIdle();

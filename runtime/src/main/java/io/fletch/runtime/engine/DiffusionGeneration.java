@@ -39,6 +39,7 @@ final class DiffusionGeneration implements Generation {
   private volatile boolean cancelled;
   private boolean started;
   private FinishReason reason;
+  private Throwable failure;
 
   /** Tokens of the answer whose text has come out. */
   private int read;
@@ -87,6 +88,7 @@ final class DiffusionGeneration implements Generation {
           compute();
         }
       } catch (RuntimeException | Error e) {
+        failure = e;
         end(FinishReason.CANCELLED);
         throw e;
       } finally {
@@ -238,6 +240,9 @@ final class DiffusionGeneration implements Generation {
       next();
     }
     int count = ended || stops.matched() ? read - 1 : read;
+    if (failure != null) {
+      throw new IllegalStateException("the answer failed: " + failure.getMessage(), failure);
+    }
     return new Result(
         text.toString(),
         List.copyOf(answer.subList(0, Math.max(0, count))),

@@ -40,6 +40,7 @@ import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 import java.util.Optional;
 import java.util.TreeMap;
 import java.util.concurrent.atomic.AtomicInteger;
@@ -252,6 +253,7 @@ final class LoadedModel implements Model {
   @Override
   public String chatPrompt(
       List<Message> messages, boolean addGenerationPrompt, Map<String, Object> variables) {
+    Objects.requireNonNull(messages, "messages");
     ChatTemplate t = template();
     Map<String, Object> context = new HashMap<>();
     tokenizer.bos().ifPresent(id -> context.put("bos_token", tokenizer.token(id)));

@@ -24,11 +24,17 @@ final class ThreadGuard {
       throw new ConcurrentModificationException(
           what
               + " is used by two threads at once: in use by="
-              + holder.getName()
+              + name(holder)
               + " refused="
-              + current.getName());
+              + name(current));
     }
     depth++;
+  }
+
+  /** Virtual threads have no name unless somebody gave them one. */
+  private static String name(Thread thread) {
+    String kind = thread.isVirtual() ? "virtual thread" : "thread";
+    return thread.getName().isEmpty() ? kind + " #" + thread.threadId() : thread.getName();
   }
 
   /** Gives it back. */

@@ -15,6 +15,7 @@ import io.fletch.GenerationOptions;
 import io.fletch.Model;
 import io.fletch.ModelOptions;
 import io.fletch.Session;
+import io.fletch.SessionPool;
 import io.fletch.quant.SafetensorsWriter;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
@@ -114,6 +115,35 @@ class SessionAdaptersTest {
       double[] score = session.score(text);
       session.adapters(List.of());
       assertFalse(Arrays.equals(score, session.score(text)));
+    }
+  }
+
+  @Test
+  void aPoolLetsGoOfAnAdapterWhenItIsTold() {
+    try (Model model = TestModels.open("demo-small", options());
+        SessionPool pool = new SessionPool(model, 3)) {
+      Adapter a = model.adapter(strong);
+      int[] prompt = model.tokenizer().encode(PROMPT);
+      for (List<Adapter.Scaled> list : List.of(List.of(a.scaled(1)), List.<Adapter.Scaled>of())) {
+        try (SessionPool.Lease lease = pool.lease(prompt, list)) {
+          ids(lease.session());
+          lease.keep();
+        }
+      }
+      assertThrows(IllegalStateException.class, a::close);
+      try (SessionPool.Lease lease = pool.lease(prompt, List.of(a.scaled(1)))) {
+        // Whoever uses it is left alone.
+        assertEquals(0, pool.evict(a));
+        assertThrows(IllegalStateException.class, a::close);
+        lease.keep();
+      }
+      assertEquals(2, pool.open());
+      assertEquals(1, pool.evict(a));
+      assertEquals(1, pool.open());
+      a.close();
+      assertEquals(0, pool.evict(a));
+      assertThrows(IllegalStateException.class, () -> pool.lease(prompt, List.of(a.scaled(1))));
+      assertEquals(2, pool.open());
     }
   }
 

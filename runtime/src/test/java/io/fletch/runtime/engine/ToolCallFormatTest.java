@@ -76,7 +76,26 @@ class ToolCallFormatTest {
   }
 
   @Test
+  void granite() {
+    ToolCallFormat f = ToolCallFormat.GRANITE;
+    check(
+        f,
+        "Let me look. <|tool_call|>[{\"name\": \"a\", \"arguments\": {\"x\": [1]}}, {\"name\":"
+            + " \"b\", \"arguments\": {}}]",
+        "Let me look.",
+        new Call("a", "{\"x\":[1]}"),
+        new Call("b", "{}"));
+    check(f, "<|tool_call|>[1]", "<|tool_call|>[1]");
+    check(f, "<|tool_call|>{}", "<|tool_call|>{}");
+    check(f, "<|tool_call|>", "<|tool_call|>");
+    check(f, "[{\"name\": \"a\"}]", "[{\"name\": \"a\"}]");
+  }
+
+  @Test
   void familiesByTemplate() {
+    assertEquals(
+        Optional.of(ToolCallFormat.GRANITE),
+        ToolCallFormat.of("respond with <|tool_call|> followed by a JSON list of tools used"));
     assertEquals(Optional.of(ToolCallFormat.HERMES), ToolCallFormat.of("{{ '<tool_call>' }}"));
     assertEquals(
         Optional.of(ToolCallFormat.MISTRAL), ToolCallFormat.of("[AVAILABLE_TOOLS] [TOOL_CALLS]"));
@@ -88,8 +107,13 @@ class ToolCallFormatTest {
 
   @Test
   void plainTextIsWhatCannotBecomeACall() {
-    for (ToolCallFormat f : List.of(ToolCallFormat.HERMES, ToolCallFormat.MISTRAL)) {
-      String marker = f == ToolCallFormat.HERMES ? "<tool_call>" : "[TOOL_CALLS]";
+    Map<ToolCallFormat, String> markers =
+        Map.of(
+            ToolCallFormat.HERMES, "<tool_call>",
+            ToolCallFormat.MISTRAL, "[TOOL_CALLS]",
+            ToolCallFormat.GRANITE, "<|tool_call|>");
+    for (ToolCallFormat f : markers.keySet()) {
+      String marker = markers.get(f);
       assertEquals(0, f.plainLength(""));
       assertEquals(2, f.plainLength("Ok  "));
       assertEquals(5, f.plainLength("a " + marker.charAt(0) + " b"));

@@ -53,6 +53,7 @@ record Request(
           "top_k",
           "min_p",
           "repeat_penalty",
+          "repeat_last_n",
           "presence_penalty",
           "frequency_penalty",
           "logit_bias",
@@ -217,6 +218,7 @@ record Request(
 
   private static Set<String> union(Set<String> more) {
     Set<String> out = new java.util.HashSet<>(COMMON);
+    out.addAll(Samplers.FIELDS);
     out.addAll(more);
     return out;
   }
@@ -269,7 +271,14 @@ record Request(
                 (float) body.real("repeat_penalty", 1, 0.01, 100),
                 (float) body.real("frequency_penalty", 0, -2, 2),
                 (float) body.real("presence_penalty", 0, -2, 2),
-                body.has("repeat_penalty") ? defaults.penaltyWindow() : -1)
+                // OpenAI's penalties look at the whole text, llama.cpp's at its end.
+                (int)
+                    body.whole(
+                        "repeat_last_n",
+                        body.has("repeat_penalty") ? defaults.penaltyWindow() : -1,
+                        -1,
+                        Integer.MAX_VALUE))
+            .withExtras(Samplers.of(body, defaults.extras()))
             .withLogitBias(bias(body))
             .withSeed(
                 body.has("seed")
