@@ -13,10 +13,12 @@ import io.fletch.quant.TensorType;
 import io.fletch.sampling.AutoregressiveDecoder;
 import io.fletch.sampling.AutoregressiveOptions;
 import io.fletch.sampling.Sampler;
+import io.fletch.sampling.SamplerExtras;
 import io.fletch.sampling.SamplingOptions;
 import java.lang.management.ManagementFactory;
 import java.nio.file.Path;
 import java.util.List;
+import java.util.Map;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
@@ -37,13 +39,52 @@ class AllocationTest {
 
   @TempDir static Path folder;
 
+  /** Chains that between them have every step of a sampler. */
+  enum Chain {
+    GREEDY(SamplingOptions.greedy()),
+    USUAL(SamplingOptions.defaults()),
+    NUCLEUS(whole().withTopP(0.95f).withLogitBias(Map.of(7, 1f, 300, -2f))),
+    EXTRAS(
+        whole()
+            .withPenalties(1.1f, 0.2f, 0.1f, 64)
+            .withExtras(
+                SamplerExtras.NONE
+                    .withDry(SamplerExtras.Dry.of(0.8f))
+                    .withTopNSigma(3)
+                    .withTypicalP(0.9f)
+                    .withXtc(0.5f, 0.1f)
+                    .withDynamicTemperature(0.3f, 1))),
+    MIROSTAT(whole().withExtras(SamplerExtras.NONE.withMirostat(5, 0.1f)));
+
+    private final SamplingOptions options;
+
+    Chain(SamplingOptions options) {
+      this.options = options;
+    }
+
+    private static SamplingOptions whole() {
+      return SamplingOptions.defaults().withTopK(0).withTopP(1).withMinP(0);
+    }
+  }
+
   @ParameterizedTest
-  @CsvSource({"true, false", "false, false", "true, true"})
-  void decodeStepsAllocateNothing(boolean greedy, boolean adapted) {
-    SamplingOptions sampling = greedy ? SamplingOptions.greedy() : SamplingOptions.defaults();
+  @CsvSource({
+    "GREEDY, F16, false",
+    "USUAL, F16, false",
+    "GREEDY, F16, true",
+    "USUAL, Q8_0, true",
+    "NUCLEUS, Q8_0, false",
+    "EXTRAS, F16, false",
+    "MIROSTAT, F32, false"
+  })
+  void decodeStepsAllocateNothing(Chain chain, ModelOptions.KvType kv, boolean adapted) {
+    SamplingOptions sampling = chain.options;
     try (Model model =
         TestModels.open(
-            "demo-small", TestModels.options(ModelOptions.Backend.CPU).withKernels(kernels()))) {
+            "demo-small",
+            TestModels.options(ModelOptions.Backend.CPU)
+                .withKernels(kernels())
+                .withKvType(kv))) {
       LoadedModel loaded = assertInstanceOf(LoadedModel.class, model);
       try (GraphForward forward = loaded.newForward(256, 1)) {
         if (adapted) {
