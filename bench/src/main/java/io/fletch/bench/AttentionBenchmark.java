@@ -28,7 +28,8 @@ import org.openjdk.jmh.annotations.Warmup;
 /**
  * How many bytes of keys and values per second one thread takes into attention, one row of the
  * heads that share a key/value head, per kernel set, cache type and context: the counters {@code
- * gigabytes} and {@code gigaops} are GB/s and Gop/s (two operations per multiply-add).
+ * gigabytes} and {@code gigaops} are GB/s and Gop/s (two operations per multiply-add), {@code
+ * percent} the share of what a read loop reads in the same process.
  *
  * <p>At 512 slots keys and values come from the level-2 cache: what the computation takes. At 32768
  * several heads take turns, so that they come from memory.
@@ -79,6 +80,7 @@ public class AttentionBenchmark {
   private long slotBytes;
   private int heads;
   private int next;
+  private double bandwidth;
 
   /** What one second moves and computes. */
   @AuxCounters(AuxCounters.Type.OPERATIONS)
@@ -86,11 +88,13 @@ public class AttentionBenchmark {
   public static class Rates {
     public double gigabytes;
     public double gigaops;
+    public double percent;
 
     @Setup(Level.Iteration)
     public void clear() {
       gigabytes = 0;
       gigaops = 0;
+      percent = 0;
     }
   }
 
@@ -122,6 +126,7 @@ public class AttentionBenchmark {
     scratch = arena.allocate(4L * set.attentionScratch(spec), 64);
     out = arena.allocate(4L * headDim * group, 64);
     next = 0;
+    bandwidth = ReadBandwidth.gigabytes(1);
   }
 
   @TearDown
@@ -148,7 +153,9 @@ public class AttentionBenchmark {
         0,
         out,
         0);
-    rates.gigabytes += 2e-9 * context * slotBytes;
+    double gigabytes = 2e-9 * context * slotBytes;
+    rates.gigabytes += gigabytes;
+    rates.percent += 100 * gigabytes / bandwidth;
     rates.gigaops += 4e-9 * context * headDim * group;
     return out.get(ValueLayout.JAVA_FLOAT, 0);
   }

@@ -26,7 +26,8 @@ import org.openjdk.jmh.annotations.Warmup;
 /**
  * How many bytes of weights per second one thread multiplies, per kernel set, type, layout and rows
  * of activations: the counters {@code gigabytes} and {@code gigaops} are GB/s and Gop/s (two
- * operations per multiply-add).
+ * operations per multiply-add), {@code percent} the share of what a read loop reads in the same
+ * process.
  *
  * <p>Matrices are {@value #OUT} x {@value #IN}; several take turns, so that weights come from
  * memory and not from a cache. Random weights: the speed is right, the output is noise, but it is
@@ -76,6 +77,7 @@ public class KernelBenchmark {
   private MemorySegment x;
   private MemorySegment y;
   private int next;
+  private double bandwidth;
 
   /** What one second moves and computes. */
   @AuxCounters(AuxCounters.Type.OPERATIONS)
@@ -83,11 +85,13 @@ public class KernelBenchmark {
   public static class Rates {
     public double gigabytes;
     public double gigaops;
+    public double percent;
 
     @Setup(Level.Iteration)
     public void clear() {
       gigabytes = 0;
       gigaops = 0;
+      percent = 0;
     }
   }
 
@@ -119,6 +123,7 @@ public class KernelBenchmark {
     y = arena.allocate(4L * OUT * rows, 64);
     x = activations(set);
     check(rowMajor);
+    bandwidth = ReadBandwidth.gigabytes(1);
   }
 
   private MemorySegment activations(Kernels set) {
@@ -165,7 +170,9 @@ public class KernelBenchmark {
     MemorySegment weight = weights[next];
     next = next + 1 == weights.length ? 0 : next + 1;
     matmul.run(weight, OUT, 0, OUT, x, 0, rows, y, 0, OUT);
-    rates.gigabytes += weight.byteSize() * 1e-9;
+    double gigabytes = weight.byteSize() * 1e-9;
+    rates.gigabytes += gigabytes;
+    rates.percent += 100 * gigabytes / bandwidth;
     rates.gigaops += 2e-9 * IN * OUT * rows;
   }
 }

@@ -82,9 +82,7 @@ class AllocationTest {
     try (Model model =
         TestModels.open(
             "demo-small",
-            TestModels.options(ModelOptions.Backend.CPU)
-                .withKernels(kernels())
-                .withKvType(kv))) {
+            TestModels.options(ModelOptions.Backend.CPU).withKernels(kernels()).withKvType(kv))) {
       LoadedModel loaded = assertInstanceOf(LoadedModel.class, model);
       try (GraphForward forward = loaded.newForward(256, 1)) {
         if (adapted) {
