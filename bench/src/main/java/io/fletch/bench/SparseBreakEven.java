@@ -21,23 +21,36 @@ import java.util.SplittableRandom;
  * Times one matrix-vector product per encoding on one thread, in turns, and prints medians of
  * processor time: which density a sparse encoding needs to be faster than the dense one.
  *
- * <p>Arguments: rows, columns, rounds (default 8192 4096 15). The matrix should be larger than the
- * last cache.
+ * <p>Arguments: rows, columns, rounds, products per sample (default 8192 4096 15 1). For what
+ * memory gives, the matrix should be larger than the last cache; for what the kernels could do
+ * without it, a small matrix takes several products per sample.
  */
 public final class SparseBreakEven {
   private static final ThreadMXBean THREADS = ManagementFactory.getThreadMXBean();
 
   private SparseBreakEven() {}
 
-  /**
-   * What is timed.
-   *
-   * @param kept of the elements of its input, 1 for all
-   */
+  private static final TensorType[] TYPES = {TensorType.F16, TensorType.Q8_0, TensorType.Q4_0};
+
   private record Candidate(
-      String name, Kernels.Matmul kernel, MemorySegment data, long bytes, double kept) {
-    Candidate(String name, Kernels.Matmul kernel, MemorySegment data, long bytes) {
-      this(name, kernel, data, bytes, 1);
+      String kind,
+      TensorType type,
+      double density,
+      Kernels.Matmul kernel,
+      MemorySegment data,
+      long bytes) {
+    String name() {
+      return kind + " " + type + (hasDensity() ? " density " + density : "");
+    }
+
+    /** Bitmaps are of any density; so are activations, of which the product skips zeros. */
+    boolean hasDensity() {
+      return kind.equals("bitmap") || kind.equals("activations");
+    }
+
+    /** Elements of the input that are not zero, of all. */
+    double kept() {
+      return kind.equals("activations") ? density : 1;
     }
   }
 
@@ -46,32 +59,34 @@ public final class SparseBreakEven {
     int out = args.length > 0 ? Integer.parseInt(args[0]) : 8192;
     int in = args.length > 1 ? Integer.parseInt(args[1]) : 4096;
     int rounds = args.length > 2 ? Integer.parseInt(args[2]) : 15;
+    int repeats = args.length > 3 ? Integer.parseInt(args[3]) : 1;
     Kernels kernels = KernelSets.best().kernels();
     System.out.printf("kernels %s, [%d, %d], 1 thread%n", kernels.name(), out, in);
     try (TensorStore store = TensorStore.create()) {
       List<Candidate> all = new ArrayList<>();
       SplittableRandom random = new SplittableRandom(1);
       Tensor dense = matrix(store, random, out, in, 1, false);
-      for (TensorType type : new TensorType[] {TensorType.F16, TensorType.Q8_0, TensorType.Q4_0}) {
-        all.add(dense(kernels, Quantizer.quantize(dense, type, store), store));
-      }
-      for (double density : new double[] {0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1}) {
-        Tensor masked = matrix(store, random, out, in, density, false);
-        for (TensorType type :
-            density == 0.5
-                ? new TensorType[] {TensorType.F16, TensorType.Q8_0, TensorType.Q4_0}
-                : new TensorType[] {TensorType.F16}) {
-          SparseMatrix.Bitmap m = SparseEncoder.bitmap(masked, type, store);
-          String name = "bitmap " + type + " density " + density;
-          all.add(new Candidate(name, kernels.bitmapMatmul(m), m.values().segment(), m.bytes()));
-        }
+      for (TensorType type : TYPES) {
+        Tensor t = Quantizer.quantize(dense, type, store);
+        Kernels.Matmul m = kernels.matmul(t.type(), Math.toIntExact(t.cols()));
+        all.add(candidate("dense", type, 1, m, t, t.bytes(), store));
       }
       Tensor half = matrix(store, random, out, in, 1, true);
-      for (TensorType type : new TensorType[] {TensorType.F16, TensorType.Q8_0, TensorType.Q4_0}) {
+      for (TensorType type : TYPES) {
         SparseMatrix.TwoOfFour m = SparseEncoder.twoOfFour(half, type, store);
-        all.add(
-            new Candidate(
-                "2:4 " + type, kernels.twoOfFourMatmul(m), m.values().segment(), m.bytes()));
+        Kernels.Matmul kernel = kernels.twoOfFourMatmul(m);
+        all.add(candidate("2:4", type, 0.5, kernel, m.values(), m.bytes(), store));
+      }
+      for (double density : new double[] {0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1}) {
+        Tensor masked = matrix(store, random, out, in, density, false);
+        for (TensorType type : TYPES) {
+          SparseMatrix m = SparseEncoder.anyBitmap(masked, type, store);
+          Kernels.Matmul kernel =
+              m instanceof SparseMatrix.BitmapCodes c
+                  ? kernels.bitmapMatmul(c)
+                  : kernels.bitmapMatmul((SparseMatrix.Bitmap) m);
+          all.add(candidate("bitmap", type, density, kernel, m.values(), m.bytes(), store));
+        }
       }
       Tensor plain = Quantizer.quantize(dense, TensorType.F16, store);
       Kernels.Matmul columns = kernels.columnsMatmul(TensorType.F16, in);
@@ -80,10 +95,9 @@ public final class SparseBreakEven {
       columns.pack(plain.segment(), packed, out, 0, out);
       for (double kept : new double[] {1, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05}) {
         long bytes = Math.round(plain.bytes() * kept);
-        String name = "F16, activations " + kept;
-        all.add(new Candidate(name, columns, packed, bytes, kept));
+        all.add(new Candidate("activations", TensorType.F16, kept, columns, packed, bytes));
       }
-      measure(kernels, all, out, in, rounds, store);
+      measure(kernels, all, out, in, rounds, repeats, store);
     }
   }
 
@@ -101,18 +115,31 @@ public final class SparseBreakEven {
     return store.floats("w", x, out, in);
   }
 
-  private static Candidate dense(Kernels kernels, Tensor t, TensorStore store) {
-    Kernels.Matmul m = kernels.matmul(t.type(), Math.toIntExact(t.cols()));
-    MemorySegment data = t.segment();
+  private static Candidate candidate(
+      String kind,
+      TensorType type,
+      double density,
+      Kernels.Matmul m,
+      Tensor values,
+      long bytes,
+      TensorStore store) {
+    MemorySegment data = values.segment();
     if (m.packs()) {
-      data = store.allocate("packed", TensorType.I8, m.packedBytes(t.rows())).segment();
-      m.pack(t.segment(), data, t.rows(), 0, t.rows());
+      long rows = values.rows();
+      data = store.allocate("packed", TensorType.I8, m.packedBytes(rows)).segment();
+      m.pack(values.segment(), data, rows, 0, rows);
     }
-    return new Candidate("dense " + t.type(), m, data, t.bytes());
+    return new Candidate(kind, type, density, m, data, bytes);
   }
 
   private static void measure(
-      Kernels kernels, List<Candidate> all, int out, int in, int rounds, TensorStore store) {
+      Kernels kernels,
+      List<Candidate> all,
+      int out,
+      int in,
+      int rounds,
+      int repeats,
+      TensorStore store) {
     long stride = kernels.activationBytes(Kernels.ActivationFormat.F32, in);
     MemorySegment x = store.allocate("x", TensorType.I8, stride).segment();
     SplittableRandom r = new SplittableRandom(2);
@@ -142,24 +169,66 @@ public final class SparseBreakEven {
       for (int c = 0; c < all.size(); c++) {
         Candidate k = all.get(c);
         long start = THREADS.getCurrentThreadCpuTime();
-        k.kernel().run(k.data(), out, 0, out, inputs[c], 0, 1, y, 0, out);
+        for (int i = 0; i < repeats; i++) {
+          k.kernel().run(k.data(), out, 0, out, inputs[c], 0, 1, y, 0, out);
+        }
         long end = THREADS.getCurrentThreadCpuTime();
         if (round >= 0) {
-          times[c][round] = (end - start) / 1e6;
+          times[c][round] = (end - start) / 1e6 / repeats;
         }
       }
     }
-    double f16 = 0;
-    System.out.println("| encoding | bits per weight | ms | GB/s | dense F16 / this |");
-    System.out.println("|---|---|---|---|---|");
+    double[] ms = new double[all.size()];
     for (int c = 0; c < all.size(); c++) {
       Arrays.sort(times[c]);
-      double ms = times[c][rounds / 2];
-      f16 = c == 0 ? ms : f16;
-      double bits = 8.0 * all.get(c).bytes() / ((double) out * in);
-      System.out.printf(
-          "| %s | %.2f | %.2f | %.1f | %.2f |%n",
-          all.get(c).name(), bits, ms, all.get(c).bytes() / ms / 1e6, f16 / ms);
+      ms[c] = times[c][rounds / 2];
     }
+    System.out.println(
+        "| encoding | kernel | bits per weight | ms | GB/s | dense of the type / this |");
+    System.out.println("|---|---|---|---|---|---|");
+    for (int c = 0; c < all.size(); c++) {
+      Candidate k = all.get(c);
+      System.out.printf(
+          "| %s | %s | %.2f | %.4f | %.1f | %.2f |%n",
+          k.name(),
+          k.kernel().name(),
+          8.0 * k.bytes() / ((double) out * in),
+          ms[c],
+          k.bytes() / ms[c] / 1e6,
+          dense(all, ms, k.type()) / ms[c]);
+    }
+    for (TensorType type : TYPES) {
+      System.out.printf(
+          "bitmap %s: as fast as dense at density %s%n", type, breakEven(all, ms, type));
+    }
+  }
+
+  private static double dense(List<Candidate> all, double[] ms, TensorType type) {
+    for (int c = 0; c < ms.length; c++) {
+      if (all.get(c).kind().equals("dense") && all.get(c).type() == type) {
+        return ms[c];
+      }
+    }
+    throw new IllegalStateException("not measured: dense " + type);
+  }
+
+  /** The largest density from which on bitmaps are as fast, between the measured ones. */
+  private static String breakEven(List<Candidate> all, double[] ms, TensorType type) {
+    double dense = dense(all, ms, type);
+    double above = Double.NaN;
+    double aboveMs = 0;
+    for (int c = 0; c < ms.length; c++) {
+      Candidate k = all.get(c);
+      if (!k.kind().equals("bitmap") || k.type() != type) {
+        continue;
+      }
+      if (ms[c] <= dense) {
+        double share = Double.isNaN(above) ? 0 : (dense - ms[c]) / (aboveMs - ms[c]);
+        return "%.2f".formatted(k.density() + (share == 0 ? 0 : share * (above - k.density())));
+      }
+      above = k.density();
+      aboveMs = ms[c];
+    }
+    return "none that was measured";
   }
 }

@@ -40,6 +40,7 @@ public final class CpuFeatures {
     AVX512BW("avx512bw"),
     AVX512VL("avx512vl"),
     AVX512_VBMI("avx512vbmi"),
+    AVX512_VBMI2("avx512_vbmi2"),
     AVX512_VNNI("avx512_vnni"),
     AVX512_BF16("avx512_bf16"),
     AVX512_FP16("avx512_fp16"),
@@ -192,6 +193,7 @@ public final class CpuFeatures {
     add(f, Feature.AVX512BW, zmm && bit(seven[1], 30));
     add(f, Feature.AVX512VL, zmm && bit(seven[1], 31));
     add(f, Feature.AVX512_VBMI, zmm && bit(seven[2], 1));
+    add(f, Feature.AVX512_VBMI2, zmm && bit(seven[2], 6));
     add(f, Feature.AVX512_VNNI, zmm && bit(seven[2], 11));
     add(f, Feature.AVX512_BF16, zmm && bit(sevenOne[0], 5));
     add(f, Feature.AVX512_FP16, zmm && bit(seven[3], 23));

@@ -13,6 +13,7 @@ import java.util.function.Function;
  * <pre>
  *   P.weight                                   dense
  *   P.sp.mask P.sp.rowptr P.sp.val             bitmap ({@link SparseMatrix.Bitmap})
+ *   P.sp.mask P.sp.rowptr P.sp.scale P.sp.q8   {@link SparseMatrix.BitmapCodes}; or P.sp.q4
  *   P.sp.idx P.sp.val                          2:4 ({@link SparseMatrix.TwoOfFour})
  *   P.sp.block_row_ptr P.sp.block_col P.sp.blocks   {@link SparseMatrix.Block}
  *   P.sp.cols P.sp.val                         {@link LinearOp.Columns} over a dense matrix
@@ -109,6 +110,20 @@ public final class LinearOpTensors {
       Function<String, Optional<Tensor>> tensors, String stem, long in) {
     String at = stem + ".sp.";
     Optional<Tensor> mask = tensors.apply(at + "mask");
+    Optional<Tensor> scales = tensors.apply(at + "scale");
+    if (mask.isPresent() && scales.isPresent()) {
+      Optional<Tensor> four = tensors.apply(at + "q4");
+      Tensor codes = four.isPresent() ? four.get() : need(tensors, at + "q8");
+      return Optional.of(
+          new LinearOp.Sparse(
+              new SparseMatrix.BitmapCodes(
+                  in,
+                  four.isPresent() ? 4 : 8,
+                  mask.get(),
+                  need(tensors, at + "rowptr"),
+                  scales.get(),
+                  codes)));
+    }
     if (mask.isPresent()) {
       return Optional.of(
           new LinearOp.Sparse(
@@ -164,6 +179,12 @@ public final class LinearOpTensors {
             once(all, at + "mask", m.mask());
             once(all, at + "rowptr", m.rowStart());
             once(all, at + "val", m.values());
+          }
+          case SparseMatrix.BitmapCodes m -> {
+            once(all, at + "mask", m.mask());
+            once(all, at + "rowptr", m.rowStart());
+            once(all, at + "scale", m.scales());
+            once(all, at + "q" + m.bits(), m.codes());
           }
           case SparseMatrix.TwoOfFour m -> {
             once(all, at + "idx", m.index());

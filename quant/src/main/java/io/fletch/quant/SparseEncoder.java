@@ -12,6 +12,8 @@ import java.util.Arrays;
  * by one.
  */
 public final class SparseEncoder {
+  private static final int WINDOW = SparseMatrix.BitmapCodes.WINDOW;
+
   private SparseEncoder() {}
 
   /** What the zeros of a matrix allow. */
@@ -100,6 +102,104 @@ public final class SparseEncoder {
       at += values.bytes(padded);
     }
     return new SparseMatrix.Bitmap(in, mask, start, val);
+  }
+
+  /**
+   * A bit per element, in the form that has the fastest products: with Q8_0 and Q4_0, where rows
+   * are multiples of 32, a scale per 64 columns ({@link #bitmapCodes}), else {@link #bitmap}.
+   *
+   * @param values type of the kept values
+   */
+  public static SparseMatrix anyBitmap(Tensor dense, TensorType values, TensorStore store) {
+    boolean codes = values == TensorType.Q8_0 || values == TensorType.Q4_0;
+    return codes && dense.cols() % 32 == 0
+        ? bitmapCodes(dense, values == TensorType.Q8_0 ? 8 : 4, store)
+        : bitmap(dense, values, store);
+  }
+
+  /**
+   * A bit per element, with codes and a scale per 64 columns; rounding is that of Q8_0 and Q4_0 on
+   * the kept values of a window.
+   *
+   * @param bits of a code, 8 or 4
+   * @throws IllegalArgumentException if rows are no multiples of 32, an element is not finite, or a
+   *     scale is too large for a half
+   */
+  public static SparseMatrix.BitmapCodes bitmapCodes(Tensor dense, int bits, TensorStore store) {
+    int in = columns(dense);
+    if (in % 32 != 0) {
+      throw new IllegalArgumentException(
+          dense.name() + ": columns: expected=a multiple of 32 actual=" + in);
+    }
+    long rows = dense.rows();
+    String name = stem(dense.name());
+    int windows = (in + WINDOW - 1) / WINDOW;
+    Tensor mask = store.allocate(name + ".sp.mask", TensorType.I8, rows, in / 8);
+    Tensor start = store.allocate(name + ".sp.rowptr", TensorType.I64, rows + 1);
+    Tensor scales = store.allocate(name + ".sp.scale", TensorType.F16, rows, windows);
+    float[] row = new float[in];
+    long bytes = 0;
+    for (long r = 0; r < rows; r++) {
+      readRow(dense, r, row);
+      for (int c = 0; c < in; c += WINDOW) {
+        int n = 0;
+        for (int i = c; i < Math.min(in, c + WINDOW); i++) {
+          if (row[i] != 0) {
+            long at = r * (in / 8) + i / 8;
+            byte old = mask.segment().get(ValueLayout.JAVA_BYTE, at);
+            mask.segment().set(ValueLayout.JAVA_BYTE, at, (byte) (old | 1 << i % 8));
+            n++;
+          }
+        }
+        bytes += bits == 8 ? n : (n + 1) / 2;
+      }
+      start.segment().set(ByteCursor.LONG, 8 * (r + 1), bytes);
+    }
+    Tensor codes = store.allocate(name + ".sp.q" + bits, TensorType.I8, bytes);
+    long at = 0;
+    for (long r = 0; r < rows; r++) {
+      readRow(dense, r, row);
+      for (int c = 0; c < in; c += WINDOW) {
+        at = window(row, c, bits, scales, r * windows + c / WINDOW, codes.segment(), at);
+      }
+    }
+    return new SparseMatrix.BitmapCodes(in, bits, mask, start, scales, codes);
+  }
+
+  /** Writes scale and codes of a window; where the next codes go. */
+  private static long window(
+      float[] row, int c, int bits, Tensor scales, long scaleAt, MemorySegment codes, long at) {
+    float extreme = 0;
+    int end = Math.min(row.length, c + WINDOW);
+    for (int i = c; i < end; i++) {
+      extreme = Math.abs(row[i]) > Math.abs(extreme) ? row[i] : extreme;
+    }
+    float d = bits == 8 ? Math.abs(extreme) / 127 : extreme / -8;
+    short half = Float.floatToFloat16(d);
+    if (Float.isInfinite(Float.float16ToFloat(half))) {
+      throw new IllegalArgumentException(
+          scales.name() + "[" + scaleAt + "]: expected=a half actual=" + d);
+    }
+    scales.segment().set(ValueLayout.JAVA_SHORT, 2 * scaleAt, half);
+    float inverse = d == 0 ? 0 : 1 / d;
+    int n = 0;
+    for (int i = c; i < end; i++) {
+      if (row[i] == 0) {
+        continue;
+      }
+      if (bits == 8) {
+        float x = row[i] * inverse;
+        int code = Math.clamp((long) (x + Math.copySign(0.5f, x)), -127, 127);
+        codes.set(ValueLayout.JAVA_BYTE, at + n, (byte) code);
+      } else {
+        int code = Math.clamp((long) Math.floor(row[i] * inverse + 8.5f), 0, 15);
+        byte old = codes.get(ValueLayout.JAVA_BYTE, at + n / 2);
+        int both = n % 2 == 0 ? 0x80 | code : old & 15 | code << 4;
+        codes.set(ValueLayout.JAVA_BYTE, at + n / 2, (byte) both);
+      }
+      n++;
+    }
+    return at + (bits == 8 ? n : (n + 1) / 2);
   }
 
   /**

@@ -1,5 +1,6 @@
 package io.fletch.quant;
 
+import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Arrays;
 import java.util.List;
@@ -30,6 +31,11 @@ public sealed interface SparseMatrix {
 
   /** Name of the kind, as files have it: {@code bitmap}, {@code nm} or {@code block}. */
   String kind();
+
+  /** Name of the type of values, for people. */
+  default String valueType() {
+    return values().type().name();
+  }
 
   /** Bytes read for one product. */
   default long bytes() {
@@ -151,6 +157,157 @@ public sealed interface SparseMatrix {
       for (int c = 0; c < in; c++) {
         int bits = mask.segment().get(ValueLayout.JAVA_BYTE, row * width + c / 8);
         dst[c] = (bits >> c % 8 & 1) != 0 ? scratch[k++] : 0f;
+      }
+    }
+  }
+
+  /**
+   * Unstructured, with integer codes whose scale is that of their place: a bit per element, a half
+   * per row and window of {@link #WINDOW} columns, and the codes of kept elements, row by row,
+   * window by window, in order of columns. An element is {@code scale * code}. Where a scale lies
+   * does not depend on how much is kept before it (specs weights 3.1).
+   *
+   * @param in columns, a multiple of 32
+   * @param bits of a code: 8, signed bytes; or 4, plus 8, two in a byte, the lower half first, each
+   *     window from a whole byte on
+   * @param mask I8 {@code [out, in / 8]}; bit k of byte b is column {@code 8 b + k}
+   * @param rowStart I64 {@code [out + 1]}: bytes of codes before each row
+   * @param scales F16 {@code [out, ceil(in / 64)]}
+   * @param codes I8 {@code [bytes]}
+   */
+  record BitmapCodes(long in, int bits, Tensor mask, Tensor rowStart, Tensor scales, Tensor codes)
+      implements SparseMatrix {
+    /** Columns that share a scale. */
+    public static final int WINDOW = 64;
+
+    /** Checks the counts against the mask. */
+    public BitmapCodes {
+      if (bits != 8 && bits != 4) {
+        throw new IllegalArgumentException("bits: expected=8|4 actual=" + bits);
+      }
+      long rows = mask.rank() == 2 ? mask.dim(0) : -1;
+      check(
+          mask,
+          mask.type() == TensorType.I8 && rows >= 0 && in % 32 == 0 && mask.dim(1) == in / 8,
+          "I8 [out, " + in / 8 + "] for a multiple of 32 columns");
+      check(
+          rowStart,
+          rowStart.type() == TensorType.I64
+              && rowStart.rank() == 1
+              && rowStart.elements() == rows + 1,
+          "I64 [" + (rows + 1) + "]");
+      long windows = (in + WINDOW - 1) / WINDOW;
+      check(
+          scales,
+          scales.type() == TensorType.F16
+              && scales.rank() == 2
+              && scales.dim(0) == rows
+              && scales.dim(1) == windows,
+          "F16 [" + rows + ", " + windows + "]");
+      check(codes, codes.type() == TensorType.I8 && codes.rank() == 1, "I8 [bytes]");
+      long before = 0;
+      for (long r = 0; r < rows; r++) {
+        number(rowStart, r, before);
+        for (long c = 0; c < in; c += WINDOW) {
+          before += bytes(Long.bitCount(window(mask, in, r, c)), bits);
+        }
+      }
+      number(rowStart, rows, before);
+      check(codes, codes.elements() == before, "[" + before + "]");
+    }
+
+    private static long bytes(int kept, int bits) {
+      return bits == 8 ? kept : (kept + 1) / 2;
+    }
+
+    /** The bits of the window that begins at column {@code c}. */
+    static long window(Tensor mask, long in, long row, long c) {
+      long at = (row * in + c) / 8;
+      return in - c >= WINDOW
+          ? mask.segment().get(ByteCursor.LONG, at)
+          : mask.segment().get(ByteCursor.INT, at) & 0xffffffffL;
+    }
+
+    /** The bits of the window that begins at column {@code c}, a multiple of 64. */
+    public long window(long row, long c) {
+      return window(mask, in, row, c);
+    }
+
+    /** Bytes of codes before a row. */
+    public long start(long row) {
+      return rowStart.segment().get(ByteCursor.LONG, 8 * row);
+    }
+
+    /** Code {@code k} of the window whose codes begin at a byte of some. */
+    public int code(MemorySegment of, long at, int k) {
+      if (bits == 8) {
+        return of.get(ValueLayout.JAVA_BYTE, at + k);
+      }
+      return (of.get(ValueLayout.JAVA_BYTE, at + k / 2) >> k % 2 * 4 & 15) - 8;
+    }
+
+    /** The scale of the window that begins at column {@code c}. */
+    public float scale(long row, long c) {
+      return Dequantizer.element(scales, row * scales.dim(1) + c / WINDOW);
+    }
+
+    /** Bytes of the codes of a window. */
+    public long bytes(long window) {
+      return bytes(Long.bitCount(window), bits);
+    }
+
+    @Override
+    public long out() {
+      return mask.dim(0);
+    }
+
+    @Override
+    public List<Tensor> tensors() {
+      return List.of(mask, rowStart, scales, codes);
+    }
+
+    @Override
+    public Tensor values() {
+      return codes;
+    }
+
+    @Override
+    public long kept() {
+      long n = 0;
+      for (long r = 0; r < out(); r++) {
+        for (long c = 0; c < in; c += WINDOW) {
+          n += Long.bitCount(window(r, c));
+        }
+      }
+      return n;
+    }
+
+    @Override
+    public String kind() {
+      return "bitmap";
+    }
+
+    @Override
+    public String valueType() {
+      return "Q" + bits;
+    }
+
+    @Override
+    public int rowScratch() {
+      return 0;
+    }
+
+    @Override
+    public void row(long row, float[] dst, float[] scratch) {
+      Arrays.fill(dst, 0, Math.toIntExact(in), 0f);
+      long at = start(row);
+      for (int c = 0; c < in; c += WINDOW) {
+        long left = window(row, c);
+        float scale = scale(row, c);
+        for (int k = 0; left != 0; k++, left &= left - 1) {
+          dst[c + Long.numberOfTrailingZeros(left)] = scale * code(codes.segment(), at, k);
+        }
+        at += bytes(window(row, c));
       }
     }
   }

@@ -33,7 +33,8 @@ final class ConvertCommand implements Command {
     Writes a model as GGUF, as a Fletch Arrow file, or as a folder with model.safetensors,
     config.json and tokenizer.json. Values are copied bit for bit where the type stays the same.
     Quantized blocks become F16 in safetensors. Between the containers go llama, qwen2
-    and qwen3 with byte-level BPE tokenizers; everything else is refused.\
+    and qwen3 with byte-level BPE tokenizers; everything else is refused. Sparse and factorised
+    matrices become dense in GGUF and safetensors, and take another form with --sparse.\
     """;
   }
 
@@ -79,12 +80,19 @@ final class ConvertCommand implements Command {
     Map<String, Integer> kinds;
     long bytes;
     int count;
-    try (WeightFile file = WeightFile.open(ModelFlags.path(arguments));
+    try (WeightFile input = WeightFile.open(ModelFlags.path(arguments));
+        DenseCopy dense =
+            DenseCopy.of(
+                input,
+                output,
+                to != input.format() || sparse.isPresent(),
+                sparse.isPresent() || wanted.filter(t -> t == TensorType.F32).isPresent());
         TensorStore derived = TensorStore.create()) {
+      WeightFile file = dense.file();
       ModelOutput.View view = ModelOutput.View.of(file, to, derived);
       view.notes().forEach(note -> io.note("fletch: " + note));
       ModelOutput out =
-          new ModelOutput(output, file, "convert " + to + " " + wanted + " " + sparse);
+          new ModelOutput(output, input, "convert " + to + " " + wanted + " " + sparse);
       if (shard > 0) {
         out.shards(shard * 1_000_000);
       }
@@ -96,7 +104,9 @@ final class ConvertCommand implements Command {
           TensorType type =
               wanted.isPresent() && QuantMix.takesPart(tensor.name(), tensor.shape())
                   ? wanted.get()
-                  : ModelConversion.defaultType(tensor, to);
+                  : dense.isDecoded(tensor.name())
+                      ? TensorType.F16
+                      : ModelConversion.defaultType(tensor, to);
           if (sparse.isPresent() && SparseRequest.takesPart(tensor)) {
             out.add(tensor, sparse.get(), type);
             continue;

@@ -237,7 +237,7 @@ final class LowRankRun {
       LinearOp sparse =
           request.rest() == Rest.COLUMNS
               ? SparseEncoder.columns(kept, wanted, store)
-              : new LinearOp.Sparse(SparseEncoder.bitmap(kept, wanted, store));
+              : new LinearOp.Sparse(SparseEncoder.anyBitmap(kept, wanted, store));
       op = new LinearOp.Sum(List.of(new LinearOp.Term(1, sparse), new LinearOp.Term(1, factors)));
     }
     LinearOp dense =

@@ -115,8 +115,11 @@ final class QuantizeCommand implements Command {
       throw new UsageException("--save-imatrix: only with --calibrate");
     }
     long start = System.nanoTime();
-    try (WeightFile file = WeightFile.open(ModelFlags.path(arguments));
+    try (WeightFile input = WeightFile.open(ModelFlags.path(arguments));
+        DenseCopy dense =
+            DenseCopy.of(input, output, ModelOutput.format(output) != input.format(), true);
         TensorStore derived = TensorStore.create()) {
+      WeightFile file = dense.file();
       ModelOutput.View view = ModelOutput.View.of(file, ModelOutput.format(output), derived);
       Optional<ImportanceMatrix> importance =
           arguments.has("calibrate")
@@ -135,14 +138,14 @@ final class QuantizeCommand implements Command {
               + importanceFile.map(p -> p.toAbsolutePath() + " " + p.toFile().lastModified())
               + " "
               + CalibrationFlags.key(arguments);
-      ModelOutput out = new ModelOutput(output, file, key);
+      ModelOutput out = new ModelOutput(output, input, key);
       Map<TensorType, Integer> types = new TreeMap<>();
       int weighted = convert(view, mix, overrides, importance, out, io, types);
       view.gguf().put("general.file_type", mix.fileType());
       view.gguf().put("general.quantization_version", 2);
       long bytes = out.bytes();
       out.write(view);
-      report(arguments, io, output, mix, file, bytes, types, weighted, start);
+      report(arguments, io, output, mix, input, bytes, types, weighted, start);
     }
     return Cli.OK;
   }

@@ -141,7 +141,7 @@ record SparseRequest(Kind kind, int rows, int columns, Optional<TensorType> valu
   LinearOp encode(Tensor matrix, TensorType dense, TensorStore store) {
     TensorType type = values.orElse(dense.isQuantized() ? TensorType.F16 : dense);
     return switch (kind) {
-      case BITMAP -> new LinearOp.Sparse(SparseEncoder.bitmap(matrix, type, store));
+      case BITMAP -> new LinearOp.Sparse(SparseEncoder.anyBitmap(matrix, type, store));
       case TWO_OF_FOUR -> new LinearOp.Sparse(SparseEncoder.twoOfFour(matrix, type, store));
       case BLOCK -> new LinearOp.Sparse(SparseEncoder.block(matrix, rows, columns, type, store));
       case COLUMNS -> SparseEncoder.columns(matrix, type, store);
@@ -163,7 +163,7 @@ record SparseRequest(Kind kind, int rows, int columns, Optional<TensorType> valu
     if (zeros.zeroColumns() > 0 && kept > 0 && kept % block == 0) {
       forms.add(SparseEncoder.columns(matrix, type, store));
     }
-    forms.add(new LinearOp.Sparse(SparseEncoder.bitmap(matrix, type, store)));
+    forms.add(new LinearOp.Sparse(SparseEncoder.anyBitmap(matrix, type, store)));
     return forms.stream().min(Comparator.comparingLong(LinearOp::bytes)).orElseThrow();
   }
 
@@ -191,7 +191,7 @@ record SparseRequest(Kind kind, int rows, int columns, Optional<TensorType> valu
   static String kind(LinearOp op) {
     return switch (op) {
       case LinearOp.Dense d -> "dense " + type(d.weight());
-      case LinearOp.Sparse s -> kind(s.matrix()) + " " + type(s.matrix().values());
+      case LinearOp.Sparse s -> kind(s.matrix()) + " " + s.matrix().valueType();
       case LinearOp.Columns c -> "columns " + type(c.tensors().getFirst());
       case LinearOp.LowRank f -> "low rank " + type(f.tensors().getFirst());
       case LinearOp.Sum s ->
@@ -227,27 +227,8 @@ record SparseRequest(Kind kind, int rows, int columns, Optional<TensorType> valu
         }
         yield all;
       }
-      case LinearOp.LowRank f when f.inner() == LinearOp.Inner.IDENTITY -> {
-        int in = Math.toIntExact(f.in());
-        int rank = Math.toIntExact(f.rank());
-        float[] u = floats(f.u());
-        float[] v = floats(f.v());
-        float[] all = new float[Math.toIntExact(f.out() * in)];
-        IntStream.range(0, Math.toIntExact(f.out()))
-            .parallel()
-            .forEach(r -> {
-              double[] sum = new double[in];
-              for (int k = 0; k < rank; k++) {
-                for (int c = 0; c < in; c++) {
-                  sum[c] += (double) u[r * rank + k] * v[k * in + c];
-                }
-              }
-              for (int c = 0; c < in; c++) {
-                all[r * in + c] = (float) sum[c];
-              }
-            });
-        yield all;
-      }
+      case LinearOp.LowRank f when f.inner() == LinearOp.Inner.IDENTITY ->
+          product(floats(f.u()), floats(f.v()), Math.toIntExact(f.rank()), Math.toIntExact(f.in()));
       case LinearOp.Sum s -> {
         float[] all = new float[Math.toIntExact(s.out() * s.in())];
         for (LinearOp.Term term : s.terms()) {
@@ -258,7 +239,45 @@ record SparseRequest(Kind kind, int rows, int columns, Optional<TensorType> valu
         }
         yield all;
       }
+      case LinearOp.BlockDiagonal b -> {
+        int rows = Math.toIntExact(b.blocks().dim(1));
+        int columns = Math.toIntExact(b.blocks().dim(2));
+        int in = Math.toIntExact(b.in());
+        float[] stored = Dequantizer.toFloats(b.blocks());
+        float[] all = new float[Math.toIntExact(b.out() * in)];
+        for (int r = 0; r < b.out(); r++) {
+          System.arraycopy(stored, r * columns, all, r * in + r / rows * columns, columns);
+        }
+        yield all;
+      }
+      case LinearOp.Chain c -> {
+        int in = Math.toIntExact(c.in());
+        float[] all = floats(c.ops().getFirst());
+        for (LinearOp next : c.ops().subList(1, c.ops().size())) {
+          all = product(floats(next), all, Math.toIntExact(next.in()), in);
+        }
+        yield all;
+      }
       default -> throw new IllegalArgumentException("not one matrix: " + op);
     };
+  }
+
+  /** {@code u v}, of {@code inner} columns and rows. */
+  private static float[] product(float[] u, float[] v, int inner, int in) {
+    float[] all = new float[Math.multiplyExact(u.length / inner, in)];
+    IntStream.range(0, u.length / inner)
+        .parallel()
+        .forEach(r -> {
+          double[] sum = new double[in];
+          for (int k = 0; k < inner; k++) {
+            for (int c = 0; c < in; c++) {
+              sum[c] += (double) u[r * inner + k] * v[k * in + c];
+            }
+          }
+          for (int c = 0; c < in; c++) {
+            all[r * in + c] = (float) sum[c];
+          }
+        });
+    return all;
   }
 }

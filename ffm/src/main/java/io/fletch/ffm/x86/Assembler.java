@@ -830,6 +830,18 @@ public final class Assembler extends Encoder {
     three(P66, M3A, 0x4c, W0 | VEX_ONLY, Tuple.FULL, d, a, b, selector(d, choose));
   }
 
+  public void vpexpandb(Vec d, Operand s) {
+    two(P66, M38, 0x62, W0 | EVEX_ONLY, Tuple.ONE8, d, s);
+  }
+
+  public void vpexpandw(Vec d, Operand s) {
+    two(P66, M38, 0x62, W1 | EVEX_ONLY, Tuple.ONE16, d, s);
+  }
+
+  public void vexpandps(Vec d, Operand s) {
+    two(P66, M38, 0x88, W0 | EVEX_ONLY, Tuple.ONE32, d, s);
+  }
+
   public void vpblendmb(Vec d, Vec a, Operand b) {
     three(P66, M38, 0x66, W0 | EVEX_ONLY, Tuple.FULL, d, a, b);
   }

@@ -45,12 +45,22 @@ public interface Kernels {
 
   /** The product kernel of a sparse matrix; it is for this one only. */
   default Matmul bitmapMatmul(SparseMatrix.Bitmap matrix) {
-    return new ScalarSparse.Bitmap(matrix);
+    return ScalarSparse.of(matrix);
+  }
+
+  /** The product kernel of a bitmap of codes; it is for this one only. */
+  default Matmul bitmapMatmul(SparseMatrix.BitmapCodes matrix) {
+    return ScalarSparse.of(matrix);
   }
 
   /** The product kernel of a 2:4 matrix; it is for this one only. */
   default Matmul twoOfFourMatmul(SparseMatrix.TwoOfFour matrix) {
     return ScalarSparse.of(matrix);
+  }
+
+  /** As {@link #twoOfFourMatmul}, but reading the values as they are: it never packs. */
+  default Matmul twoOfFourMapped(SparseMatrix.TwoOfFour matrix) {
+    return twoOfFourMatmul(matrix);
   }
 
   /** Products with one weight matrix {@code [out, in]}. */

@@ -12,6 +12,7 @@ final class ScalarScratch {
 
   final WeightBlocks blocks = new WeightBlocks();
   final float[] lanes = new float[ActivationLayout.LANES];
+  final int[] sums = new int[ActivationLayout.LANES];
   private float[] row = new float[256];
 
   private ScalarScratch() {}

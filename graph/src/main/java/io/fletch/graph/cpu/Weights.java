@@ -50,6 +50,7 @@ final class Weights implements AutoCloseable {
   private Set<Tensor> behindZeros = Set.of();
 
   private Optional<PackedCopies> copies = Optional.empty();
+  private Optional<PackedCopies> sparseCopies = Optional.empty();
   private Optional<BackgroundPacking> packing = Optional.empty();
   private Optional<HugeCopies> huge = Optional.empty();
   private String description = "";
@@ -77,17 +78,43 @@ final class Weights implements AutoCloseable {
     for (Tensor t : ordered) {
       matrices.computeIfAbsent(t, x -> unpacked(x, kernel(kernels, x, true)));
     }
-    for (Op op : graph.ops()) {
-      if (op instanceof Op.Linear l && !(l.weight() instanceof LinearOp.Dense)) {
-        sparse.computeIfAbsent(l.weight(), x -> SparseWeights.prepare(x, kernels));
-      }
-    }
+    prepareSparse(graph, kernels, pool, options);
     columns =
         products.values().stream()
             .filter(ColumnsMatmul.class::isInstance)
             .toArray(Kernels.Matmul[]::new);
     copyToHugePages(options);
     steps.end();
+  }
+
+  /**
+   * Matrices that are not dense, packed in memory where their kernel wants that; files of packed
+   * weights are of dense ones only.
+   */
+  private void prepareSparse(
+      Graph graph, Kernels kernels, WorkerPool pool, CpuBackend.Options options) {
+    Map<LinearOp, PackedMatrices.Job> jobs = new IdentityHashMap<>();
+    for (Op op : graph.ops()) {
+      if (op instanceof Op.Linear l && !(l.weight() instanceof LinearOp.Dense)) {
+        SparseWeights.job(l.weight(), kernels).ifPresent(job -> jobs.put(l.weight(), job));
+        sparse.computeIfAbsent(l.weight(), x -> SparseWeights.prepare(x, kernels));
+      }
+    }
+    long bytes = jobs.values().stream().mapToLong(PackedMatrices.Job::bytes).sum();
+    boolean fits = options.layout() != CpuBackend.Layout.AUTO || bytes <= freeMemory() / 2;
+    if (jobs.isEmpty() || options.layout() == CpuBackend.Layout.MAPPED || !fits) {
+      return;
+    }
+    List<Map.Entry<LinearOp, PackedMatrices.Job>> ordered = List.copyOf(jobs.entrySet());
+    PackedCopies packed =
+        new PackedCopies(
+            kernels, ordered.stream().map(Map.Entry::getValue).toList(), Optional.empty());
+    sparseCopies = Optional.of(packed);
+    packed.pack(pool, job -> {}, () -> {});
+    for (int i = 0; i < ordered.size(); i++) {
+      PreparedWeight weight = sparse.get(ordered.get(i).getKey());
+      weight.become(ordered.get(i).getValue().kernel(), packed.segment(i));
+    }
   }
 
   /** Copies to huge pages what is read from a file, unless that is what was asked for. */
@@ -105,7 +132,7 @@ final class Weights implements AutoCloseable {
                             !inMemory || e.getValue().form().data().equals(e.getKey().segment()))
                         .map(Map.Entry::getValue),
                     // Their values; masks and indices stay in the file.
-                    sparse.values().stream())
+                    sparse.values().stream().filter(w -> !w.form().kernel().packs()))
                 .toList(),
             () -> {
               options.packed().run();
@@ -336,6 +363,8 @@ final class Weights implements AutoCloseable {
     huge = Optional.empty();
     copies.ifPresent(PackedCopies::close);
     copies = Optional.empty();
+    sparseCopies.ifPresent(PackedCopies::close);
+    sparseCopies = Optional.empty();
     store.close();
   }
 }

@@ -9,6 +9,7 @@ import io.fletch.graph.KvCache;
 import io.fletch.graph.RopeSpec;
 import io.fletch.graph.cpu.x86.Isa;
 import io.fletch.graph.cpu.x86.PackedLayout;
+import io.fletch.graph.cpu.x86.TwoOfFourLayout;
 import io.fletch.quant.SparseMatrix;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
@@ -66,12 +67,26 @@ final class X86Kernels implements Kernels {
 
   @Override
   public Matmul bitmapMatmul(SparseMatrix.Bitmap matrix) {
-    return X86Sparse.of(matrix, this);
+    return X86Sparse.of(matrix, isa, this);
+  }
+
+  @Override
+  public Matmul bitmapMatmul(SparseMatrix.BitmapCodes matrix) {
+    return new X86BitmapCodes(matrix, isa);
   }
 
   @Override
   public Matmul twoOfFourMatmul(SparseMatrix.TwoOfFour matrix) {
-    return X86Sparse.of(matrix, isa, this);
+    return TwoOfFourLayout.supports(matrix.values().type())
+        ? new X86TwoOfFour(matrix, isa, false)
+        : X86Sparse.of(matrix, isa, this);
+  }
+
+  @Override
+  public Matmul twoOfFourMapped(SparseMatrix.TwoOfFour matrix) {
+    return TwoOfFourLayout.supports(matrix.values().type())
+        ? new X86TwoOfFour(matrix, isa, true)
+        : X86Sparse.of(matrix, isa, this);
   }
 
   @Override

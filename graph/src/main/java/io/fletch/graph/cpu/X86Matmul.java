@@ -10,6 +10,7 @@ import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
 import java.util.Locale;
 import java.util.Objects;
+import java.util.concurrent.atomic.AtomicReference;
 import java.util.concurrent.atomic.AtomicReferenceArray;
 
 /**
@@ -28,9 +29,6 @@ final class X86Matmul implements Kernels.Matmul {
   /** Rows of activations up to which mapped weights are multiplied where they are. */
   private static final int MOST_IN_PLACE = 3;
 
-  /** Weights that stay in the level-2 cache while several tiles of activations pass over them. */
-  private static final long CACHED_WEIGHTS = 256 << 10;
-
   private final boolean mapped;
   private final TensorType type;
   private final int in;
@@ -40,10 +38,12 @@ final class X86Matmul implements Kernels.Matmul {
   private final String kernelName;
   private final long rowBytes;
   private final long xStride;
-  private final int maxTokens;
 
-  /** Entries by several rows of activations; 0 is the product in place. */
-  private final AtomicReferenceArray<MemorySegment> code;
+  /** Several rows of activations. */
+  private final GroupTiles tiles;
+
+  /** The product in place. */
+  private final AtomicReference<MemorySegment> inPlace = new AtomicReference<>();
 
   /** How a single row reads weights, and the entries of all ways. */
   private final StreamingChoice streaming;
@@ -60,8 +60,13 @@ final class X86Matmul implements Kernels.Matmul {
     this.kernelName = type + " " + isa.label();
     this.rowBytes = type.bytes(in);
     this.xStride = ActivationLayout.bytes(activation, in);
-    this.maxTokens = MatmulCode.maxTokens(layout, isa);
-    this.code = new AtomicReferenceArray<>(maxTokens + 1);
+    this.tiles =
+        new GroupTiles(
+            layout.lanes(),
+            layout.groupBytes(),
+            xStride,
+            MatmulCode.maxTokens(layout, isa),
+            this::code);
     this.streaming = StreamingChoice.of(type, isa);
     this.single = new AtomicReferenceArray<>(streaming.ways().size());
   }
@@ -201,7 +206,7 @@ final class X86Matmul implements Kernels.Matmul {
   }
 
   private MemorySegment inPlace() {
-    MemorySegment entry = code.getAcquire(0);
+    MemorySegment entry = inPlace.getAcquire();
     if (entry == null) {
       entry =
           X86Code.function(
@@ -213,7 +218,7 @@ final class X86Matmul implements Kernels.Matmul {
                       isa,
                       ActivationLayout.scalesOffset(activation, in),
                       ActivationLayout.sumsOffset(activation, in)));
-      code.setRelease(0, entry);
+      inPlace.setRelease(entry);
     }
     return entry;
   }
@@ -249,37 +254,13 @@ final class X86Matmul implements Kernels.Matmul {
   private void runGroups(
       long w, long x, int rows, MemorySegment y, long yByte, long yStrideBytes, long outs) {
     int lanes = layout.lanes();
-    long groups = outs / lanes;
-    if (rows == 1 && groups > 0) {
-      runSingle(w, x, y.address() + yByte, groups);
+    long done = rows == 1 ? outs / lanes : 0;
+    if (done > 0) {
+      runSingle(w, x, y.address() + yByte, done);
     }
-    int tiles = (rows + maxTokens - 1) / maxTokens;
-    long step = tiles == 1 ? groups : Math.max(1, CACHED_WEIGHTS / layout.groupBytes());
-    for (long g = 0; rows > 1 && g < groups; g += step) {
-      long n = Math.min(step, groups - g);
-      long wg = w + g * layout.groupBytes();
-      long yg = y.address() + yByte + 4 * g * lanes;
-      for (int tile = 0, row = 0; tile < tiles; tile++) {
-        int tokens = tokens(rows, tiles, tile);
-        X86Code.call(code(tokens), wg, x + row * xStride, yg + row * yStrideBytes, yStrideBytes, n);
-        row += tokens;
-      }
-    }
-    int rest = (int) (outs - groups * lanes);
-    if (rest > 0) {
-      // The last group is stored whole, so it goes elsewhere first.
-      MemorySegment scratch = X86Scratch.get().floats(maxTokens * lanes);
-      long wg = w + groups * layout.groupBytes();
-      for (int tile = 0, row = 0; tile < tiles; tile++) {
-        int tokens = tokens(rows, tiles, tile);
-        MemorySegment entry = rows == 1 ? single(streaming.chosen()) : code(tokens);
-        X86Code.call(entry, wg, x + row * xStride, scratch.address(), 4L * lanes, 1);
-        for (int t = 0; t < tokens; t++) {
-          long at = yByte + 4 * groups * lanes + (row + t) * yStrideBytes;
-          MemorySegment.copy(scratch, 4L * t * lanes, y, at, 4L * rest);
-        }
-        row += tokens;
-      }
+    if (done * lanes < outs) {
+      long from = w + done * layout.groupBytes();
+      tiles.run(from, x, rows, y, yByte + 4 * done * lanes, yStrideBytes, outs - done * lanes);
     }
   }
 
@@ -315,28 +296,17 @@ final class X86Matmul implements Kernels.Matmul {
     return entry;
   }
 
-  /** Tiles differ by at most one row. */
-  private static int tokens(int rows, int tiles, int tile) {
-    return rows / tiles + (tile < rows % tiles ? 1 : 0);
-  }
-
   private MemorySegment code(int tokens) {
-    MemorySegment entry = code.getAcquire(tokens);
-    if (entry == null) {
-      entry =
-          X86Code.function(
-              kernelName + " in=" + in + " tokens=" + tokens,
-              () ->
-                  MatmulCode.emit(
-                      layout,
-                      isa,
-                      Streaming.SEVERAL_ROWS,
-                      xStride,
-                      ActivationLayout.scalesOffset(activation, in),
-                      ActivationLayout.sumsOffset(activation, in),
-                      tokens));
-      code.setRelease(tokens, entry);
-    }
-    return entry;
+    return X86Code.function(
+        kernelName + " in=" + in + " tokens=" + tokens,
+        () ->
+            MatmulCode.emit(
+                layout,
+                isa,
+                Streaming.SEVERAL_ROWS,
+                xStride,
+                ActivationLayout.scalesOffset(activation, in),
+                ActivationLayout.sumsOffset(activation, in),
+                tokens));
   }
 }

@@ -1,9 +1,7 @@
 package io.fletch.graph.cpu;
 
 import io.fletch.ffm.CpuFeatures;
-import io.fletch.graph.cpu.Kernels.ActivationFormat;
 import io.fletch.graph.cpu.x86.Isa;
-import io.fletch.graph.cpu.x86.SparseCodesCode;
 import io.fletch.graph.cpu.x86.SparseMatmulCode;
 import io.fletch.graph.cpu.x86.SparseMatmulCode.Kind;
 import io.fletch.quant.SparseMatrix;
@@ -18,9 +16,9 @@ import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.atomic.AtomicReferenceArray;
 
 /**
- * Products with bitmap and 2:4 matrices in machine code ({@link SparseMatmulCode}, {@link
- * SparseCodesCode}). What the code cannot do is left to the scalar kernel, which gives the same
- * bits: rows at the very end of the values of a bitmap, behind which the code would read.
+ * Products with bitmap and 2:4 matrices and float32 activations in machine code ({@link
+ * SparseMatmulCode}), from the bytes of the file. Rows at the very end of the values of a bitmap,
+ * behind which the code reads, are copied first, and rows of block types are decoded.
  */
 final class X86Sparse extends RowsMatmul {
   /** Weights that stay in the level-2 cache while several tiles of activations pass over them. */
@@ -37,21 +35,19 @@ final class X86Sparse extends RowsMatmul {
   private final SparseMatrix m;
   private final TensorType type;
   private final int in;
-  private final boolean isCodes;
   private final boolean isWide;
 
   /** Whether rows of block types are decoded one by one, for the code of float32 values. */
   private final boolean isDecoded;
 
   private final Kernels decoder;
-  private final Kernels.Matmul scalar;
   private final MemorySegment index;
   private final long indexRow;
 
   /** Bitmap: stored values before each row. */
   private final long[] start;
 
-  /** Rows that the code can do. */
+  /** Rows that the code can do where they lie. */
   private final long safe;
 
   private final AtomicReferenceArray<MemorySegment> code =
@@ -63,19 +59,16 @@ final class X86Sparse extends RowsMatmul {
       MemorySegment index,
       long indexRow,
       long[] start,
-      Kernels.Matmul s,
-      boolean wide,
+      Isa isa,
       Kernels kernels) {
+    isWide = SparseMatmulCode.isWide(isa, CpuFeatures.host());
     this.kind = kind;
     this.m = m;
     this.index = index;
     this.indexRow = indexRow;
     this.start = start;
-    scalar = s;
     type = m.values().type();
-    isCodes = kind == Kind.TWO_OF_FOUR && ScalarSparse.hasCodes(type);
-    isWide = isCodes && wide;
-    isDecoded = type.isQuantized() && !isCodes;
+    isDecoded = type.isQuantized();
     decoder = kernels;
     in = Math.toIntExact(m.in());
     long rows = m.out();
@@ -88,35 +81,18 @@ final class X86Sparse extends RowsMatmul {
     safe = rows;
   }
 
-  static Kernels.Matmul of(SparseMatrix.Bitmap m, Kernels kernels) {
-    Kernels.Matmul scalar = new ScalarSparse.Bitmap(m);
+  static Kernels.Matmul of(SparseMatrix.Bitmap m, Isa isa, Kernels kernels) {
+    MemorySegment mask = m.mask().segment();
     return supports(Kind.BITMAP, m)
-        ? new X86Sparse(
-            Kind.BITMAP,
-            m,
-            m.mask().segment(),
-            m.mask().cols(),
-            m.valueStart(),
-            scalar,
-            false,
-            kernels)
-        : scalar;
+        ? new X86Sparse(Kind.BITMAP, m, mask, m.mask().cols(), m.valueStart(), isa, kernels)
+        : ScalarSparse.of(m);
   }
 
   static Kernels.Matmul of(SparseMatrix.TwoOfFour m, Isa isa, Kernels kernels) {
-    Kernels.Matmul scalar = ScalarSparse.of(m);
-    int in = Math.toIntExact(m.in());
-    return SparseCodesCode.supports(m.values().type(), in) || supports(Kind.TWO_OF_FOUR, m)
-        ? new X86Sparse(
-            Kind.TWO_OF_FOUR,
-            m,
-            m.index().segment(),
-            m.index().cols(),
-            new long[0],
-            scalar,
-            SparseCodesCode.isWide(isa, CpuFeatures.host(), in),
-            kernels)
-        : scalar;
+    MemorySegment index = m.index().segment();
+    return supports(Kind.TWO_OF_FOUR, m)
+        ? new X86Sparse(Kind.TWO_OF_FOUR, m, index, m.index().cols(), new long[0], isa, kernels)
+        : ScalarSparse.of(m);
   }
 
   private static boolean supports(Kind kind, SparseMatrix m) {
@@ -140,12 +116,7 @@ final class X86Sparse extends RowsMatmul {
 
   @Override
   public String name() {
-    return ScalarSparse.name(m, isWide ? "avx512-vbmi" : "avx2");
-  }
-
-  @Override
-  public ActivationFormat activation() {
-    return scalar.activation();
+    return ScalarSparse.name(m, isWide ? "avx512-vbmi2" : "avx2");
   }
 
   @Override
@@ -167,58 +138,36 @@ final class X86Sparse extends RowsMatmul {
     if (from == to || rows == 0) {
       return;
     }
-    if (to > safe) {
-      long first = Math.max(from, safe);
-      scalar.run(weight, out, first, to, x, xOffset, rows, y, yOffset, yStride);
-      if (first == from) {
-        return;
-      }
-    }
-    long end = Math.min(to, safe);
     long xStride = ActivationLayout.bytes(activation(), in);
-    long last = isCodes ? ActivationLayout.scalesOffset(activation(), in) + in / 8 : 4L * in;
-    Objects.checkFromIndexSize(xOffset, (rows - 1) * xStride + last, x.byteSize());
+    Objects.checkFromIndexSize(xOffset, (rows - 1) * xStride + 4L * in, x.byteSize());
     Objects.checkFromIndexSize(
-        4 * (yOffset + from), 4 * ((rows - 1) * yStride + end - from), y.byteSize());
+        4 * (yOffset + from), 4 * ((rows - 1) * yStride + to - from), y.byteSize());
     Objects.checkIndex(yStride, 1 << 29);
     int max = SparseMatmulCode.maxTokens();
     int tiles = (rows + max - 1) / max;
-    if (isDecoded) {
-      for (long o = from; o < end; o++) {
-        long values = decoded(weight, o).address();
-        for (int tile = 0, row = 0; tile < tiles; tile++) {
-          int tokens = rows / tiles + (tile < rows % tiles ? 1 : 0);
-          X86Code.call(
-              code(tokens),
-              values,
-              index.address() + o * indexRow,
-              x.address() + xOffset + row * xStride,
-              y.address() + 4 * (yOffset + row * yStride + o),
-              1 | 4 * yStride << 32);
-          row += tokens;
-        }
-      }
-      return;
-    }
     long rowBytes = Math.max(1, m.bytes() / Math.max(1, out));
-    long step = tiles == 1 ? end - from : Math.max(8, CACHED_WEIGHTS / rowBytes);
-    for (long o = from; o < end; o += step) {
-      long n = Math.min(step, end - o);
+    long step = tiles == 1 ? out : Math.max(8, CACHED_WEIGHTS / rowBytes);
+    for (long o = from; o < to; ) {
+      boolean apart = isDecoded || o >= safe;
+      long n = apart ? 1 : Math.min(step, Math.min(to, safe) - o);
+      long values = apart ? row(weight, o).address() : weight.address() + valueOffset(o);
       for (int tile = 0, row = 0; tile < tiles; tile++) {
-        int tokens = rows / tiles + (tile < rows % tiles ? 1 : 0);
+        int tokens = GroupTiles.tokens(rows, tiles, tile);
         X86Code.call(
             code(tokens),
-            weight.address() + valueOffset(o),
+            values,
             index.address() + o * indexRow,
             x.address() + xOffset + row * xStride,
             y.address() + 4 * (yOffset + row * yStride + o),
             n | 4 * yStride << 32);
         row += tokens;
       }
+      o += n;
     }
   }
 
-  private MemorySegment decoded(MemorySegment weight, long row) {
+  /** The values of a row, decoded or as they are, with room behind them. */
+  private MemorySegment row(MemorySegment weight, long row) {
     MemorySegment to = ROW.get();
     // The code may read eight values more than there are.
     long most = 4L * (in + type.blockSize() + 8);
@@ -227,8 +176,10 @@ final class X86Sparse extends RowsMatmul {
       ROW.set(to);
     }
     int n = kind == Kind.BITMAP ? (int) (start[(int) row + 1] - start[(int) row]) : in / 2;
-    if (n > 0) {
+    if (isDecoded && n > 0) {
       decoder.dequantize(type, weight, valueOffset(row), n, 1, to, 0);
+    } else {
+      MemorySegment.copy(weight, valueOffset(row), to, 0, type.bytes(n));
     }
     return to;
   }
@@ -246,16 +197,8 @@ final class X86Sparse extends RowsMatmul {
           X86Code.function(
               name() + " in=" + in + " tokens=" + tokens,
               () ->
-                  isCodes
-                      ? SparseCodesCode.emit(
-                          type,
-                          in,
-                          stride,
-                          ActivationLayout.scalesOffset(activation(), in),
-                          tokens,
-                          isWide)
-                      : SparseMatmulCode.emit(
-                          kind, values, in, stride, tokens, table(kind, values)));
+                  SparseMatmulCode.emit(
+                      kind, values, in, stride, tokens, table(kind, values), isWide));
       code.setRelease(tokens, entry);
     }
     return entry;

@@ -2,6 +2,7 @@ package io.fletch.graph.cpu;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 
 import io.fletch.graph.TestGraphs;
 import io.fletch.quant.Dequantizer;
@@ -61,11 +62,23 @@ class SparseKernelsPropertyTest {
     try (TensorStore store = TensorStore.create()) {
       MemorySegment xs = activations(kernel.activation(), x, in, n, store);
       MemorySegment ys = store.allocate("y", TensorType.F32, n, out).segment();
-      int cut = graphs.random().nextInt(out + 1);
-      kernel.run(w, out, 0, cut, xs, 0, n, ys, 0, out);
-      kernel.run(w, out, cut, out, xs, 0, n, ys, 0, out);
+      int granule = kernel.rowGranule();
+      int cut = graphs.random().nextInt(out / granule + 1) * granule;
+      MemorySegment data = packed(kernel, w, out, store);
+      kernel.run(data, out, 0, cut, xs, 0, n, ys, 0, out);
+      kernel.run(data, out, cut, out, xs, 0, n, ys, 0, out);
       return ys.toArray(ValueLayout.JAVA_FLOAT);
     }
+  }
+
+  private static MemorySegment packed(
+      Kernels.Matmul kernel, MemorySegment w, int out, TensorStore store) {
+    if (!kernel.packs()) {
+      return w;
+    }
+    MemorySegment to = store.allocate("p", TensorType.I8, kernel.packedBytes(out)).segment();
+    kernel.pack(w, to, out, 0, out);
+    return to;
   }
 
   private static MemorySegment activations(
@@ -154,7 +167,7 @@ class SparseKernelsPropertyTest {
       @ForAll("values") TensorType type,
       @ForAll @IntRange(min = 1, max = 9) int rows) {
     SplittableRandom random = new SplittableRandom(seed);
-    int out = 1 + random.nextInt(20);
+    int out = 1 + random.nextInt(70);
     int unit = type.isQuantized() ? 64 : random.nextBoolean() ? 32 : 4;
     int in = unit * (1 + random.nextInt(6));
     try (TestGraphs graphs = new TestGraphs(seed);
@@ -168,6 +181,10 @@ class SparseKernelsPropertyTest {
       float[] expected = run(scalar, m.values().segment(), out, in, graphs, x, rows);
       assertEquals(scalar.activation(), kernel.activation());
       assertArrayEquals(expected, actual, kernel.name());
+      Kernels.Matmul mapped = kernels.twoOfFourMapped(m);
+      assertFalse(mapped.packs());
+      float[] unpacked = run(mapped, m.values().segment(), out, in, graphs, x, rows);
+      assertArrayEquals(expected, unpacked, mapped.name());
       float[] seen = seen(kernel.activation(), x, in, rows);
       assertRight(SparseMatrix.toFloats(m), out, in, seen, rows, actual);
     }
@@ -186,12 +203,7 @@ class SparseKernelsPropertyTest {
       SparseMatrix.TwoOfFour m =
           SparseEncoder.twoOfFour(graphs.twoOfFour("w", out, in), type, store);
       MemorySegment values = m.values().segment();
-      for (long i = 0; i < values.byteSize(); i++) {
-        if (i % type.blockBytes() >= 2) {
-          int code = eight ? (random.nextBoolean() ? -128 : 127) : random.nextInt(2) * 255;
-          values.set(ValueLayout.JAVA_BYTE, i, (byte) code);
-        }
-      }
+      extreme(m.values(), random);
       float[] x = new float[in];
       for (int i = 0; i < in; i++) {
         x[i] = random.nextBoolean() ? 127 : -127;
@@ -199,31 +211,127 @@ class SparseKernelsPropertyTest {
       Kernels.Matmul kernel = kernels.twoOfFourMatmul(m);
       float[] actual = run(kernel, values, out, in, graphs, x, 1);
       assertRight(SparseMatrix.toFloats(m), out, in, x, 1, actual);
+      SparseMatrix.BitmapCodes b =
+          SparseEncoder.bitmapCodes(
+              graphs.masked("b", out, in, random.nextDouble()), eight ? 8 : 4, store);
+      for (long i = 0; i < b.codes().bytes(); i++) {
+        int code = eight ? (random.nextBoolean() ? -128 : 127) : random.nextInt(2) * 255;
+        b.codes().segment().set(ValueLayout.JAVA_BYTE, i, (byte) code);
+      }
+      actual = run(kernels.bitmapMatmul(b), b.values().segment(), out, in, graphs, x, 1);
+      assertRight(SparseMatrix.toFloats(b), out, in, x, 1, actual);
     }
   }
 
-  @Property(tries = 40, shrinking = ShrinkingMode.OFF)
+  private static void extreme(Tensor t, SplittableRandom random) {
+    MemorySegment values = t.segment();
+    for (long i = 0; i < values.byteSize(); i++) {
+      if (i % t.type().blockBytes() >= 2) {
+        boolean eight = t.type() == TensorType.Q8_0;
+        int code = eight ? (random.nextBoolean() ? -128 : 127) : random.nextInt(2) * 255;
+        values.set(ValueLayout.JAVA_BYTE, i, (byte) code);
+      }
+    }
+  }
+
+  /** Every operand ends, or begins, at an inaccessible page. */
+  @Property(tries = 60, shrinking = ShrinkingMode.OFF)
+  void nothingOutsideTheOperandsIsTouched(
+      @ForAll long seed,
+      @ForAll("kernelSets") Kernels kernels,
+      @ForAll("values") TensorType type,
+      @ForAll @IntRange(min = 0, max = 10) int tenths,
+      @ForAll boolean behind) {
+    SplittableRandom random = new SplittableRandom(seed);
+    int out = 1 + random.nextInt(20);
+    int in = 2 * Math.max(32, type.blockSize()) * (1 + random.nextInt(5));
+    int rows = 1 + random.nextInt(7);
+    try (TestGraphs graphs = new TestGraphs(seed);
+        TensorStore store = TensorStore.create();
+        GuardedMemory memory = new GuardedMemory(behind)) {
+      SparseMatrix.Bitmap b =
+          SparseEncoder.bitmap(graphs.masked("b", out, in, tenths / 10.0), type, store);
+      SparseMatrix.TwoOfFour t =
+          SparseEncoder.twoOfFour(graphs.twoOfFour("w", out, in), type, store);
+      b =
+          new SparseMatrix.Bitmap(
+              in,
+              guarded(b.mask(), memory),
+              guarded(b.rowStart(), memory),
+              guarded(b.values(), memory));
+      t = new SparseMatrix.TwoOfFour(guarded(t.index(), memory), guarded(t.values(), memory));
+      float[] x = graphs.floats(rows * in, 1);
+      SparseMatrix.BitmapCodes c =
+          SparseEncoder.bitmapCodes(
+              graphs.masked("c", out, in, tenths / 10.0), random.nextBoolean() ? 8 : 4, store);
+      c =
+          new SparseMatrix.BitmapCodes(
+              in,
+              c.bits(),
+              guarded(c.mask(), memory),
+              guarded(c.rowStart(), memory),
+              guarded(c.scales(), memory),
+              guarded(c.codes(), memory));
+      Kernels.Matmul[] all = {
+        kernels.bitmapMatmul(b),
+        kernels.bitmapMatmul(c),
+        kernels.twoOfFourMatmul(t),
+        kernels.twoOfFourMapped(t)
+      };
+      SparseMatrix[] matrices = {b, c, t, t};
+      for (int i = 0; i < all.length; i++) {
+        Kernels.Matmul kernel = all[i];
+        MemorySegment w = matrices[i].values().segment();
+        if (kernel.packs()) {
+          MemorySegment packed = memory.allocate(kernel.packedBytes(out));
+          kernel.pack(w, packed, out, 0, out);
+          w = packed;
+        }
+        MemorySegment from = activations(kernel.activation(), x, in, rows, store);
+        MemorySegment xs = memory.allocate(from.byteSize()).copyFrom(from);
+        MemorySegment ys = memory.allocate(4L * rows * out);
+        kernel.run(w, out, 0, out, xs, 0, rows, ys, 0, out);
+        float[] seen = seen(kernel.activation(), x, in, rows);
+        float[] dense = SparseMatrix.toFloats(matrices[i]);
+        assertRight(dense, out, in, seen, rows, ys.toArray(ValueLayout.JAVA_FLOAT));
+      }
+    }
+  }
+
+  private static Tensor guarded(Tensor t, GuardedMemory memory) {
+    MemorySegment to = memory.allocate(t.bytes()).copyFrom(t.segment());
+    return new Tensor(t.name(), t.type(), t.shape(), t.buffer(), to);
+  }
+
+  @Property(tries = 100, shrinking = ShrinkingMode.OFF)
   void quantizedBitmapsAndBlocksAreRight(
-      @ForAll long seed, @ForAll("kernelSets") Kernels kernels, @ForAll("values") TensorType type) {
+      @ForAll long seed,
+      @ForAll("kernelSets") Kernels kernels,
+      @ForAll("values") TensorType type,
+      @ForAll @IntRange(min = 0, max = 10) int tenths,
+      @ForAll @IntRange(min = 1, max = 9) int rows) {
     SplittableRandom random = new SplittableRandom(seed);
     int unit = type.blockSize();
     int out = 4 * (1 + random.nextInt(5));
-    int in = 2 * unit * (1 + random.nextInt(5));
-    int rows = 1 + random.nextInt(5);
+    int in = unit * (1 + random.nextInt(11));
     try (TestGraphs graphs = new TestGraphs(seed);
         TensorStore store = TensorStore.create()) {
-      Tensor masked = graphs.masked("w", out, in, random.nextDouble());
+      Tensor masked = graphs.masked("w", out, in, tenths / 10.0);
       float[] x = graphs.floats(rows * in, 1);
       SparseMatrix[] all = {
-        SparseEncoder.bitmap(masked, type, store), SparseEncoder.block(masked, 2, unit, type, store)
+        SparseEncoder.bitmap(masked, type, store),
+        SparseEncoder.block(masked, 2, unit, type, store),
+        SparseEncoder.anyBitmap(masked, type, store)
       };
       for (SparseMatrix m : all) {
         PreparedWeight w = SparseWeights.prepare(new LinearOp.Sparse(m), kernels);
         float[] actual = run(w.form().kernel(), w.form().data(), out, in, graphs, x, rows);
-        assertRight(SparseMatrix.toFloats(m), out, in, x, rows, actual);
-        if (m instanceof SparseMatrix.Bitmap b) {
-          Kernels.Matmul scalar = KernelSets.scalar().bitmapMatmul(b);
-          float[] expected = run(scalar, b.values().segment(), out, in, graphs, x, rows);
+        float[] seen = seen(w.activation(), x, in, rows);
+        assertRight(SparseMatrix.toFloats(m), out, in, seen, rows, actual);
+        PreparedWeight s = SparseWeights.prepare(new LinearOp.Sparse(m), KernelSets.scalar());
+        float[] expected = run(s.form().kernel(), s.form().data(), out, in, graphs, x, rows);
+        assertEquals(s.activation(), w.activation());
+        if (!(m instanceof SparseMatrix.Block)) {
           assertArrayEquals(expected, actual, w.form().kernel().name());
         }
       }

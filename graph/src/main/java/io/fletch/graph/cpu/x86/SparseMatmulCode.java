@@ -1,23 +1,29 @@
 package io.fletch.graph.cpu.x86;
 
+import io.fletch.ffm.CpuFeatures;
+import io.fletch.ffm.CpuFeatures.Feature;
 import io.fletch.ffm.x86.Assembler;
 import io.fletch.ffm.x86.Condition;
 import io.fletch.ffm.x86.Gpr;
 import io.fletch.ffm.x86.Label;
 import io.fletch.ffm.x86.Mem;
+import io.fletch.ffm.x86.Opmask;
 import io.fletch.ffm.x86.Vec;
-import io.fletch.ffm.x86.Xmm;
+import io.fletch.ffm.x86.Zmm;
 import io.fletch.quant.TensorType;
 
 /**
- * Generates products of bitmap and 2:4 matrices with F32 activations, with 256-bit vectors, in the
- * order of operations of the scalar kernels.
+ * Generates products of bitmap and 2:4 matrices with F32 activations, in the order of operations of
+ * the scalar kernels.
  *
  * <p>Bitmap: eight bits of the mask choose a permutation that spreads the next stored values over
  * eight lanes and a mask that clears the others; the next value is as many on as there are bits. Up
  * to seven values behind the last one of a row are read (and cleared): rows at the end of the
  * values are the caller's business. 2:4: a byte of the index chooses a permutation that takes the
  * four activations of eight columns; stored values stay in order.
+ *
+ * <p>With 512-bit vectors bitmaps are expanded by instructions, which read no more than they use,
+ * and the index of 32 columns is spread over the lanes of one permutation of two vectors.
  *
  * <p>Signature of the code: {@code void (long values, long index, long x, long y, long rows |
  * yStrideBytes << 32)}, values and index at a row, {@code rows >= 1}. Row length and number of
@@ -30,7 +36,7 @@ public final class SparseMatmulCode {
     TWO_OF_FOUR
   }
 
-  private static final int PREFETCH = 1024;
+  private static final int PREFETCH = 2048;
 
   private static final Gpr W = Gpr.RDI;
   private static final Gpr INDEX = Gpr.RSI;
@@ -47,6 +53,13 @@ public final class SparseMatmulCode {
 
   private static final Gpr ONES = Gpr.RBP;
 
+  private static final Zmm THREE = Zmm.of(16);
+  private static final Zmm SHIFTS = Zmm.of(17);
+  private static final Zmm GROUPS = Zmm.of(18);
+
+  /** {@code (d & a) | b} as a table of bits. */
+  private static final int AND_OR = 0xea;
+
   /** Parts 0, 2, 1, 3 of four. */
   private static final int PAIRS = 0xd8;
 
@@ -57,6 +70,8 @@ public final class SparseMatmulCode {
   private final int xStride;
   private final int tokens;
   private final long table;
+  private final boolean wide;
+  private final Lanes lanes;
   private final Vec[][] sums;
   private final Vec v = Vec.of(32, 8);
   private final Vec p0 = Vec.of(32, 9);
@@ -65,7 +80,9 @@ public final class SparseMatmulCode {
   private final Vec u = Vec.of(32, 12);
 
   private SparseMatmulCode(
-      Kind kind, TensorType type, int in, long xStride, int tokens, long table) {
+      Kind kind, TensorType type, int in, long xStride, int tokens, long table, boolean wide) {
+    this.wide = wide;
+    lanes = new Lanes(a, wide ? Isa.AVX512_VNNI : Isa.AVX2);
     this.kind = kind;
     this.type = type;
     this.in = in;
@@ -73,16 +90,22 @@ public final class SparseMatmulCode {
     this.tokens = tokens;
     this.table = table;
     Math.toIntExact(tokens * xStride);
-    sums = new Vec[tokens][2];
+    sums = new Vec[tokens][lanes.parts];
     for (int i = 0; i < tokens; i++) {
-      sums[i][0] = Vec.of(32, 2 * i);
-      sums[i][1] = Vec.of(32, 2 * i + 1);
+      for (int part = 0; part < lanes.parts; part++) {
+        sums[i][part] = lanes.reg(lanes.parts * i + part);
+      }
     }
   }
 
   /** The most rows of activations that one call can take. */
   public static int maxTokens() {
     return 4;
+  }
+
+  /** Whether a processor can run the code with 512-bit vectors. */
+  public static boolean isWide(Isa isa, CpuFeatures cpu) {
+    return isa == Isa.AVX512_VNNI && cpu.has(Feature.AVX512_VBMI2);
   }
 
   /** Whether there is code for rows of {@code in} elements with values of a type. */
@@ -146,14 +169,15 @@ public final class SparseMatmulCode {
    * @param xStride bytes from one row of activations to the next
    * @param tokens rows of activations, 1 to {@link #maxTokens}
    * @param table address of the ints of {@link #table}, which outlive the code
+   * @param wide with AVX-512 and VBMI2; else AVX2
    */
   public static byte[] emit(
-      Kind kind, TensorType type, int in, long xStride, int tokens, long table) {
+      Kind kind, TensorType type, int in, long xStride, int tokens, long table, boolean wide) {
     if (!supports(kind, type, in) || tokens < 1 || tokens > maxTokens()) {
       throw new IllegalArgumentException(
           "no code: kind=" + kind + " type=" + type + " in=" + in + " tokens=" + tokens);
     }
-    return new SparseMatmulCode(kind, type, in, xStride, tokens, table).emit();
+    return new SparseMatmulCode(kind, type, in, xStride, tokens, table, wide).emit();
   }
 
   private byte[] emit() {
@@ -165,10 +189,16 @@ public final class SparseMatmulCode {
     a.shl(ROWS, 32);
     a.shr(ROWS, 32);
     a.mov(TABLE, table);
+    if (wide && kind == Kind.TWO_OF_FOUR) {
+      a.vmovdqu(THREE, a.repeated(3, 64));
+      a.vmovdqu(SHIFTS, a.ints(perLane(2)));
+      a.vmovdqu(GROUPS, a.ints(perGroup()));
+    }
     Label row = a.here();
-    for (Vec[] pair : sums) {
-      a.vxorps(pair[0], pair[0], pair[0]);
-      a.vxorps(pair[1], pair[1], pair[1]);
+    for (Vec[] parts : sums) {
+      for (Vec sum : parts) {
+        a.vpxor(sum, sum, sum);
+      }
     }
     a.mov(XP, X);
     int step = kind == Kind.BITMAP ? 16 : 32;
@@ -176,10 +206,19 @@ public final class SparseMatmulCode {
     a.align(32);
     Label loop = a.here();
     a.prefetcht0(Mem.of(W, PREFETCH));
+    a.prefetcht0(Mem.of(INDEX, PREFETCH));
     if (kind == Kind.BITMAP) {
-      bitmapStep();
+      if (wide) {
+        wideBitmapStep();
+      } else {
+        bitmapStep();
+      }
     } else {
-      twoOfFourStep();
+      if (wide) {
+        wideTwoOfFourStep();
+      } else {
+        twoOfFourStep();
+      }
       a.add(W, 16 * type.blockBytes());
     }
     a.add(INDEX, step / 8);
@@ -206,6 +245,64 @@ public final class SparseMatmulCode {
     return a.assemble();
   }
 
+  private void wideBitmapStep() {
+    Zmm w = Zmm.of(8);
+    a.movzx16(TEMP, Mem.of(INDEX));
+    a.kmovw(Opmask.K1, TEMP);
+    a.xor32(ONES, ONES);
+    a.popcnt(ONES, TEMP);
+    a.zeroed(Opmask.K1);
+    if (type == TensorType.F32) {
+      a.vexpandps(w, Mem.of(W));
+    } else {
+      a.vpexpandw(w.ymm(), Mem.of(W));
+      widen(w, w.ymm());
+    }
+    a.lea(W, Mem.of(W, ONES, type.blockBytes(), 0));
+    for (int i = 0; i < tokens; i++) {
+      a.vfmadd231ps(sums[i][0], w, Mem.of(XP, i * xStride));
+    }
+  }
+
+  private void wideTwoOfFourStep() {
+    Zmm w = Zmm.of(8);
+    Zmm choice = Zmm.of(9);
+    Zmm x = Zmm.of(10);
+    a.vpbroadcastd(choice, Mem.of(INDEX));
+    a.vpsrlvd(choice, choice, SHIFTS);
+    a.vpternlogd(choice, THREE, GROUPS, AND_OR);
+    if (type == TensorType.F32) {
+      a.vpermq(w, Mem.of(W), PAIRS);
+    } else {
+      a.vpshufd(w.ymm(), Mem.of(W), PAIRS);
+      widen(w, w.ymm());
+    }
+    for (int i = 0; i < tokens; i++) {
+      a.vmovups(x, Mem.of(XP, i * xStride));
+      a.vpermt2d(x, choice, Mem.of(XP, i * xStride + 64));
+      a.vfmadd231ps(sums[i][0], w, x);
+    }
+  }
+
+  /** Per lane, some times the stored value that it takes of sixteen. */
+  private static int[] perLane(int factor) {
+    int[] all = new int[16];
+    for (int lane = 0; lane < 16; lane++) {
+      int value = lane & 9 | (lane & 4) >> 1 | (lane & 2) << 1;
+      all[lane] = factor * value;
+    }
+    return all;
+  }
+
+  /** Per lane, the first column of the group of its value. */
+  private static int[] perGroup() {
+    int[] all = perLane(1);
+    for (int lane = 0; lane < 16; lane++) {
+      all[lane] = all[lane] / 2 * 4;
+    }
+    return all;
+  }
+
   private void bitmapStep() {
     boolean shorts = type != TensorType.F32;
     for (int half = 0; half < 2; half++) {
@@ -217,7 +314,7 @@ public final class SparseMatmulCode {
       if (shorts) {
         a.vmovdqu(v.xmm(), Mem.of(W));
         a.vpshufb(v.xmm(), v.xmm(), Mem.of(TABLE, TEMP, 1, 0));
-        widen();
+        widen(v, v.xmm());
       } else {
         a.vmovdqu(p0, Mem.of(TABLE, TEMP, 1, 0));
         a.vpermps(v, p0, Mem.of(W));
@@ -231,13 +328,13 @@ public final class SparseMatmulCode {
     }
   }
 
-  /** Eight 16-bit floats in the lower half of the vector to eight float32; exact. */
-  private void widen() {
+  /** 16-bit floats to float32 in a vector of twice the width; exact. */
+  private void widen(Vec to, Vec from) {
     if (type == TensorType.F16) {
-      a.vcvtph2ps(v, v.xmm());
+      a.vcvtph2ps(to, from);
     } else {
-      a.vpmovzxwd(v, v.xmm());
-      a.vpslld(v, v, 16);
+      a.vpmovzxwd(to, from);
+      a.vpslld(to, to, 16);
     }
   }
 
@@ -257,7 +354,7 @@ public final class SparseMatmulCode {
         case F32 -> a.vpermq(v, Mem.of(W, 32 * half), PAIRS);
         default -> {
           a.vpshufd(v.xmm(), Mem.of(W, 16 * half), PAIRS);
-          widen();
+          widen(v, v.xmm());
         }
       }
       for (int i = 0; i < tokens; i++) {
@@ -273,17 +370,11 @@ public final class SparseMatmulCode {
   }
 
   /** Adds the partial sums by halving and stores the result. */
-  private void store(Vec[] pair) {
-    Vec sum = pair[0];
-    a.vaddps(sum, sum, pair[1]);
-    Xmm low = sum.xmm();
-    Xmm other = t.xmm();
-    a.vextractf128(other, sum.ymm(), 1);
-    a.vaddps(low, low, other);
-    a.vmovhlps(other, low, low);
-    a.vaddps(low, low, other);
-    a.vmovshdup(other, low);
-    a.vaddss(low, low, other);
-    a.vmovss(Mem.of(Y), low);
+  private void store(Vec[] parts) {
+    Vec temp = lanes.reg(t.code());
+    lanes.toEight(parts, temp);
+    lanes.toFour(parts[0], temp);
+    lanes.toOne(parts[0].xmm(), temp.xmm());
+    a.vmovss(Mem.of(Y), parts[0].xmm());
   }
 }
