@@ -19,15 +19,12 @@ import java.util.concurrent.atomic.AtomicReferenceArray;
  *
  * <p>With packed weights that is all. With mapped ones (the file's own bytes, for a start without
  * packing) a few groups of rows at a time are packed into the level-2 cache and multiplied from
- * there: for many rows of activations at nearly the same speed. A single row multiplies the common
- * types where they are ({@link RowMajorCode}), others at the speed of packing.
+ * there: for many rows of activations at nearly the same speed. Few rows multiply them where they
+ * are ({@link RowMajorCode}).
  */
 final class X86Matmul implements Kernels.Matmul {
   /** Packed bytes that a thread of a mapped product has in work. */
   private static final long PIECE = 128 << 10;
-
-  /** Rows of activations up to which mapped weights are multiplied where they are. */
-  private static final int MOST_IN_PLACE = 3;
 
   private final boolean mapped;
   private final TensorType type;
@@ -173,14 +170,19 @@ final class X86Matmul implements Kernels.Matmul {
       runGroups(w, xAddress, rows, y, yByte, 4 * yStride, to - from);
       return;
     }
-    if (rows <= MOST_IN_PLACE && RowMajorCode.supports(type)) {
+    if (rows <= mostInPlace(type)) {
       runInPlace(weight, from, to, xAddress, rows, y, yByte, yStride);
     } else {
       runPieces(weight, from, to, xAddress, rows, y, yByte, yStride);
     }
   }
 
-  /** Few rows of activations with mapped rows of a type that {@link RowMajorCode} supports. */
+  /** Rows of activations up to which multiplying mapped weights where they are beats packing. */
+  private static int mostInPlace(TensorType type) {
+    return type == TensorType.Q3_K ? 7 : 3;
+  }
+
+  /** Few rows of activations with mapped rows. */
   private void runInPlace(
       MemorySegment weight,
       long from,

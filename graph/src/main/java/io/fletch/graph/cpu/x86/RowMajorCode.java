@@ -78,12 +78,9 @@ public final class RowMajorCode {
     this.sumsOffset = sumsOffset;
   }
 
-  /** Whether there is code for a type. */
+  /** Whether there is code for a type: all that have a packed form. */
   public static boolean supports(TensorType type) {
-    return switch (type) {
-      case Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4, Q4_K, Q5_K, Q6_K -> true;
-      default -> false;
-    };
+    return PackedLayout.supports(type);
   }
 
   /**
@@ -126,7 +123,8 @@ public final class RowMajorCode {
     }
     switch (type) {
       case Q4_K, Q5_K -> withMinimums();
-      case Q6_K -> sixBits();
+      case Q2_K, Q3_K, Q6_K -> sixteens();
+      case IQ4_XS -> table256();
       default -> smallBlock();
     }
     a.add(NEXT, ROWS * blockBytes);
@@ -232,15 +230,20 @@ public final class RowMajorCode {
       a.vpand(T, T, a.repeated(0x10101010, YMM));
       a.vpor(Q, Q, T);
     }
-    byte[] table = MatmulCode.table(type, isa);
-    if (table != null) {
-      byte[] twice = new byte[YMM];
-      for (int i = 0; i < YMM; i++) {
-        twice[i] = table[i & 15];
-      }
-      a.vmovdqu(T, a.constant(twice));
-      a.vpshufb(Q, T, Q);
+    lookUp(MatmulCode.table(type, isa));
+  }
+
+  /** The codes in Q become what they stand for, where there is a table. */
+  private void lookUp(byte[] table) {
+    if (table == null) {
+      return;
     }
+    byte[] twice = new byte[YMM];
+    for (int i = 0; i < YMM; i++) {
+      twice[i] = table[i & 15];
+    }
+    a.vmovdqu(T, a.constant(twice));
+    a.vpshufb(Q, T, Q);
   }
 
   /** A shuffle that copies byte {@code i / 8} of a word to byte {@code i}. */
@@ -357,10 +360,7 @@ public final class RowMajorCode {
         }
         a.vpand(Q, Q, MASK);
         if (five) {
-          a.vmovdqu(T, row(r, 16));
-          shift(T, T, 4 - j);
-          a.vpand(T, T, a.repeated(0x10101010, YMM));
-          a.vpor(Q, Q, T);
+          merge(row(r, 16), 4 - j, 0x10101010);
         }
         a.vpmaddubsw(Q, Q, Mem.of(XQ, 32 * j));
         a.vpbroadcastd(U, Mem.of(Gpr.RSP, YMM * j + 4 * r));
@@ -370,20 +370,23 @@ public final class RowMajorCode {
     Ymm dot = rowsToLanes();
     a.vcvtdq2ps(dot, dot);
     accumulate(dot);
+    subtractMinimums();
+  }
+
+  /** {@code acc = fma(-(dmin * dX), V, acc)}, V as integers. */
+  private void subtractMinimums() {
     a.vbroadcastss(T, Mem.of(XD));
     a.vmulps(T, DMIN, T);
     a.vcvtdq2ps(V, V);
     a.vfnmadd231ps(ACC, T, V);
   }
 
-  /**
-   * Bits of every byte to the left, or with a negative count to the right, for a mask to follow.
-   */
-  private void shift(Vec d, Vec s, int left) {
+  /** Bits of every byte to the left, or with a negative count to the right; a mask must follow. */
+  private void shift(Vec v, int left) {
     if (left > 0) {
-      a.vpsllw(d, s, left);
+      a.vpsllw(v, v, left);
     } else if (left < 0) {
-      a.vpsrlw(d, s, -left);
+      a.vpsrlw(v, v, -left);
     }
   }
 
@@ -463,28 +466,35 @@ public final class RowMajorCode {
     return a.constant(order);
   }
 
-  /** Q6_K: signed 8-bit sub-scales of 16 elements, codes 32 too large. */
-  private void sixBits() {
+  /** Q2_K, Q3_K, Q6_K: sub-scales of 16 elements. */
+  private void sixteens() {
+    boolean two = type == TensorType.Q2_K;
+    if (two) {
+      for (int r = 0; r < ROWS; r++) {
+        // Minimums are the upper halves of the bytes with the sub-scales.
+        a.vmovdqu(T.xmm(), row(r, 0));
+        a.vpsrlw(T.xmm(), T.xmm(), 4);
+        a.vpand(T.xmm(), T.xmm(), MASK.xmm());
+        a.vpmovzxbw(T, T.xmm());
+        a.vpmaddwd(sum(r), T, Mem.of(XS));
+      }
+      a.vmovdqu(Mem.of(Gpr.RSP), rowsToLanes());
+    }
+    int zero = MatmulCode.zero(type, isa);
     for (int r = 0; r < ROWS; r++) {
       Ymm s = sum(r);
-      a.vpmovsxbw(V, row(r, 192));
-      a.vpmaddwd(T, V, Mem.of(XS));
-      a.vpslld(T, T, 5);
+      wideSubScales(r);
       a.vpxor(s, s, s);
-      a.vpsubd(s, s, T);
+      if (zero != 0) {
+        a.vpmaddwd(T, V, Mem.of(XS));
+        a.vpslld(T, T, Integer.numberOfTrailingZeros(zero));
+        a.vpsubd(s, s, T);
+      }
       for (int half = 0; half < 2; half++) {
         // The eight sub-scales of the half in both parts of the register.
         a.vpermq(D, V, half == 0 ? 0x44 : 0xee);
-        a.vmovdqu(DMIN, row(r, 128 + 32 * half));
         for (int c = 0; c < 4; c++) {
-          a.vmovdqu(Q, row(r, 64 * half + 32 * (c & 1)));
-          if (c >= 2) {
-            a.vpsrlw(Q, Q, 4);
-          }
-          a.vpand(Q, Q, MASK);
-          shift(U, DMIN, 4 - 2 * c);
-          a.vpand(U, c == 2 ? DMIN : U, a.repeated(0x30303030, YMM));
-          a.vpor(Q, Q, U);
+          codesOf16(r, half, c);
           a.vpmaddubsw(Q, Q, Mem.of(XQ, 128 * half + 32 * c));
           a.vpshufb(U, D, pairOfWords(c));
           addProducts(s, Q, U);
@@ -493,8 +503,124 @@ public final class RowMajorCode {
     }
     Ymm dot = rowsToLanes();
     a.vcvtdq2ps(dot, dot);
-    words(208);
-    a.vcvtph2ps(D, D.xmm());
+    if (two) {
+      doubleWords(80);
+      scalesAndMinimums();
+      accumulate(dot);
+      a.vmovdqu(V, Mem.of(Gpr.RSP));
+      subtractMinimums();
+    } else {
+      words(type == TensorType.Q3_K ? 108 : 208);
+      a.vcvtph2ps(D, D.xmm());
+      accumulate(dot);
+    }
+  }
+
+  /** The 16 sub-scales of a row's block in 16 bits each, in V. */
+  private void wideSubScales(int r) {
+    Xmm t = T.xmm();
+    Xmm u = U.xmm();
+    switch (type) {
+      case Q2_K -> {
+        a.vmovdqu(t, row(r, 0));
+        a.vpand(t, t, MASK.xmm());
+        a.vpmovzxbw(V, t);
+      }
+      case Q3_K -> {
+        // Four bits from the halves of eight bytes, two from the quarters of four bytes.
+        a.vmovq(t, row(r, 96));
+        a.vpsrlw(u, t, 4);
+        a.vpunpcklqdq(t, t, u);
+        a.vpand(t, t, MASK.xmm());
+        a.vpbroadcastd(u, row(r, 104));
+        a.vpsrlvd(u, u, quarters());
+        a.vpand(u, u, a.repeated(0x03030303, 16));
+        a.vpsllw(u, u, 4);
+        a.vpor(t, t, u);
+        a.vpsubb(t, t, a.repeated(0x20202020, 16));
+        a.vpmovsxbw(V, t);
+      }
+      default -> a.vpmovsxbw(V, row(r, 192));
+    }
+  }
+
+  /** Chunk {@code c} of 32 of a half block's codes, in Q. */
+  private void codesOf16(int r, int half, int c) {
+    if (type == TensorType.Q6_K) {
+      a.vmovdqu(Q, row(r, 64 * half + 32 * (c & 1)));
+      if (c >= 2) {
+        a.vpsrlw(Q, Q, 4);
+      }
+      a.vpand(Q, Q, MASK);
+      merge(row(r, 128 + 32 * half), 4 - 2 * c, 0x30303030);
+      return;
+    }
+    boolean two = type == TensorType.Q2_K;
+    a.vmovdqu(Q, row(r, (two ? 16 : 32) + 32 * half));
+    shift(Q, -2 * c);
+    a.vpand(Q, Q, a.repeated(0x03030303, YMM));
+    if (!two) {
+      merge(row(r, 0), 2 - 4 * half - c, 0x04040404);
+    }
+  }
+
+  /** {@code q |= (from << left) & mask}, in bytes. */
+  private void merge(Mem from, int left, int mask) {
+    a.vmovdqu(T, from);
+    shift(T, left);
+    a.vpand(T, T, a.repeated(mask, YMM));
+    a.vpor(Q, Q, T);
+  }
+
+  private Mem quarters() {
+    byte[] counts = new byte[16];
+    for (int i = 0; i < 4; i++) {
+      counts[4 * i] = (byte) (2 * i);
+    }
+    return a.constant(counts);
+  }
+
+  /** IQ4_XS: values from a table, 6-bit sub-scales of 32 elements, 32 too large. */
+  private void table256() {
+    Ymm high = sum(0);
+    Ymm low = sum(1);
+    doubleWords(4);
+    a.vmovdqa(low, D);
+    doubleWords(0);
+    a.vpsrld(high, D, 16);
+    for (int j = 0; j < 8; j++) {
+      a.vpsrld(T, low, 4 * j);
+      a.vpand(T, T, a.repeated(15, YMM));
+      a.vpsrld(U, high, 2 * j);
+      a.vpand(U, U, a.repeated(3, YMM));
+      a.vpslld(U, U, 4);
+      a.vpor(T, T, U);
+      a.vpsubd(T, T, a.repeated(32, YMM));
+      // Into both halves of the lane.
+      a.vpslld(U, T, 16);
+      a.vpblendw(T, T, U, 0xaa);
+      a.vmovdqu(Mem.of(Gpr.RSP, YMM * j), T);
+    }
+    scalesAndMinimums();
+    byte[] signed = MatmulCode.table(type, Isa.AVX2);
+    for (int r = 0; r < ROWS; r++) {
+      a.vpxor(sum(r), sum(r), sum(r));
+      for (int j = 0; j < 8; j++) {
+        a.vbroadcasti128(Q, row(r, 8 + 16 * j));
+        a.vpsrlvd(Q, Q, upperHalf4());
+        a.vpand(Q, Q, MASK);
+        lookUp(signed);
+        // Signs go to the activations; sums of two products then fit 16 bits.
+        a.vmovdqu(T, Mem.of(XQ, 32 * j));
+        a.vpsignb(T, T, Q);
+        a.vpabsb(Q, Q);
+        a.vpmaddubsw(Q, Q, T);
+        a.vpbroadcastd(U, Mem.of(Gpr.RSP, YMM * j + 4 * r));
+        addProducts(sum(r), Q, U);
+      }
+    }
+    Ymm dot = rowsToLanes();
+    a.vcvtdq2ps(dot, dot);
     accumulate(dot);
   }
 
