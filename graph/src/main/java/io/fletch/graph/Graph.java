@@ -119,6 +119,15 @@ public record Graph(
       return embedding(valueName, table, Op.Embedding.Index.TOKEN, scale);
     }
 
+    /** A row of another table by the same token ids. */
+    public Value tokens(String valueName, Tensor table, float scale) {
+      if (table.rows() != vocabulary) {
+        throw new IllegalArgumentException(
+            valueName + ": rows expected=" + vocabulary + " actual=" + table.rows());
+      }
+      return embedding(valueName, table, Op.Embedding.Index.TOKEN, scale);
+    }
+
     /** Learned positions: row {@code p} of the table is added to what is at position {@code p}. */
     public Value positions(String valueName, Tensor table) {
       return embedding(valueName, table, Op.Embedding.Index.POSITION, 1);

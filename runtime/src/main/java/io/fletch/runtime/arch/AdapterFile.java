@@ -26,7 +26,6 @@ import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
-import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
@@ -66,6 +65,13 @@ public final class AdapterFile {
           "ffn_up_shexp",
           "ffn_down_shexp");
 
+  /** The graph's name of the embedding, whose factors PEFT names otherwise. */
+  static final String EMBEDDING = "token_embd";
+
+  /** Matrices of experts, each of which may have an adapter of its own. */
+  private static final List<String> EXPERTS =
+      List.of("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps");
+
   /** How training changed the base's own weights, so that the adapter is not for the original. */
   private static final Set<String> CHANGED_BASES = Set.of("pissa", "olora", "corda", "loftq");
 
@@ -82,6 +88,7 @@ public final class AdapterFile {
     private Tensor indicesB;
     private Tensor scalesA;
     private Tensor scalesB;
+    private boolean ofEmbedding;
   }
 
   /**
@@ -209,6 +216,11 @@ public final class AdapterFile {
         }
         Parts p = parts.computeIfAbsent(layer, s -> new Parts());
         switch (uni ? "uni " + kind : kind) {
+          case "lora_embedding_A" -> {
+            p.a = copy(t);
+            p.ofEmbedding = true;
+          }
+          case "lora_embedding_B" -> p.b = copy(t);
           case "lora_A" -> p.a = copy(t);
           case "lora_B" -> p.b = copy(t);
           case "lora_N" -> p.middle = copy(t);
@@ -239,7 +251,12 @@ public final class AdapterFile {
         throw fail(stem + ".lora_magnitude_vector (use_dora)", "present", "absent");
       }
       double own = uni ? 1 : scale(config, stem, p);
-      put(names.getOrDefault(stem, stem), stem, p, own, false);
+      String layer = names.getOrDefault(stem, stem);
+      if (p.ofEmbedding != layer.equals(EMBEDDING)) {
+        throw fail(
+            "tensor", "lora_embedding_A and _B of the embedding, lora_A and _B of others", stem);
+      }
+      put(layer, stem, p, own, false);
     }
     if (uni && deltas.isEmpty()) {
       throw fail("unilora_indices_A and _B (save_indices)", "present", "absent");
@@ -252,7 +269,14 @@ public final class AdapterFile {
       throw fail("peft_type", "LORA or UNILORA", type);
     }
     for (String key :
-        new String[] {"fan_in_fan_out", "lora_bias", "use_qalora", "is_prompt_learning"}) {
+        new String[] {
+          "fan_in_fan_out",
+          "lora_bias",
+          "use_qalora",
+          "is_prompt_learning",
+          // Both uses of a tied matrix would change.
+          "ensure_weight_tying"
+        }) {
       if (Boolean.TRUE.equals(config.get(key))) {
         throw fail(key, false, true);
       }
@@ -347,10 +371,22 @@ public final class AdapterFile {
   /** Names of layers in Hugging Face checkpoints of the model's family, to those of the graph. */
   private Map<String, String> hfNames() {
     Map<String, String> names = new HashMap<>();
-    List<String> all = new ArrayList<>(List.of("output"));
+    List<String> all = new ArrayList<>(List.of("output", EMBEDDING));
     for (int i = 0; i < hp.blocks().size(); i++) {
       for (String layer : LAYERS) {
         all.add("blk." + i + "." + layer);
+      }
+      int experts =
+          hp.blocks()
+              .get(i)
+              .feedForward()
+              .flatMap(BlockSpec.FeedForward::experts)
+              .map(e -> e.route().experts())
+              .orElse(0);
+      for (int e = 0; e < experts; e++) {
+        for (String layer : EXPERTS) {
+          all.add("blk." + i + "." + layer + "." + e);
+        }
       }
     }
     TensorNames hf = hp.architecture().hfNames();
@@ -499,10 +535,7 @@ public final class AdapterFile {
     }
     used.add(layer);
     if (d.magnitude().isPresent()) {
-      throw fail(
-          d.stem() + ".lora_magnitude_vector",
-          "absent (DoRA needs a session: Model.adapter)",
-          "present");
+      throw new IllegalStateException("not only a sum: " + layer);
     }
     LinearOp a = LinearOp.dense(d.a());
     LinearOp v =
@@ -510,6 +543,131 @@ public final class AdapterFile {
     return Optional.of(
         new LinearOp.Term(
             d.own(), new LinearOp.LowRank(LinearOp.dense(d.b()), v, LinearOp.Inner.IDENTITY)));
+  }
+
+  /**
+   * What DoRA makes of a matrix {@code W} when it is added at open: {@code y = gain (W x) + factor
+   * B (A x)}, the gain and the factor with the scale that was asked for.
+   *
+   * @param gain by which rows of the matrix grow, positive
+   * @param term what is added besides
+   */
+  record Grown(float[] gain, LinearOp.Term term) {}
+
+  /** Whether the adapter makes rows of a matrix grow, so that it is no sum. */
+  boolean grows(String layer) {
+    return Optional.ofNullable(deltas.get(layer)).flatMap(Delta::magnitude).isPresent();
+  }
+
+  /**
+   * DoRA on a matrix.
+   *
+   * @throws FletchException if the matrix is not stored whole, or a row would vanish or turn
+   */
+  Grown grown(String layer, LinearOp weight) {
+    Delta d = deltas.get(layer);
+    used.add(layer);
+    // The lengths are those with the adapter's own scale; what was asked for scales the change.
+    float own = factor == 0 ? 0 : d.own() / factor;
+    LowRankDelta plain = new LowRankDelta(first(d), d.b(), own);
+    LowRankDelta whole = decomposed(d, weight, plain, d.magnitude().orElseThrow());
+    float[] gain = Dequantizer.toFloats(whole.gain().orElseThrow());
+    for (int i = 0; i < gain.length; i++) {
+      gain[i] = 1 + factor * gain[i];
+      if (!(gain[i] > 0)) {
+        throw fail(d.stem() + ".lora_magnitude_vector, gain of row " + i, "> 0", gain[i]);
+      }
+    }
+    LinearOp op =
+        new LinearOp.LowRank(
+            LinearOp.dense(whole.b()), LinearOp.dense(whole.a()), LinearOp.Inner.IDENTITY);
+    return new Grown(gain, new LinearOp.Term(factor * own, op));
+  }
+
+  /**
+   * What is added to rows of the embedding: the factor of tokens as a table {@code [tokens, rank]},
+   * and the other one.
+   */
+  Optional<TokenTerm> embedding() {
+    Delta d = deltas.get(EMBEDDING);
+    if (d == null) {
+      return Optional.empty();
+    }
+    used.add(EMBEDDING);
+    if (d.middle().isPresent() || d.magnitude().isPresent()) {
+      throw fail(d.stem(), "two factors", "more");
+    }
+    float[] a = Dequantizer.toFloats(d.a());
+    int rank = (int) d.a().rows();
+    int tokens = (int) d.a().cols();
+    float[] table = new float[a.length];
+    for (int t = 0; t < tokens; t++) {
+      for (int r = 0; r < rank; r++) {
+        table[t * rank + r] = d.own() * a[r * tokens + t];
+      }
+    }
+    return Optional.of(new TokenTerm(store.floats(d.a().name(), table, tokens, rank), d.b()));
+  }
+
+  /**
+   * What is added to rows of the embedding.
+   *
+   * @param table a row for each token, with the scale in it
+   * @param b {@code [width, rank]}
+   */
+  record TokenTerm(Tensor table, Tensor b) {}
+
+  /**
+   * What is added to the matrices of some experts of a layer: both factors of each as a matrix of
+   * equal shapes, of zeros where an expert has none.
+   *
+   * @param b with the scale in it
+   */
+  record ExpertTerms(List<Tensor> a, List<Tensor> b) {}
+
+  /**
+   * The terms of the experts of a layer.
+   *
+   * @param layer such as {@code blk.3.ffn_up_exps}
+   */
+  Optional<ExpertTerms> experts(String layer, int experts, int out, int in) {
+    int rank = 0;
+    for (int e = 0; e < experts; e++) {
+      Delta d = deltas.get(layer + "." + e);
+      if (d == null) {
+        continue;
+      }
+      used.add(layer + "." + e);
+      if (d.magnitude().isPresent() || d.a().cols() != in || d.b().rows() != out) {
+        throw fail(
+            d.stem() + ": factors without magnitudes, shape",
+            "[" + out + ", " + in + "]",
+            "[" + d.b().rows() + ", " + d.a().cols() + "]");
+      }
+      rank = Math.max(rank, (int) d.a().rows());
+    }
+    if (rank == 0) {
+      return Optional.empty();
+    }
+    List<Tensor> all = new ArrayList<>();
+    List<Tensor> ups = new ArrayList<>();
+    for (int e = 0; e < experts; e++) {
+      float[] a = new float[rank * in];
+      float[] b = new float[out * rank];
+      Delta d = deltas.get(layer + "." + e);
+      if (d != null) {
+        float[] down = Dequantizer.toFloats(first(d));
+        float[] up = Dequantizer.toFloats(d.b());
+        System.arraycopy(down, 0, a, 0, down.length);
+        int own = (int) d.a().rows();
+        for (int i = 0; i < up.length; i++) {
+          b[i / own * rank + i % own] = d.own() * up[i];
+        }
+      }
+      all.add(store.floats(layer + ".a." + e, a, rank, in));
+      ups.add(store.floats(layer + ".b." + e, b, out, rank));
+    }
+    return Optional.of(new ExpertTerms(all, ups));
   }
 
   /** Refuses matrices that the model does not have. */
@@ -523,6 +681,15 @@ public final class AdapterFile {
 
   private FletchException unknown(Delta d) {
     return fail("matrix " + d.stem(), "one that the model adapts", "none");
+  }
+
+  /** Adapters of sessions add to products alone. */
+  private FletchException onlyAtOpen(Delta d) {
+    return fail(
+        "matrix " + d.stem(),
+        "one that rows of a session may change, or an adapter that is given when the model is"
+            + " opened",
+        "embedding or expert");
   }
 
   /** The largest rank. */
@@ -543,25 +710,22 @@ public final class AdapterFile {
   public Map<Value, LowRankDelta> deltas(Graph graph) {
     // A chain of experts uses some of its matrices several times.
     Map<String, List<Op.Linear>> products = new HashMap<>();
-    Set<Tensor> tables = new HashSet<>();
     for (Op op : graph.ops()) {
-      if (op instanceof Op.Embedding e) {
-        tables.add(e.table());
-      } else if (op instanceof Op.Linear l) {
+      if (op instanceof Op.Linear l) {
         boolean isOutput = l.out().name().equals("logits");
-        // An output matrix that is the embedding too cannot change alone.
-        if (!isOutput || l.weight().tensors().stream().noneMatch(tables::contains)) {
-          products
-              .computeIfAbsent(isOutput ? "output" : l.out().name(), n -> new ArrayList<>())
-              .add(l);
-        }
+        // An output matrix that is the embedding too changes where logits are made alone, as in
+        // PEFT until it merges.
+        products
+            .computeIfAbsent(isOutput ? "output" : l.out().name(), n -> new ArrayList<>())
+            .add(l);
       }
     }
     Map<Value, LowRankDelta> out = new LinkedHashMap<>();
     deltas.forEach((layer, d) -> {
       List<Op.Linear> uses = products.getOrDefault(layer, List.of());
       if (uses.isEmpty()) {
-        throw unknown(d);
+        boolean isKnown = layer.equals(EMBEDDING) || layer.matches(".*_exps\\.\\d+");
+        throw isKnown ? onlyAtOpen(d) : unknown(d);
       }
       Op.Linear l = uses.getFirst();
       if (d.a().cols() != l.in().width() || d.b().rows() != l.out().width()) {
@@ -571,7 +735,8 @@ public final class AdapterFile {
             "[" + d.b().rows() + ", " + d.a().cols() + "]");
       }
       LowRankDelta plain = new LowRankDelta(first(d), d.b(), d.own());
-      LowRankDelta delta = d.magnitude().map(m -> decomposed(d, l, plain, m)).orElse(plain);
+      LowRankDelta delta =
+          d.magnitude().map(m -> decomposed(d, l.weight(), plain, m)).orElse(plain);
       uses.forEach(use -> out.put(use.out(), delta));
     });
     return out;
@@ -581,15 +746,22 @@ public final class AdapterFile {
    * DoRA: {@code W' = m (W + s B A) / |W + s B A|}, row by row, so {@code W' x = W x + (g - 1) W x
    * + g s B A x} with {@code g = m / |W + s B A|}.
    */
-  private LowRankDelta decomposed(Delta d, Op.Linear l, LowRankDelta plain, Tensor magnitude) {
-    if (!(l.weight() instanceof LinearOp.Dense dense)) {
-      throw fail(d.stem() + ".lora_magnitude_vector", "a matrix that is stored whole", l.weight());
+  private LowRankDelta decomposed(Delta d, LinearOp weight, LowRankDelta plain, Tensor magnitude) {
+    if (!(weight instanceof LinearOp.Dense dense)) {
+      throw fail(d.stem() + ".lora_magnitude_vector", "a matrix that is stored whole", weight);
     }
     float[] a = Dequantizer.toFloats(plain.a());
     float[] b = Dequantizer.toFloats(plain.b());
     float[] m = Dequantizer.toFloats(magnitude);
-    int in = l.in().width();
+    int in = Math.toIntExact(weight.in());
     int rank = plain.rank();
+    if (plain.a().cols() != in || plain.b().rows() != weight.out()) {
+      throw fail(
+          d.stem() + ": shape",
+          "[" + weight.out() + ", " + in + "]",
+          "[" + plain.b().rows() + ", " + plain.a().cols() + "]");
+    }
+    float f0 = plain.factor();
     float[] gain = new float[m.length];
     IntStream.range(0, m.length)
         .parallel()
@@ -597,7 +769,7 @@ public final class AdapterFile {
           float[] w = new float[in];
           Dequantizer.row(dense.weight(), row, w, 0);
           for (int k = 0; k < rank; k++) {
-            float f = d.own() * b[row * rank + k];
+            float f = f0 * b[row * rank + k];
             for (int i = 0; i < in; i++) {
               w[i] = Math.fma(f, a[k * in + i], w[i]);
             }
@@ -620,7 +792,7 @@ public final class AdapterFile {
     return new LowRankDelta(
         plain.a(),
         store.floats(d.b().name(), b, d.b().shape()),
-        d.own(),
+        f0,
         Optional.of(store.floats(magnitude.name(), gain, gain.length)));
   }
 

@@ -1,12 +1,14 @@
 package io.fletch.runtime.arch;
 
 import io.fletch.FletchException;
+import io.fletch.graph.Activation;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Gate;
 import io.fletch.graph.Graph;
 import io.fletch.graph.RopeSpec;
 import io.fletch.graph.RouteSpec;
 import io.fletch.graph.Value;
+import io.fletch.quant.Dequantizer;
 import io.fletch.quant.LinearOp;
 import io.fletch.quant.Tensor;
 import io.fletch.runtime.arch.BlockSpec.Norms;
@@ -85,9 +87,16 @@ public final class ModelGraph {
     Value x = body();
     Value selected = graph.selectRows("selected", x);
     Value normed = norm("output_norm", selected, 1);
+    LinearOp head = LinearOp.dense(output(table));
     Value logits =
-        graph.linear(
-            "logits", normed, LinearOp.dense(output(table)), Optional.empty(), Optional.empty());
+        weights.grows("output")
+            ? grown("logits", "output", normed, head, Optional.empty(), Optional.empty())
+            : graph.linear(
+                "logits",
+                normed,
+                weights.adapted("output", head),
+                Optional.empty(),
+                Optional.empty());
     if (hp.logitScale() != 1) {
       logits = graph.scale("scaled_logits", logits, hp.logitScale());
     }
@@ -101,6 +110,25 @@ public final class ModelGraph {
   private Value embeddings() {
     table = weights.matrix("token_embd.weight", hp.vocabulary(), hp.embeddingLength());
     Value x = graph.embedding("embedding", table, hp.embeddingScale());
+    for (AdapterFile.TokenTerm t : weights.tokenTerms()) {
+      if (t.table().rows() != hp.vocabulary() || t.b().rows() != hp.embeddingLength()) {
+        throw new FletchException(
+            "adapter of the embedding: shape expected=["
+                + hp.vocabulary()
+                + ", "
+                + hp.embeddingLength()
+                + "] actual=["
+                + t.table().rows()
+                + ", "
+                + t.b().rows()
+                + "]");
+      }
+      Value inner = graph.tokens("embedding.a", t.table(), hp.embeddingScale());
+      Value added =
+          graph.linear(
+              "embedding.b", inner, LinearOp.dense(t.b()), Optional.empty(), Optional.empty());
+      x = graph.add("adapted_embedding", x, added, 1, Optional.empty());
+    }
     if (hp.encoder().isEmpty()) {
       return x;
     }
@@ -416,9 +444,17 @@ public final class ModelGraph {
         spec.bias() ? Optional.of(weights.vector(at + "exp_probs_b.bias", n)) : Optional.empty();
     Value routing = graph.route(at + "ffn_routing" + step, scores, route, bias);
     Value half =
-        graph.expertLinear(at + "ffn_gate_exps" + step, in, routing, route, matrices.gate, false);
+        expertLinear(
+            at + "ffn_gate_exps" + step,
+            at + "ffn_gate_exps",
+            in,
+            routing,
+            route,
+            matrices.gate,
+            false);
     Value up =
-        graph.expertLinear(at + "ffn_up_exps" + step, in, routing, route, matrices.up, false);
+        expertLinear(
+            at + "ffn_up_exps" + step, at + "ffn_up_exps", in, routing, route, matrices.up, false);
     Value inner =
         graph.activate(
             at + "ffn_act_exps" + step,
@@ -427,7 +463,14 @@ public final class ModelGraph {
             up,
             Optional.of(gate));
     Value down =
-        graph.expertLinear(at + "ffn_down_exps" + step, inner, routing, route, matrices.down, true);
+        expertLinear(
+            at + "ffn_down_exps" + step,
+            at + "ffn_down_exps",
+            inner,
+            routing,
+            route,
+            matrices.down,
+            true);
     Value mixed = graph.mix(at + "ffn_moe" + step, down, routing, route);
     if (spec.sharedWidth() == 0) {
       return mixed;
@@ -492,7 +535,80 @@ public final class ModelGraph {
     return graph.mix(at + "ffn_shexp" + step, out, routing, one);
   }
 
+  /**
+   * A product with a matrix whose rows adapters make grow (DoRA): {@code sum of gains (W x)}, then
+   * what is added.
+   *
+   * @param name of the result
+   * @param matrix its name for adapters
+   */
+  private Value grown(
+      String name,
+      String matrix,
+      Value in,
+      LinearOp weight,
+      Optional<Tensor> bias,
+      Optional<Gate> gate) {
+    List<AdapterFile.Grown> all = weights.grown(matrix, weight);
+    float[] gain = new float[Math.toIntExact(weight.out())];
+    java.util.Arrays.fill(gain, 1);
+    for (AdapterFile.Grown g : all) {
+      for (int i = 0; i < gain.length; i++) {
+        gain[i] += g.gain()[i] - 1;
+        if (!(gain[i] > 0)) {
+          throw new FletchException(
+              "adapters of " + matrix + ": gain of row " + i + ": expected > 0 actual=" + gain[i]);
+        }
+      }
+    }
+    Value y = graph.linear(name + ".grown", in, weight, Optional.empty(), gate);
+    // A product of two values is an activation that leaves positive numbers as they are.
+    Value factors = graph.first(name + ".gain", weights.row(name + ".gain", gain));
+    if (in.rows() == Value.Rows.LOGITS) {
+      factors = graph.selectRows(name + ".gains", factors);
+    }
+    y = graph.activate(name + ".scaled", Activation.RELU, Optional.of(factors), y, gate);
+    List<LinearOp.Term> terms = new ArrayList<>(weights.terms(matrix));
+    all.forEach(g -> terms.add(g.term()));
+    for (int t = 0; t < terms.size(); t++) {
+      LinearOp op = terms.get(t).op();
+      Value added = graph.linear(name + ".term" + t, in, op, Optional.empty(), gate);
+      y = graph.add(name + ".sum" + t, y, added, terms.get(t).coefficient(), Optional.empty());
+    }
+    if (bias.isPresent()) {
+      Value row =
+          graph.first(
+              name + ".bias", weights.row(name + ".bias", Dequantizer.toFloats(bias.get())));
+      y = graph.add(name + ".biased", y, row, 1, Optional.empty());
+    }
+    return y;
+  }
+
+  /** A product with experts' matrices and what adapters add to these. */
+  private Value expertLinear(
+      String name,
+      String matrix,
+      Value in,
+      Value routing,
+      RouteSpec route,
+      List<Tensor> experts,
+      boolean parts) {
+    Value y = graph.expertLinear(name, in, routing, route, experts, parts);
+    int out = Math.toIntExact(experts.getFirst().rows());
+    int width = Math.toIntExact(experts.getFirst().cols());
+    for (AdapterFile.ExpertTerms t : weights.expertTerms(matrix, experts.size(), out, width)) {
+      Value inner = graph.expertLinear(name + ".a", in, routing, route, t.a(), parts);
+      Value added = graph.expertLinear(name + ".b", inner, routing, route, t.b(), true);
+      y = graph.add(name + ".adapted", y, added, 1, Optional.empty());
+    }
+    return y;
+  }
+
   private Value linear(String name, Value in, int out, Optional<Gate> gate) {
+    if (weights.grows(name)) {
+      LinearOp base = weights.base(name, out, in.width());
+      return grown(name, name, in, base, weights.optionalVector(name + ".bias", out), gate);
+    }
     LinearOp weight = weights.linear(name, out, in.width());
     return graph.linear(name, in, weight, weights.optionalVector(name + ".bias", out), gate);
   }

@@ -148,10 +148,51 @@ public final class WeightTensors {
     return adapted(name, op);
   }
 
+  /** What adapters make of a matrix whose rows grow (DoRA); empty for none. */
+  List<AdapterFile.Grown> grown(String name, LinearOp weight) {
+    return adapters.stream().filter(a -> a.grows(name)).map(a -> a.grown(name, weight)).toList();
+  }
+
+  /** Whether adapters make rows of a matrix grow. */
+  boolean grows(String name) {
+    return adapters.stream().anyMatch(a -> a.grows(name));
+  }
+
+  /** The linear map {@code [out, in]} of a layer without what adapters add. */
+  LinearOp base(String name, long out, long in) {
+    LinearOp op = linear(name, in);
+    if (op instanceof LinearOp.Dense d) {
+      check(d.weight(), out, in);
+    }
+    return op;
+  }
+
+  /** Sums that adapters add to a matrix. */
+  List<LinearOp.Term> terms(String name) {
+    List<LinearOp.Term> terms = new ArrayList<>();
+    adapters.stream().filter(a -> !a.grows(name)).forEach(a -> a.term(name).ifPresent(terms::add));
+    return terms;
+  }
+
+  /** What adapters add to rows of the embedding. */
+  List<AdapterFile.TokenTerm> tokenTerms() {
+    return adapters.stream().flatMap(a -> a.embedding().stream()).toList();
+  }
+
+  /** What adapters add to experts of a layer. */
+  List<AdapterFile.ExpertTerms> expertTerms(String name, int experts, int out, int in) {
+    return adapters.stream().flatMap(a -> a.experts(name, experts, out, in).stream()).toList();
+  }
+
+  /** A row of constants for every row of a batch. */
+  Tensor row(String name, float[] values) {
+    return derived.floats(name, values, 1, values.length);
+  }
+
   /** A linear map with what adapters add to it. */
   LinearOp adapted(String name, LinearOp op) {
     List<LinearOp.Term> terms = new ArrayList<>(List.of(new LinearOp.Term(1, op)));
-    adapters.forEach(a -> a.term(name).ifPresent(terms::add));
+    adapters.stream().filter(a -> !a.grows(name)).forEach(a -> a.term(name).ifPresent(terms::add));
     try {
       return terms.size() == 1 ? op : new LinearOp.Sum(terms);
     } catch (IllegalArgumentException e) {
