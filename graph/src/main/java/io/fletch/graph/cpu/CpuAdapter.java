@@ -26,19 +26,15 @@ final class CpuAdapter extends PreparedAdapter {
    *
    * @param down the kernel of the first factor
    * @param a the first factor {@code [rank, in]}
-   * @param type of the second factor
-   * @param b the second factor, transposed: row k from byte {@code k * stride} on
+   * @param b the second factor
    * @param gain float32 per output; {@link MemorySegment#NULL} for none
    */
   record Part(
-      int rank,
-      float factor,
-      Kernels.Matmul down,
-      MemorySegment a,
-      TensorType type,
-      MemorySegment b,
-      long stride,
-      MemorySegment gain) {
+      float factor, Kernels.Matmul down, MemorySegment a, LowRankFactor b, MemorySegment gain) {
+    int rank() {
+      return b.rank();
+    }
+
     boolean hasGain() {
       return gain.byteSize() > 0;
     }
@@ -116,7 +112,8 @@ final class CpuAdapter extends PreparedAdapter {
       gain = take(t.bytes());
       MemorySegment.copy(t.segment(), 0, gain, 0, t.bytes());
     }
-    return new Part(rank, d.factor(), down, a, d.b().type(), b, stride, gain);
+    LowRankFactor second = new LowRankFactor(d.b().type(), b, stride, rank);
+    return new Part(d.factor(), down, a, second, gain);
   }
 
   /** What is added to a product; null for nothing. */

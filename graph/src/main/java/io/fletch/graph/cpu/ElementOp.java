@@ -197,17 +197,7 @@ abstract sealed class ElementOp {
         CpuAdapter a = (CpuAdapter) t.adapter();
         CpuAdapter.Part part = a.part(target);
         if (part != null && t.scale() != 0) {
-          f.kernels.accumulate(
-              part.type(),
-              part.b(),
-              part.type().bytes(from),
-              part.stride(),
-              f.inner,
-              h,
-              part.rank(),
-              n,
-              y,
-              to);
+          f.kernels.accumulate(part.b(), from, n, f.inner, h, y, to);
         }
         h += a.width();
       }

@@ -225,22 +225,17 @@ public interface Kernels {
       long dstOffset);
 
   /**
-   * {@code y[i] = fma(h[k], b[k, i], y[i])} for {@code k} in {@code [0, rank)}, in this order, and
-   * {@code i} in {@code [0, n)}: the second factor of a low-rank term.
+   * {@code y[i] = fma(h[k], b[k, from + i], y[i])} for every row {@code k} of the factor, in this
+   * order, and {@code i} in {@code [0, n)}.
    *
-   * @param type F32, F16 or BF16
-   * @param b row {@code k} begins at byte {@code bOffset + k * bStride}, where {@code n} elements
-   *     rounded up to 16 can be read
+   * @param from column of the factor
    */
   void accumulate(
-      TensorType type,
-      MemorySegment b,
-      long bOffset,
-      long bStride,
+      LowRankFactor b,
+      long from,
+      int n,
       MemorySegment h,
       long hOffset,
-      int rank,
-      int n,
       MemorySegment y,
       long yOffset);
 

@@ -260,21 +260,18 @@ final class ScalarKernels implements Kernels {
 
   @Override
   public void accumulate(
-      TensorType type,
-      MemorySegment b,
-      long bOffset,
-      long bStride,
+      LowRankFactor b,
+      long from,
+      int n,
       MemorySegment h,
       long hOffset,
-      int rank,
-      int n,
       MemorySegment y,
       long yOffset) {
     for (int i = 0; i < n; i++) {
       float sum = Segments.f32(y, yOffset + i);
-      for (int k = 0; k < rank; k++) {
-        sum =
-            Math.fma(Segments.f32(h, hOffset + k), element(type, b, bOffset + k * bStride, i), sum);
+      for (int k = 0; k < b.rank(); k++) {
+        long row = k * b.stride() + b.type().bytes(from);
+        sum = Math.fma(Segments.f32(h, hOffset + k), element(b.type(), b.rows(), row, i), sum);
       }
       Segments.f32(y, yOffset + i, sum);
     }

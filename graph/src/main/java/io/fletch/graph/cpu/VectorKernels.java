@@ -375,14 +375,11 @@ final class VectorKernels implements Kernels {
 
   @Override
   public void accumulate(
-      TensorType type,
-      MemorySegment b,
-      long bOffset,
-      long bStride,
+      LowRankFactor b,
+      long from,
+      int n,
       MemorySegment h,
       long hOffset,
-      int rank,
-      int n,
       MemorySegment y,
       long yOffset) {
     int whole = n - n % L;
@@ -390,8 +387,9 @@ final class VectorKernels implements Kernels {
     float[] sums = s.x(whole);
     float[] row = s.w(whole);
     MemorySegment.copy(y, Segments.FLOAT, yOffset << 2, sums, 0, whole);
-    for (int k = 0; k < rank; k++) {
-      VectorMatmul.floats(type, b, bOffset + k * bStride, row, 0, whole, s);
+    for (int k = 0; k < b.rank(); k++) {
+      long at = k * b.stride() + b.type().bytes(from);
+      VectorMatmul.floats(b.type(), b.rows(), at, row, 0, whole, s);
       FloatVector factor = FloatVector.broadcast(F, Segments.f32(h, hOffset + k));
       for (int i = 0; i < whole; i += L) {
         FloatVector sum = FloatVector.fromArray(F, sums, i);
@@ -399,17 +397,7 @@ final class VectorKernels implements Kernels {
       }
     }
     MemorySegment.copy(sums, 0, y, Segments.FLOAT, yOffset << 2, whole);
-    SCALAR.accumulate(
-        type,
-        b,
-        bOffset + type.bytes(whole),
-        bStride,
-        h,
-        hOffset,
-        rank,
-        n - whole,
-        y,
-        yOffset + whole);
+    SCALAR.accumulate(b, from + whole, n - whole, h, hOffset, y, yOffset + whole);
   }
 
   @Override

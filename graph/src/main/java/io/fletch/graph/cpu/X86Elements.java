@@ -198,33 +198,22 @@ final class X86Elements {
   }
 
   void accumulate(
-      TensorType type,
-      MemorySegment b,
-      long bOffset,
-      long bStride,
+      LowRankFactor b,
+      long from,
+      int n,
       MemorySegment h,
       long hOffset,
-      int rank,
-      int n,
       MemorySegment y,
       long yOffset) {
-    Lazy code = accumulate.get(type);
-    if (code == null || rank < 1 || bStride < 0 || bStride > Integer.MAX_VALUE) {
-      throw new IllegalArgumentException(
-          "low-rank term: expected=F32, F16 or BF16, rank>=1, a stride of 31 bits actual="
-              + type
-              + " rank="
-              + rank
-              + " stride="
-              + bStride);
-    }
-    long bytes = (rank - 1) * bStride + type.bytes((n + 15L) & -16);
-    code.call(
-        floats(y, yOffset, n),
-        address(b, bOffset, bytes),
-        n,
-        floats(h, hOffset, rank),
-        rank | bStride << 32);
+    long bytes = (b.rank() - 1) * b.stride() + b.type().bytes((n + 15L) & -16);
+    accumulate
+        .get(b.type())
+        .call(
+            floats(y, yOffset, n),
+            address(b.rows(), b.type().bytes(from), bytes),
+            n,
+            floats(h, hOffset, b.rank()),
+            b.rank() | b.stride() << 32);
   }
 
   void scale(MemorySegment x, long offset, float factor, int n, MemorySegment dst, long dstOffset) {

@@ -183,17 +183,14 @@ final class X86Kernels implements Kernels {
 
   @Override
   public void accumulate(
-      TensorType type,
-      MemorySegment b,
-      long bOffset,
-      long bStride,
+      LowRankFactor b,
+      long from,
+      int n,
       MemorySegment h,
       long hOffset,
-      int rank,
-      int n,
       MemorySegment y,
       long yOffset) {
-    elements.accumulate(type, b, bOffset, bStride, h, hOffset, rank, n, y, yOffset);
+    elements.accumulate(b, from, n, h, hOffset, y, yOffset);
   }
 
   @Override

@@ -403,14 +403,11 @@ abstract class KernelsContract {
       sum.fill(y);
       kernels()
           .accumulate(
-              type,
-              b,
-              type.bytes(from),
-              type.bytes(row),
+              new LowRankFactor(type, b, type.bytes(row), rank),
+              from,
+              n,
               floats(arena, h),
               0,
-              rank,
-              n,
               sum.segment,
               sum.offset);
       sum.checkCanaries();
