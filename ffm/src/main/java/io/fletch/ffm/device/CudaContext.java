@@ -109,6 +109,15 @@ public final class CudaContext implements AutoCloseable {
     }
   }
 
+  /** The newest CUDA version that the driver knows, 1000 times its number and 10 of the minor. */
+  public int driverVersion() {
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment out = arena.allocate(4, 4);
+      Driver.check(CudaDriver.cuDriverGetVersion(out), "cuDriverGetVersion", "");
+      return out.get(ValueLayout.JAVA_INT, 0);
+    }
+  }
+
   /** Waits until all streams of the context are idle. */
   public void synchronize() {
     use();

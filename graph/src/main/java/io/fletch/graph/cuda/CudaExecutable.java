@@ -2,7 +2,6 @@ package io.fletch.graph.cuda;
 
 import io.fletch.ffm.device.CudaContext;
 import io.fletch.ffm.device.CudaDevice;
-import io.fletch.ffm.device.CudaDevices;
 import io.fletch.ffm.device.CudaEvent;
 import io.fletch.ffm.device.CudaException;
 import io.fletch.ffm.device.CudaGraph;
@@ -271,7 +270,7 @@ final class CudaExecutable implements Executable {
    */
   private boolean dependentLaunch() {
     return context.device().capability() >= 90
-        && CudaDevices.find().driverVersion() >= 12_030
+        && context.driverVersion() >= 12_030
         && !System.getProperty(DEPENDENT_LAUNCH, "on").equals("off");
   }
 
