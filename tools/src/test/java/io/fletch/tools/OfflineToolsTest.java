@@ -3,6 +3,7 @@ package io.fletch.tools;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.Model;
@@ -18,6 +19,8 @@ import java.util.Map;
 import java.util.Random;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** {@code convert} and {@code quantize} on the embedded models. */
 class OfflineToolsTest {
@@ -150,6 +153,62 @@ class OfflineToolsTest {
   }
 
   /** An interrupted run leaves no file that opens, and the next one makes the very same file. */
+  /** Every tool that writes models: what it was asked for, and its output. */
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "quantize -m demo-small --type Q4_K_M -o OUT.gguf",
+        "convert -m demo-small --type f16 -o OUT.gguf",
+        "convert -m demo-small -o OUT.arrow",
+        "convert -m demo-small --type f16 -o OUT",
+        "prune -m demo-small --method magnitude --pattern 2:4 --sparse 2:4 -o OUT.arrow",
+        "prune -m demo-small --method lowrank --rank-ratio 0.5 -o OUT.arrow",
+        "merge -m demo-small --layers 0-3,1 -o OUT.gguf",
+        "merge -m demo-small --with demo-small --method average --type f16 -o OUT.gguf"
+      })
+  void noToolLeavesAHalfFile(String line) throws Exception {
+    Path whole = at("whole-" + line.hashCode());
+    Fletch.ok(line.replace("OUT", whole.toString()).split(" "));
+    Path made = Path.of(line.replace("OUT", whole.toString()).replaceFirst(".* -o ", ""));
+    Random random = new Random(line.hashCode());
+    Path target = at("again-" + line.hashCode());
+    String[] command = line.replace("OUT", target.toString()).split(" ");
+    Path output = Path.of(command[command.length - 1]);
+    for (int round = 0; round < 4; round++) {
+      Thread thread = new Thread(() -> Fletch.run(command));
+      thread.start();
+      thread.join(1 + random.nextInt(150));
+      thread.interrupt();
+      thread.join();
+      if (Files.exists(model(output))) {
+        assertSame(made, output);
+        break;
+      }
+      assertThrows(RuntimeException.class, () -> WeightFile.open(output));
+    }
+    if (!Files.exists(model(output))) {
+      Fletch.ok(command);
+    }
+    assertSame(made, output);
+    assertFalse(Files.exists(output.resolveSibling(output.getFileName() + ".partial")));
+  }
+
+  /** What makes an output a model: of a folder its configuration, which is written last. */
+  private static Path model(Path output) {
+    boolean isFolder = !output.toString().matches(".*\\.(gguf|arrow)");
+    return isFolder ? output.resolve("config.json") : output;
+  }
+
+  private static void assertSame(Path whole, Path again) throws IOException {
+    if (Files.isDirectory(whole)) {
+      for (String name : List.of("model.safetensors", "config.json", "tokenizer.json")) {
+        assertEquals(-1, Files.mismatch(whole.resolve(name), again.resolve(name)), name);
+      }
+    } else {
+      assertEquals(-1, Files.mismatch(whole, again), again.toString());
+    }
+  }
+
   @Test
   void interruptedAtAnyMomentNothingOpensAndTheNextRunGoesOn() throws Exception {
     Path whole = at("whole.gguf");
