@@ -1,5 +1,6 @@
 package io.fletch.tools;
 
+import java.io.File;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Locale;
@@ -161,10 +162,12 @@ final class Arguments {
    */
   void checkNoRest() {
     if (!rest().isEmpty()) {
+      String first = rest().getFirst();
+      boolean isModel = !line.hasOption("model") && new File(first).exists();
       throw new UsageException(
           "unexpected argument "
-              + rest().getFirst()
-              + (line.hasOption("model") ? "" : " (a model is given as --model FILE)"));
+              + first
+              + (isModel ? " (a model is given as --model " + first + ")" : ""));
     }
   }
 

@@ -108,6 +108,8 @@ class CliTest {
         "bench -p 0 -n 0 ~ fletch bench: nothing to measure: -p and -n are both 0 (see: fletch"
             + " bench --help)",
         "bench surplus ~ fletch bench: unexpected argument surplus (see: fletch bench --help)",
+        "bench pom.xml ~ fletch bench: unexpected argument pom.xml (a model is given as --model"
+            + " pom.xml) (see: fletch bench --help)",
       })
   void wrongCommandLinesAreOneLineAndStatusTwo(String args, String expected) {
     Fletch.Outcome outcome = Fletch.run(args.split(" "));
