@@ -18,7 +18,6 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Objects;
 import java.util.concurrent.atomic.AtomicInteger;
-import java.util.concurrent.locks.Condition;
 
 /**
  * The graph as a causal decoder sees it: one cache, one reusable batch, and the tokens whose keys
@@ -27,7 +26,7 @@ import java.util.concurrent.locks.Condition;
  *
  * <p>Owned by a session and used by one thread at a time. After construction nothing is allocated.
  */
-final class GraphForward implements CausalForward, AutoCloseable {
+final class GraphForward extends ScheduledStep implements CausalForward, AutoCloseable {
   private final Executable executable;
   private final KvCache kv;
   private final Batch batch;
@@ -81,19 +80,12 @@ final class GraphForward implements CausalForward, AutoCloseable {
 
   // Shared with the scheduler, guarded by its lock or by this session being in its forward.
   private final StepScheduler scheduler;
-  private final Condition turn;
   private final AtomicInteger open;
   private int[] source;
   private int at;
   private int pending;
   private Logits wanted = Logits.NONE;
   private Throwable failure;
-
-  /** Whether the session's thread waits for the scheduler; guarded by its lock. */
-  boolean waits;
-
-  /** The latest forward of the scheduler that this took part in; its own bookkeeping. */
-  long ranIn = -1;
 
   /** What is read of logit rows, as {@link CausalForward#expectRead} has it. */
   private int read = WHOLE_ROWS;
@@ -138,9 +130,9 @@ final class GraphForward implements CausalForward, AutoCloseable {
       long slotBytes,
       StepScheduler scheduler,
       AtomicInteger open) {
+    super(scheduler == null ? null : scheduler.newTurn());
     this.executable = executable;
     this.scheduler = scheduler;
-    this.turn = scheduler == null ? null : scheduler.newTurn();
     this.vocabulary = executable.graph().vocabulary();
     this.defined = defined;
     this.cost = cost;
@@ -179,6 +171,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
   }
 
   /** Most tokens of one forward pass. */
+  @Override
   int chunk() {
     return batch.maxRows();
   }
@@ -309,19 +302,18 @@ final class GraphForward implements CausalForward, AutoCloseable {
     }
   }
 
-  Condition turn() {
-    return turn;
-  }
-
+  @Override
   boolean isPending() {
     return pending > 0;
   }
 
+  @Override
   int pendingRows() {
     return pending;
   }
 
   /** Runs the next {@code n} rows in the batch of its own. */
+  @Override
   void runAlone(Executable on, int n) {
     batch.clear();
     addTo(batch, n);
@@ -330,11 +322,13 @@ final class GraphForward implements CausalForward, AutoCloseable {
   }
 
   /** Bytes of weights that a batch with rows of this did not read; nothing is asked if all run. */
+  @Override
   long bytesSpared(Batch in) {
     return rule == UnitRule.DENSE ? in.skippedBytes() : cost.bytesSpared(in);
   }
 
   /** Adds the next {@code n} rows to a batch. */
+  @Override
   void addTo(Batch into, int n) {
     int first = into.append(kv, source, at, n);
     firstRow = first;
@@ -363,6 +357,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
    *
    * @param spared bytes of weights that all of them together did not read
    */
+  @Override
   void ran(Batch in, int n, int sessions, long spared) {
     isCopied = in != batch;
     isReduced = false;
@@ -464,6 +459,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
   }
 
   /** The forward failed; what has run before it stays. */
+  @Override
   void fail(Throwable why) {
     failure = why;
     pending = 0;
@@ -471,6 +467,7 @@ final class GraphForward implements CausalForward, AutoCloseable {
   }
 
   /** Throws what made the forward fail. Several sessions may throw the same exception. */
+  @Override
   void rethrow() {
     source = null;
     switch (failure) {

@@ -37,10 +37,10 @@ final class StepScheduler implements AutoCloseable {
   private final int maxRows;
   private final ReentrantLock lock = new ReentrantLock();
   private final Condition arrived = lock.newCondition();
-  private final ArrayDeque<GraphForward> queue = new ArrayDeque<>();
+  private final ArrayDeque<ScheduledStep> queue = new ArrayDeque<>();
 
   /** The forward being run: written by the leader with the lock, read by it without. */
-  private final GraphForward[] chosen = new GraphForward[MOST_SESSIONS];
+  private final ScheduledStep[] chosen = new ScheduledStep[MOST_SESSIONS];
 
   private final int[] chosenRows = new int[MOST_SESSIONS];
   private int chosenCount;
@@ -54,7 +54,7 @@ final class StepScheduler implements AutoCloseable {
   private int quorum;
 
   /** The session that decodes by itself; null if none does. */
-  private GraphForward solo;
+  private ScheduledStep solo;
 
   /** Number of the latest forward, and how many of its sessions have not come back yet. */
   private long latest;
@@ -66,8 +66,17 @@ final class StepScheduler implements AutoCloseable {
   private long forwards;
 
   StepScheduler(Executable executable) {
+    this(executable, executable.plans().getLast().maxRows());
+  }
+
+  /**
+   * Makes one that runs nothing yet.
+   *
+   * @param maxRows most rows of a forward
+   */
+  StepScheduler(Executable executable, int maxRows) {
     this.executable = executable;
-    this.maxRows = executable.plans().getLast().maxRows();
+    this.maxRows = maxRows;
   }
 
   /** A condition for a session's thread to wait on. */
@@ -81,7 +90,7 @@ final class StepScheduler implements AutoCloseable {
   }
 
   /** Runs what the forward has pending to its end. Called by its session's thread. */
-  void run(GraphForward forward) {
+  void run(ScheduledStep forward) {
     lock.lock();
     try {
       queue.addLast(forward);
@@ -110,7 +119,7 @@ final class StepScheduler implements AutoCloseable {
    * Whether a session decodes by itself, so that its steps need not come here. Two that would both
    * do so come here again.
    */
-  boolean isAlone(GraphForward forward) {
+  boolean isAlone(ScheduledStep forward) {
     lock.lock();
     try {
       here(forward);
@@ -124,7 +133,7 @@ final class StepScheduler implements AutoCloseable {
   }
 
   /** The session decodes no more for now: nobody needs to wait for it. */
-  void leave(GraphForward forward) {
+  void leave(ScheduledStep forward) {
     lock.lock();
     try {
       here(forward);
@@ -136,7 +145,7 @@ final class StepScheduler implements AutoCloseable {
     }
   }
 
-  private void here(GraphForward forward) {
+  private void here(ScheduledStep forward) {
     if (forward.ranIn == latest) {
       forward.ranIn = -1;
       expected--;
@@ -165,7 +174,7 @@ final class StepScheduler implements AutoCloseable {
       complete(failure);
     } finally {
       leading = false;
-      GraphForward next = queue.peekFirst();
+      ScheduledStep next = queue.peekFirst();
       if (next != null) {
         next.turn().signal();
       }
@@ -206,7 +215,7 @@ final class StepScheduler implements AutoCloseable {
   private int chooseSteps(int rows) {
     int left = rows;
     for (int i = queue.size(); i > 0; i--) {
-      GraphForward f = queue.pollFirst();
+      ScheduledStep f = queue.pollFirst();
       int n = f.pendingRows();
       if (n <= FEW_ROWS && n <= left && chosenCount < MOST_SESSIONS) {
         choose(f, n);
@@ -222,7 +231,7 @@ final class StepScheduler implements AutoCloseable {
   private int choosePrompts(int budget) {
     int left = budget;
     for (int i = queue.size(); i > 0; i--) {
-      GraphForward f = queue.pollFirst();
+      ScheduledStep f = queue.pollFirst();
       int n = Math.min(f.pendingRows(), Math.min(left, f.chunk()));
       if (n > 0 && chosenCount < MOST_SESSIONS) {
         choose(f, n);
@@ -234,7 +243,7 @@ final class StepScheduler implements AutoCloseable {
     return budget - left;
   }
 
-  private void choose(GraphForward f, int rows) {
+  private void choose(ScheduledStep f, int rows) {
     chosen[chosenCount] = f;
     chosenRows[chosenCount++] = rows;
   }
@@ -277,7 +286,7 @@ final class StepScheduler implements AutoCloseable {
     latest++;
     expected = 0;
     for (int i = 0; i < chosenCount; i++) {
-      GraphForward f = chosen[i];
+      ScheduledStep f = chosen[i];
       chosen[i] = null;
       if (failure != null) {
         f.fail(failure);
@@ -303,7 +312,7 @@ final class StepScheduler implements AutoCloseable {
     lock.lock();
     try {
       quorum += by;
-      GraphForward next = queue.peekFirst();
+      ScheduledStep next = queue.peekFirst();
       if (next != null) {
         next.turn().signal();
       }
