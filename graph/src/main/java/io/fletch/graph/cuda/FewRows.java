@@ -53,7 +53,7 @@ final class FewRows {
   /** Bytes of a tile's runs of sums. */
   private static final int TILE_SUMS = 512 * Products.STRANDS;
 
-  /** Bytes that a warp asks for before its kernel's turn comes: all blocks together, 16 MiB. */
+  /** Bytes that a warp asks for ahead: all blocks of a device together, 17 MB of its cache. */
   private static final int PREFETCHED = 8 << 10;
 
   private final Control control;
@@ -247,7 +247,7 @@ final class FewRows {
   /** Asks for the first weights of each warp, while the kernel before still runs. */
   private void prefetch(List<Segment> segments) {
     PtxRegister unit = k.special("ctaid.x");
-    PtxRegister asks = k.both(k.compare("eq", lane, 0), k.compare("lt", begin, stop));
+    PtxRegister asks = k.compare("lt", begin, stop);
     int from = 0;
     for (Segment s : segments) {
       PtxRegister own = k.compare("lt", unit, from + s.units);
@@ -255,12 +255,7 @@ final class FewRows {
       int before = from;
       k.when(
           k.both(asks, own),
-          () -> {
-            PtxRegister tile = s.address(k.sub(unit, before), k.constant(U32, 0));
-            int most = Math.max(1, PREFETCHED / s.matrix.lowBytes());
-            PtxRegister n = k.mul(k.min(k.sub(stop, begin), most), s.matrix.lowBytes());
-            k.prefetchBulk(k.address(tile, begin, s.matrix.lowBytes()), n);
-          });
+          () -> prefetch(s, s.address(k.sub(unit, before), k.constant(U32, 0))));
       from += s.units;
     }
   }
@@ -312,6 +307,48 @@ final class FewRows {
         });
   }
 
+  /** Unit and place of the tile after a tile. */
+  private PtxRegister[] next(Segment s, PtxRegister unit, PtxRegister place) {
+    PtxRegister next = k.add(place, 1);
+    PtxRegister over = k.compare("ge", next, s.tiles);
+    return new PtxRegister[] {
+      k.select(over, k.add(unit, step), unit), k.select(over, k.constant(U32, 0), next)
+    };
+  }
+
+  /**
+   * Asks for the beginning of the warp's run of a tile: loads are a chunk ahead, which is less than
+   * hides the way to memory where codes are short or the block is alone. A lane asks for each part
+   * of the tile.
+   */
+  private void prefetch(Segment s, PtxRegister tile) {
+    PackedMatrix m = s.matrix;
+    int chunkBytes = m.lowBytes() + m.highBytes() + m.scaleBytes();
+    PtxRegister n =
+        k.min(k.sub(stop, begin), Math.max(1, PREFETCHED / chunkBytes));
+    PtxRegister at = k.mul(begin, m.lowBytes());
+    PtxRegister bytes = k.mul(n, m.lowBytes());
+    int parts = 1;
+    int[][] others = {{m.highAt(), m.highBytes()}, {m.scalesAt(), m.scaleBytes()}};
+    for (int[] part : others) {
+      if (part[1] > 0) {
+        PtxRegister own = k.compare("eq", lane, parts++);
+        at = k.select(own, k.fma(begin, part[1], k.constant(U32, part[0])), at);
+        bytes = k.select(own, k.mul(n, part[1]), bytes);
+      }
+    }
+    if (m.scales().superBlocks) {
+      PtxRegister own = k.compare("eq", lane, parts++);
+      PtxRegister first = k.shr(begin, 1);
+      PtxRegister end = k.add(k.shr(k.sub(k.add(begin, n), 1), 1), 1);
+      at = k.select(own, k.fma(first, 64, k.constant(U32, m.supersAt())), at);
+      bytes = k.select(own, k.mul(k.sub(end, first), 64), bytes);
+    }
+    PtxRegister from = k.address(tile, at, 1);
+    PtxRegister size = bytes;
+    k.when(k.compare("lt", lane, parts), () -> k.prefetchBulk(from, size));
+  }
+
   /** Sums a run of a tile; the words of its first chunk are there, those of the next tile after. */
   private void tile(
       Segment s,
@@ -321,6 +358,12 @@ final class FewRows {
       PtxRegister place,
       int from,
       PtxRegister[] acc) {
+    if (overlaps) {
+      PtxRegister[] next = next(s, unit, place);
+      k.when(
+          k.compare("lt", next[0], from + s.units),
+          () -> prefetch(s, s.address(k.sub(next[0], from), next[1])));
+    }
     PtxRegister chunk = k.register(U32);
     k.assign(chunk, begin);
     k.loop(
@@ -335,15 +378,12 @@ final class FewRows {
           k.when(
               k.compare("ge", ahead, stop),
               () -> {
-                PtxRegister next = k.add(place, 1);
-                PtxRegister over = k.compare("ge", next, s.tiles);
-                PtxRegister nextUnit = k.select(over, k.add(unit, step), unit);
-                PtxRegister nextPlace = k.select(over, k.constant(U32, 0), next);
+                PtxRegister[] next = next(s, unit, place);
                 k.assign(ahead, begin);
                 k.assign(
                     more,
-                    k.select(k.compare("lt", nextUnit, from + s.units), k.constant(U32, 1), 0));
-                tile.move(s.address(k.sub(nextUnit, from), nextPlace));
+                    k.select(k.compare("lt", next[0], from + s.units), k.constant(U32, 1), 0));
+                tile.move(s.address(k.sub(next[0], from), next[1]));
               });
           PtxRegister loads = k.compare("ne", more, 0);
           Tile.Words[] words = new Tile.Words[1];

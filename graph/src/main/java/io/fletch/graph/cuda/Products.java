@@ -129,7 +129,7 @@ final class Products {
    *
    * @param mine the lane's fragments of the row of its column
    * @param pairRow the parts of the row of the first of the two columns whose sums the lane has
-   * @param second bytes from there to those of the second one
+   * @param second bytes from there to those of the second one, 0 if there is only one row
    */
   static void chunk(
       PtxKernel k,
@@ -142,6 +142,7 @@ final class Products {
       int second,
       PtxRegister[] acc) {
     PackedMatrix m = tile.m;
+    int columns = second == 0 ? 1 : 2;
     PtxRegister at = k.address(mine, chunk, 512);
     PtxRegister[][] sums = new PtxRegister[2][2];
     PtxRegister[][] sizes = new PtxRegister[2][2];
@@ -151,7 +152,7 @@ final class Products {
         // may be of written memory do not pass this.
         k.warpBarrier();
       }
-      for (int e = 0; e < 2 && j % 2 == 0 && parts.kind() == Parts.Kind.HALF; e++) {
+      for (int e = 0; e < columns && j % 2 == 0 && parts.kind() == Parts.Kind.HALF; e++) {
         PtxRegister a = k.address(pairRow, chunk, 16);
         long offset = (long) e * second + 4L * j;
         sizes[e] = k.loadVector("global", F32, 2, a, offset + parts.sizesAt());
@@ -163,7 +164,7 @@ final class Products {
       PtxRegister[] lower = k.loadVector("global", U32, 4, at, 128L * j + 64);
       PtxRegister[] z = {sizes[0][j % 2], sizes[1][j % 2]};
       PtxRegister[] s = {sums[0][j % 2], sums[1][j % 2]};
-      tile.multiply(tile.group(words, j, j), upper, lower, z, s, acc);
+      tile.multiply(tile.group(words, j, j), upper, lower, z, s, columns, acc);
     }
   }
 
@@ -342,7 +343,7 @@ final class Products {
         PtxRegister[] z = {sizes[n][0][i], sizes[n][1][i]};
         PtxRegister[] s = {sums[n][0][i], sums[n][1][i]};
         for (int d = 0; d < tiles.length; d++) {
-          tiles[d].multiply(groups[d], upper, lower, z, s, acc[4 * d + n]);
+          tiles[d].multiply(groups[d], upper, lower, z, s, 2, acc[4 * d + n]);
         }
       }
     }

@@ -209,13 +209,17 @@ final class Tile {
   }
 
   private PtxRegister signed(PtxRegister word, int index) {
-    PtxRegister top = index == 3 ? word : k.shl(word, 24 - 8 * index);
-    return k.convert(".rn", F32, "f32", k.shr(k.bits(S32, top), 24), "s32");
+    // The sign of the byte in the three above it.
+    int sign = 8 + index;
+    PtxRegister wide = k.permute(word, word, sign << 12 | sign << 8 | sign << 4 | index);
+    return k.convert(".rn", F32, "f32", k.bits(S32, wide), "s32");
   }
 
-  private PtxRegister unsigned(PtxRegister word, int index) {
-    PtxRegister low = index == 0 ? word : k.shr(word, 8 * index);
-    return k.convert(".rn", F32, "f32", k.and(low, 255), "u32");
+  /** A half times a byte, exactly: 0x4b0000xx is 2^23 + xx as a float. */
+  private PtxRegister byteProduct(PtxRegister half, PtxRegister word, int index) {
+    PtxRegister d = half(half);
+    PtxRegister v = k.permute(word, k.constant(U32, 0x4b000000), 0x7440 + index);
+    return k.fma(d, k.bits(F32, v), k.mul(d, -0x1p23f));
   }
 
   /** Factor of product {@code s} of a group in rows g and g + 8. */
@@ -225,7 +229,7 @@ final class Tile {
       case HALF -> half(k.halves(words[j / 2])[j % 2]);
       case BFLOAT -> k.bfloat(k.halves(words[j / 2])[j % 2]);
       case HALF_OFFSET -> half(k.halves(words[j])[0]);
-      case BYTE_OFFSET -> k.mul(half(k.halves(w.supers[h])[0]), unsigned(words[0], j));
+      case BYTE_OFFSET -> byteProduct(k.halves(w.supers[h])[0], words[0], j);
       case HALF_GROUPS -> k.mul(k.bits(F32, w.supers[h]), signed(words[j / 2], j % 2 * 2 + s));
       case BYTES -> k.mul(k.bits(F32, w.supers[h]), signed(words[0], j));
       case NIBBLE_OFFSET ->
@@ -246,7 +250,7 @@ final class Tile {
       case HALF_OFFSET -> half(k.halves(words[j])[1]);
       case NIBBLE_OFFSET ->
           k.mul(half(k.halves(w.supers[h])[1]), nibble(words[j / 2], 8 * (j % 2 * 2 + s) + 4));
-      default -> k.mul(half(k.halves(w.supers[h])[1]), unsigned(words[1], j));
+      default -> byteProduct(k.halves(w.supers[h])[1], words[1], j);
     };
   }
 
@@ -282,6 +286,7 @@ final class Tile {
    * @param sizes what the group's activations in the lane's two columns are multiples of; null for
    *     bfloat16
    * @param sums sums of these activations, for offsets
+   * @param columns 1 if both columns of a lane are of one row: the second one is not finished then
    */
   void multiply(
       Group g,
@@ -289,6 +294,7 @@ final class Tile {
       PtxRegister[] lower,
       PtxRegister[] sizes,
       PtxRegister[] sums,
+      int columns,
       PtxRegister[] acc) {
     Parts.Kind kind = Parts.Kind.of(m.type());
     if (kind == Parts.Kind.BFLOAT) {
@@ -310,7 +316,7 @@ final class Tile {
       k.mma(kind.text, d, g.a[s], two(lower, s), d);
       if (s == 1 || halfGroups()) {
         PtxRegister[] all = hasHalfOffsets() ? columnSums(kind, upper, lower, s) : null;
-        for (int i = 0; i < 4; i++) {
+        for (int i = 0; i < 4; i += 3 - columns) {
           PtxRegister product = plain ? d[i] : k.mul(d[i], g.factors[i / 2][s]);
           if (all != null) {
             product = k.fma(all[i], g.offsets[i / 2][s], product);
@@ -321,7 +327,7 @@ final class Tile {
       }
     }
     if (m.hasOffsets()) {
-      for (int i = 0; i < 4; i++) {
+      for (int i = 0; i < 4; i += 3 - columns) {
         k.fmaInto(acc[i], sums[i % 2], g.offsets[i / 2][0], acc[i]);
       }
     }

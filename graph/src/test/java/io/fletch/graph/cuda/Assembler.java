@@ -25,6 +25,12 @@ final class Assembler {
    */
   static Map<String, String> assemble(String ptx, Path folder)
       throws IOException, InterruptedException {
+    return assemble(ptx, folder, TARGETS.toArray(String[]::new));
+  }
+
+  /** The same for some targets; {@code TARGET.cubin} is in the folder then. */
+  static Map<String, String> assemble(String ptx, Path folder, String... targets)
+      throws IOException, InterruptedException {
     Optional<Path> ptxas =
         Arrays.stream(System.getenv("PATH").split(File.pathSeparator))
             .map(p -> Path.of(p, "ptxas"))
@@ -38,7 +44,7 @@ final class Assembler {
     Path file = Files.writeString(folder.resolve("kernels.ptx"), ptx);
     // All at once: assembling takes seconds.
     Map<String, Process> running = new LinkedHashMap<>();
-    for (String target : TARGETS) {
+    for (String target : targets) {
       String[] command = {
         ptxas.get().toString(),
         "-v",

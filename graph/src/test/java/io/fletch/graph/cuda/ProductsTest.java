@@ -30,8 +30,8 @@ import org.junit.jupiter.api.io.TempDir;
 
 /** Sizes of packed matrices, and what the assembler says of the products with them. */
 class ProductsTest {
-  private static final Pattern FUNCTION = Pattern.compile("Compiling entry function '([^']+)' for");
-  private static final Pattern REGISTERS = Pattern.compile("Used (\\d+) registers");
+  static final Pattern FUNCTION = Pattern.compile("Compiling entry function '([^']+)' for");
+  static final Pattern REGISTERS = Pattern.compile("Used (\\d+) registers");
   private static final Optional<Gate> GATE = Optional.of(new Gate(1, Gate.Unit.FFN));
 
   private static List<TensorType> types() {
@@ -100,9 +100,10 @@ class ProductsTest {
     return graphs.store().allocate(name, t, rows, cols);
   }
 
-  private static PtxKernel few(Fusion.Product p, int rows, KvCache.Type kv) {
+  private static PtxKernel few(
+      Fusion.Product p, int rows, KvCache.Type kv, boolean overlaps) {
     Control c = new Control(rows, 2, 4, 0, 0);
-    return new FewRows(c, new Emitter(c), NOWHERE, kv, false).product(p).kernel();
+    return new FewRows(c, new Emitter(c), NOWHERE, kv, overlaps).product(p).kernel();
   }
 
   private static PtxKernel wide(Fusion.Product p, int rows) {
@@ -130,15 +131,15 @@ class ProductsTest {
         String name = p.branches().getFirst().linear().out().name();
         switch (name) {
           case "q" -> {
-            all.put("qkv_1", few(p, 1, KvCache.Type.F16));
+            all.put("qkv_1", few(p, 1, KvCache.Type.F16, false));
             if (t == TensorType.Q8_0 || t == TensorType.Q4_K) {
-              all.put("qkv_8_Q8_0", few(p, 8, KvCache.Type.Q8_0));
-              all.put("qkv_8_F32", few(p, 8, KvCache.Type.F32));
+              all.put("qkv_8_Q8_0", few(p, 8, KvCache.Type.Q8_0, false));
+              all.put("qkv_8_F32", few(p, 8, KvCache.Type.F32, false));
             }
           }
-          case "f" -> all.put("gate_up_8", few(p, 8, KvCache.Type.F16));
+          case "f" -> all.put("gate_up_8", few(p, 8, KvCache.Type.F16, false));
           case "o" -> {
-            all.put("residual_1", few(p, 1, KvCache.Type.F16));
+            all.put("residual_1", few(p, 1, KvCache.Type.F16, false));
             all.put("wide_64", wide(p, 64));
           }
           case "logits" -> all.put("wide", wide(p, 512));
@@ -177,6 +178,46 @@ class ProductsTest {
       }
     }
     Assembler.assemble(text.toString(), folder).forEach(ProductsTest::report);
+  }
+
+  /**
+   * What the machine code of decoding can reach on an H200, counted and not measured; bench/gpu and
+   * docs/gpu.md.
+   */
+  @Test
+  void productsThatOverlapCanStreamFastEnough(@TempDir Path folder) throws Exception {
+    StringBuilder text = new StringBuilder(PtxKernel.header(90));
+    Map<String, Roofline.Kernel> all = new LinkedHashMap<>();
+    for (TensorType t : Roofline.TYPES) {
+      for (int rows : new int[] {1, 8}) {
+        String name = t + "_" + rows;
+        PtxKernel k = gateUp(t, rows).overlapping();
+        text.append(k.text(name));
+        all.put(name, new Roofline.Kernel(t, rows, k.threads()));
+      }
+    }
+    Map<String, String> outputs = Assembler.assemble(text.toString(), folder, "sm_90");
+    if (outputs.isEmpty()) {
+      return;
+    }
+    List<Roofline.Row> table =
+        Roofline.of(all, outputs.get("sm_90"), folder.resolve("sm_90.cubin"));
+    System.out.print(Roofline.text(table));
+    for (Roofline.Row r : table) {
+      assertTrue(r.share() >= r.wanted(), r + ": expected share>=" + r.wanted());
+    }
+  }
+
+  private static PtxKernel gateUp(TensorType t, int rows) {
+    try (TestGraphs graphs = new TestGraphs(1)) {
+      return Fusion.of(layer(graphs, t, t)).stream()
+          .filter(Fusion.Product.class::isInstance)
+          .map(Fusion.Product.class::cast)
+          .filter(p -> p.branches().getFirst().linear().out().name().equals("f"))
+          .map(p -> few(p, rows, KvCache.Type.F16, true))
+          .findFirst()
+          .orElseThrow();
+    }
   }
 
   private static void report(String target, String output) {
