@@ -254,8 +254,7 @@ final class FewRows {
       own = from == 0 ? own : k.both(own, k.compare("ge", unit, from));
       int before = from;
       k.when(
-          k.both(asks, own),
-          () -> prefetch(s, s.address(k.sub(unit, before), k.constant(U32, 0))));
+          k.both(asks, own), () -> prefetch(s, s.address(k.sub(unit, before), k.constant(U32, 0))));
       from += s.units;
     }
   }
@@ -324,8 +323,7 @@ final class FewRows {
   private void prefetch(Segment s, PtxRegister tile) {
     PackedMatrix m = s.matrix;
     int chunkBytes = m.lowBytes() + m.highBytes() + m.scaleBytes();
-    PtxRegister n =
-        k.min(k.sub(stop, begin), Math.max(1, PREFETCHED / chunkBytes));
+    PtxRegister n = k.min(k.sub(stop, begin), Math.max(1, PREFETCHED / chunkBytes));
     PtxRegister at = k.mul(begin, m.lowBytes());
     PtxRegister bytes = k.mul(n, m.lowBytes());
     int parts = 1;

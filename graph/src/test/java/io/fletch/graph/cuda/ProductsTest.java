@@ -100,8 +100,7 @@ class ProductsTest {
     return graphs.store().allocate(name, t, rows, cols);
   }
 
-  private static PtxKernel few(
-      Fusion.Product p, int rows, KvCache.Type kv, boolean overlaps) {
+  private static PtxKernel few(Fusion.Product p, int rows, KvCache.Type kv, boolean overlaps) {
     Control c = new Control(rows, 2, 4, 0, 0);
     return new FewRows(c, new Emitter(c), NOWHERE, kv, overlaps).product(p).kernel();
   }

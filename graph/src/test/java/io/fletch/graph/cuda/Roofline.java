@@ -12,14 +12,14 @@ import java.util.Map;
 import java.util.regex.Matcher;
 
 /**
- * What products that stream a matrix can reach on an H200 by the count of their instructions and
- * of the bytes that they have on the way: a prediction, nothing is run. Both bounds are upper ones.
+ * What products that stream a matrix can reach on an H200 by the count of their instructions and of
+ * the bytes that they have on the way: a prediction, nothing is run. Both bounds are upper ones.
  *
  * <p>The count is of the loop over chunks of 128 columns of 16 outputs, with its rare paths, so it
  * is a little too high. A multiprocessor begins four instructions of warps per clock. By Little's
- * law the bytes on the way, divided by the way's time, are the rate: each warp has the next chunk on
- * its way. The way is that to memory, or to the second cache, where the first 8 KiB of a warp's run
- * of a tile are asked for while it is at the tile before.
+ * law the bytes on the way, divided by the way's time, are the rate: each warp has the next chunk
+ * on its way. The way is that to memory, or to the second cache, where the first 8 KiB of a warp's
+ * run of a tile are asked for while it is at the tile before.
  */
 final class Roofline {
   static final List<TensorType> TYPES =
@@ -37,7 +37,9 @@ final class Roofline {
 
   private static final int PROCESSORS = 132;
 
-  /** Clocks per second under load, below the highest of 1.98e9; of these a share begins something. */
+  /**
+   * Clocks per second under load, below the highest of 1.98e9; of these a share begins something.
+   */
   private static final double CLOCK = 1.7e9;
 
   private static final double BUSY = 0.8;
@@ -119,14 +121,7 @@ final class Roofline {
       double rate = loading * PROCESSORS / BANDWIDTH;
       rows.add(
           new Row(
-              k,
-              instructions,
-              bytes,
-              used,
-              loading,
-              issue,
-              rate / LATENCY,
-              rate / CACHE_LATENCY));
+              k, instructions, bytes, used, loading, issue, rate / LATENCY, rate / CACHE_LATENCY));
     }
     return rows;
   }

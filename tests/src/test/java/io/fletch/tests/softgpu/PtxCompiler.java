@@ -2769,7 +2769,9 @@ final class PtxCompiler {
             double v = element(ta, w.r[a[r] + l], e);
             if (sparse) {
               int full = 4 * (col / 2) + index(w, l, meta, selector, kb, row, col);
-              if (ma[row * kb + full] != 0 && v != 0) {
+              if ((col & 1) != 0
+                  && index(w, l, meta, selector, kb, row, col)
+                      == index(w, l, meta, selector, kb, row, col - 1)) {
                 throw w.fault(GpuFault.LAUNCH_FAILED, l, "sparse metadata names one place twice");
               }
               ma[row * kb + full] += v;

@@ -136,6 +136,88 @@ class PtxMatrixTest {
     }
   }
 
+  /**
+   * Where a value of a lane is, as CuTe's layouts of the MMA atoms of SM80 say: column by column,
+   * steps of the lane's number in its group of four, of the group, and of the value's digits.
+   */
+  private record Places(int inGroup, int group, int[] digits, int[] steps) {
+    int of(int lane, int value) {
+      int at = lane % 4 * inGroup + lane / 4 * group;
+      for (int i = 0; i < digits.length; i++) {
+        at += value % digits[i] * steps[i];
+        value /= digits[i];
+      }
+      return at;
+    }
+
+    int values() {
+      return IntStream.of(digits).reduce(1, (x, y) -> x * y);
+    }
+  }
+
+  private static void placesOfAnotherSource(String op, String type, int k, Places a, Places b) {
+    Places c = new Places(32, 1, new int[] {2, 2}, new int[] {16, 8});
+    Random random = new Random(k);
+    int each = type.equals("s8") ? 4 : type.equals("tf32") ? 1 : 2;
+    int[] ma = IntStream.range(0, 16 * k).map(i -> number(random)).toArray();
+    int[] mb = IntStream.range(0, 8 * k).map(i -> number(random)).toArray();
+    int na = a.values() / each;
+    int nb = b.values() / each;
+    int[] in = new int[32 * (na + nb + 4)];
+    for (int lane = 0; lane < 32; lane++) {
+      for (int v = 0; v < a.values(); v++) {
+        in[lane * na + v / each] |= bits(type, ma[a.of(lane, v)]) << 32 / each * (v % each);
+      }
+      for (int v = 0; v < b.values(); v++) {
+        in[32 * na + lane * nb + v / each] |=
+            bits(type, mb[b.of(lane, v)]) << 32 / each * (v % each);
+      }
+    }
+    int[] out = multiply(op, na, nb, 4, in, "");
+    for (int lane = 0; lane < 32; lane++) {
+      for (int v = 0; v < 4; v++) {
+        int at = c.of(lane, v);
+        int sum = 0;
+        for (int x = 0; x < k; x++) {
+          sum += ma[at % 16 + 16 * x] * mb[at / 16 + 8 * x];
+        }
+        int actual = out[4 * lane + v];
+        assertEquals(sum, each == 4 ? actual : (int) Float.intBitsToFloat(actual), op + " " + at);
+      }
+    }
+  }
+
+  private static int bits(String type, int v) {
+    return switch (type) {
+      case "s8" -> v & 0xff;
+      case "tf32" -> Float.floatToRawIntBits(v);
+      default -> half(type, v);
+    };
+  }
+
+  /** Steps as in CUTLASS, include/cute/atom/mma_traits_sm80.hpp; docs/ptx-facts.md. */
+  @Test
+  void placesAreThoseOfCute() {
+    placesOfAnotherSource(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
+        "f16",
+        16,
+        new Places(32, 1, new int[] {2, 2, 2}, new int[] {16, 8, 128}),
+        new Places(16, 1, new int[] {2, 2}, new int[] {8, 64}));
+    placesOfAnotherSource(
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32",
+        "s8",
+        32,
+        new Places(64, 1, new int[] {4, 2, 2}, new int[] {16, 8, 256}),
+        new Places(32, 1, new int[] {4, 2}, new int[] {8, 128}));
+    placesOfAnotherSource(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
+        "tf32",
+        8,
+        new Places(16, 1, new int[] {2, 2}, new int[] {8, 64}),
+        new Places(8, 1, new int[] {2}, new int[] {32}));
+  }
+
   @Test
   void halfProducts() {
     halves("f16", 8);
