@@ -45,13 +45,16 @@ public final class GenerateSparse {
           writer.tensor(t);
           continue;
         }
-        LinearOp op =
-            t.rank() == 2 ? encode(t, args[2], type, density, random, store) : LinearOp.dense(t);
-        String part = t.name().substring("blk.0.".length()).replaceAll("\\.weight$", "");
+        String part = t.name().substring("blk.0.".length());
+        LinearOp op = t.rank() == 2 ? encode(t, args[2], type, density, random, store) : null;
         for (int layer = 0; layer < layers; layer++) {
-          Map<String, Tensor> tensors = LinearOpTensors.of(op, "blk." + layer + "." + part);
+          String name = "blk." + layer + "." + part;
+          Map<String, Tensor> tensors =
+              op == null
+                  ? Map.of(name, t)
+                  : LinearOpTensors.of(op, name.substring(0, name.lastIndexOf('.')));
           tensors.forEach(
-              (name, x) -> writer.tensor(name, x.type(), x.shape(), s -> s.write(x.segment())));
+              (n, x) -> writer.tensor(n, x.type(), x.shape(), sink -> sink.write(x.segment())));
         }
       }
       writer.write(Path.of(args[1]));
