@@ -34,10 +34,12 @@ final class Races {
     long[] writers;
     int[] writes;
     long[] readers;
-    int[] reads;
+
+    /** Made last: where it is seen, the others are. */
+    volatile int[] reads;
 
     /** Launches that read words as constant. */
-    int[] constant;
+    volatile int[] constant;
 
     private synchronized void accessed() {
       if (reads == null) {
