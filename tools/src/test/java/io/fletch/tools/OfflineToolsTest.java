@@ -152,8 +152,10 @@ class OfflineToolsTest {
     assertFalse(Files.exists(at("hf")));
   }
 
-  /** An interrupted run leaves no file that opens, and the next one makes the very same file. */
-  /** Every tool that writes models: what it was asked for, and its output. */
+  /**
+   * Every tool that writes models: interrupted, it leaves no file that opens, and then makes the
+   * same one.
+   */
   @ParameterizedTest
   @ValueSource(
       strings = {
