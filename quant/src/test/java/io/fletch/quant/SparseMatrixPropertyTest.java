@@ -87,6 +87,46 @@ class SparseMatrixPropertyTest {
     }
   }
 
+  /** Every kept value is within half a step of its window's scale, and nothing else is stored. */
+  @Property(tries = 60, shrinking = ShrinkingMode.OFF)
+  void codesAreNearAndTheirPlacesExact(
+      @ForAll long seed, @ForAll boolean eight, @ForAll @IntRange(min = 0, max = 10) int tenths) {
+    SplittableRandom r = new SplittableRandom(seed);
+    int out = 1 + r.nextInt(6);
+    int in = 32 * (1 + r.nextInt(5));
+    try (TensorStore store = TensorStore.create()) {
+      Tensor w = random(r, store, TensorType.F32, out, in, tenths / 10.0);
+      float[] expected = positiveZeros(w);
+      SparseMatrix.BitmapCodes m = SparseEncoder.bitmapCodes(w, eight ? 8 : 4, store);
+      float[] actual = SparseMatrix.toFloats(m);
+      assertEquals(out * in - SparseEncoder.zeros(w).zeros(), m.kept());
+      for (int i = 0; i < actual.length; i++) {
+        if (expected[i] == 0) {
+          assertEquals(0f, actual[i]);
+          continue;
+        }
+        // One end of the range of four bits is a step further away than the other.
+        float d = Math.abs(m.scale(i / in, i % in));
+        float bound = eight ? 0.562f * d + 1e-7f : 1.01f * d;
+        assertEquals(expected[i], actual[i], bound, "element " + i);
+      }
+      if (m.mask().bytes() > 0 && out * in > 0) {
+        long at = r.nextLong(m.mask().bytes());
+        byte old = m.mask().segment().get(ValueLayout.JAVA_BYTE, at);
+        // Three bits more or fewer change the bytes of codes, of four bits too.
+        byte damaged = (byte) (old == 0 ? 7 : 0);
+        m.mask().segment().set(ValueLayout.JAVA_BYTE, at, damaged);
+        if (eight || Integer.bitCount(old & 0xff) > 1 || old == 0) {
+          assertThrows(
+              WeightFileException.class,
+              () ->
+                  new SparseMatrix.BitmapCodes(
+                      in, m.bits(), m.mask(), m.rowStart(), m.scales(), m.codes()));
+        }
+      }
+    }
+  }
+
   private static int divisor(SplittableRandom r, int n) {
     int d = 1 + r.nextInt(n);
     return n % d == 0 ? d : 1;
