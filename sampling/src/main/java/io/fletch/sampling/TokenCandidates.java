@@ -463,9 +463,16 @@ public final class TokenCandidates {
    */
   static double weight(double x, double grid) {
     double r = Math.max(x, -40) * 0x1p-6;
-    double p = 1 / 40320.0 + r * (1 / 362880.0 + r * (1 / 3628800.0));
-    p = 1 / 24.0 + r * (1 / 120.0 + r * (1 / 720.0 + r * (1 / 5040.0 + r * p)));
-    p = 1 + r * (1 + r * (0.5 + r * (1 / 6.0 + r * p)));
+    double p = Math.fma(r, 1 / 3628800.0, 1 / 362880.0);
+    p = Math.fma(r, p, 1 / 40320.0);
+    p = Math.fma(r, p, 1 / 5040.0);
+    p = Math.fma(r, p, 1 / 720.0);
+    p = Math.fma(r, p, 1 / 120.0);
+    p = Math.fma(r, p, 1 / 24.0);
+    p = Math.fma(r, p, 1 / 6.0);
+    p = Math.fma(r, p, 0.5);
+    p = Math.fma(r, p, 1);
+    p = Math.fma(r, p, 1);
     p *= p;
     p *= p;
     p *= p;
@@ -481,12 +488,18 @@ public final class TokenCandidates {
     double total = 0;
     for (int from = 0; from < size; from += PIECE) {
       int to = Math.min(from + PIECE, size);
-      for (int i = from; i < to; i++) {
-        weights[i] = weight((double) logits[i] - max, grid);
-      }
+      fill(logits, weights, from, to, max, grid);
       total += sum(from, to);
     }
     return total;
+  }
+
+  /** A method of arrays and numbers alone: the loop becomes one of vectors. */
+  private static void fill(
+      float[] logits, double[] weights, int from, int to, float max, double grid) {
+    for (int i = from; i < to; i++) {
+      weights[i] = weight((double) logits[i] - max, grid);
+    }
   }
 
   /** Of weights; in several chains, as compilers do not split a sum of floating-point numbers. */
@@ -544,29 +557,27 @@ public final class TokenCandidates {
     float high = Float.NEGATIVE_INFINITY;
     for (int k = 0; k < SAMPLES; k++) {
       int at = sample(k);
-      work[k] = key[at];
-      masses[k] = weights[at];
-      if (masses[k] > 0) {
-        low = Math.min(low, work[k]);
-        high = Math.max(high, work[k]);
+      if (weights[at] > 0) {
+        low = Math.min(low, key[at]);
+        high = Math.max(high, key[at]);
       }
     }
-    if (!(low < high)) {
+    float scale = (BUCKETS - 1) / (high - low);
+    if (!(scale > 0 && scale < Float.POSITIVE_INFINITY)) {
       return low;
     }
-    for (int step = 0; step < 12; step++) {
-      float middle = 0.5f * low + 0.5f * high;
-      double below = 0;
-      for (int k = 0; k < SAMPLES; k++) {
-        below += work[k] < middle ? masses[k] : 0;
-      }
-      if (below <= tail) {
-        low = middle;
-      } else {
-        high = middle;
+    Arrays.fill(masses, 0);
+    for (int k = 0; k < SAMPLES; k++) {
+      int at = sample(k);
+      if (weights[at] > 0) {
+        masses[BUCKETS - 1 - bucket(key[at], high, scale)] += weights[at];
       }
     }
-    return low;
+    int b = 0;
+    for (double below = masses[0]; below <= tail && b < BUCKETS - 1; below += masses[b]) {
+      b++;
+    }
+    return low + b / scale;
   }
 
   private int sample(int k) {
