@@ -90,7 +90,7 @@ public final class ContextBenchmark {
           nanos / 1e6,
           samples.get(i).stream().min(Double::compare).orElseThrow() / 1e6,
           samples.get(i).stream().max(Double::compare).orElseThrow() / 1e6,
-          i == 0 ? "" : String.format(Locale.ROOT, "%.1f", more / (nanos - base)));
+          nanos <= base ? "" : String.format(Locale.ROOT, "%.1f", more / (nanos - base)));
     }
   }
 
