@@ -4,6 +4,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertNotSame;
 import static org.junit.jupiter.api.Assertions.assertSame;
 import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.GenerationOptions;
 import io.fletch.Model;
@@ -80,7 +81,7 @@ class SessionPoolTest {
       Session busy;
       try (SessionPool.Lease lease = pool.lease(A)) {
         busy = lease.session();
-        busy.generate(A, GenerationOptions.greedy()).hasNext();
+        assertTrue(busy.generate(A, GenerationOptions.greedy()).hasNext());
         lease.keep();
       }
       assertThrows(IllegalStateException.class, busy::tokens);
