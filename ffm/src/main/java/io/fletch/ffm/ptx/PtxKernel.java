@@ -558,8 +558,9 @@ public final class PtxKernel {
    * The same of halves with k = 32, where {@code a} has two of every four columns (PTX ISA, "Sparse
    * mma.m16n8k32"); {@code b} is four registers, rows 2t + 8i.
    *
-   * @param metadata two bits per stored element, of the lanes with {@code t < 2}: rows g (lower
-   *     half) and g + 8 of columns 16t to 16t + 15
+   * @param metadata two bits per stored element, of the lanes with {@code t / 2 = selector}: rows g
+   *     (lower half) and g + 8 of columns {@code 16 (t % 2)} to {@code 16 (t % 2) + 15}
+   * @param selector 0 or 1
    */
   public void mmaSparse(
       String type,
@@ -567,14 +568,19 @@ public final class PtxKernel {
       PtxRegister[] a,
       PtxRegister[] b,
       PtxRegister[] c,
-      PtxRegister metadata) {
+      PtxRegister metadata,
+      int selector) {
     checkHalves(type);
+    if (selector != 0 && selector != 1) {
+      throw new IllegalArgumentException("selector: expected=0 or 1 actual=" + selector);
+    }
     fragments(4, to, 4, a, 4, b, 4, c);
     line(
         "mma.sp.sync.aligned.m16n8k32.row.col.f32."
             + String.join(".", type, type)
             + ".f32 "
-            + String.join(", ", list(to), list(a), list(b), list(c), metadata.name(), "0x0"));
+            + String.join(
+                ", ", list(to), list(a), list(b), list(c), metadata.name(), "0x" + selector));
   }
 
   private static void checkHalves(String type) {

@@ -315,11 +315,9 @@ final class CudaLowering {
   }
 
   private static long bytes(Op.Linear l) {
-    if (!(l.weight() instanceof LinearOp.Dense)) {
-      return l.weight().bytes();
-    }
-    Tensor w = DeviceWeights.dense(l);
-    return DeviceWeights.packed(w).map(PackedMatrix::bytes).orElse(4 * w.elements());
+    long plain =
+        l.weight() instanceof LinearOp.Dense d ? 4 * d.weight().elements() : l.weight().bytes();
+    return PackedMatrix.of(l.weight()).map(PackedMatrix::bytes).orElse(plain);
   }
 
   private static long flops(Op.Linear l) {
@@ -409,7 +407,7 @@ final class CudaLowering {
         }
       }
     }
-    String kind = "skinny_" + Fusion.matrix(p.branches().getFirst().linear()).type();
+    String kind = "skinny_" + Fusion.packed(p.branches().getFirst().linear()).orElseThrow().name();
     // As many blocks as run at the same time, each with as many units.
     int rounds = blocks(built.units(), built.resident() * processors);
     int across = blocks(built.units(), rounds);
@@ -467,7 +465,7 @@ final class CudaLowering {
         List.of(out),
         bytes(o),
         flops(o),
-        "wide_" + m.type(),
+        "wide_" + m.name(),
         run.products.wide(o, source.norm().isPresent(), add),
         blocks(m.tiles(), Products.wideTiles(rows, m)),
         blocks(rows, Products.WIDE),
@@ -571,11 +569,7 @@ final class CudaLowering {
       }
       case Op.Linear o when o.weight() instanceof LinearOp.Sparse w -> {
         PtxKernel k = new SparseKernels(e, run.c).sparse(o, w.matrix());
-        String name = "sparse_" + w.matrix().kind();
-        if (SparseKernels.isPlain(w.matrix())) {
-          name += "_" + w.matrix().values().type();
-        }
-        unstored(run, o, name, k, w.matrix());
+        unstored(run, o, "sparse_" + w.matrix().kind(), k, w.matrix());
       }
       case Op.Linear o when o.weight() instanceof LinearOp.BlockDiagonal w -> {
         TensorType t = DeviceWeights.plainType(w.blocks());

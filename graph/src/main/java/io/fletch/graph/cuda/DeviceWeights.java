@@ -52,8 +52,15 @@ final class DeviceWeights {
         }
         case Op.Linear o -> {
           switch (o.weight()) {
-            case LinearOp.Sparse m ->
-                put(m.matrix(), TensorType.F32, SparseKernels.bytes(m.matrix()));
+            case LinearOp.Sparse s -> {
+              SparseMatrix m = s.matrix();
+              Optional<PackedMatrix> packed = PackedMatrix.of(m);
+              long size =
+                  packed
+                      .map(PackedMatrix::bytes)
+                      .orElseGet(() -> SparseKernels.Layout.of(m).bytes());
+              put(m, packed.isPresent() ? m.values().type() : TensorType.F32, packed, size);
+            }
             case LinearOp.BlockDiagonal b -> plain(b.blocks());
             default -> matrix(dense(o));
           }
@@ -187,9 +194,14 @@ final class DeviceWeights {
       upload(MemorySegment.ofArray(spec.inverseFrequency()), part.at(), staging, stream);
       return;
     }
+    if (part.packed().isPresent()) {
+      pack(part.source(), part.packed().get(), part.at(), staging, stream);
+      return;
+    }
     if (part.source() instanceof SparseMatrix m) {
       try (Arena arena = Arena.ofConfined()) {
-        upload(SparseKernels.fill(m, arena), part.at(), staging, stream);
+        MemorySegment all = SparseKernels.Layout.of(m).fill(m, arena);
+        upload(all, part.at(), staging, stream);
       }
       return;
     }
@@ -199,9 +211,7 @@ final class DeviceWeights {
       return;
     }
     Tensor t = (Tensor) part.source();
-    if (part.packed().isPresent()) {
-      pack(t, part.packed().get(), part.at(), staging, stream);
-    } else if (t.type() == part.type()) {
+    if (t.type() == part.type()) {
       upload(t.segment().asSlice(0, part.bytes()), part.at(), staging, stream);
     } else if (t.rank() == 1) {
       upload(MemorySegment.ofArray(Dequantizer.toFloats(t)), part.at(), staging, stream);
@@ -216,12 +226,12 @@ final class DeviceWeights {
 
   /** Packs as many tiles as the staging memory holds, on all processors, and uploads them. */
   private void pack(
-      Tensor t, PackedMatrix packed, long at, MemorySegment staging, CudaStream stream) {
+      Object matrix, PackedMatrix packed, long at, MemorySegment staging, CudaStream stream) {
     int size = packed.tileBytes();
     if (size > staging.byteSize()) {
       byte[] one = new byte[size];
       for (int tile = 0; tile < packed.tiles(); tile++) {
-        packed.pack(t, tile, one);
+        packed.pack(matrix, tile, one);
         upload(MemorySegment.ofArray(one), at + (long) tile * size, staging, stream);
       }
       return;
@@ -234,7 +244,7 @@ final class DeviceWeights {
           .parallel()
           .forEach(i -> {
             byte[] one = new byte[size];
-            packed.pack(t, start + i, one);
+            packed.pack(matrix, start + i, one);
             MemorySegment.copy(one, 0, staging, ValueLayout.JAVA_BYTE, (long) i * size, size);
           });
       stream.upload(staging.asSlice(0, (long) n * size), memory, at + (long) first * size);

@@ -195,7 +195,7 @@ final class FewRows {
     boolean wide =
         source.kind() == Parts.Kind.HALF
             && node.branches().stream()
-                .anyMatch(b -> Fusion.packed(b.linear()).orElseThrow().bits() > longest);
+                .anyMatch(b -> Fusion.packed(b.linear()).orElseThrow().columnBits() > longest);
     int resident = wide ? 1 : 2;
     k = new PtxKernel(Products.THREADS).resident(resident);
     parts = source.parts();

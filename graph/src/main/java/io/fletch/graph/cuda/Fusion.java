@@ -5,7 +5,6 @@ import io.fletch.graph.Op;
 import io.fletch.graph.RopeSpec;
 import io.fletch.graph.Value;
 import io.fletch.quant.LinearOp;
-import io.fletch.quant.Tensor;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.HashMap;
@@ -220,9 +219,7 @@ final class Fusion {
 
   /** The packed form of a product's matrix, if it has one. */
   static Optional<PackedMatrix> packed(Op op) {
-    return op instanceof Op.Linear l && l.weight() instanceof LinearOp.Dense d
-        ? DeviceWeights.packed(d.weight())
-        : Optional.empty();
+    return op instanceof Op.Linear l ? PackedMatrix.of(l.weight()) : Optional.empty();
   }
 
   private List<Op> readers(Value v) {
@@ -398,7 +395,7 @@ final class Fusion {
             && up != l
             && group.contains(up)
             && reader(up.out()).isPresent()
-            && DeviceWeights.dense(up).type() == DeviceWeights.dense(l).type();
+            && packed(up).map(PackedMatrix::name).equals(packed(l).map(PackedMatrix::name));
     return pair ? new Activated(a, Optional.of((Op.Linear) maker), next) : new Store();
   }
 
@@ -433,8 +430,8 @@ final class Fusion {
         || pairs % PackedMatrix.GROUP == 0;
   }
 
-  /** The matrix of a product. */
-  static Tensor matrix(Op.Linear l) {
-    return DeviceWeights.dense(l);
+  /** The matrix of a product with a packed form, as {@link DeviceWeights} know it. */
+  static Object matrix(Op.Linear l) {
+    return l.weight() instanceof LinearOp.Sparse s ? s.matrix() : DeviceWeights.dense(l);
   }
 }

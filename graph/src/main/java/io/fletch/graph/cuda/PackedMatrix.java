@@ -1,6 +1,8 @@
 package io.fletch.graph.cuda;
 
 import io.fletch.quant.Dequantizer;
+import io.fletch.quant.LinearOp;
+import io.fletch.quant.SparseMatrix;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
@@ -35,6 +37,22 @@ import java.util.Optional;
  * </tr>
  * <tr><td>scales</td><td>[row][j]</td><td>as {@link Scales} says</td></tr>
  * </table>
+ *
+ * <p>Of a 2:4 matrix the codes of kept elements lie as fragments of {@code mma.sp.m16n8k32}: a
+ * group has 16 of them in each row and one product, the lane has its kept columns {@code 8p + 2t}
+ * and the next, p 0 and 1. After the codes come the places: a word of a lane for groups {@code 2i}
+ * and {@code 2i + 1}, i 0 and 1, of which lanes with {@code t < 2} have the first one's, the others
+ * the second one's; two bits per kept element, those of row g and then of row g + 8, of half a
+ * group. Padding has the places 0 and 1.
+ *
+ * <table>
+ * <caption>Places in a chunk of a 2:4 matrix</caption>
+ * <tr><th>codes</th><th>word of a lane</th><th>pair p in it</th></tr>
+ * <tr><td>4 bits</td><td>[h][lane][j / 2]</td><td>bits 8 (j % 2) + 4p and 16 more</td></tr>
+ * <tr><td>8 bits</td><td>[h][lane][j]</td><td>bytes 2p and the next</td></tr>
+ * <tr><td>16 bits</td><td>[h][j / 2][lane][j % 2][p]</td><td>both halves</td></tr>
+ * <tr><td>places</td><td>[lane][j / 2]</td><td></td></tr>
+ * </table>
  */
 final class PackedMatrix {
   static final int TILE = 16;
@@ -47,6 +65,8 @@ final class PackedMatrix {
     NONE(0, false),
     /** A half per group. */
     HALF(8, false),
+    /** A half per two groups. */
+    HALF_PAIRS(4, false),
     /** A bfloat16 per group. */
     BFLOAT(8, false),
     /** Two halves per group: factor and offset. */
@@ -97,8 +117,10 @@ final class PackedMatrix {
   private final Format format;
   private final int rows;
   private final int cols;
+  private final boolean sparse;
 
-  private PackedMatrix(TensorType type, Format format, int rows, int cols) {
+  private PackedMatrix(TensorType type, Format format, int rows, int cols, boolean sparse) {
+    this.sparse = sparse;
     this.type = type;
     this.format = format;
     this.rows = rows;
@@ -136,7 +158,45 @@ final class PackedMatrix {
   static PackedMatrix of(TensorType type, long rows, long cols) {
     Format f =
         format(type).orElseThrow(() -> new IllegalArgumentException("no packed form of " + type));
-    return new PackedMatrix(type, f, Math.toIntExact(rows), Math.toIntExact(cols));
+    return new PackedMatrix(type, f, Math.toIntExact(rows), Math.toIntExact(cols), false);
+  }
+
+  /** The packed form of a sparse matrix, if it has one: 2:4 with F16, BF16, Q8_0 or Q4_0 values. */
+  static Optional<PackedMatrix> of(SparseMatrix m) {
+    if (!(m instanceof SparseMatrix.TwoOfFour)) {
+      return Optional.empty();
+    }
+    TensorType type = m.values().type();
+    Format f =
+        switch (type) {
+          case F16, BF16 -> format(type).orElseThrow();
+          case Q8_0 -> new Format(8, 128, NO_TABLE, Scales.HALF_PAIRS);
+          case Q4_0 -> new Format(4, 8, NO_TABLE, Scales.HALF_PAIRS);
+          default -> null;
+        };
+    return Optional.ofNullable(f)
+        .map(x ->
+            new PackedMatrix(type, x, Math.toIntExact(m.out()), Math.toIntExact(m.in()), true));
+  }
+
+  /** The packed form of a product's matrix, if it has one. */
+  static Optional<PackedMatrix> of(LinearOp weight) {
+    return switch (weight) {
+      case LinearOp.Dense d when takes(d.weight().type()) ->
+          Optional.of(of(d.weight().type(), d.weight().rows(), d.weight().cols()));
+      case LinearOp.Sparse s -> of(s.matrix());
+      default -> Optional.empty();
+    };
+  }
+
+  /** Whether this is a 2:4 matrix, {@link #type} that of its kept elements. */
+  boolean isSparse() {
+    return sparse;
+  }
+
+  /** What kernels are called by. */
+  String name() {
+    return sparse ? "2of4_" + type : type.toString();
   }
 
   TensorType type() {
@@ -169,6 +229,16 @@ final class PackedMatrix {
     return format.bits < 4 ? 2 : format.bits < 8 ? 4 : format.bits;
   }
 
+  /** Bits of codes per column. */
+  int columnBits() {
+    return sparse ? format.bits / 2 : format.bits;
+  }
+
+  /** Bits per column that lie in the first part. */
+  int lowColumnBits() {
+    return sparse ? lowBits() / 2 : lowBits();
+  }
+
   /** What codes count from. */
   int zero() {
     return format.zero;
@@ -199,12 +269,12 @@ final class PackedMatrix {
 
   /** Bytes of the low bits of a chunk. */
   int lowBytes() {
-    return TILE * CHUNK / 8 * lowBits();
+    return TILE * CHUNK / 8 * lowColumnBits();
   }
 
-  /** Bytes of the high bits of a chunk. */
+  /** Bytes of the high bits of a chunk, or of the places of kept elements. */
   int highBytes() {
-    return TILE * CHUNK / 8 * highBits();
+    return TILE * CHUNK / 8 * (sparse ? 1 : highBits());
   }
 
   int highAt() {
@@ -233,9 +303,85 @@ final class PackedMatrix {
     return (long) tiles() * tileBytes();
   }
 
-  /** Writes a tile of the matrix; any thread, as many as there are buffers. */
-  void pack(Tensor matrix, int tile, byte[] to) {
+  /**
+   * Writes a tile of the matrix; any thread, as many as there are buffers.
+   *
+   * @param source the matrix, a tensor or {@link SparseMatrix.TwoOfFour}
+   */
+  void pack(Object source, int tile, byte[] to) {
     Arrays.fill(to, 0, tileBytes(), (byte) 0);
+    if (source instanceof SparseMatrix.TwoOfFour m) {
+      packSparse(m, tile, to);
+    } else {
+      packDense((Tensor) source, tile, to);
+    }
+  }
+
+  private void packSparse(SparseMatrix.TwoOfFour matrix, int tile, byte[] to) {
+    // Equal places are not allowed, so rows and columns past the last ones need some, too.
+    Arrays.fill(to, highAt(), scalesAt(), (byte) 0x44);
+    byte[] row = new byte[Math.toIntExact(matrix.values().rowBytes())];
+    byte[] places = new byte[Math.toIntExact(matrix.index().dim(1))];
+    int[] codes = new int[GROUP];
+    for (int r = 0; r < Math.min(TILE, rows - TILE * tile); r++) {
+      long n = (long) TILE * tile + r;
+      MemorySegment values = matrix.values().segment();
+      MemorySegment.copy(values, ValueLayout.JAVA_BYTE, n * row.length, row, 0, row.length);
+      MemorySegment index = matrix.index().segment();
+      MemorySegment.copy(index, ValueLayout.JAVA_BYTE, n * places.length, places, 0, places.length);
+      for (int block = 0; GROUP * block < cols / 2; block++) {
+        codes(row, block, codes);
+        putKept(codes, r, 2 * block, to);
+        if (format.scales != Scales.NONE) {
+          int at = scalesAt() + block / 2 * scaleBytes() + r * format.scales.rowBytes;
+          SHORT.set(to, at + 2 * (block % 2), SHORT.get(row, block * type.blockBytes()));
+        }
+      }
+      for (int four = 0; 4 * four < cols; four++) {
+        put(places[four / 2] >> four % 2 * 4 & 15, r, four, to);
+      }
+    }
+  }
+
+  /** Codes of two groups, the first of them even. */
+  private void putKept(int[] c, int r, int group, byte[] to) {
+    int low = group / 4 * lowBytes();
+    int half = r / 8;
+    int j = group % 4;
+    for (int t = 0; t < 4; t++) {
+      int lane = r % 8 * 4 + t;
+      int word = 0;
+      for (int q = 0; q < 4; q++) {
+        // Pair q % 2 of group j + q / 2.
+        int first = c[8 * q + 2 * t];
+        int second = c[8 * q + 2 * t + 1];
+        switch (format.bits) {
+          case 16 ->
+              INT.set(to, low + (half * 2 + j / 2) * 512 + lane * 16 + 4 * q, first | second << 16);
+          case 8 ->
+              SHORT.set(
+                  to, low + half * 512 + lane * 16 + 4 * j + 2 * q, (short) (first | second << 8));
+          default -> word |= first << 4 * q | second << 4 * q + 16;
+        }
+      }
+      if (format.bits == 4) {
+        INT.set(to, low + half * 256 + lane * 8 + 2 * j, word);
+      }
+    }
+  }
+
+  /** The places of the two elements kept of four columns. */
+  private void put(int nibble, int r, int four, byte[] to) {
+    int group = four / 8;
+    int j = group % 4;
+    int lane = r % 8 * 4 + j % 2 * 2 + four % 8 / 4;
+    int bit = r / 8 * 16 + four % 4 * 4;
+    int at = highAt() + group / 4 * highBytes() + lane * 8 + j / 2 * 4 + bit / 8;
+    int shift = bit % 8;
+    to[at] = (byte) (to[at] & ~(15 << shift) | nibble << shift);
+  }
+
+  private void packDense(Tensor matrix, int tile, byte[] to) {
     byte[] row = new byte[Math.toIntExact(matrix.rowBytes())];
     int[] codes = new int[GROUP];
     for (int r = 0; r < Math.min(TILE, rows - TILE * tile); r++) {
@@ -312,7 +458,7 @@ final class PackedMatrix {
 
   /** The codes of 32 columns, without sign (specs weights 2.2). */
   private void codes(byte[] row, int group, int[] c) {
-    int n = Math.min(GROUP, cols - GROUP * group);
+    int n = Math.min(GROUP, (sparse ? cols / 2 : cols) - GROUP * group);
     int blocks = type.blockSize() / GROUP;
     int block = blocks == 0 ? 0 : group / blocks * type.blockBytes();
     int s = blocks == 0 ? 0 : group % blocks;

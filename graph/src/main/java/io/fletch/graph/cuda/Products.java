@@ -444,6 +444,7 @@ final class Products {
         PtxRegister offset = k.mul(halfAt(k, supers, m.supersAt() + 2), number(k, k.shr(b, 4)));
         yield k.add(k.mul(factor, value), offset);
       }
+      case HALF_PAIRS -> throw new IllegalStateException("a table of rows is dense");
       case HALF_GROUPS, BYTES -> {
         boolean halves = m.scales() == PackedMatrix.Scales.HALF_GROUPS;
         PtxRegister index = halves ? k.fma(j, 2, k.shr(p, 1)) : j;

@@ -2,10 +2,8 @@ package io.fletch.graph.cuda;
 
 import static io.fletch.ffm.ptx.PtxType.B16;
 import static io.fletch.ffm.ptx.PtxType.F32;
-import static io.fletch.ffm.ptx.PtxType.S8;
 import static io.fletch.ffm.ptx.PtxType.U32;
 import static io.fletch.ffm.ptx.PtxType.U64;
-import static io.fletch.ffm.ptx.PtxType.U8;
 
 import io.fletch.ffm.ptx.PtxKernel;
 import io.fletch.ffm.ptx.PtxRegister;
@@ -20,10 +18,9 @@ import java.lang.foreign.ValueLayout;
 import java.util.Optional;
 
 /**
- * Products with matrices that are not stored whole: a warp computes one element of up to eight
- * rows. 2:4 matrices with F16, BF16, Q8_0 or Q4_0 values lie on the device as they lie in the file,
- * index and values; other sparse matrices as the columns and values of their kept elements, row
- * after row, where kept zeros are left out.
+ * Products with matrices that are not stored whole and have no packed form ({@link PackedMatrix}):
+ * a warp computes one element of up to eight rows. Sparse matrices lie on the device as the columns
+ * and values of their kept elements, row after row, where kept zeros are left out.
  */
 final class SparseKernels {
   /**
@@ -99,38 +96,6 @@ final class SparseKernels {
     }
   }
 
-  /** Whether a matrix lies on the device in the bits that it has in the file. */
-  static boolean isPlain(SparseMatrix m) {
-    return m instanceof SparseMatrix.TwoOfFour
-        && m.in() % 8 == 0
-        && switch (m.values().type()) {
-          case F16, BF16, Q8_0, Q4_0 -> true;
-          default -> false;
-        };
-  }
-
-  /** Bytes of a matrix on the device. */
-  static long bytes(SparseMatrix m) {
-    return isPlain(m) ? plainValues(m) + m.values().bytes() : Layout.of(m).bytes();
-  }
-
-  /** The bytes of a matrix on the device. */
-  static MemorySegment fill(SparseMatrix m, Arena arena) {
-    if (!isPlain(m)) {
-      return Layout.of(m).fill(m, arena);
-    }
-    MemorySegment to = arena.allocate(bytes(m), 16);
-    MemorySegment index = m.tensors().getFirst().segment();
-    MemorySegment.copy(index, 0, to, 0, index.byteSize());
-    MemorySegment.copy(m.values().segment(), 0, to, plainValues(m), m.values().bytes());
-    return to;
-  }
-
-  /** Where the values begin, behind the index. */
-  private static long plainValues(SparseMatrix m) {
-    return (m.out() * (m.in() / 8) + 15) / 16 * 16;
-  }
-
   private final Emitter emit;
   private final Control control;
 
@@ -194,82 +159,9 @@ final class SparseKernels {
     }
   }
 
-  /** Parameters: control, the matrix as {@link #fill} has it, in, out, bias if any. */
+  /** Parameters: control, the matrix in its {@link Layout}, in, out, bias if any. */
   PtxKernel sparse(Op.Linear op, SparseMatrix m) {
-    return isPlain(m) ? twoOfFour(op, m) : sparse(op, Layout.of(m));
-  }
-
-  /** A lane takes every 32nd group of four columns. */
-  private PtxKernel twoOfFour(Op.Linear op, SparseMatrix m) {
-    Product p = new Product(op);
-    PtxKernel k = p.k;
-    String space = "global.nc";
-    int in = Math.toIntExact(m.in());
-    TensorType type = m.values().type();
-    PtxRegister index = k.address(p.weights, p.o, in / 8);
-    PtxRegister values =
-        k.add(
-            k.address(p.weights, p.o, Math.toIntExact(type.bytes(in / 2))),
-            k.constant(U64, plainValues(m)));
-    PtxRegister i = k.add(p.lane, 0);
-    k.loop(
-        i,
-        k.constant(U32, in / 4),
-        32,
-        () -> {
-          PtxRegister both = k.load(space, U8, k.address(index, k.shr(i, 1), 1), 0);
-          PtxRegister nibble = k.shr(both, k.shl(k.and(i, 1), 2));
-          PtxRegister column = k.shl(i, 2);
-          PtxRegister[] columns = {
-            k.add(column, k.and(nibble, 3)), k.add(column, k.and(k.shr(nibble, 2), 3))
-          };
-          PtxRegister[] w = pair(k, space, type, values, i);
-          for (int r = 0; r < p.tile; r++) {
-            for (int j = 0; j < 2; j++) {
-              PtxRegister v = k.load(F32, k.address(p.at[r], columns[j], 4), 0);
-              k.fmaInto(p.sums[r], w[j], v, p.sums[r]);
-            }
-          }
-        });
-    p.store();
-    return k;
-  }
-
-  /** The two values of a group. */
-  private static PtxRegister[] pair(
-      PtxKernel k, String space, TensorType type, PtxRegister values, PtxRegister group) {
-    if (!type.isQuantized()) {
-      PtxRegister at = k.address(values, group, 4);
-      PtxRegister[] w = new PtxRegister[2];
-      for (int j = 0; j < 2; j++) {
-        PtxRegister bits = k.load(space, B16, at, 2L * j);
-        w[j] = type == TensorType.F16 ? Emitter.half(k, bits) : k.bfloat(bits);
-      }
-      return w;
-    }
-    // Sixteen groups share a block of 32 values.
-    PtxRegister block = k.address(values, k.shr(group, 4), type.blockBytes());
-    PtxRegister d = Emitter.half(k, k.load(space, B16, block, 0));
-    boolean four = type == TensorType.Q4_0;
-    PtxRegister at = k.address(block, k.and(group, four ? 7 : 15), 2);
-    PtxRegister[] w = new PtxRegister[2];
-    for (int j = 0; j < 2; j++) {
-      PtxRegister code;
-      if (four) {
-        // Values from 16 on are the upper halves of the same bytes.
-        PtxRegister bits = k.load(space, U8, at, 2L + j);
-        PtxRegister high = k.shr(k.and(group, 8), 1);
-        code = k.convert(".rn", F32, "f32", k.and(k.shr(bits, high), 15), "u32");
-        code = k.sub(code, k.constant(F32, 8));
-      } else {
-        code = k.convert(".rn", F32, "f32", k.load(space, S8, at, 2L + j), "s32");
-      }
-      w[j] = k.mul(code, d);
-    }
-    return w;
-  }
-
-  private PtxKernel sparse(Op.Linear op, Layout layout) {
+    Layout layout = Layout.of(m);
     Product p = new Product(op);
     PtxKernel k = p.k;
     String space = "global.nc";

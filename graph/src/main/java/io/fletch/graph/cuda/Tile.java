@@ -35,13 +35,18 @@ final class Tile {
 
   /** Registers with a chunk's words: [row half][word]. */
   record Words(
-      PtxRegister[][] low, PtxRegister[][] high, PtxRegister[][] scales, PtxRegister[] supers) {
+      PtxRegister[][] low,
+      PtxRegister[][] high,
+      PtxRegister[][] scales,
+      PtxRegister[] supers,
+      PtxRegister[] places) {
     PtxRegister[] all() {
       return Stream.of(
               Stream.of(low).flatMap(Stream::of),
               Stream.of(high).flatMap(Stream::of),
               Stream.of(scales).flatMap(Stream::of),
-              Stream.of(supers))
+              Stream.of(supers),
+              Stream.of(places))
           .flatMap(s -> s)
           .toArray(PtxRegister[]::new);
     }
@@ -87,7 +92,8 @@ final class Tile {
 
   /** Loads the codes of {@code n} groups (2 or 4) from {@code from} on, and all scales. */
   Words load(PtxRegister chunk, int from, int n) {
-    int laneBytes = m.lowBits() == 2 ? 8 : 16;
+    int bits = m.lowColumnBits();
+    int laneBytes = bits == 2 ? 8 : 16;
     PtxRegister at = k.address(k.address(base, lane, laneBytes), chunk, m.lowBytes());
     PtxRegister[][] low = new PtxRegister[2][];
     PtxRegister[][] highs = {{}, {}};
@@ -95,7 +101,7 @@ final class Tile {
     PtxRegister[] sup = {};
     for (int h = 0; h < 2; h++) {
       low[h] =
-          switch (m.lowBits()) {
+          switch (bits) {
             case 2 ->
                 n == 4
                     ? vector(2, at, 256L * h)
@@ -134,7 +140,15 @@ final class Tile {
             };
       }
     }
-    return new Words(low, highs, s, sup);
+    PtxRegister[] places = {};
+    if (m.isSparse()) {
+      PtxRegister a = k.address(k.address(base, lane, 8), chunk, m.highBytes());
+      places =
+          n == 4
+              ? k.loadVector(Products.GLOBAL, U32, 2, a, m.highAt())
+              : new PtxRegister[] {k.load(Products.GLOBAL, U32, a, m.highAt() + 2L * from)};
+    }
+    return new Words(low, highs, s, sup, places);
   }
 
   private PtxRegister[] join(int n, int firstUnit, PtxRegister at) {
@@ -146,19 +160,24 @@ final class Tile {
   }
 
   /**
-   * The fragments of a group for its two products.
+   * The fragments of a group for its two products; the one of a 2:4 matrix.
    *
    * @param i the group's number among those loaded
    * @param j its number in the chunk
    */
   PtxRegister[][] fragments(Words w, int i, int j) {
-    PtxRegister[][] a = new PtxRegister[2][4];
+    PtxRegister[][] a = new PtxRegister[products()][4];
     for (int h = 0; h < 2; h++) {
-      for (int p = 0; p < 4; p++) {
+      for (int p = 0; p < 2 * a.length; p++) {
         a[p / 2][p % 2 * 2 + h] = pair(w, h, i, j, p);
       }
     }
     return a;
+  }
+
+  /** Products of a group with each part of the activations. */
+  private int products() {
+    return m.isSparse() ? 1 : 2;
   }
 
   private PtxRegister half2(float v) {
@@ -168,15 +187,15 @@ final class Tile {
 
   private PtxRegister pair(Words w, int h, int i, int j, int p) {
     if (m.bits() == 16) {
-      return w.low[h][4 * i + p];
+      return w.low[h][2 * products() * i + p];
     }
     if (m.bits() == 8) {
       // 0x64xx is 1024 + xx as a half.
-      PtxRegister word = w.low[h][2 * i + p / 2];
+      PtxRegister word = w.low[h][products() * i + p / 2];
       PtxRegister v = k.permute(word, magic, p % 2 == 0 ? 0x4140 : 0x4342);
       return k.addHalves(v, minus[0]);
     }
-    PtxRegister word = w.low[h][m.lowBits() == 2 ? i / 2 : i];
+    PtxRegister word = w.low[h][m.lowColumnBits() == 2 ? i / 2 : i];
     if (m.hasTable()) {
       PtxRegister index = p == 0 ? k.shl(word, 2) : k.shr(word, 8 * p - 2);
       PtxRegister at = k.add(table.orElseThrow(), k.and(index, 0x3fc));
@@ -186,7 +205,7 @@ final class Tile {
     boolean two = m.lowBits() == 2;
     int times = two ? p : p % 2;
     int up = two ? 2 * p : 4 * times;
-    PtxRegister low = (two ? j % 2 : p / 2) == 0 ? word : k.shr(word, 8);
+    PtxRegister low = (two || m.isSparse() ? j % 2 : p / 2) == 0 ? word : k.shr(word, 8);
     PtxRegister v = k.maskOr(low, (two ? 0x00030003 : 0x000f000f) << up, 0x64006400);
     if (m.highBits() > 0) {
       boolean one = m.highBits() == 1;
@@ -227,6 +246,7 @@ final class Tile {
     PtxRegister[] words = w.scales[h];
     return switch (m.scales()) {
       case HALF -> half(k.halves(words[j / 2])[j % 2]);
+      case HALF_PAIRS -> half(k.halves(words[0])[j / 2]);
       case BFLOAT -> k.bfloat(k.halves(words[j / 2])[j % 2]);
       case HALF_OFFSET -> half(k.halves(words[j])[0]);
       case BYTE_OFFSET -> byteProduct(k.halves(w.supers[h])[0], words[0], j);
@@ -254,8 +274,16 @@ final class Tile {
     };
   }
 
-  /** What a group of a tile has: fragments and, per row half and product, factors and offsets. */
-  record Group(PtxRegister[][] a, PtxRegister[][] factors, PtxRegister[][] offsets) {}
+  /**
+   * What a group of a tile has: fragments and, per row half and product, factors and offsets; of
+   * 2:4 matrices the word with the places of kept elements and which lanes have them.
+   */
+  record Group(
+      PtxRegister[][] a,
+      PtxRegister[][] factors,
+      PtxRegister[][] offsets,
+      Optional<PtxRegister> places,
+      int selector) {}
 
   Group group(Words w, int i, int j) {
     PtxRegister[][] factors = new PtxRegister[2][2];
@@ -269,7 +297,8 @@ final class Tile {
         }
       }
     }
-    return new Group(fragments(w, i, j), factors, offsets);
+    Optional<PtxRegister> places = m.isSparse() ? Optional.of(w.places[i / 2]) : Optional.empty();
+    return new Group(fragments(w, i, j), factors, offsets, places, j % 2);
   }
 
   boolean halfGroups() {
@@ -298,23 +327,23 @@ final class Tile {
       PtxRegister[] acc) {
     Parts.Kind kind = Parts.Kind.of(m.type());
     if (kind == Parts.Kind.BFLOAT) {
-      for (int s = 0; s < 2; s++) {
-        k.mma(kind.text, acc, g.a[s], two(upper, s), acc);
-        k.mma(kind.text, acc, g.a[s], two(lower, s), acc);
+      for (int s = 0; s < products(); s++) {
+        product(kind, g, s, upper, acc, acc);
+        product(kind, g, s, lower, acc, acc);
       }
       return;
     }
     boolean plain = m.scales() == PackedMatrix.Scales.NONE;
     PtxRegister[] d = null;
-    for (int s = 0; s < 2; s++) {
+    for (int s = 0; s < products(); s++) {
       PtxRegister[] c = d;
       if (c == null) {
         c = new PtxRegister[] {nothing, nothing, nothing, nothing};
       }
       d = k.registers(F32, 4);
-      k.mma(kind.text, d, g.a[s], two(upper, s), c);
-      k.mma(kind.text, d, g.a[s], two(lower, s), d);
-      if (s == 1 || halfGroups()) {
+      product(kind, g, s, upper, c, d);
+      product(kind, g, s, lower, d, d);
+      if (s == products() - 1 || halfGroups()) {
         PtxRegister[] all = hasHalfOffsets() ? columnSums(kind, upper, lower, s) : null;
         for (int i = 0; i < 4; i += 3 - columns) {
           PtxRegister product = plain ? d[i] : k.mul(d[i], g.factors[i / 2][s]);
@@ -330,6 +359,15 @@ final class Tile {
       for (int i = 0; i < 4; i += 3 - columns) {
         k.fmaInto(acc[i], sums[i % 2], g.offsets[i / 2][0], acc[i]);
       }
+    }
+  }
+
+  private void product(
+      Parts.Kind kind, Group g, int s, PtxRegister[] b, PtxRegister[] c, PtxRegister[] d) {
+    if (g.places.isPresent()) {
+      k.mmaSparse(kind.text, d, g.a[s], b, c, g.places.get(), g.selector);
+    } else {
+      k.mma(kind.text, d, g.a[s], two(b, s), c);
     }
   }
 

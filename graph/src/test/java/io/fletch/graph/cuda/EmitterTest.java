@@ -144,12 +144,6 @@ class EmitterTest {
             new LinearOp.Sparse(
                 SparseEncoder.bitmap(graphs.masked("m", 66, 64, 0.4), t, graphs.store()));
         Value z = g.linear("z", mixed, bitmap, Optional.of(graphs.vector("zb", 66)), GATE);
-        for (TensorType c : List.of(t, TensorType.Q8_0, TensorType.Q4_0)) {
-          Tensor half = graphs.twoOfFour("h" + c, 66, 64);
-          LinearOp nm = new LinearOp.Sparse(SparseEncoder.twoOfFour(half, c, graphs.store()));
-          Value n = g.linear("n" + c, mixed, nm, Optional.empty(), GATE);
-          z = g.add("an" + c, z, n, 1, Optional.empty());
-        }
         Graph graph = g.build(g.selectRows("l", g.add("a", y, z, 1, Optional.empty())));
         for (Op op : graph.ops()) {
           switch (op) {

@@ -1,5 +1,6 @@
 package io.fletch.graph.cuda;
 
+import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.ffm.ptx.PtxKernel;
@@ -14,6 +15,7 @@ import io.fletch.graph.TestGraphs;
 import io.fletch.graph.Value;
 import io.fletch.graph.Value.Rows;
 import io.fletch.quant.LinearOp;
+import io.fletch.quant.SparseMatrix;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorType;
 import java.nio.file.Path;
@@ -33,6 +35,10 @@ class ProductsTest {
   static final Pattern FUNCTION = Pattern.compile("Compiling entry function '([^']+)' for");
   static final Pattern REGISTERS = Pattern.compile("Used (\\d+) registers");
   private static final Optional<Gate> GATE = Optional.of(new Gate(1, Gate.Unit.FFN));
+
+  /** Types of kept elements of packed 2:4 matrices. */
+  private static final List<TensorType> SPARSE =
+      List.of(TensorType.F16, TensorType.BF16, TensorType.Q8_0, TensorType.Q4_0);
 
   private static List<TensorType> types() {
     return Arrays.stream(TensorType.values()).filter(PackedMatrix::takes).toList();
@@ -63,7 +69,7 @@ class ProductsTest {
       };
 
   /** A layer of a Llama of 4096 elements with every second matrix of another type. */
-  private static Graph layer(TestGraphs graphs, TensorType t, TensorType other) {
+  private static Graph layer(TestGraphs graphs, TensorType t, TensorType other, boolean sparse) {
     Graph.Builder g = Graph.builder("layer");
     int n = 4096;
     Optional<Tensor> none = Optional.empty();
@@ -71,25 +77,38 @@ class ProductsTest {
     RopeSpec rope =
         new RopeSpec(
             t.ordinal() % 2 == 0 ? RopeSpec.Style.NORM : RopeSpec.Style.NEOX, new float[64], 1);
+    Matrices w = sparse ? ProductsTest::sparse : ProductsTest::matrix;
     Value x = g.embedding("x", empty(graphs, "e", t, 64, n), 1);
     Value h = g.rmsNorm("n", x, graphs.norm("n", n), 1e-5f, 1, 1);
-    Value q = g.linear("q", h, matrix(graphs, "q", t, n, n), none, gate);
-    Value k = g.linear("k", h, matrix(graphs, "k", t, 1024, n), none, Optional.empty());
-    Value v = g.linear("v", h, matrix(graphs, "v", other, 1024, n), none, Optional.empty());
+    Value q = g.linear("q", h, w.of(graphs, "q", t, n, n), none, gate);
+    Value k = g.linear("k", h, w.of(graphs, "k", t, 1024, n), none, Optional.empty());
+    Value v = g.linear("v", h, w.of(graphs, "v", other, 1024, n), none, Optional.empty());
     q = g.rope("qr", q, rope, 32, 128);
     k = g.rope("kr", k, rope, 8, 128);
     AttentionSpec spec = new AttentionSpec(0, 32, 8, 128, 128, 0.1f, 0, 0);
     Value a = g.attention("a", spec, q, k, v, gate);
-    Value o = g.linear("o", a, matrix(graphs, "o", other, n, n), none, gate);
+    Value o = g.linear("o", a, w.of(graphs, "o", other, n, n), none, gate);
     x = g.add("s", x, o, 1, gate);
     h = g.rmsNorm("n2", x, graphs.norm("n2", n), 1e-5f, 1, 1);
-    Value u = g.linear("u", h, matrix(graphs, "u", t, 14336, n), none, GATE);
-    Value f = g.linear("f", h, matrix(graphs, "f", t, 14336, n), none, GATE);
+    Value u = g.linear("u", h, w.of(graphs, "u", t, 14336, n), none, GATE);
+    Value f = g.linear("f", h, w.of(graphs, "f", t, 14336, n), none, GATE);
     Value act = g.activate("act", Activation.SILU, Optional.of(f), u, GATE);
-    Value d = g.linear("d", act, matrix(graphs, "d", other, n, 14336), none, GATE);
+    Value d = g.linear("d", act, w.of(graphs, "d", other, n, 14336), none, GATE);
     x = g.add("s2", x, d, 1, GATE);
     h = g.rmsNorm("n3", g.selectRows("l", x), graphs.norm("n3", n), 1e-5f, 1, 1);
-    return g.build(g.linear("logits", h, matrix(graphs, "w", t, 64, n), none, Optional.empty()));
+    return g.build(g.linear("logits", h, w.of(graphs, "w", t, 64, n), none, Optional.empty()));
+  }
+
+  @FunctionalInterface
+  private interface Matrices {
+    LinearOp of(TestGraphs graphs, String name, TensorType t, int rows, int cols);
+  }
+
+  private static LinearOp sparse(TestGraphs graphs, String name, TensorType t, int rows, int cols) {
+    Tensor index = graphs.store().allocate(name + ".index", TensorType.I8, rows, cols / 8);
+    index.segment().fill((byte) 0x44);
+    Tensor values = empty(graphs, name, t, rows, cols / 2);
+    return new LinearOp.Sparse(new SparseMatrix.TwoOfFour(index, values));
   }
 
   private static LinearOp matrix(TestGraphs graphs, String name, TensorType t, int rows, int cols) {
@@ -122,8 +141,14 @@ class ProductsTest {
     }
     TensorType other =
         Parts.Kind.of(t) == Parts.Kind.BFLOAT || t == TensorType.Q6_K ? t : TensorType.Q6_K;
+    all.putAll(products(t, other, false));
+    return all;
+  }
+
+  private static Map<String, PtxKernel> products(TensorType t, TensorType other, boolean sparse) {
+    Map<String, PtxKernel> all = new LinkedHashMap<>();
     try (TestGraphs graphs = new TestGraphs(1)) {
-      for (Fusion.Node node : Fusion.of(layer(graphs, t, other))) {
+      for (Fusion.Node node : Fusion.of(layer(graphs, t, other, sparse))) {
         if (!(node instanceof Fusion.Product p)) {
           continue;
         }
@@ -136,7 +161,12 @@ class ProductsTest {
               all.put("qkv_8_F32", few(p, 8, KvCache.Type.F32, false));
             }
           }
-          case "f" -> all.put("gate_up_8", few(p, 8, KvCache.Type.F16, false));
+          case "f" -> {
+            all.put("gate_up_8", few(p, 8, KvCache.Type.F16, false));
+            if (sparse) {
+              all.put("gate_up_1", few(p, 1, KvCache.Type.F16, false));
+            }
+          }
           case "o" -> {
             all.put("residual_1", few(p, 1, KvCache.Type.F16, false));
             all.put("wide_64", wide(p, 64));
@@ -158,6 +188,12 @@ class ProductsTest {
       double most = t == TensorType.MXFP4 || t == TensorType.Q3_K ? 1.06 : 1.03;
       assertTrue(ratio >= 1 && ratio < most, t + " " + ratio);
     }
+    try (TestGraphs graphs = new TestGraphs(1)) {
+      for (TensorType t : SPARSE) {
+        LinearOp w = sparse(graphs, "w" + t, t, 4096, 4096);
+        assertEquals(w.bytes(), PackedMatrix.of(w).orElseThrow().bytes(), t.toString());
+      }
+    }
   }
 
   @Test
@@ -165,6 +201,9 @@ class ProductsTest {
     StringBuilder text = new StringBuilder(PtxKernel.header());
     for (TensorType t : types()) {
       kernels(t).forEach((name, k) -> text.append(k.text(name + "_" + t)));
+    }
+    for (TensorType t : SPARSE) {
+      products(t, t, true).forEach((name, k) -> text.append(k.text(name + "_2of4_" + t)));
     }
     for (Rows rows : Rows.values()) {
       for (Parts.Kind kind : Parts.Kind.values()) {
@@ -209,7 +248,7 @@ class ProductsTest {
 
   private static PtxKernel gateUp(TensorType t, int rows) {
     try (TestGraphs graphs = new TestGraphs(1)) {
-      return Fusion.of(layer(graphs, t, t)).stream()
+      return Fusion.of(layer(graphs, t, t, false)).stream()
           .filter(Fusion.Product.class::isInstance)
           .map(Fusion.Product.class::cast)
           .filter(p -> p.branches().getFirst().linear().out().name().equals("f"))

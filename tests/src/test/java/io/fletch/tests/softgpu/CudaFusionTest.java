@@ -17,11 +17,13 @@ import io.fletch.graph.RopeSpec;
 import io.fletch.graph.Value;
 import io.fletch.graph.cuda.CudaBackend;
 import io.fletch.quant.LinearOp;
+import io.fletch.quant.SparseMatrix;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.ValueLayout;
 import java.util.Optional;
+import java.util.Set;
 import java.util.SplittableRandom;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.AfterEach;
@@ -39,6 +41,9 @@ class CudaFusionTest {
   private final SplittableRandom random = new SplittableRandom(5);
   private TensorStore store;
   private SoftGpu gpu;
+
+  /** Which products, by the end of their names, have 2:4 matrices. */
+  private Set<String> twoOfFour = Set.of();
 
   @BeforeAll
   static void install() {
@@ -94,7 +99,17 @@ class CudaFusionTest {
   }
 
   private LinearOp matrix(String name, TensorType type, int rows, int cols) {
-    return LinearOp.dense(tensor(name, type, rows, cols));
+    if (!twoOfFour.contains(name.substring(name.indexOf('.') + 1))) {
+      return LinearOp.dense(tensor(name, type, rows, cols));
+    }
+    int[] legal = {0b0100, 0b1000, 0b1001, 0b1100, 0b1101, 0b1110};
+    Tensor index = store.allocate(name + ".index", TensorType.I8, rows, cols / 8);
+    for (long i = 0; i < index.bytes(); i++) {
+      int places = legal[random.nextInt(6)] | legal[random.nextInt(6)] << 4;
+      index.segment().set(ValueLayout.JAVA_BYTE, i, (byte) places);
+    }
+    return new LinearOp.Sparse(
+        new SparseMatrix.TwoOfFour(index, tensor(name, type, rows, cols / 2)));
   }
 
   private Tensor tensor(String name, TensorType type, int rows, int cols) {
@@ -226,9 +241,9 @@ class CudaFusionTest {
     return all;
   }
 
-  private void check(Family f) {
+  private void check(Family f, KvCache.Type... types) {
     Graph graph = graph(f, 2);
-    for (KvCache.Type type : KvCache.Type.values()) {
+    for (KvCache.Type type : types) {
       float[][] whole;
       // Many rows run most ops one by one.
       try (Executable e = cuda().compile(graph, ROWS)) {
@@ -288,7 +303,34 @@ class CudaFusionTest {
       boolean parallel) {
     check(
         new Family(
-            type, other, style, head, hidden, ffn, activation, biases, gated, headNorms, parallel));
+            type, other, style, head, hidden, ffn, activation, biases, gated, headNorms, parallel),
+        KvCache.Type.values());
+  }
+
+  /**
+   * 2:4 matrices with dense ones of one input, pairs of activations of which both or one are 2:4,
+   * biases, gates, norms, additions.
+   */
+  @ParameterizedTest
+  @CsvSource({
+    "Q8_0, Q4_0, NEOX, 64, 128, 192, q o up gate down",
+    "Q4_0, Q8_0, NORM, 32, 64, 128, q k v gate",
+    "F16, F16, NEOX, 32, 96, 160, k o up down",
+    "BF16, BF16, NORM, 32, 96, 96, q v o up gate",
+  })
+  void twoOfFourRunsTogetherWithDenseMatrices(
+      TensorType type,
+      TensorType other,
+      RopeSpec.Style style,
+      int head,
+      int hidden,
+      int ffn,
+      String sparse) {
+    twoOfFour = Set.of(sparse.split(" "));
+    check(
+        new Family(
+            type, other, style, head, hidden, ffn, Activation.SILU, true, true, false, false),
+        KvCache.Type.F32);
   }
 
   private long launches(Graph graph) {
@@ -316,5 +358,7 @@ class CudaFusionTest {
     // Products with norm, rotation and cache, pieces of attention, these together, products with
     // the additions, activated products.
     assertEquals(6, perLayer);
+    twoOfFour = Set.of("q", "k", "v", "o", "up", "gate");
+    assertEquals(6, launches(graph(f, 2)) - launches(graph(f, 1)));
   }
 }

@@ -16,6 +16,7 @@ import io.fletch.graph.Value;
 import io.fletch.graph.cuda.CudaBackend;
 import io.fletch.quant.Dequantizer;
 import io.fletch.quant.LinearOp;
+import io.fletch.quant.SparseMatrix;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
@@ -116,10 +117,15 @@ class CudaProductsTest {
 
     /** A graph that multiplies rows of the activations. */
     static Product of(Tensor activations, Tensor weights, Optional<Tensor> bias) {
+      return of(activations, LinearOp.dense(weights), weights, bias);
+    }
+
+    /** The same with a matrix of another form, whose elements are {@code weights}. */
+    static Product of(Tensor activations, LinearOp op, Tensor weights, Optional<Tensor> bias) {
       Graph.Builder g = Graph.builder("product");
       Value x = g.embedding("x", activations, 1);
       x = g.selectRows("rows", x);
-      Value y = g.linear("y", x, LinearOp.dense(weights), bias, Optional.empty());
+      Value y = g.linear("y", x, op, bias, Optional.empty());
       return new Product(g.build(y), activations, weights, bias);
     }
 
@@ -232,6 +238,139 @@ class CudaProductsTest {
     float[][] three = p.run(3, 3);
     for (int r = 0; r < 3; r++) {
       assertArrayEquals(all[r], three[r]);
+    }
+  }
+
+  /** A 2:4 matrix with every legal pair of places, and the matrix with its zeros. */
+  private record TwoOfFour(LinearOp op, Tensor whole, boolean[] kept) {}
+
+  private TwoOfFour twoOfFour(TensorType type, int out, int in) {
+    int[] legal = {0b0100, 0b1000, 0b1001, 0b1100, 0b1101, 0b1110};
+    int width = (in + 7) / 8;
+    Tensor index = store.allocate("index", TensorType.I8, out, width);
+    boolean[] kept = new boolean[out * in];
+    for (int i = 0; i < out * width; i++) {
+      int low = legal[random.nextInt(6)];
+      int high = in % 8 != 0 && i % width == width - 1 ? 0 : legal[random.nextInt(6)];
+      index.segment().set(ValueLayout.JAVA_BYTE, i, (byte) (low | high << 4));
+      int at = i / width * in + i % width * 8;
+      kept[at + (low & 3)] = true;
+      kept[at + (low >> 2)] = true;
+      if (high != 0) {
+        kept[at + 4 + (high & 3)] = true;
+        kept[at + 4 + (high >> 2)] = true;
+      }
+    }
+    SparseMatrix m = new SparseMatrix.TwoOfFour(index, matrix("kept", type, out, in / 2));
+    float[] all = new float[out * in];
+    float[] row = new float[in];
+    float[] scratch = new float[m.rowScratch()];
+    for (int o = 0; o < out; o++) {
+      m.row(o, row, scratch);
+      System.arraycopy(row, 0, all, o * in, in);
+    }
+    return new TwoOfFour(new LinearOp.Sparse(m), store.floats("whole", all, out, in), kept);
+  }
+
+  /**
+   * 2:4 matrices on tensor cores, with the bounds of dense ones: rows and outputs that fill no
+   * tile, columns that fill no chunk and, where values come one by one, no group and no byte of
+   * places.
+   */
+  @ParameterizedTest
+  @EnumSource(names = {"F16", "BF16", "Q8_0", "Q4_0"})
+  void twoOfFourIsThatOfTheReferenceForAnyNumberOfRows(TensorType type) {
+    int in = type.isQuantized() ? 320 : 204;
+    int out = 75;
+    TwoOfFour w = twoOfFour(type, out, in);
+    Tensor bias = matrix("b", TensorType.F32, 1, out);
+    Tensor x = activations(out, in);
+    Optional<Tensor> b = Optional.of(store.floats("bias", Dequantizer.toFloats(bias), out));
+    Product p = Product.of(x, w.op(), w.whole(), b);
+    double bound = Math.scalb(1.0, type == TensorType.BF16 ? -17 : -21);
+    float[][] all = p.run(67, 67);
+    p.check(all, bound);
+    int[] counts = {1, 7, 8, 9, 17, 33};
+    for (int rows : counts) {
+      float[][] y = p.run(rows, rows);
+      for (int r = 0; r < rows; r++) {
+        assertArrayEquals(all[r], y[r], rows + " rows, row " + r);
+      }
+    }
+    try (Executable e = p.compile(67)) {
+      for (Plan plan : e.plans()) {
+        String name = (plan.maxRows() <= 16 ? "skinny_2of4_" : "wide_2of4_") + type;
+        assertTrue(plan.steps().stream().anyMatch(s -> s.kernel().startsWith(name)), name);
+      }
+    }
+  }
+
+  /** Runs of several chunks. */
+  @ParameterizedTest
+  @EnumSource(names = {"F16", "BF16", "Q8_0", "Q4_0"})
+  void longRunsOfTwoOfFour(TensorType type) {
+    TwoOfFour w = twoOfFour(type, 18, 2304);
+    Product p = Product.of(activations(18, 2304), w.op(), w.whole(), Optional.empty());
+    float[][] all = p.run(18, 18);
+    p.check(all, Math.scalb(1.0, type == TensorType.BF16 ? -17 : -20));
+    float[][] three = p.run(3, 3);
+    for (int r = 0; r < 3; r++) {
+      assertArrayEquals(all[r], three[r]);
+    }
+  }
+
+  /** The least columns, one output, one row. */
+  @ParameterizedTest
+  @EnumSource(names = {"F16", "BF16", "Q8_0", "Q4_0"})
+  void smallTwoOfFour(TensorType type) {
+    int n = type.isQuantized() ? 64 : 4;
+    TwoOfFour w = twoOfFour(type, 1, n);
+    Product p = Product.of(activations(1, n), w.op(), w.whole(), Optional.empty());
+    double bound = Math.scalb(1.0, type == TensorType.BF16 ? -17 : -21);
+    p.check(p.run(1, 1), bound);
+    p.check(p.run(1, 40), bound);
+  }
+
+  /**
+   * What is not finite reaches the outputs that keep its column, and no other row. The others of
+   * its row may be NaN, as those of a matrix with zeros: the ISA does not say what a column that is
+   * not kept does.
+   */
+  @ParameterizedTest
+  @EnumSource(names = {"F16", "BF16", "Q8_0", "Q4_0"})
+  void whatIsNotFiniteReachesTheOutputsThatKeepItsColumn(TensorType type) {
+    int n = 256;
+    int out = 37;
+    Tensor x = activations(out, n);
+    float[] odd = {Float.NaN, Float.POSITIVE_INFINITY, Float.NEGATIVE_INFINITY};
+    for (int i = 0; i < odd.length; i++) {
+      long at = 4L * ((2 * i + 1) * n + 31 * i);
+      x.segment().set(ValueLayout.JAVA_FLOAT_UNALIGNED, at, odd[i]);
+    }
+    TwoOfFour m = twoOfFour(type, out, n);
+    Product p = Product.of(x, m.op(), m.whole(), Optional.empty());
+    float[] w = Dequantizer.toFloats(m.whole());
+    float[] v = Dequantizer.toFloats(x);
+    for (int maxRows : new int[] {8, 37}) {
+      float[][] y = p.run(8, maxRows);
+      for (int r = 0; r < 8; r++) {
+        for (int o = 0; o < out; o++) {
+          double sum = 0;
+          boolean dropped = false;
+          for (int i = 0; i < n; i++) {
+            boolean kept = m.kept()[o * n + i];
+            sum += kept ? (double) w[o * n + i] * v[r * n + i] : 0;
+            dropped |= !kept && !Float.isFinite(v[r * n + i]);
+          }
+          if (dropped) {
+            assertTrue(Float.isFinite(y[r][o]) || Float.isNaN(y[r][o]), r + "," + o);
+          } else if (Double.isFinite(sum)) {
+            assertTrue(Float.isFinite(y[r][o]), r + "," + o);
+          } else {
+            assertEquals((float) sum, y[r][o], r + "," + o);
+          }
+        }
+      }
     }
   }
 

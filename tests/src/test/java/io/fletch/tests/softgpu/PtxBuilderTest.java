@@ -19,6 +19,7 @@ import java.util.stream.IntStream;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
 /**
@@ -165,8 +166,8 @@ class PtxBuilderTest {
   }
 
   @ParameterizedTest
-  @ValueSource(strings = {"f16", "bf16"})
-  void productsOfTwoOfFour(String type) {
+  @CsvSource({"f16,0", "f16,1", "bf16,0", "bf16,1"})
+  void productsOfTwoOfFour(String type, int selector) {
     Random random = new Random(3);
     float[][] a = new float[16][32];
     float[][] b = new float[32][8];
@@ -193,9 +194,9 @@ class PtxBuilderTest {
         b[lane % 4 * 2 + i % 2 + 8 * (i / 2)][lane / 4] = v;
         in[128 + 4 * lane + i / 2] |= half(type, v) << 16 * (i % 2);
       }
-      for (int i = 0; i < 16 && lane % 4 < 2; i++) {
+      for (int i = 0; i < 16 && lane % 4 / 2 == selector; i++) {
         int r = i < 8 ? lane / 4 : lane / 4 + 8;
-        in[256 + lane] |= places[r][8 * (lane % 4) + i % 8] << 2 * i;
+        in[256 + lane] |= places[r][8 * (lane % 2) + i % 8] << 2 * i;
       }
     }
     Body k = body();
@@ -203,7 +204,13 @@ class PtxBuilderTest {
         IntStream.range(0, 4).mapToObj(i -> k.k.constant(F32, i)).toArray(PtxRegister[]::new);
     PtxRegister[] to = k.k.registers(F32, 4);
     k.k.mmaSparse(
-        type, to, k.words(U32, 4, 0), k.words(U32, 4, 128), sums, k.words(U32, 1, 256)[0]);
+        type,
+        to,
+        k.words(U32, 4, 0),
+        k.words(U32, 4, 128),
+        sums,
+        k.words(U32, 1, 256)[0],
+        selector);
     k.put(to);
     int[] out = run(k, 80, in, 128, "mma.sp.sync.aligned.m16n8k32.row.col.f32." + type);
     for (int lane = 0; lane < 32; lane++) {
