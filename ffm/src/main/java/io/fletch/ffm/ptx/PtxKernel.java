@@ -136,6 +136,13 @@ public final class PtxKernel {
     return binary(a.type().isFloat() ? "add.rn" : "add", a, b);
   }
 
+  /** Adds to a register where a condition holds. */
+  public void addInto(PtxRegister condition, PtxRegister to, Object value) {
+    String op = to.type().isFloat() ? "add.rn." : "add.";
+    String sum = to + ", " + to + ", " + operand(to.type(), value);
+    line("@" + condition + " " + op + to.type().text() + " " + sum);
+  }
+
   /** Difference. */
   public PtxRegister sub(PtxRegister a, Object b) {
     return binary(a.type().isFloat() ? "sub.rn" : "sub", a, b);
@@ -328,6 +335,21 @@ public final class PtxKernel {
     return r;
   }
 
+  /**
+   * Loads into a register where a condition holds; elsewhere it keeps its value. A narrower type
+   * has zeros above.
+   */
+  public void loadInto(
+      PtxRegister condition,
+      String space,
+      PtxType type,
+      PtxRegister to,
+      PtxRegister address,
+      long offset) {
+    String load = "ld." + space + "." + type.text() + " " + to;
+    line("@" + condition + " " + load + ", [" + address + "+" + offset + "]");
+  }
+
   /** Stores to global memory; of a byte the low bits of a 32-bit register. */
   public void store(PtxType type, PtxRegister address, long offset, PtxRegister value) {
     store("global", type, address, offset, value);
@@ -355,6 +377,20 @@ public final class PtxKernel {
     }
     PtxRegister r = register(value.type());
     line("shfl.sync.bfly.b32 " + r + ", " + value + ", " + mask + ", 31, " + ALL);
+    return r;
+  }
+
+  /** The value of a lane; all lanes take part. */
+  public PtxRegister shuffleFrom(PtxRegister value, PtxRegister lane) {
+    PtxRegister r = register(value.type());
+    line("shfl.sync.idx.b32 " + r + ", " + value + ", " + lane + ", 31, " + ALL);
+    return r;
+  }
+
+  /** The value of the lane so many below, of the first ones their own; all lanes take part. */
+  public PtxRegister shuffleUp(PtxRegister value, int by) {
+    PtxRegister r = register(value.type());
+    line("shfl.sync.up.b32 " + r + ", " + value + ", " + by + ", 0, " + ALL);
     return r;
   }
 
@@ -426,6 +462,20 @@ public final class PtxKernel {
   public PtxRegister permute(PtxRegister a, PtxRegister b, int selectors) {
     PtxRegister r = register(a.type());
     line("prmt.b32 " + r + ", " + a + ", " + b + ", " + selectors);
+    return r;
+  }
+
+  /** The same with selectors in the low half of a register. */
+  public PtxRegister permute(PtxRegister a, PtxRegister b, PtxRegister selectors) {
+    PtxRegister r = register(a.type());
+    line("prmt.b32 " + r + ", " + a + ", " + b + ", " + selectors);
+    return r;
+  }
+
+  /** The low word of two, shifted to the right by {@code bits} modulo 32. */
+  public PtxRegister funnel(PtxRegister low, PtxRegister high, PtxRegister bits) {
+    PtxRegister r = register(low.type());
+    line("shf.r.wrap.b32 " + r + ", " + low + ", " + high + ", " + bits);
     return r;
   }
 

@@ -569,7 +569,7 @@ final class CudaLowering {
       }
       case Op.Linear o when o.weight() instanceof LinearOp.Sparse w -> {
         PtxKernel k = new SparseKernels(e, run.c).sparse(o, w.matrix());
-        unstored(run, o, "sparse_" + w.matrix().kind(), k, w.matrix());
+        unstored(run, o, SparseKernels.name(w.matrix()), k, w.matrix());
       }
       case Op.Linear o when o.weight() instanceof LinearOp.BlockDiagonal w -> {
         TensorType t = DeviceWeights.plainType(w.blocks());

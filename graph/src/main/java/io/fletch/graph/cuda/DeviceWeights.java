@@ -55,10 +55,7 @@ final class DeviceWeights {
             case LinearOp.Sparse s -> {
               SparseMatrix m = s.matrix();
               Optional<PackedMatrix> packed = PackedMatrix.of(m);
-              long size =
-                  packed
-                      .map(PackedMatrix::bytes)
-                      .orElseGet(() -> SparseKernels.Layout.of(m).bytes());
+              long size = packed.map(PackedMatrix::bytes).orElseGet(() -> SparseKernels.bytes(m));
               put(m, packed.isPresent() ? m.values().type() : TensorType.F32, packed, size);
             }
             case LinearOp.BlockDiagonal b -> plain(b.blocks());
@@ -200,7 +197,7 @@ final class DeviceWeights {
     }
     if (part.source() instanceof SparseMatrix m) {
       try (Arena arena = Arena.ofConfined()) {
-        MemorySegment all = SparseKernels.Layout.of(m).fill(m, arena);
+        MemorySegment all = SparseKernels.fill(m, arena);
         upload(all, part.at(), staging, stream);
       }
       return;

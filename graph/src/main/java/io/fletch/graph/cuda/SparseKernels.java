@@ -19,8 +19,9 @@ import java.util.Optional;
 
 /**
  * Products with matrices that are not stored whole and have no packed form ({@link PackedMatrix}):
- * a warp computes one element of up to eight rows. Sparse matrices lie on the device as the columns
- * and values of their kept elements, row after row, where kept zeros are left out.
+ * a warp computes one element of up to eight rows. Bitmaps and blocks lie on the device as they lie
+ * in the file ({@link BitmapMatrix}, {@link BlockMatrix}), other sparse matrices as the columns and
+ * values of their kept elements, row after row, where kept zeros are left out.
  */
 final class SparseKernels {
   /**
@@ -96,6 +97,30 @@ final class SparseKernels {
     }
   }
 
+  /** Bytes of a matrix on the device. */
+  static long bytes(SparseMatrix m) {
+    return BitmapMatrix.of(m)
+        .map(BitmapMatrix::bytes)
+        .or(() -> BlockMatrix.of(m).map(BlockMatrix::bytes))
+        .orElseGet(() -> Layout.of(m).bytes());
+  }
+
+  /** The bytes of a matrix on the device. */
+  static MemorySegment fill(SparseMatrix m, Arena arena) {
+    return BitmapMatrix.of(m)
+        .map(b -> b.fill(m, arena))
+        .or(() -> BlockMatrix.of(m).map(b -> b.fill(m, arena)))
+        .orElseGet(() -> Layout.of(m).fill(m, arena));
+  }
+
+  /** Name of the kernel of a matrix. */
+  static String name(SparseMatrix m) {
+    return BitmapMatrix.of(m)
+        .map(BitmapMatrix::name)
+        .or(() -> BlockMatrix.of(m).map(b -> "sparse_block_" + b.type()))
+        .orElse("sparse_" + m.kind());
+  }
+
   private final Emitter emit;
   private final Control control;
 
@@ -159,9 +184,21 @@ final class SparseKernels {
     }
   }
 
-  /** Parameters: control, the matrix in its {@link Layout}, in, out, bias if any. */
+  /** Parameters: control, the matrix as {@link #fill} has it, in, out, bias if any. */
   PtxKernel sparse(Op.Linear op, SparseMatrix m) {
-    Layout layout = Layout.of(m);
+    Optional<BitmapMatrix> bitmap = BitmapMatrix.of(m);
+    Optional<BlockMatrix> blocks = BlockMatrix.of(m);
+    if (bitmap.isEmpty() && blocks.isEmpty()) {
+      return sparse(op, Layout.of(m));
+    }
+    Product p = new Product(op);
+    bitmap.ifPresent(b -> b.products(p.k, p.weights, p.o, p.lane, p.at, p.sums));
+    blocks.ifPresent(b -> b.products(p.k, p.weights, p.o, p.lane, p.at, p.sums));
+    p.store();
+    return p.k;
+  }
+
+  private PtxKernel sparse(Op.Linear op, Layout layout) {
     Product p = new Product(op);
     PtxKernel k = p.k;
     String space = "global.nc";

@@ -75,6 +75,13 @@ final class Sass {
 
   /** Of the loops with matrix products and nothing to repeat inside the one with most of them. */
   static Optional<Loop> productLoop(ByteBuffer code) {
+    return innermost(code).stream()
+        .filter(l -> l.products > 0)
+        .max(Comparator.comparingInt(Loop::products));
+  }
+
+  /** The loops with nothing to repeat inside. */
+  static List<Loop> innermost(ByteBuffer code) {
     List<int[]> loops = new ArrayList<>();
     for (int at = 0; at < code.limit(); at += INSTRUCTION) {
       if (operation(code, at) == BRANCH && target(code, at) < at) {
@@ -84,8 +91,7 @@ final class Sass {
     return loops.stream()
         .filter(l -> loops.stream().noneMatch(o -> o != l && o[0] >= l[0] && o[1] <= l[1]))
         .map(l -> count(code, l[0], l[1]))
-        .filter(l -> l.products > 0)
-        .max(Comparator.comparingInt(Loop::products));
+        .toList();
   }
 
   private static Loop count(ByteBuffer code, int from, int to) {

@@ -1,5 +1,6 @@
 package io.fletch.tests.softgpu;
 
+import static io.fletch.ffm.ptx.PtxType.B16;
 import static io.fletch.ffm.ptx.PtxType.F32;
 import static io.fletch.ffm.ptx.PtxType.S32;
 import static io.fletch.ffm.ptx.PtxType.U32;
@@ -331,6 +332,58 @@ class PtxBuilderTest {
     for (int lane = 0; lane < 32; lane++) {
       assertEquals(in[32 + lane], out[2 * lane]);
       assertEquals(in[96 + lane], out[2 * lane + 1]);
+    }
+  }
+
+  @Test
+  void lanesSelectorsAndConditions() {
+    Body k = body();
+    PtxRegister[] a = k.words(U32, 4, 0);
+    PtxRegister odd = k.k.compare("ne", k.k.and(k.lane, 1), 0);
+    PtxRegister loaded = k.k.constant(U32, 7);
+    PtxRegister at = k.k.address(k.in, k.lane, 16);
+    k.k.loadInto(odd, "global.nc", B16, loaded, at, 2);
+    PtxRegister more = k.k.add(a[0], 0);
+    k.k.addInto(odd, more, 5);
+    PtxRegister[] result = {
+      k.k.shuffleFrom(a[0], k.k.and(a[1], 31)),
+      k.k.shuffleUp(a[0], 3),
+      k.k.permute(a[0], a[1], k.k.and(a[2], 0x7777)),
+      k.k.funnel(a[0], a[1], a[3]),
+      loaded,
+      more
+    };
+    k.put(result);
+    int[] in = new Random(5).ints(256).toArray();
+    int[] out =
+        run(
+            k,
+            80,
+            in,
+            192,
+            "shfl.sync.idx.b32 ",
+            "shfl.sync.up.b32 ",
+            "shf.r.wrap.b32 ",
+            "@%pred_");
+    for (int lane = 0; lane < 32; lane++) {
+      int p = in[4 * lane];
+      int q = in[4 * lane + 1];
+      long both = (long) q << 32 | p & 0xffffffffL;
+      int picked = 0;
+      for (int i = 0; i < 4; i++) {
+        int selector = in[4 * lane + 2] >> 4 * i & 7;
+        picked |= (int) (both >>> 8 * selector & 0xff) << 8 * i;
+      }
+      int[] expected = {
+        in[4 * (q & 31)],
+        in[4 * (lane < 3 ? lane : lane - 3)],
+        picked,
+        (int) (both >>> (in[4 * lane + 3] & 31)),
+        lane % 2 != 0 ? p >>> 16 : 7,
+        lane % 2 != 0 ? p + 5 : p
+      };
+      int[] actual = IntStream.range(6 * lane, 6 * lane + 6).map(i -> out[i]).toArray();
+      assertArrayEquals(expected, actual);
     }
   }
 
