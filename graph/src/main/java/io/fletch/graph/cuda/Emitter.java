@@ -701,8 +701,12 @@ final class Emitter {
                     score = k.mul(tanh(k, k.div(score, spec.softCap())), spec.softCap());
                   }
                   PtxRegister next = k.max(most, score);
-                  PtxRegister old = exp(k, k.sub(most, next));
-                  PtxRegister p = exp(k, k.sub(score, next));
+                  // While all scores are minus infinity, their weights are zeros and not
+                  // exp(infinity - infinity).
+                  PtxRegister base =
+                      k.select(k.compare("ne", next, Float.NEGATIVE_INFINITY), next, 0f);
+                  PtxRegister old = exp(k, k.sub(most, base));
+                  PtxRegister p = exp(k, k.sub(score, base));
                   k.assign(most, next);
                   k.fmaInto(total, total, old, p);
                   PtxRegister value = k.address(values, slot, valueRow);

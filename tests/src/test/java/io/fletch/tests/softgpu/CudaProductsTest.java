@@ -20,7 +20,6 @@ import io.fletch.quant.SparseMatrix;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
-import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Optional;
 import java.util.SplittableRandom;
@@ -57,57 +56,8 @@ class CudaProductsTest {
     store.close();
   }
 
-  private float number(double size) {
-    return (float) (size * (2 * random.nextDouble() - 1));
-  }
-
-  private void half(MemorySegment s, long at, float v) {
-    s.set(ValueLayout.JAVA_SHORT_UNALIGNED, at, Float.floatToFloat16(v));
-  }
-
-  /** Random codes in all bits, scales of a sensible size and of both signs. */
   private Tensor matrix(String name, TensorType type, int rows, int cols) {
-    Tensor t = store.allocate(name, type, rows, cols);
-    MemorySegment s = t.segment();
-    if (!type.isQuantized()) {
-      for (long i = 0; i < t.elements(); i++) {
-        float v = number(1);
-        switch (type) {
-          case F32 -> s.set(ValueLayout.JAVA_FLOAT_UNALIGNED, 4 * i, v);
-          case F16 -> half(s, 2 * i, v);
-          default -> {
-            short bits = (short) (Float.floatToRawIntBits(v) >>> 16);
-            s.set(ValueLayout.JAVA_SHORT_UNALIGNED, 2 * i, bits);
-          }
-        }
-      }
-      return t;
-    }
-    for (long at = 0; at < t.bytes(); at++) {
-      s.set(ValueLayout.JAVA_BYTE, at, (byte) random.nextInt());
-    }
-    for (long at = 0; at < t.bytes(); at += type.blockBytes()) {
-      switch (type) {
-        case Q4_1, Q5_1 -> {
-          half(s, at, number(0.1));
-          half(s, at + 2, number(1));
-        }
-        case Q4_K, Q5_K -> {
-          half(s, at, number(0.002));
-          half(s, at + 2, number(0.02));
-        }
-        case Q2_K -> {
-          half(s, at + 80, number(0.02));
-          half(s, at + 82, number(0.05));
-        }
-        case Q3_K -> half(s, at + 108, number(0.002));
-        case Q6_K -> half(s, at + 208, number(0.0003));
-        case IQ4_XS -> half(s, at, number(0.0003));
-        case MXFP4 -> s.set(ValueLayout.JAVA_BYTE, at, (byte) random.nextInt(120, 128));
-        default -> half(s, at, number(type == TensorType.Q8_0 ? 0.01 : 0.1));
-      }
-    }
-    return t;
+    return RandomMatrix.fill(store.allocate(name, type, rows, cols), random);
   }
 
   private record Product(Graph graph, Tensor activations, Tensor weights, Optional<Tensor> bias) {
