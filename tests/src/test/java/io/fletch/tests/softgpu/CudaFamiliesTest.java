@@ -65,12 +65,12 @@ class CudaFamiliesTest {
   }
 
   /** Writes configuration and random weights; the result is what to open. */
-  private Path write(String name) throws IOException {
+  static Path write(Path folder, String name) throws IOException {
     Map<String, Object> all = JSON.std.mapFrom(TINY.resolve(name + ".json").toFile());
     if (name.startsWith("falcon")) {
-      return falcon((Map<?, ?>) all.get("config"));
+      return falcon(folder, (Map<?, ?>) all.get("config"));
     }
-    checkpoint(all);
+    checkpoint(folder, all);
     return folder;
   }
 
@@ -79,7 +79,7 @@ class CudaFamiliesTest {
   }
 
   /** The new decoder has a norm for each unit, the old one a single one, and one key head. */
-  private Path falcon(Map<?, ?> c) {
+  private static Path falcon(Path folder, Map<?, ?> c) {
     boolean isNew = Boolean.TRUE.equals(c.get("new_decoder_architecture"));
     int width = number(c, "hidden_size");
     int heads = number(c, "num_attention_heads");
@@ -129,7 +129,7 @@ class CudaFamiliesTest {
     return t;
   }
 
-  private void checkpoint(Map<String, Object> all) throws IOException {
+  private static void checkpoint(Path folder, Map<String, Object> all) throws IOException {
     Files.writeString(folder.resolve("config.json"), JSON.std.asString(all.get("config")));
     Map<String, Object> header = new LinkedHashMap<>();
     long at = 0;
@@ -173,7 +173,7 @@ class CudaFamiliesTest {
   @MethodSource("families")
   void logitsAreThoseOfTheReference(String name) throws IOException {
     SoftGpu gpu = SoftGpu.reset().workers(2);
-    try (WeightFile file = WeightFile.open(write(name));
+    try (WeightFile file = WeightFile.open(write(folder, name));
         TensorStore derived = TensorStore.create()) {
       HyperParameters declared = HyperParameters.read(file.format(), file.metadata());
       WeightTensors weights =
@@ -198,7 +198,7 @@ class CudaFamiliesTest {
   }
 
   /** All rows together, then the last one alone again, which must give the same bits. */
-  private static float[][] run(Backend backend, Graph graph, HyperParameters hp) {
+  static float[][] run(Backend backend, Graph graph, HyperParameters hp) {
     int[] tokens = new SplittableRandom(3).ints(ROWS, 0, graph.vocabulary()).toArray();
     try (Executable e = backend.compile(graph, ROWS);
         KvCache kv = e.newKvCache(ROWS, KvCache.Type.F32);
@@ -231,7 +231,7 @@ class CudaFamiliesTest {
     }
   }
 
-  private static void compare(float[][] expected, float[][] actual) {
+  static void compare(float[][] expected, float[][] actual) {
     for (int r = 0; r < expected.length; r++) {
       double error = 0;
       double size = 0;
