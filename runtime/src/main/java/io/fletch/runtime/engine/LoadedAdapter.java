@@ -1,6 +1,7 @@
 package io.fletch.runtime.engine;
 
 import io.fletch.Adapter;
+import io.fletch.graph.GraphException;
 import io.fletch.graph.LowRankAdapter;
 import java.nio.file.Path;
 import java.util.HexFormat;
@@ -106,8 +107,15 @@ final class LoadedAdapter implements Adapter {
     if (!users.close()) {
       return;
     }
-    model.forget(this);
-    weights.close();
+    try {
+      try {
+        model.forget(this);
+      } finally {
+        weights.close();
+      }
+    } catch (GraphException e) {
+      throw model.failure(e);
+    }
   }
 
   @Override

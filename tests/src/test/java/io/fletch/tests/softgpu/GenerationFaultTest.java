@@ -18,6 +18,7 @@ import io.fletch.graph.AdapterScenario;
 import io.fletch.graph.Backend;
 import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
+import io.fletch.graph.GraphException;
 import io.fletch.graph.LowRankAdapter;
 import io.fletch.graph.LowRankDelta;
 import io.fletch.graph.TestGraphs;
@@ -167,6 +168,15 @@ class GenerationFaultTest {
 
   /** Sequences with different adapters in each forward; the bits of their logits. */
   private static List<Integer> together() {
+    try {
+      return logitsTogether();
+    } catch (GraphException | NativeException e) {
+      // As the runtime does, which lies between graphs and users of models.
+      throw new FletchException(e.getMessage(), e);
+    }
+  }
+
+  private static List<Integer> logitsTogether() {
     List<Integer> bits = new ArrayList<>();
     try (TestGraphs graphs = new TestGraphs(4)) {
       Graph graph = graphs.llama(TestGraphs.Shape.small().layers(1));
@@ -256,7 +266,7 @@ class GenerationFaultTest {
     long calls = counting.calls();
     Set<String> failed = new TreeSet<>();
     // A stride that is odd meets other places of a loop of forwards each time.
-    long stride = FULL ? 1 : Math.max(1, calls / 12) | 1;
+    long stride = FULL ? 1 : Math.max(1, calls / 10) | 1;
     int code = 0;
     for (long n = 2; n <= calls; n += stride) {
       failed.add(oneFailure(scenario, n, CODES[code++ % CODES.length], expected));
@@ -320,7 +330,7 @@ class GenerationFaultTest {
     assertTrue(calls > 100, "calls=" + calls);
     Set<String> failed = new TreeSet<>();
     // Neighbouring calls differ, so that a stride meets every function.
-    long stride = FULL ? 1 : Math.max(1, calls / 24);
+    long stride = FULL ? 1 : Math.max(1, calls / 16);
     for (int c = 0; c < CODES.length; c++) {
       for (long n = 1 + c; n <= calls; n += stride) {
         failed.add(oneFailure(GenerationFaultTest::run, n, CODES[c], expected));
@@ -354,7 +364,7 @@ class GenerationFaultTest {
       assertEquals(expected, tokens, where);
       boolean fewer = gpu.calls() < n;
       assertTrue(fewer || QUIET.contains(gpu.failedCall()), "no exception: " + where);
-    } catch (FletchException | NativeException | IllegalStateException e) {
+    } catch (FletchException | IllegalStateException e) {
       where += " " + gpu.failedCall();
       assertFalse(gpu.failedCall().isEmpty(), where + ": " + e);
       assertTrue(
