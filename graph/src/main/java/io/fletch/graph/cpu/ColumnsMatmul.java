@@ -6,7 +6,6 @@ import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Locale;
-import java.util.Objects;
 import java.util.Optional;
 import java.util.concurrent.atomic.AtomicLong;
 
@@ -134,18 +133,13 @@ final class ColumnsMatmul implements Kernels.Matmul {
       MemorySegment y,
       long yOffset,
       long yStride) {
-    boolean isPanels = from % PANEL == 0 && (to % PANEL == 0 || to == out);
-    if (from < 0 || from > to || to > out || from < to && !isPanels) {
-      throw new IllegalArgumentException(
-          "rows: expected=panels within " + out + " actual=[" + from + "," + to + ")");
-    }
+    Operands.checkRange(out, out, from, to, PANEL);
     if (from == to || rows == 0) {
       return;
     }
-    Objects.checkFromIndexSize(0, packedBytes(out), weight.byteSize());
-    Objects.checkFromIndexSize(xOffset, (rows - 1) * xStride + 4L * in, x.byteSize());
-    Objects.checkFromIndexSize(
-        4 * (yOffset + from), 4 * ((rows - 1) * yStride + to - from), y.byteSize());
+    long xBytes = (rows - 1) * xStride + 4L * in;
+    Operands.check(
+        weight, packedBytes(out), x, xOffset, xBytes, rows, y, yOffset + from, yStride, to - from);
     X86Scratch scratch = X86Scratch.get();
     // Lists of all rows that may be taken from lists, one behind the other, then outputs that are
     // wider than the result.

@@ -3,11 +3,11 @@ package io.fletch.graph.cpu;
 import io.fletch.ffm.CpuFeatures;
 import io.fletch.graph.cpu.x86.BitmapCodesCode;
 import io.fletch.graph.cpu.x86.Isa;
+import io.fletch.graph.cpu.x86.SparseMatmulCode;
 import io.fletch.quant.SparseMatrix;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
-import java.util.Objects;
 import java.util.concurrent.atomic.AtomicReferenceArray;
 
 /**
@@ -36,7 +36,7 @@ final class X86BitmapCodes extends RowsMatmul {
 
   X86BitmapCodes(SparseMatrix.BitmapCodes m, Isa isa) {
     this.m = m;
-    wide = BitmapCodesCode.isWide(isa, CpuFeatures.host());
+    wide = SparseMatmulCode.isWide(isa, CpuFeatures.host());
     in = Math.toIntExact(m.in());
     long rows = m.out();
     while (rows > 0 && m.start(rows) + BitmapCodesCode.BEHIND > m.codes().bytes()) {
@@ -69,18 +69,22 @@ final class X86BitmapCodes extends RowsMatmul {
       MemorySegment y,
       long yOffset,
       long yStride) {
-    if (from < 0 || from > to || to > out || out != m.out()) {
-      throw new IllegalArgumentException(
-          "rows: expected within " + m.out() + " actual=[" + from + "," + to + ") of " + out);
-    }
+    Operands.checkRange(m.out(), out, from, to, rowGranule());
     if (from == to || rows == 0) {
       return;
     }
     long xStride = ActivationLayout.bytes(activation(), in);
-    Objects.checkFromIndexSize(0, m.values().bytes(), weight.byteSize());
-    Objects.checkFromIndexSize(xOffset, rows * xStride, x.byteSize());
-    Objects.checkFromIndexSize(
-        4 * (yOffset + from), 4 * ((rows - 1) * yStride + to - from), y.byteSize());
+    Operands.check(
+        weight,
+        m.values().bytes(),
+        x,
+        xOffset,
+        rows * xStride,
+        rows,
+        y,
+        yOffset + from,
+        yStride,
+        to - from);
     int tiles = (rows + maxTokens - 1) / maxTokens;
     long rowBytes = Math.max(1, m.bytes() / out);
     long step = tiles == 1 ? out : Math.max(8, CACHED_WEIGHTS / rowBytes);
@@ -88,14 +92,10 @@ final class X86BitmapCodes extends RowsMatmul {
         X86Scratch.get().piece(64 + BitmapCodesCode.scratchBytes(in, maxTokens, wide));
     for (long o = from; o < to; ) {
       long n = o < safe ? Math.min(step, Math.min(to, safe) - o) : 1;
-      MemorySegment codes = weight.asSlice(m.start(o), m.start(o + n) - m.start(o));
-      if (o >= safe) {
-        MemorySegment copy = X86Scratch.get().floats((in + BitmapCodesCode.BEHIND) / 4 + 1);
-        codes = copy.copyFrom(codes);
-      }
+      long codes = o < safe ? weight.address() + m.start(o) : copy(weight, o).address();
       for (int tile = 0, row = 0; tile < tiles; tile++) {
         int tokens = GroupTiles.tokens(rows, tiles, tile);
-        scratch.set(Segments.LONG, 0, codes.address());
+        scratch.set(Segments.LONG, 0, codes);
         scratch.set(Segments.LONG, 8, m.mask().segment().address() + o * m.mask().cols());
         long scales = o * m.scales().rowBytes();
         scratch.set(Segments.LONG, 16, m.scales().segment().address() + scales);
@@ -109,6 +109,13 @@ final class X86BitmapCodes extends RowsMatmul {
       }
       o += n;
     }
+  }
+
+  /** The codes of a row, with room behind them. */
+  private MemorySegment copy(MemorySegment weight, long row) {
+    MemorySegment to = X86Scratch.get().floats((in + BitmapCodesCode.BEHIND) / 4 + 1);
+    MemorySegment.copy(weight, m.start(row), to, 0, m.start(row + 1) - m.start(row));
+    return to;
   }
 
   private MemorySegment code(int tokens) {

@@ -5,7 +5,6 @@ import io.fletch.graph.cpu.x86.Isa;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
 import java.util.Locale;
-import java.util.Objects;
 import java.util.concurrent.atomic.AtomicReferenceArray;
 
 /**
@@ -80,25 +79,21 @@ final class X86FloatMatmul implements Kernels.Matmul {
       MemorySegment y,
       long yOffset,
       long yStride) {
-    if (from < 0 || from > to || to > out) {
-      throw new IllegalArgumentException(
-          "rows: expected within " + out + " actual=[" + from + "," + to + ")");
-    }
+    Operands.checkRange(out, out, from, to, rowGranule());
     if (from == to || rows == 0) {
       return;
     }
-    Objects.checkFromIndexSize(0, out * rowBytes, weight.byteSize());
     // The padding behind the last row need not be there.
-    Objects.checkFromIndexSize(xOffset, (rows - 1) * xStride + 4L * in, x.byteSize());
-    Objects.checkFromIndexSize(
-        4 * (yOffset + from), 4 * ((rows - 1) * yStride + to - from), y.byteSize());
+    long xBytes = (rows - 1) * xStride + 4L * in;
+    Operands.check(
+        weight, packedBytes(out), x, xOffset, xBytes, rows, y, yOffset + from, yStride, to - from);
     int max = FloatMatmulCode.maxTokens();
     int tiles = (rows + max - 1) / max;
     long step = tiles == 1 ? to - from : Math.max(8, CACHED_WEIGHTS / rowBytes & -8);
     for (long o = from; o < to; o += step) {
       long n = Math.min(step, to - o);
       for (int tile = 0, row = 0; tile < tiles; tile++) {
-        int tokens = rows / tiles + (tile < rows % tiles ? 1 : 0);
+        int tokens = GroupTiles.tokens(rows, tiles, tile);
         X86Code.call(
             code(tokens),
             weight.address() + o * rowBytes,

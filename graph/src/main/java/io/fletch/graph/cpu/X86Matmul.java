@@ -96,7 +96,7 @@ final class X86Matmul implements Kernels.Matmul {
 
   @Override
   public void pack(MemorySegment rowMajor, MemorySegment packed, long out, long from, long to) {
-    checkRange(out, from, to);
+    Operands.checkRange(out, out, from, to, layout.lanes());
     if (mapped) {
       long at = from * rowBytes;
       MemorySegment.copy(rowMajor, at, packed, at, (to - from) * rowBytes);
@@ -127,22 +127,6 @@ final class X86Matmul implements Kernels.Matmul {
     }
   }
 
-  private void checkRange(long out, long from, long to) {
-    int lanes = layout.lanes();
-    if (from < 0 || from > to || to > out || from % lanes != 0 || (to % lanes != 0 && to != out)) {
-      throw new IllegalArgumentException(
-          "rows: expected=multiples of "
-              + lanes
-              + " within "
-              + out
-              + " actual=["
-              + from
-              + ","
-              + to
-              + ")");
-    }
-  }
-
   @Override
   public void run(
       MemorySegment weight,
@@ -155,14 +139,21 @@ final class X86Matmul implements Kernels.Matmul {
       MemorySegment y,
       long yOffset,
       long yStride) {
-    checkRange(out, from, to);
+    Operands.checkRange(out, out, from, to, layout.lanes());
     if (from == to || rows == 0) {
       return;
     }
-    Objects.checkFromIndexSize(0, packedBytes(out), weight.byteSize());
-    Objects.checkFromIndexSize(xOffset, rows * xStride, x.byteSize());
-    Objects.checkFromIndexSize(
-        4 * (yOffset + from), 4 * ((rows - 1) * yStride + to - from), y.byteSize());
+    Operands.check(
+        weight,
+        packedBytes(out),
+        x,
+        xOffset,
+        rows * xStride,
+        rows,
+        y,
+        yOffset + from,
+        yStride,
+        to - from);
     long xAddress = x.address() + xOffset;
     long yByte = 4 * (yOffset + from);
     if (!mapped) {

@@ -131,17 +131,23 @@ final class X86Sparse extends RowsMatmul {
       MemorySegment y,
       long yOffset,
       long yStride) {
-    if (from < 0 || from > to || to > out || out != m.out()) {
-      throw new IllegalArgumentException(
-          "rows: expected within " + m.out() + " actual=[" + from + "," + to + ") of " + out);
-    }
+    Operands.checkRange(m.out(), out, from, to, rowGranule());
     if (from == to || rows == 0) {
       return;
     }
     long xStride = ActivationLayout.bytes(activation(), in);
-    Objects.checkFromIndexSize(xOffset, (rows - 1) * xStride + 4L * in, x.byteSize());
-    Objects.checkFromIndexSize(
-        4 * (yOffset + from), 4 * ((rows - 1) * yStride + to - from), y.byteSize());
+    long xBytes = (rows - 1) * xStride + 4L * in;
+    Operands.check(
+        weight,
+        m.values().bytes(),
+        x,
+        xOffset,
+        xBytes,
+        rows,
+        y,
+        yOffset + from,
+        yStride,
+        to - from);
     Objects.checkIndex(yStride, 1 << 29);
     int max = SparseMatmulCode.maxTokens();
     int tiles = (rows + max - 1) / max;

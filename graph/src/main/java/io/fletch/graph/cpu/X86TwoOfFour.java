@@ -72,7 +72,7 @@ final class X86TwoOfFour implements Kernels.Matmul {
   /** As the interface has it, but for rows of this matrix only: its index is not in the values. */
   @Override
   public void pack(MemorySegment rowMajor, MemorySegment packed, long out, long from, long to) {
-    checkRange(out, from, to);
+    Operands.checkRange(m.out(), out, from, to, layout.lanes());
     Objects.checkFromIndexSize(0, to * m.values().rowBytes(), rowMajor.byteSize());
     Objects.checkFromIndexSize(0, packedBytes(out), packed.byteSize());
     if (mapped) {
@@ -82,24 +82,6 @@ final class X86TwoOfFour implements Kernels.Matmul {
     }
     long offset = from / layout.lanes() * layout.groupBytes();
     layout.pack(rowMajor, m.index().segment(), from, to, packed, offset);
-  }
-
-  private void checkRange(long out, long from, long to) {
-    int lanes = layout.lanes();
-    boolean whole = from % lanes == 0 && (to % lanes == 0 || to == out);
-    if (from < 0 || from > to || to > out || out != m.out() || !whole) {
-      throw new IllegalArgumentException(
-          "rows: expected=multiples of "
-              + lanes
-              + " within "
-              + m.out()
-              + " actual=["
-              + from
-              + ","
-              + to
-              + ") of "
-              + out);
-    }
   }
 
   @Override
@@ -114,14 +96,21 @@ final class X86TwoOfFour implements Kernels.Matmul {
       MemorySegment y,
       long yOffset,
       long yStride) {
-    checkRange(out, from, to);
+    Operands.checkRange(m.out(), out, from, to, layout.lanes());
     if (from == to || rows == 0) {
       return;
     }
-    Objects.checkFromIndexSize(0, packedBytes(out), weight.byteSize());
-    Objects.checkFromIndexSize(xOffset, rows * xStride, x.byteSize());
-    Objects.checkFromIndexSize(
-        4 * (yOffset + from), 4 * ((rows - 1) * yStride + to - from), y.byteSize());
+    Operands.check(
+        weight,
+        packedBytes(out),
+        x,
+        xOffset,
+        rows * xStride,
+        rows,
+        y,
+        yOffset + from,
+        yStride,
+        to - from);
     long xAddress = x.address() + xOffset;
     long yByte = 4 * (yOffset + from);
     if (!mapped) {

@@ -1,6 +1,7 @@
 package io.fletch.graph.cpu;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.ffm.CpuFeatures;
@@ -144,7 +145,7 @@ class ColumnsMatmulTest {
     ColumnsMatmul m = new ColumnsMatmul(TensorType.F16, 8, Optional.empty());
     assertEquals(ColumnsMatmul.PANEL, m.rowGranule());
     assertTrue(m.packs());
-    org.junit.jupiter.api.Assertions.assertThrows(
+    assertThrows(
         IllegalArgumentException.class,
         () ->
             m.run(

@@ -3,6 +3,7 @@ package io.fletch.graph.cpu;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 
 import io.fletch.graph.TestGraphs;
 import io.fletch.quant.Dequantizer;
@@ -294,6 +295,41 @@ class SparseKernelsPropertyTest {
         float[] seen = seen(kernel.activation(), x, in, rows);
         float[] dense = SparseMatrix.toFloats(matrices[i]);
         assertRight(dense, out, in, seen, rows, ys.toArray(ValueLayout.JAVA_FLOAT));
+      }
+    }
+  }
+
+  @Property(tries = 30, shrinking = ShrinkingMode.OFF)
+  void operandsThatAreTooShortAreRefused(
+      @ForAll("kernelSets") Kernels kernels, @ForAll("values") TensorType type) {
+    int out = 32;
+    int in = 2 * Math.max(32, type.blockSize());
+    try (TestGraphs graphs = new TestGraphs(1);
+        TensorStore store = TensorStore.create()) {
+      SparseMatrix.Bitmap b = SparseEncoder.bitmap(graphs.masked("b", out, in, 0.5), type, store);
+      SparseMatrix.BitmapCodes c =
+          SparseEncoder.bitmapCodes(graphs.masked("c", out, in, 0.5), 8, store);
+      SparseMatrix.TwoOfFour t =
+          SparseEncoder.twoOfFour(graphs.twoOfFour("w", out, in), type, store);
+      Kernels.Matmul[] all = {
+        kernels.bitmapMatmul(b), kernels.bitmapMatmul(c), kernels.twoOfFourMapped(t)
+      };
+      SparseMatrix[] matrices = {b, c, t};
+      for (int i = 0; i < all.length; i++) {
+        Kernels.Matmul kernel = all[i];
+        MemorySegment w = matrices[i].values().segment();
+        MemorySegment tooShort = w.asSlice(0, w.byteSize() - 1);
+        MemorySegment x = activations(kernel.activation(), new float[in], in, 1, store);
+        MemorySegment y = store.allocate("y", TensorType.F32, out).segment();
+        kernel.run(w, out, 0, out, x, 0, 1, y, 0, out);
+        assertThrows(
+            IndexOutOfBoundsException.class,
+            () -> kernel.run(tooShort, out, 0, out, x, 0, 1, y, 0, out),
+            kernel.name());
+        assertThrows(
+            IndexOutOfBoundsException.class,
+            () -> kernel.run(w, out, 0, out, x, 0, 1, y, 1, out),
+            kernel.name());
       }
     }
   }
