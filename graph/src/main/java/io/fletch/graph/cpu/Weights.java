@@ -44,7 +44,8 @@ final class Weights implements AutoCloseable {
   private final Map<Tensor, MemorySegment> floats = new IdentityHashMap<>();
   private final Map<LinearOp, PreparedWeight> sparse = new IdentityHashMap<>();
 
-  private Kernels.Matmul[] columns = new Kernels.Matmul[0];
+  /** Kernels that count what they do not read. */
+  private ColumnsMatmul[] columns = {};
 
   /** Matrices whose input has zeros. */
   private Set<Tensor> behindZeros = Set.of();
@@ -82,7 +83,7 @@ final class Weights implements AutoCloseable {
     columns =
         products.values().stream()
             .filter(ColumnsMatmul.class::isInstance)
-            .toArray(Kernels.Matmul[]::new);
+            .toArray(ColumnsMatmul[]::new);
     copyToHugePages(options);
     steps.end();
   }
@@ -283,8 +284,8 @@ final class Weights implements AutoCloseable {
   /** Bytes of weights that zeros of activations have spared products with one row. */
   long skippedBytes() {
     long sum = 0;
-    for (Kernels.Matmul m : columns) {
-      sum += ((ColumnsMatmul) m).skippedBytes();
+    for (ColumnsMatmul m : columns) {
+      sum += m.skippedBytes();
     }
     return sum;
   }

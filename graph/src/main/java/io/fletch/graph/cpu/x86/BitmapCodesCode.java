@@ -1,7 +1,5 @@
 package io.fletch.graph.cpu.x86;
 
-import io.fletch.ffm.CpuFeatures;
-import io.fletch.ffm.CpuFeatures.Feature;
 import io.fletch.ffm.x86.Assembler;
 import io.fletch.ffm.x86.Condition;
 import io.fletch.ffm.x86.Gpr;
@@ -28,14 +26,11 @@ import io.fletch.ffm.x86.Zmm;
  * <p>Up to {@link #BEHIND} bytes behind the codes of a row are read and ignored: rows at the end of
  * the codes are the caller's business.
  *
- * <p>Signature of the code: {@code void (long parameters)}, which are longs: codes, mask and scales
- * at a row; activations; results; rows, at least 1; bytes from one row of results to the next;
- * scratch of {@link #scratchBytes}, aligned to 64. They are changed.
+ * <p>Signature of the code: {@code void (long parameters)}, which are eight longs: codes, mask and
+ * scales at a row; activations; results; rows, at least 1; bytes from one row of results to the
+ * next; scratch of {@link #scratchBytes}, aligned to 64. They are changed.
  */
 public final class BitmapCodesCode {
-  /** Longs of the parameters. */
-  public static final int PARAMETERS = 8;
-
   /** Bytes that are read behind the codes of a row. */
   public static final int BEHIND = 32;
 
@@ -110,11 +105,6 @@ public final class BitmapCodesCode {
     return wide ? 4 : 2;
   }
 
-  /** Whether a processor can run the code with 512-bit vectors. */
-  public static boolean isWide(Isa isa, CpuFeatures cpu) {
-    return isa == Isa.AVX512_VNNI && cpu.has(Feature.AVX512_VBMI2);
-  }
-
   /** Bytes of scratch that the code for these arguments needs. */
   public static long scratchBytes(int in, int tokens, boolean wide) {
     return new BitmapCodesCode(8, in, 0, 0, tokens, wide, 0).codesAt + 128L;
@@ -128,7 +118,7 @@ public final class BitmapCodesCode {
    * @param xStride bytes from one row of activations to the next
    * @param xScales bytes from the codes of a row of activations to their scales, one per 32
    * @param tokens rows of activations, 1 to {@link #maxTokens}
-   * @param wide with AVX-512 VNNI and VBMI2; else AVX2
+   * @param wide as {@link SparseMatmulCode#isWide} says; else AVX2
    * @param table address of the bytes of {@link #table}, which outlive the code
    */
   public static byte[] emit(

@@ -78,20 +78,16 @@ public final class RowMajorCode {
     this.sumsOffset = sumsOffset;
   }
 
-  /** Whether there is code for a type: all that have a packed form. */
-  public static boolean supports(TensorType type) {
-    return PackedLayout.supports(type);
-  }
-
   /**
    * Emits the code.
    *
+   * @param type one that has a packed form
    * @param in elements of a row
    * @param scalesOffset offset of the scales in a row of activations
    * @param sumsOffset offset of the sums in it
    */
   public static byte[] emit(TensorType type, int in, Isa isa, long scalesOffset, long sumsOffset) {
-    if (!supports(type) || in <= 0 || in % type.blockSize() != 0) {
+    if (!PackedLayout.supports(type) || in <= 0 || in % type.blockSize() != 0) {
       throw new IllegalArgumentException("no product in place: type=" + type + " in=" + in);
     }
     Math.toIntExact(2 * ROWS * type.bytes(in));

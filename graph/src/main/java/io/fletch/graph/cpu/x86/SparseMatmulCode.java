@@ -103,7 +103,7 @@ public final class SparseMatmulCode {
     return 4;
   }
 
-  /** Whether a processor can run the code with 512-bit vectors. */
+  /** Whether a processor can run the code of sparse products with 512-bit vectors. */
   public static boolean isWide(Isa isa, CpuFeatures cpu) {
     return isa == Isa.AVX512_VNNI && cpu.has(Feature.AVX512_VBMI2);
   }
