@@ -159,24 +159,27 @@ public final class CompressionTable {
                     "--tokens",
                     "8000",
                     "--json"));
-        perplexity = "%.3f".formatted(((Number) got.get("perplexity")).doubleValue());
+        perplexity =
+            String.format(Locale.ROOT, "%.3f", ((Number) got.get("perplexity")).doubleValue());
       }
       String accuracy = "-";
       if (!questions.equals("-")) {
         Map<String, Object> got =
             fletch(List.of("eval", "-m", file.toString(), "--set", questions, "--json"));
-        accuracy = "%.1f".formatted(100 * ((Number) got.get("accuracy")).doubleValue());
+        accuracy =
+            String.format(Locale.ROOT, "%.1f", 100 * ((Number) got.get("accuracy")).doubleValue());
       }
       List<Double> sorted = new ArrayList<>(speeds.get(row));
       Collections.sort(sorted);
       table.append(
-          "| %s | %.1f | %s | %s | %.0f |%n"
-              .formatted(
-                  row.label(),
-                  Files.size(file) / 1e6,
-                  perplexity,
-                  accuracy,
-                  sorted.get(sorted.size() / 2)));
+          String.format(
+              Locale.ROOT,
+              "| %s | %.1f | %s | %s | %.0f |%n",
+              row.label(),
+              Files.size(file) / 1e6,
+              perplexity,
+              accuracy,
+              sorted.get(sorted.size() / 2)));
     }
     System.out.print(table);
   }

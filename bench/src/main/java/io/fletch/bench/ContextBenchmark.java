@@ -37,14 +37,15 @@ public final class ContextBenchmark {
     int rounds = args.length > 4 ? Integer.parseInt(args[4]) : 5;
     int longest = Arrays.stream(lengths).max().orElseThrow() + TOKENS + BenchModel.ROWS;
     Path file = BenchModel.file(args[0], ModelBenchmark.folder());
-    try (BenchModel model = new BenchModel(file, threads, type, longest)) {
+    try (BenchModel model = new BenchModel(file, threads, type, longest);
+        ReadBandwidth reader = new ReadBandwidth(threads)) {
       List<List<Double>> samples = new ArrayList<>();
       for (int ignored : lengths) {
         samples.add(new ArrayList<>());
       }
       List<Double> bandwidth = new ArrayList<>();
       for (int round = -1; round < rounds; round++) {
-        bandwidth.add(ReadBandwidth.gigabytes(threads));
+        bandwidth.add(reader.gigabytesPerSecond());
         for (int i = 0; i < lengths.length; i++) {
           double nanos = decode(model, lengths[i]);
           if (round >= 0) {

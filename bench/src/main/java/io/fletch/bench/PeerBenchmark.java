@@ -11,8 +11,6 @@ import io.fletch.GenerationOptions;
 import io.fletch.Model;
 import io.fletch.ModelOptions;
 import io.fletch.Session;
-import io.fletch.ffm.NativeMemory;
-import io.fletch.ffm.x86.ReadLoop;
 import java.lang.management.ManagementFactory;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -20,9 +18,6 @@ import java.util.Arrays;
 import java.util.Iterator;
 import java.util.List;
 import java.util.Locale;
-import java.util.concurrent.BrokenBarrierException;
-import java.util.concurrent.CyclicBarrier;
-import java.util.concurrent.atomic.AtomicLong;
 
 /**
  * Question: how fast are Fletch and llama.cpp (through {@code de.kherud:llama}) on the same file
@@ -30,13 +25,13 @@ import java.util.concurrent.atomic.AtomicLong;
  *
  * <p>Both engines live in this process and take turns, round by round, so that a noisy machine
  * disturbs both alike. A round prefills {@code pp} tokens and decodes {@code tg} more, then reads
- * memory with as many threads as fast as they can ({@link ReadLoop}). Printed: medians of tok/s by
- * wall clock and by CPU time of the process (which leaves out what other processes took), their
- * spread, the ratios, the share of the read bandwidth that decoding uses, and a row of a Markdown
- * table. Rounds before weights have taken their final place are warm-up and not counted; there is
- * at least one.
+ * memory with as many threads as fast as they can ({@link ReadBandwidth}). Printed: medians of
+ * tok/s by wall clock and by CPU time of the process (which leaves out what other processes took),
+ * their spread, the ratios, the share of the read bandwidth that decoding uses, and a row of a
+ * Markdown table. Rounds before weights have taken their final place are warm-up and not counted;
+ * there is at least one.
  *
- * <p>Usage: {@code PeerBenchmark FILE THREADS PP TG ROUNDS [mapped|packed|auto] [f16|f32|q8_0]}
+ * <p>Usage: {@code PeerBenchmark FILE THREADS PP TG ROUNDS [mapped|packed|auto]}
  */
 public final class PeerBenchmark {
   private static final OperatingSystemMXBean OS =
@@ -44,9 +39,6 @@ public final class PeerBenchmark {
 
   /** Rounds that weights may take to be packed and copied. */
   private static final int MOST_WARM_UPS = 5;
-
-  /** Bytes of one call of the read loop, about a matrix. */
-  private static final long PART = 16L << 20;
 
   private PeerBenchmark() {}
 
@@ -102,7 +94,7 @@ public final class PeerBenchmark {
           model.backendDescription());
       List<Double> reads = new ArrayList<>();
       try (LlamaModel peer = new LlamaModel(parameters);
-          Reader reader = new Reader(threads)) {
+          ReadBandwidth reader = new ReadBandwidth(threads)) {
         warmUp(model, session, peer, pp, tg);
         for (int round = 1; round <= rounds; round++) {
           ours.add(fletch(session, prompt(peer, pp, round), tg));
@@ -125,70 +117,6 @@ public final class PeerBenchmark {
       fletch(session, prompt(peer, pp, 0), tg);
       peer(peer, prompt(peer, pp, 0), tg);
     } while (++round < MOST_WARM_UPS && !before.equals(model.backendDescription()));
-  }
-
-  /** Reads memory with some threads at once. */
-  private static final class Reader implements AutoCloseable {
-    private static final long BYTES = 1L << 30;
-    private static final int PASSES = 5;
-
-    private final NativeMemory memory = NativeMemory.allocate(BYTES);
-    private final ReadLoop loop = ReadLoop.best();
-    private final AtomicLong sink = new AtomicLong();
-    private final int threads;
-
-    Reader(int threads) {
-      this.threads = threads;
-      // Written, or all pages would be the one page of zeros.
-      memory.segment().fill((byte) 1);
-    }
-
-    /**
-     * All of the memory, the threads side by side, by wall clock: the best of some passes, since a
-     * limit that other processes lowered would flatter.
-     */
-    double gigabytesPerSecond() {
-      long part = BYTES / threads / PART * PART;
-      AtomicLong start = new AtomicLong();
-      AtomicLong best = new AtomicLong(Long.MAX_VALUE);
-      CyclicBarrier begin = new CyclicBarrier(threads, () -> start.set(System.nanoTime()));
-      CyclicBarrier end =
-          new CyclicBarrier(
-              threads, () -> best.accumulateAndGet(System.nanoTime() - start.get(), Math::min));
-      List<Thread> others = new ArrayList<>();
-      for (int t = 1; t < threads; t++) {
-        long from = t * part;
-        others.add(Thread.ofPlatform().start(() -> read(from, part, begin, end)));
-      }
-      read(0, part, begin, end);
-      for (Thread other : others) {
-        try {
-          other.join();
-        } catch (InterruptedException e) {
-          throw new IllegalStateException("the measurement was interrupted", e);
-        }
-      }
-      return (double) part * threads / best.get();
-    }
-
-    private void read(long from, long bytes, CyclicBarrier begin, CyclicBarrier end) {
-      try {
-        for (int pass = 0; pass < PASSES; pass++) {
-          begin.await();
-          for (long at = from; at < from + bytes; at += PART) {
-            sink.addAndGet(loop.sum(memory.segment().asSlice(at, PART)));
-          }
-          end.await();
-        }
-      } catch (InterruptedException | BrokenBarrierException e) {
-        throw new IllegalStateException("the measurement was interrupted", e);
-      }
-    }
-
-    @Override
-    public void close() {
-      memory.close();
-    }
   }
 
   /**

@@ -176,10 +176,10 @@ class ServeProcessTest {
   }
 
   /**
-   * Memory of the server's process while a third of its clients, in this one, hang up: what is
-   * resident in the second half of the time is what was in the first, with a heap that never fills.
-   * 6 requests of 8 clients; with {@code -Dfletch.full=true} 64 clients for ten minutes ({@code
-   * -Dfletch.minutes=N}).
+   * A third of the clients, in this process, hang up: all others get whole answers, and the server
+   * ends as it should. 6 requests of 8 clients; with {@code -Dfletch.full=true} 64 clients for ten
+   * minutes ({@code -Dfletch.minutes=N}), and what is resident of the server's process, with a heap
+   * that never fills, at their end is what was at half of the time. Memory on Linux alone.
    */
   @Test
   void hangUpsLeaveTheProcessAsItWas() throws Exception {
