@@ -51,8 +51,6 @@ import org.openjdk.jmh.annotations.Warmup;
       "-Xmx1g"
     })
 public class AttentionBenchmark {
-  private static final long WORKING_SET = 128L << 20;
-
   /** The start of a kernel set's name; the fastest one that matches is taken. */
   @Param({"scalar", "vector", "x86"})
   String kernels;
@@ -110,14 +108,17 @@ public class AttentionBenchmark {
     spec = new AttentionSpec(0, group, 1, headDim, headDim, 0.125f, 0, 0);
     slotBytes = set.kvBytes(type, headDim);
     long headBytes = 2 * context * slotBytes;
-    heads = context <= 512 ? 1 : (int) Math.max(1, WORKING_SET / headBytes);
+    heads = context <= 512 ? 1 : (int) Math.max(1, ReadBandwidth.workingSet() / headBytes);
     kv = NativeMemory.allocateSparse(heads * headBytes);
     MemorySegment row = arena.allocate(4L * headDim, 64);
-    for (long slot = 0; slot < 2L * context * heads; slot++) {
+    for (long slot = 0; slot < 2L * context; slot++) {
       for (int i = 0; i < headDim; i++) {
         row.setAtIndex(ValueLayout.JAVA_FLOAT, i, (float) random.nextGaussian());
       }
       set.kvStore(type, row, 0, headDim, kv.segment(), slot * slotBytes);
+    }
+    for (int head = 1; head < heads; head++) {
+      MemorySegment.copy(kv.segment(), 0, kv.segment(), head * headBytes, headBytes);
     }
     query = arena.allocate(4L * headDim * group, 64);
     for (int i = 0; i < headDim * group; i++) {

@@ -54,9 +54,6 @@ public class KernelBenchmark {
   static final int IN = 2048;
   static final int OUT = 8192;
 
-  /** Together larger than any last-level cache in use. */
-  private static final long WORKING_SET = 128L << 20;
-
   /** The start of a kernel set's name; the fastest one that matches is taken. */
   @Param({"scalar", "vector", "x86"})
   String kernels;
@@ -115,7 +112,7 @@ public class KernelBenchmark {
       first = arena.allocate(matmul.packedBytes(OUT), 64);
       matmul.pack(rowMajor, first, OUT, 0, OUT);
     }
-    weights = new MemorySegment[(int) Math.max(2, WORKING_SET / first.byteSize())];
+    weights = new MemorySegment[(int) Math.max(2, ReadBandwidth.workingSet() / first.byteSize())];
     weights[0] = first;
     for (int i = 1; i < weights.length; i++) {
       weights[i] = arena.allocate(first.byteSize(), 64).copyFrom(first);

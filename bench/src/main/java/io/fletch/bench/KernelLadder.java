@@ -43,8 +43,6 @@ public final class KernelLadder {
   private static final int IN = 2048;
   private static final int PREFILL_ROWS = 128;
   private static final int PREFILL_OUT = 8192;
-  private static final long LEAST_WORKING_SET = 192L << 20;
-  private static final long MOST_WORKING_SET = 1L << 30;
 
   /** CPU time of one sample, about. */
   private static final long SAMPLE_NANOS = 30_000_000;
@@ -201,8 +199,7 @@ public final class KernelLadder {
 
   private static List<Rung> rungs(TensorType type, int rows, Arena arena, List<NativeMemory> held) {
     long rowBytes = type.bytes(IN);
-    long working =
-        Math.clamp(2 * CpuFeatures.host().l3Bytes(), LEAST_WORKING_SET, MOST_WORKING_SET);
+    long working = ReadBandwidth.workingSet();
     long out = rows == 1 ? working / rowBytes / STEP * STEP : PREFILL_OUT;
     MemorySegment weights = matrix(type, out, held);
     MemorySegment y = allocate(4L * out * rows, held);

@@ -1,5 +1,6 @@
 package io.fletch.bench;
 
+import io.fletch.ffm.CpuFeatures;
 import io.fletch.ffm.NativeMemory;
 import io.fletch.ffm.x86.ReadLoop;
 import java.util.ArrayList;
@@ -19,6 +20,8 @@ final class ReadBandwidth implements AutoCloseable {
 
   private static final int PASSES = 5;
 
+  private static final long LEAST_WORKING_SET = 192L << 20;
+
   private final NativeMemory memory = NativeMemory.allocate(BYTES);
   private final ReadLoop loop = ReadLoop.best();
   private final AtomicLong sink = new AtomicLong();
@@ -29,6 +32,11 @@ final class ReadBandwidth implements AutoCloseable {
     this.threads = threads;
     // Written, or all pages would be the one page of zeros.
     memory.segment().fill((byte) 1);
+  }
+
+  /** Bytes that do not fit in the last-level cache, for what shall come from memory. */
+  static long workingSet() {
+    return Math.clamp(2 * CpuFeatures.host().l3Bytes(), LEAST_WORKING_SET, BYTES);
   }
 
   /** GB/s of some threads, measured once. */
