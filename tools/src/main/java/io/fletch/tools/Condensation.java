@@ -31,6 +31,12 @@ final class Condensation {
       Pattern.compile("blk\\.(\\d+)\\.(ffn_gate_inp|ffn_(?:gate|up|down)_exps)\\.weight");
   private static final Pattern HF_ROUTER =
       Pattern.compile("model\\.layers\\.(\\d+)\\.mlp\\.gate\\.weight");
+
+  /** What is added to the scores of a router, in either container. */
+  private static final Pattern ROUTER_BIAS =
+      Pattern.compile(
+          "(?:blk\\.(\\d+)\\.exp_probs_b\\.bias|model\\.layers\\.(\\d+)\\.mlp\\.gate\\.expert_bias)");
+
   private static final Pattern HF_EXPERT =
       Pattern.compile("(model\\.layers\\.(\\d+)\\.mlp\\.experts\\.)(\\d+)(\\..*)");
 
@@ -193,11 +199,17 @@ final class Condensation {
           String name = expert.group(1) + at + expert.group(4);
           out.add(new TensorCopy(name, t.source(), t.shape(), t.order()));
         }
-      } else {
+      } else if (!isBiasOfCondensed(t.name())) {
         out.add(t);
       }
     }
     return new ModelOutput.View(out, view.gguf(), view.files(), view.notes());
+  }
+
+  private boolean isBiasOfCondensed(String name) {
+    Matcher m = ROUTER_BIAS.matcher(name);
+    return m.matches()
+        && layers.containsKey(Integer.parseInt(m.group(1) == null ? m.group(2) : m.group(1)));
   }
 
   /** A layer without experts has one weight, which is 0. */

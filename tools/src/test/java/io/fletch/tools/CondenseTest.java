@@ -86,14 +86,7 @@ class CondenseTest {
         }
       }
     }
-    Path base = Files.createDirectories(folder.resolve("base"));
-    try (TensorStore store = TensorStore.create()) {
-      SafetensorsWriter writer = new SafetensorsWriter();
-      values.forEach((name, x) -> writer.add(store.floats(name, x, shapes.get(name))));
-      writer.write(base.resolve("model.safetensors"));
-    }
-    Files.writeString(
-        base.resolve("config.json"),
+    writeBase(
         """
         {"model_type": "deepseek", "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48,
          "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4,
@@ -101,6 +94,16 @@ class CondenseTest {
          "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2,
          "moe_intermediate_size": 16, "first_k_dense_replace": 1}
         """);
+  }
+
+  private void writeBase(String config) throws IOException {
+    Path base = Files.createDirectories(folder.resolve("base"));
+    try (TensorStore store = TensorStore.create()) {
+      SafetensorsWriter writer = new SafetensorsWriter();
+      values.forEach((name, x) -> writer.add(store.floats(name, x, shapes.get(name))));
+      writer.write(base.resolve("model.safetensors"));
+    }
+    Files.writeString(base.resolve("config.json"), config);
   }
 
   private void unit(String at, int width) {
@@ -164,6 +167,49 @@ class CondenseTest {
       assertTrue(file.tensors().containsKey("model.layers.1.mlp.gate.weight"));
       assertTrue(
           file.tensors().keySet().stream().noneMatch(n -> n.contains("layers.2.mlp.experts.")));
+    }
+  }
+
+  /** LLaDA 2 adds a bias to the scores of its routers, which goes with them. */
+  @Test
+  void biasesOfRoutersGoWithThem() throws IOException {
+    put("model.word_embeddings.weight", 40, WIDTH);
+    put("model.norm.weight", WIDTH);
+    put("lm_head.weight", 40, WIDTH);
+    for (int l = 0; l < 3; l++) {
+      String p = "model.layers." + l + ".";
+      put(p + "input_layernorm.weight", WIDTH);
+      put(p + "post_attention_layernorm.weight", WIDTH);
+      put(p + "attention.query_key_value.weight", 3 * WIDTH, WIDTH);
+      put(p + "attention.dense.weight", WIDTH, WIDTH);
+      put(p + "attention.query_layernorm.weight", WIDTH / 4);
+      put(p + "attention.key_layernorm.weight", WIDTH / 4);
+      unit(p + "mlp.", l == 0 ? 48 : 0);
+      if (l > 0) {
+        put(p + "mlp.gate.weight", EXPERTS, WIDTH);
+        put(p + "mlp.gate.expert_bias", EXPERTS);
+        unit(p + "mlp.shared_experts.", INNER);
+        for (int e = 0; e < EXPERTS; e++) {
+          unit(p + "mlp.experts." + e + ".", INNER);
+        }
+      }
+    }
+    writeBase(
+        """
+        {"model_type": "llada2_moe", "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48,
+         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8,
+         "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+         "num_experts": 4, "num_shared_experts": 1, "num_experts_per_tok": 2,
+         "moe_intermediate_size": 16, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
+         "score_function": "sigmoid", "moe_router_enable_expert_bias": true,
+         "mask_token_id": 39, "block_size": 4}
+        """);
+    Fletch.Outcome done = condense("base", "out", "--condense-layers", "1");
+    assertEquals(0, done.status(), done.err());
+    try (WeightFile file = WeightFile.open(folder.resolve("out"))) {
+      assertModel(file);
+      assertTrue(file.tensors().containsKey("model.layers.1.mlp.gate.expert_bias"));
+      assertFalse(file.tensors().containsKey("model.layers.2.mlp.gate.expert_bias"));
     }
   }
 
