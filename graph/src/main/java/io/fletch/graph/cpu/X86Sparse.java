@@ -27,10 +27,6 @@ final class X86Sparse extends RowsMatmul {
   /** Tables of the process, which its code refers to. */
   private static final Map<List<Object>, MemorySegment> TABLES = new ConcurrentHashMap<>();
 
-  /** The values of one row as float32, per thread; grows to the longest. */
-  private static final ThreadLocal<MemorySegment> ROW =
-      ThreadLocal.withInitial(() -> MemorySegment.NULL);
-
   private final Kind kind;
   private final SparseMatrix m;
   private final TensorType type;
@@ -174,13 +170,8 @@ final class X86Sparse extends RowsMatmul {
 
   /** The values of a row, decoded or as they are, with room behind them. */
   private MemorySegment row(MemorySegment weight, long row) {
-    MemorySegment to = ROW.get();
     // The code may read eight values more than there are.
-    long most = 4L * (in + type.blockSize() + 8);
-    if (to.byteSize() < most) {
-      to = Arena.ofAuto().allocate(most, 64);
-      ROW.set(to);
-    }
+    MemorySegment to = X86Scratch.get().floats(in + type.blockSize() + 8);
     int n = kind == Kind.BITMAP ? (int) (start[(int) row + 1] - start[(int) row]) : in / 2;
     if (isDecoded && n > 0) {
       decoder.dequantize(type, weight, valueOffset(row), n, 1, to, 0);

@@ -106,26 +106,12 @@ public final class AccumulateCode {
     a.vbroadcastss(factor, Mem.of(FACTOR));
     for (int i = 0; i < size; i++) {
       Vec w = lanes.reg(BLOCK + i);
-      load(w, Mem.of(FROM, i * elements));
+      Lanes.load(a, type, w, Mem.of(FROM, i * elements));
       a.vfmadd231ps(lanes.reg(i), factor, w);
     }
     a.add(FROM, STRIDE);
     a.add(FACTOR, Float.BYTES);
     a.dec(LEFT);
     a.jcc(Condition.NE, loop);
-  }
-
-  /** A vector of elements as float32; exact. */
-  private void load(Vec d, Mem m) {
-    switch (type) {
-      case F32 -> a.vmovups(d, m);
-      case F16 -> a.vcvtph2ps(d, m);
-      case BF16 -> {
-        a.vpmovzxwd(d, m);
-        a.vpslld(d, d, 16);
-      }
-      default ->
-          throw new IllegalArgumentException("type: expected=F32, F16 or BF16 actual=" + type);
-    }
   }
 }

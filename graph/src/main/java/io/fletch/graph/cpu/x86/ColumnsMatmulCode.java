@@ -122,7 +122,7 @@ public final class ColumnsMatmulCode {
       a.vmovups(y, at);
       for (int c = 0; c < size; c++) {
         Vec w = lanes.reg(10 + (offset % 2 * 2 + c % 2));
-        load(w, Mem.of(POINTERS[c], I, 1, offset * elementBytes * floats));
+        Lanes.load(a, type, w, Mem.of(POINTERS[c], I, 1, offset * elementBytes * floats));
         a.vfmadd231ps(y, lanes.reg(c), w);
       }
       a.vmovups(at, y);
@@ -180,7 +180,7 @@ public final class ColumnsMatmulCode {
     overOutputs(offset -> {
       for (int c = 0; c < size; c++) {
         int at = c * columnBytes + offset * elementBytes * floats;
-        load(lanes.reg(first + c), Mem.of(THIRD, I, 1, at));
+        Lanes.load(a, type, lanes.reg(first + c), Mem.of(THIRD, I, 1, at));
       }
       for (int r = 0; r < ROWS; r++) {
         Vec y = lanes.reg(first + size + r % 2);
@@ -198,18 +198,5 @@ public final class ColumnsMatmulCode {
     a.jcc(Condition.GE, loop);
     a.bind(rest);
     a.add(FIFTH, size);
-  }
-
-  /** A vector of elements as float32; exact. */
-  private void load(Vec d, Mem m) {
-    switch (type) {
-      case F32 -> a.vmovups(d, m);
-      case F16 -> a.vcvtph2ps(d, m);
-      case BF16 -> {
-        a.vpmovzxwd(d, m);
-        a.vpslld(d, d, 16);
-      }
-      default -> throw new IllegalArgumentException("type: expected=a float type actual=" + type);
-    }
   }
 }

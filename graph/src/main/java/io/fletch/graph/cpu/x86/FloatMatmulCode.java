@@ -221,7 +221,7 @@ public final class FloatMatmulCode {
         a.prefetcht0(Mem.of(WP, offset + PREFETCH));
       }
       for (int i = 0; i < parts; i++) {
-        load(w[i], Mem.of(WP, offset + i * bytes / 4 * elementBytes));
+        Lanes.load(a, type, w[i], Mem.of(WP, offset + i * bytes / 4 * elementBytes));
       }
       for (int t = 0; t < tokens; t++) {
         for (int i = 0; i < parts; i++) {
@@ -231,24 +231,13 @@ public final class FloatMatmulCode {
     }
   }
 
-  /** A vector of weights as float32; exact. */
-  private void load(Vec d, Mem m) {
-    switch (type) {
-      case F32 -> a.vmovups(d, m);
-      case F16 -> a.vcvtph2ps(d, m);
-      default -> {
-        a.vpmovzxwd(d, m);
-        a.vpslld(d, d, 16);
-      }
-    }
-  }
-
   /** The last elements; what is beyond them counts as zero and is not touched. */
   private void tailStep() {
     for (int r = 0; r < rows; r++) {
       int offset = r * rowBytes;
       if (wide) {
-        wideTail(Mem.of(WP, offset));
+        a.zeroed(Opmask.K1);
+        Lanes.load(a, type, w[0], Mem.of(WP, offset));
       } else {
         narrowTail(offset);
       }
@@ -271,18 +260,6 @@ public final class FloatMatmulCode {
     }
   }
 
-  private void wideTail(Mem m) {
-    a.zeroed(Opmask.K1);
-    switch (type) {
-      case F32 -> a.vmovups(w[0], m);
-      case F16 -> a.vcvtph2ps(w[0], m);
-      default -> {
-        a.vpmovzxwd(w[0], m);
-        a.vpslld(w[0], w[0], 16);
-      }
-    }
-  }
-
   private void narrowTail(int offset) {
     if (elementBytes == 4) {
       for (int i = 0; i < parts && i * 8 < tail(); i++) {
@@ -297,7 +274,7 @@ public final class FloatMatmulCode {
       a.mov16(Mem.of(Gpr.RSP, 2 * i), TEMP);
     }
     for (int i = 0; i < parts; i++) {
-      load(w[i], Mem.of(Gpr.RSP, 16 * i));
+      Lanes.load(a, type, w[i], Mem.of(Gpr.RSP, 16 * i));
     }
   }
 

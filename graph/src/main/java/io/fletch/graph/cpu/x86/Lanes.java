@@ -2,10 +2,12 @@ package io.fletch.graph.cpu.x86;
 
 import io.fletch.ffm.x86.Assembler;
 import io.fletch.ffm.x86.Mem;
+import io.fletch.ffm.x86.Operand;
 import io.fletch.ffm.x86.Opmask;
 import io.fletch.ffm.x86.Vec;
 import io.fletch.ffm.x86.Xmm;
 import io.fletch.ffm.x86.Zmm;
+import io.fletch.quant.TensorType;
 
 /**
  * Pieces of float code that several generators share, for vectors of one width. They follow the
@@ -25,6 +27,20 @@ final class Lanes {
     this.a = a;
     this.bytes = isa.bytes();
     this.parts = 64 / bytes;
+  }
+
+  /** Elements of a float type as float32, a vector of them; exact. */
+  static void load(Assembler a, TensorType type, Vec d, Operand from) {
+    switch (type) {
+      case F32 -> a.vmovups(d, from);
+      case F16 -> a.vcvtph2ps(d, from);
+      case BF16 -> {
+        a.vpmovzxwd(d, from);
+        a.vpslld(d, d, 16);
+      }
+      default ->
+          throw new IllegalArgumentException("type: expected=F32, F16 or BF16 actual=" + type);
+    }
   }
 
   Vec reg(int code) {

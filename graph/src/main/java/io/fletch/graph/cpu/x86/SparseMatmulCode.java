@@ -256,7 +256,7 @@ public final class SparseMatmulCode {
       a.vexpandps(w, Mem.of(W));
     } else {
       a.vpexpandw(w.ymm(), Mem.of(W));
-      widen(w, w.ymm());
+      Lanes.load(a, type, w, w.ymm());
     }
     a.lea(W, Mem.of(W, ONES, type.blockBytes(), 0));
     for (int i = 0; i < tokens; i++) {
@@ -275,7 +275,7 @@ public final class SparseMatmulCode {
       a.vpermq(w, Mem.of(W), PAIRS);
     } else {
       a.vpshufd(w.ymm(), Mem.of(W), PAIRS);
-      widen(w, w.ymm());
+      Lanes.load(a, type, w, w.ymm());
     }
     for (int i = 0; i < tokens; i++) {
       a.vmovups(x, Mem.of(XP, i * xStride));
@@ -314,7 +314,7 @@ public final class SparseMatmulCode {
       if (shorts) {
         a.vmovdqu(v.xmm(), Mem.of(W));
         a.vpshufb(v.xmm(), v.xmm(), Mem.of(TABLE, TEMP, 1, 0));
-        widen(v, v.xmm());
+        Lanes.load(a, type, v, v.xmm());
       } else {
         a.vmovdqu(p0, Mem.of(TABLE, TEMP, 1, 0));
         a.vpermps(v, p0, Mem.of(W));
@@ -325,16 +325,6 @@ public final class SparseMatmulCode {
       for (int i = 0; i < tokens; i++) {
         a.vfmadd231ps(sums[i][half], v, Mem.of(XP, i * xStride + 32 * half));
       }
-    }
-  }
-
-  /** 16-bit floats to float32 in a vector of twice the width; exact. */
-  private void widen(Vec to, Vec from) {
-    if (type == TensorType.F16) {
-      a.vcvtph2ps(to, from);
-    } else {
-      a.vpmovzxwd(to, from);
-      a.vpslld(to, to, 16);
     }
   }
 
@@ -354,7 +344,7 @@ public final class SparseMatmulCode {
         case F32 -> a.vpermq(v, Mem.of(W, 32 * half), PAIRS);
         default -> {
           a.vpshufd(v.xmm(), Mem.of(W, 16 * half), PAIRS);
-          widen(v, v.xmm());
+          Lanes.load(a, type, v, v.xmm());
         }
       }
       for (int i = 0; i < tokens; i++) {
