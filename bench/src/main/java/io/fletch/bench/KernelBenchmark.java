@@ -1,5 +1,6 @@
 package io.fletch.bench;
 
+import io.fletch.ffm.NativeMemory;
 import io.fletch.graph.cpu.KernelSets;
 import io.fletch.graph.cpu.Kernels;
 import io.fletch.quant.TensorType;
@@ -70,6 +71,7 @@ public class KernelBenchmark {
 
   private Arena arena;
   private Kernels.Matmul matmul;
+  private NativeMemory memory;
   private MemorySegment[] weights;
   private MemorySegment x;
   private MemorySegment y;
@@ -107,15 +109,20 @@ public class KernelBenchmark {
     }
     MemorySegment rowMajor = arena.allocate(type.bytes((long) OUT * IN), 64);
     RandomWeights.fill(type, rowMajor, new Random(1));
-    MemorySegment first = rowMajor;
-    if (matmul.packs()) {
-      first = arena.allocate(matmul.packedBytes(OUT), 64);
-      matmul.pack(rowMajor, first, OUT, 0, OUT);
-    }
-    weights = new MemorySegment[(int) Math.max(2, ReadBandwidth.workingSet() / first.byteSize())];
-    weights[0] = first;
-    for (int i = 1; i < weights.length; i++) {
-      weights[i] = arena.allocate(first.byteSize(), 64).copyFrom(first);
+    long bytes = matmul.packs() ? matmul.packedBytes(OUT) : rowMajor.byteSize();
+    weights = new MemorySegment[(int) Math.max(2, ReadBandwidth.workingSet() / bytes)];
+    // In huge pages, as what the read loop reads.
+    long apart = bytes + 63 & -64;
+    memory = NativeMemory.allocate(weights.length * apart);
+    for (int i = 0; i < weights.length; i++) {
+      weights[i] = memory.segment().asSlice(i * apart, bytes);
+      if (i > 0) {
+        weights[i].copyFrom(weights[0]);
+      } else if (matmul.packs()) {
+        matmul.pack(rowMajor, weights[i], OUT, 0, OUT);
+      } else {
+        weights[i].copyFrom(rowMajor);
+      }
     }
     y = arena.allocate(4L * OUT * rows, 64);
     x = activations(set);
@@ -159,6 +166,7 @@ public class KernelBenchmark {
 
   @TearDown
   public void release() {
+    memory.close();
     arena.close();
   }
 
