@@ -56,6 +56,10 @@ public final class AdapterFile {
           "attn_k",
           "attn_v",
           "attn_qkv",
+          "attn_q_a",
+          "attn_q_b",
+          "attn_kv_a_mqa",
+          "attn_kv_b",
           "attn_output",
           "ffn_gate",
           "ffn_up",
@@ -376,17 +380,18 @@ public final class AdapterFile {
       for (String layer : LAYERS) {
         all.add("blk." + i + "." + layer);
       }
-      int experts =
-          hp.blocks()
-              .get(i)
-              .feedForward()
-              .flatMap(BlockSpec.FeedForward::experts)
-              .map(e -> e.route().experts())
-              .orElse(0);
+      Optional<BlockSpec.Experts> spec =
+          hp.blocks().get(i).feedForward().flatMap(BlockSpec.FeedForward::experts);
+      int experts = spec.map(e -> e.route().experts()).orElse(0);
       for (int e = 0; e < experts; e++) {
         for (String layer : EXPERTS) {
           all.add("blk." + i + "." + layer + "." + e);
         }
+      }
+      int routers =
+          spec.filter(e -> e.chain().routers()).map(e -> e.chain().iterations()).orElse(0);
+      for (int t = 0; t < routers; t++) {
+        all.add("blk." + i + ".ffn_gate_inp." + t);
       }
     }
     TensorNames hf = hp.architecture().hfNames();
@@ -497,7 +502,7 @@ public final class AdapterFile {
 
   /**
    * Rows of queries and keys lie in pairs in GGUF files of some families, in halves in Hugging Face
-   * checkpoints (specs weights 1.7).
+   * checkpoints (specs weights 1.7); those of latent attention lie in pairs in both.
    *
    * @param pairs whether the adapter's are as in GGUF files
    */
@@ -509,10 +514,12 @@ public final class AdapterFile {
       return b;
     }
     int block = Integer.parseInt(layer.substring(4, layer.indexOf('.', 4)));
-    int dim =
-        block < hp.blocks().size()
-            ? hp.blocks().get(block).attention().map(BlockSpec.Attention::keyDim).orElse(1)
-            : 1;
+    Optional<BlockSpec.Attention> attention =
+        block < hp.blocks().size() ? hp.blocks().get(block).attention() : Optional.empty();
+    if (attention.flatMap(BlockSpec.Attention::latent).isPresent()) {
+      return b;
+    }
+    int dim = attention.map(BlockSpec.Attention::keyDim).orElse(1);
     if (b.rows() % dim != 0) {
       throw fail(layer + ": rows", "a multiple of " + dim, b.rows());
     }

@@ -27,6 +27,8 @@ import java.util.SplittableRandom;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /**
  * What only adapters that are given at open may change, against models whose matrices were changed:
@@ -96,13 +98,20 @@ class AdapterTargetsTest {
   }
 
   private Graph graph(TinyModel model, Map<String, Tensor> tensors, List<Path> adapters, float s) {
-    HyperParameters hp = HyperParameters.read(Format.SAFETENSORS, MapMetadata.of(model.config()));
-    WeightTensors weights = WeightTensors.of(Format.SAFETENSORS, tensors, hp.architecture(), store);
+    return graph(Format.SAFETENSORS, MapMetadata.of(model.config()), tensors, adapters, s);
+  }
+
+  private Graph graph(
+      Format format,
+      MapMetadata metadata,
+      Map<String, Tensor> tensors,
+      List<Path> adapters,
+      float s) {
+    HyperParameters hp = HyperParameters.read(format, metadata);
+    WeightTensors weights = WeightTensors.of(format, tensors, hp.architecture(), store);
     HyperParameters fitted = weights.fit(hp);
     weights.adapt(
-        adapters.stream()
-            .map(p -> AdapterFile.open(p, s, store, Format.SAFETENSORS, fitted))
-            .toList());
+        adapters.stream().map(p -> AdapterFile.open(p, s, store, format, fitted)).toList());
     return ModelGraph.build(fitted, weights, 64, "adapted");
   }
 
@@ -124,21 +133,30 @@ class AdapterTargetsTest {
     }
   }
 
-  /** The model with the adapter gives what the changed model gives, and something else than it. */
+  /**
+   * The model with the adapter, in either format, gives what the changed model gives, and something
+   * else than without.
+   */
   private void check(TinyModel changed, String name, Path adapter, float scale) throws IOException {
     Map<String, Tensor> plain = TinyModel.read(name).tensors(store);
     Graph expected = graph(changed, changed.tensors(store), List.of(), 1);
-    Graph actual = graph(changed, plain, List.of(adapter), scale);
+    GgufForm form = GgufForm.of(TinyModel.read(name), store, false);
+    List<Graph> both =
+        List.of(
+            graph(changed, plain, List.of(adapter), scale),
+            graph(Format.GGUF, form.metadata(), form.tensors(), List.of(adapter), scale));
     float[][] want = logits(new ReferenceBackend(), expected);
     assertNotEquals(
         want[2][3], logits(new ReferenceBackend(), graph(changed, plain, List.of(), 1))[2][3]);
     for (Backend backend :
         List.of(
             new ReferenceBackend(), new CpuBackend(CpuBackend.Options.defaults().withThreads(2)))) {
-      float[][] got = logits(backend, actual);
-      for (int r = 0; r < want.length; r++) {
-        for (int i = 0; i < want[r].length; i++) {
-          assertEquals(want[r][i], got[r][i], 2e-4, backend.name() + " row " + r);
+      for (Graph actual : both) {
+        float[][] got = logits(backend, actual);
+        for (int r = 0; r < want.length; r++) {
+          for (int i = 0; i < want[r].length; i++) {
+            assertEquals(want[r][i], got[r][i], 2e-4, backend.name() + " row " + r);
+          }
         }
       }
     }
@@ -156,6 +174,20 @@ class AdapterTargetsTest {
       add(model, stem + ".weight", lora(model, stem, 2, 0.5));
     }
     check(model, "qwen3moe", peft(""), 0.5f);
+  }
+
+  /** Every matrix of latent attention, with a query vector or without, and routers of a chain. */
+  @ParameterizedTest
+  @ValueSource(strings = {"deepseek2", "coe-outer", "coe-addinit"})
+  void latentAttentionAndRouters(String name) throws IOException {
+    TinyModel model = TinyModel.read(name);
+    for (String weight : model.shapes().keySet()) {
+      if (weight.matches(".*(self_attn\\..*_proj(_with_mqa)?|mlp\\.gate(\\.\\d)?)\\.weight")) {
+        String stem = weight.substring(0, weight.length() - ".weight".length());
+        add(model, weight, lora(model, stem, 2, 0.2));
+      }
+    }
+    check(model, name, peft(""), 0.2f);
   }
 
   @Test
