@@ -150,6 +150,18 @@ class OfflineToolsTest {
     assertEquals(1, embedding.status());
     assertTrue(embedding.err().contains("an embedding model to safetensors"), embedding.err());
     assertFalse(Files.exists(at("hf")));
+    // Neither container's own keys say it.
+    Fletch.ok("convert", "-m", "demo-small", "--type", "f16", "-o", at("hf").toString());
+    Path config = at("hf").resolve("config.json");
+    Files.writeString(
+        config,
+        Files.readString(config)
+            .replaceFirst("\\{", "{\"fletch\": {\"activation_sparsity\": \"2:4\"},"));
+    Fletch.Outcome sparse =
+        Fletch.run("convert", "-m", at("hf").toString(), "-o", at("a.gguf").toString());
+    assertEquals(1, sparse.status(), sparse.out());
+    assertTrue(sparse.err().contains("only the largest count"), sparse.err());
+    assertFalse(Files.exists(at("a.gguf")));
   }
 
   /**

@@ -407,6 +407,9 @@ public final class ModelConversion {
       if (!isBert && (f.activation() != Activation.SILU || !f.gated() || f.experts().isPresent())) {
         throw refused("a feed-forward unit that is not a dense SwiGLU");
       }
+      if (f.keep().isPresent()) {
+        throw refused("feed-forward units of whose activations only the largest count");
+      }
       if (a.window() != 0) {
         throw refused("sliding windows");
       }
