@@ -2,6 +2,7 @@ package io.fletch.graph;
 
 import io.fletch.graph.support.AbstractBatch;
 import java.util.ArrayList;
+import java.util.BitSet;
 import java.util.Comparator;
 import java.util.HashSet;
 import java.util.List;
@@ -170,7 +171,9 @@ final class SplitExecutable implements Executable {
     /** Gates that both parts know: the first one may decide about units of the second. */
     private final Set<Gate> carried;
 
-    private final Set<Gate> ofBack;
+    /** Indices of the gates that the second part knows. */
+    private final BitSet ofBack = new BitSet();
+
     private final List<Op> frontDecisions;
     private final List<Op> backDecisions;
     private List<LowRankAdapter.Term> mapped = List.of();
@@ -186,9 +189,9 @@ final class SplitExecutable implements Executable {
       this.back = back;
       frontGates = Gate.ofUnits(owner.front.graph());
       backGates = Gate.ofUnits(owner.back.graph());
-      ofBack = Set.copyOf(backGates);
+      backGates.forEach(g -> ofBack.set(gateIndex(g.layer(), g.unit())));
       carried = new HashSet<>(frontGates);
-      carried.retainAll(ofBack);
+      carried.retainAll(Set.copyOf(backGates));
       frontDecisions = owner.front.graph().decisions();
       backDecisions = owner.back.graph().decisions();
       stream = new float[owner.front.graph().logits().width()];
@@ -244,12 +247,12 @@ final class SplitExecutable implements Executable {
             0);
         at += s.rows();
       }
-      for (Gate g : gates) {
-        for (int r = 0; anyGate() && r < rows(); r++) {
-          byte value =
-              !first && carried.contains(g)
-                  ? front.decided(g.layer(), g.unit(), r)
-                  : gate(gateIndex(g.layer(), g.unit()), r);
+      for (int i = 0; anyGate() && i < gates.size(); i++) {
+        Gate g = gates.get(i);
+        int index = gateIndex(g.layer(), g.unit());
+        boolean isDecided = !first && carried.contains(g);
+        for (int r = 0; r < rows(); r++) {
+          byte value = isDecided ? front.decided(g.layer(), g.unit(), r) : gate(index, r);
           part.gate(g.layer(), g.unit(), r, value);
         }
       }
@@ -308,8 +311,12 @@ final class SplitExecutable implements Executable {
       if (!decides()) {
         return asked;
       }
-      Gate gate = new Gate(layer, unit);
-      return (ofBack.contains(gate) ? back : front).decided(layer, unit, row);
+      return (ofBack.get(gateIndex(layer, unit)) ? back : front).decided(layer, unit, row);
+    }
+
+    @Override
+    public long skippedBytes() {
+      return front.skippedBytes() + back.skippedBytes();
     }
 
     @Override

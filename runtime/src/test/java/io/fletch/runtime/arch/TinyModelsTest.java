@@ -1,5 +1,6 @@
 package io.fletch.runtime.arch;
 
+import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.graph.Backend;
@@ -9,6 +10,7 @@ import io.fletch.graph.Graph;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.ReferenceBackend;
 import io.fletch.graph.Span;
+import io.fletch.graph.SplitBackend;
 import io.fletch.graph.cpu.CpuBackend;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
@@ -16,6 +18,7 @@ import io.fletch.quant.WeightFile;
 import java.io.IOException;
 import java.util.List;
 import java.util.Map;
+import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 
@@ -111,6 +114,38 @@ class TinyModelsTest {
     try (TensorStore store = TensorStore.create()) {
       GgufForm form = GgufForm.of(model, store, name.endsWith("-old"));
       check(model, WeightFile.Format.GGUF, form.metadata(), form.tensors(), store);
+    }
+  }
+
+  /** Columns of zeros, wherever the layers run. */
+  @Test
+  void bytesThatWereNotReadAreCounted() throws IOException {
+    TinyModel model = TinyModel.read("elas");
+    Backend cpu = new CpuBackend(CpuBackend.Options.defaults().withThreads(2));
+    Backend reference = new ReferenceBackend();
+    try (TensorStore store = TensorStore.create()) {
+      HyperParameters hp =
+          HyperParameters.read(WeightFile.Format.SAFETENSORS, MapMetadata.of(model.config()));
+      WeightTensors weights =
+          WeightTensors.of(
+              WeightFile.Format.SAFETENSORS, model.tensors(store), hp.architecture(), store);
+      Graph graph = ModelGraph.build(weights.fit(hp), weights, CONTEXT, "tiny");
+      long all = skipped(cpu, graph, model);
+      long first = skipped(new SplitBackend(cpu, reference, 1), graph, model);
+      assertEquals(0, skipped(reference, graph, model));
+      assertTrue(first > 0 && first < all, first + " of " + all);
+      assertEquals(all, skipped(new SplitBackend(cpu, cpu, 1), graph, model));
+    }
+  }
+
+  private static long skipped(Backend backend, Graph graph, TinyModel model) {
+    try (Executable e = backend.compile(graph, 1);
+        KvCache kv = e.newKvCache(1, KvCache.Type.F32);
+        Batch batch = e.newBatch(1, 1)) {
+      batch.append(kv, model.ids(), 0, 1);
+      batch.wantLogits(0);
+      e.forward(batch);
+      return batch.skippedBytes();
     }
   }
 
