@@ -221,16 +221,15 @@ public final class SessionPool implements AutoCloseable {
    */
   public synchronized int evict(Adapter adapter) {
     Objects.requireNonNull(adapter, "adapter");
-    int before = idle.size();
-    idle.removeIf(i -> {
-      boolean isListed = i.session().adapters().stream().anyMatch(s -> s.adapter() == adapter);
-      if (isListed) {
-        i.session().close();
-        open--;
+    int evicted = 0;
+    for (Idle i : List.copyOf(idle)) {
+      if (i.session().adapters().stream().anyMatch(s -> s.adapter() == adapter)) {
+        idle.remove(i);
+        drop(i.session());
+        evicted++;
       }
-      return isListed;
-    });
-    return before - idle.size();
+    }
+    return evicted;
   }
 
   /** Sessions that are open, leased ones included. */
@@ -242,10 +241,8 @@ public final class SessionPool implements AutoCloseable {
   @Override
   public synchronized void close() {
     closed = true;
-    for (Idle i : idle) {
-      i.session().close();
-      open--;
+    while (!idle.isEmpty()) {
+      drop(idle.removeLast().session());
     }
-    idle.clear();
   }
 }
