@@ -95,8 +95,8 @@ final class GraphForward extends ScheduledStep implements CausalForward, AutoClo
 
   private boolean isCopied;
 
-  /** Whether only what was expected to be read came out of it: the argmax, or these pairs. */
-  private boolean isReduced;
+  /** What came out of it, as {@link #read} has it: the argmax, pairs, or all logits. */
+  private int taken = WHOLE_ROWS;
 
   /** Slot of the row whose results can be read. */
   private int resultSlot;
@@ -247,7 +247,7 @@ final class GraphForward extends ScheduledStep implements CausalForward, AutoClo
    * next steps have taken, or a row of a shared batch of which only what was expected was kept.
    */
   private void runAgain() {
-    if (isAhead || isCopied && isReduced) {
+    if (isAhead || isCopied && taken != WHOLE_ROWS) {
       forgetSteps();
       isAhead = false;
       // What was cut off meanwhile is still in the cache.
@@ -360,7 +360,7 @@ final class GraphForward extends ScheduledStep implements CausalForward, AutoClo
   @Override
   void ran(Batch in, int n, int sessions, long spared) {
     isCopied = in != batch;
-    isReduced = false;
+    taken = WHOLE_ROWS;
     if (isCopied && logitRows > 0) {
       take(in);
     }
@@ -391,15 +391,15 @@ final class GraphForward extends ScheduledStep implements CausalForward, AutoClo
     }
     if (read == 0) {
       copiedArgmax = in.argmax(firstLogitRow);
-      isReduced = copiedArgmax < defined;
+      taken = copiedArgmax < defined ? 0 : WHOLE_ROWS;
     } else if (read > 0) {
       if (topIds.length != read) {
         topIds = new int[read];
         topLogits = new float[read];
       }
-      isReduced = in.top(firstLogitRow, defined, topIds, topLogits);
+      taken = in.top(firstLogitRow, defined, topIds, topLogits) ? read : WHOLE_ROWS;
     }
-    if (!isReduced) {
+    if (taken == WHOLE_ROWS) {
       if (copied == null) {
         copied = new float[vocabulary];
       }
@@ -579,11 +579,11 @@ final class GraphForward extends ScheduledStep implements CausalForward, AutoClo
 
   @Override
   public void hidden(int row, float[] target) {
-    runAgain();
     if (isCopied) {
       Objects.checkIndex(row, logitRows);
       System.arraycopy(copiedHidden, 0, target, 0, copiedHidden.length);
     } else {
+      runAgain();
       batch.hidden(row, target);
     }
   }
@@ -599,7 +599,7 @@ final class GraphForward extends ScheduledStep implements CausalForward, AutoClo
       // The device does not know which ids are tokens.
       runAgain();
     }
-    if (isCopied && isReduced && read == 0) {
+    if (isCopied && taken == 0) {
       Objects.checkIndex(row, logitRows);
       return copiedArgmax;
     }
@@ -631,7 +631,7 @@ final class GraphForward extends ScheduledStep implements CausalForward, AutoClo
 
   @Override
   public boolean top(int row, int[] ids, float[] logits) {
-    if (isCopied && isReduced && topIds.length == ids.length && read == ids.length) {
+    if (isCopied && taken == ids.length) {
       Objects.checkIndex(row, logitRows);
       System.arraycopy(topIds, 0, ids, 0, ids.length);
       System.arraycopy(topLogits, 0, logits, 0, ids.length);
