@@ -33,9 +33,11 @@ public final class TokenCandidates {
   private final int vocabulary;
   private final int[] ids;
   private final float[] logits;
+
+  /** Of a filter: keys of candidates, or logits that it moves about. */
   private final float[] work;
+
   private final double[] weights;
-  private final float[] keys;
   private final int[] picked;
   private final int[] order;
   private final double[] masses = new double[BUCKETS];
@@ -62,7 +64,6 @@ public final class TokenCandidates {
     logits = new float[vocabulary];
     work = new float[vocabulary];
     weights = new double[vocabulary];
-    keys = new float[vocabulary];
     picked = new int[vocabulary];
     order = new int[vocabulary];
     mixed = vocabulary;
@@ -247,7 +248,7 @@ public final class TokenCandidates {
         lo = equal;
       }
     }
-    keepAbove(logits, threshold, ties);
+    keepAbove(threshold, ties);
   }
 
   /**
@@ -271,7 +272,7 @@ public final class TokenCandidates {
     for (int i = 0; i < k; i++) {
       ties += work[i] == least ? 1 : 0;
     }
-    keepAbove(logits, least, ties);
+    keepAbove(least, ties);
   }
 
   private void sink(int at, int k) {
@@ -307,9 +308,9 @@ public final class TokenCandidates {
     double logTotal = Math.log(total);
     for (int i = 0; i < size; i++) {
       double surprise = logTotal - ((double) logits[i] - max);
-      keys[i] = (float) -Math.abs(surprise - entropy);
+      work[i] = (float) -Math.abs(surprise - entropy);
     }
-    keepByKeys(keys, total, p);
+    keepByKeys(work, total, p);
     known = false;
   }
 
@@ -317,17 +318,17 @@ public final class TokenCandidates {
   private double entropy(float max, double total) {
     // The weight of a forbidden one is 0, and its logit no factor for that.
     for (int i = 0; i < size; i++) {
-      keys[i] = Math.max(logits[i] - max, -Float.MAX_VALUE);
+      work[i] = Math.max(logits[i] - max, -Float.MAX_VALUE);
     }
     double even = 0;
     double odd = 0;
     int i = 0;
     for (; i + 2 <= size; i += 2) {
-      even += weights[i] * keys[i];
-      odd += weights[i + 1] * keys[i + 1];
+      even += weights[i] * work[i];
+      odd += weights[i + 1] * work[i + 1];
     }
     if (i < size) {
-      even += weights[i] * keys[i];
+      even += weights[i] * work[i];
     }
     return Math.log(total) - (even + odd) / total;
   }
@@ -792,13 +793,13 @@ public final class TokenCandidates {
     work[b] = v;
   }
 
-  private void keepAbove(float[] key, float threshold, int ties) {
+  private void keepAbove(float threshold, int ties) {
     int n = 0;
     for (int i = 0; i < size; i++) {
-      float k = key[i];
-      if (k > threshold || (k == threshold && ties-- > 0)) {
+      float l = logits[i];
+      if (l > threshold || (l == threshold && ties-- > 0)) {
         ids[n] = ids[i];
-        logits[n++] = logits[i];
+        logits[n++] = l;
       }
     }
     shrink(n);
