@@ -2,6 +2,7 @@ package io.fletch.runtime.arch;
 
 import io.fletch.FletchException;
 import io.fletch.graph.Activation;
+import io.fletch.graph.Graph;
 import io.fletch.graph.RouteSpec;
 import java.util.List;
 import java.util.Objects;
@@ -296,15 +297,15 @@ public record BlockSpec(
   /**
    * The {@code count} elements of largest magnitude of each {@code of} neighbours.
    *
-   * @param of at most {@link io.fletch.graph.Graph#MAX_GROUP}
+   * @param of at most {@link Graph#MAX_GROUP}
    */
   public record Keep(int count, int of) {
     /** Checks the ranges. */
     public Keep {
-      if (count < 1 || count > of || of > io.fletch.graph.Graph.MAX_GROUP) {
+      if (count < 1 || count > of || of > Graph.MAX_GROUP) {
         throw new FletchException(
             "fletch.activation_sparsity: expected=N:M with N <= M <= "
-                + io.fletch.graph.Graph.MAX_GROUP
+                + Graph.MAX_GROUP
                 + " actual="
                 + count
                 + ":"

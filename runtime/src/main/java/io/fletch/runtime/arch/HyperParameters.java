@@ -108,20 +108,19 @@ public record HyperParameters(
    * @throws io.fletch.quant.WeightFileException if a value has the wrong type
    */
   public static HyperParameters read(WeightFile.Format format, Metadata metadata) {
-    HyperParameters hp = withUnits(metadata, format);
-    return hp.withOptions(metadata);
+    HyperParameters hp =
+        switch (format) {
+          case GGUF, ARROW -> GgufHyperParameters.read(metadata);
+          case SAFETENSORS -> HfHyperParameters.read(metadata);
+        };
+    return hp.withUnits(metadata).withOptions(metadata);
   }
 
   /**
    * Feed-forward units as options describe them: the activation of GGUF and Arrow files, whose
    * metadata have no key for it, and how many of its results count (ELAS, specs weights 5.1).
    */
-  private static HyperParameters withUnits(Metadata metadata, WeightFile.Format format) {
-    HyperParameters hp =
-        switch (format) {
-          case GGUF, ARROW -> GgufHyperParameters.read(metadata);
-          case SAFETENSORS -> HfHyperParameters.read(metadata);
-        };
+  private HyperParameters withUnits(Metadata metadata) {
     Optional<Activation> activation =
         metadata
             .string("fletch.hidden_act")
@@ -129,16 +128,16 @@ public record HyperParameters(
     Optional<BlockSpec.Keep> keep =
         metadata.string("fletch.activation_sparsity").map(HyperParameters::keep);
     if (activation.isEmpty() && keep.isEmpty()) {
-      return hp;
+      return this;
     }
     List<BlockSpec> changed =
-        hp.blocks().stream()
+        blocks.stream()
             .map(b ->
                 b.withUnits(
                     b.attention(),
                     b.feedForward().map(f -> f.with(activation.orElse(f.activation()), keep))))
             .toList();
-    return hp.withShapes(hp.vocabulary(), changed);
+    return withShapes(vocabulary, changed);
   }
 
   private static BlockSpec.Keep keep(String text) {

@@ -13,6 +13,7 @@ import io.fletch.quant.LinearOp;
 import io.fletch.quant.Tensor;
 import io.fletch.runtime.arch.BlockSpec.Norms;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -551,7 +552,7 @@ public final class ModelGraph {
       Optional<Gate> gate) {
     List<AdapterFile.Grown> all = weights.grown(matrix, weight);
     float[] gain = new float[Math.toIntExact(weight.out())];
-    java.util.Arrays.fill(gain, 1);
+    Arrays.fill(gain, 1);
     for (AdapterFile.Grown g : all) {
       for (int i = 0; i < gain.length; i++) {
         gain[i] += g.gain()[i] - 1;

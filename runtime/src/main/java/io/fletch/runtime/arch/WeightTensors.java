@@ -129,23 +129,7 @@ public final class WeightTensors {
    * place ({@link LinearOpTensors}).
    */
   LinearOp linear(String name, long out, long in) {
-    LinearOp op = linear(name, in);
-    if (op instanceof LinearOp.Dense d) {
-      check(d.weight(), out, in);
-    } else if (op.in() != in || op.out() != out) {
-      throw new FletchException(
-          name
-              + ": shape expected=["
-              + out
-              + ", "
-              + in
-              + "] actual=["
-              + op.out()
-              + ", "
-              + op.in()
-              + "]");
-    }
-    return adapted(name, op);
+    return adapted(name, base(name, out, in));
   }
 
   /** What adapters make of a matrix whose rows grow (DoRA); empty for none. */
@@ -163,6 +147,18 @@ public final class WeightTensors {
     LinearOp op = linear(name, in);
     if (op instanceof LinearOp.Dense d) {
       check(d.weight(), out, in);
+    } else if (op.in() != in || op.out() != out) {
+      throw new FletchException(
+          name
+              + ": shape expected=["
+              + out
+              + ", "
+              + in
+              + "] actual=["
+              + op.out()
+              + ", "
+              + op.in()
+              + "]");
     }
     return op;
   }
@@ -191,10 +187,13 @@ public final class WeightTensors {
 
   /** A linear map with what adapters add to it. */
   LinearOp adapted(String name, LinearOp op) {
-    List<LinearOp.Term> terms = new ArrayList<>(List.of(new LinearOp.Term(1, op)));
-    adapters.stream().filter(a -> !a.grows(name)).forEach(a -> a.term(name).ifPresent(terms::add));
+    List<LinearOp.Term> terms = terms(name);
+    if (terms.isEmpty()) {
+      return op;
+    }
+    terms.addFirst(new LinearOp.Term(1, op));
     try {
-      return terms.size() == 1 ? op : new LinearOp.Sum(terms);
+      return new LinearOp.Sum(terms);
     } catch (IllegalArgumentException e) {
       throw new FletchException("adapter of " + name + ": " + e.getMessage(), e);
     }
@@ -346,7 +345,7 @@ public final class WeightTensors {
   }
 
   private boolean has(String name) {
-    return names.fileName(name).map(tensors::containsKey).orElse(false);
+    return present(name).isPresent();
   }
 
   /**
