@@ -35,7 +35,7 @@ import java.util.Set;
  * @param in columns
  * @param units values, bytes or nibbles of all rows
  */
-record BitmapMatrix(Kind kind, int out, int in, long units) {
+record BitmapMatrix(Kind kind, int out, int in, long units) implements SparseForm {
   /** What values are. */
   enum Kind {
     F32(32),
@@ -83,14 +83,8 @@ record BitmapMatrix(Kind kind, int out, int in, long units) {
   }
 
   private static BitmapMatrix of(SparseMatrix m, Kind kind, long units) {
-    if (units > Integer.MAX_VALUE) {
-      throw new IllegalArgumentException("kept elements: expected<2^31 actual=" + units);
-    }
-    return new BitmapMatrix(kind, Math.toIntExact(m.out()), Math.toIntExact(m.in()), units);
-  }
-
-  private static long aligned(long bytes) {
-    return (bytes + 15) / 16 * 16;
+    return new BitmapMatrix(
+        kind, Math.toIntExact(m.out()), Math.toIntExact(m.in()), SparseForm.checkKept(units));
   }
 
   /** Words of bits of a row. */
@@ -103,24 +97,24 @@ record BitmapMatrix(Kind kind, int out, int in, long units) {
   }
 
   private long bitsAt() {
-    return aligned(4L * out);
+    return SparseForm.aligned(4L * out);
   }
 
   private long scalesAt() {
-    return aligned(bitsAt() + 4L * out * words());
+    return SparseForm.aligned(bitsAt() + 4L * out * words());
   }
 
   private long valuesAt() {
-    return kind.isCode() ? aligned(scalesAt() + 2L * out * windows()) : scalesAt();
+    return kind.isCode() ? SparseForm.aligned(scalesAt() + 2L * out * windows()) : scalesAt();
   }
 
-  /** Bytes on the device. */
-  long bytes() {
+  @Override
+  public long bytes() {
     return valuesAt() + (units * kind.bits + 7) / 8 + 8;
   }
 
-  /** Name of the kernel. */
-  String name() {
+  @Override
+  public String name() {
     return switch (kind) {
       case CODES8 -> "sparse_bitmap_Q8";
       case CODES4 -> "sparse_bitmap_Q4";
@@ -128,8 +122,8 @@ record BitmapMatrix(Kind kind, int out, int in, long units) {
     };
   }
 
-  /** The matrix in this form. */
-  MemorySegment fill(SparseMatrix m, Arena arena) {
+  @Override
+  public MemorySegment fill(SparseMatrix m, Arena arena) {
     MemorySegment to = arena.allocate(bytes(), 16);
     Tensor mask = m.tensors().get(0);
     Tensor starts = m.tensors().get(1);
@@ -147,8 +141,8 @@ record BitmapMatrix(Kind kind, int out, int in, long units) {
     return to;
   }
 
-  /** Adds the products of the warp's row with rows of activations; {@code at} are theirs. */
-  void products(
+  @Override
+  public void products(
       PtxKernel k,
       PtxRegister matrix,
       PtxRegister row,

@@ -25,7 +25,8 @@ import java.util.Optional;
  * @param valuesAt where the values begin
  * @param bytes on the device
  */
-record BlockMatrix(TensorType type, int high, int wide, long blocksAt, long valuesAt, long bytes) {
+record BlockMatrix(TensorType type, int high, int wide, long blocksAt, long valuesAt, long bytes)
+    implements SparseForm {
   private static final String SPACE = "global.nc";
 
   /** The form of a matrix; empty for those without blocks and for types without a kernel. */
@@ -33,12 +34,10 @@ record BlockMatrix(TensorType type, int high, int wide, long blocksAt, long valu
     if (!(m instanceof SparseMatrix.Block b) || !Emitter.isNative(b.values().type())) {
       return Optional.empty();
     }
-    if (b.kept() > Integer.MAX_VALUE) {
-      throw new IllegalArgumentException("kept elements: expected<2^31 actual=" + b.kept());
-    }
+    SparseForm.checkKept(b.kept());
     Tensor values = b.values();
-    long blocksAt = aligned(b.rowStart().bytes());
-    long valuesAt = blocksAt + aligned(b.column().bytes());
+    long blocksAt = SparseForm.aligned(b.rowStart().bytes());
+    long valuesAt = blocksAt + SparseForm.aligned(b.column().bytes());
     return Optional.of(
         new BlockMatrix(
             values.type(),
@@ -49,12 +48,13 @@ record BlockMatrix(TensorType type, int high, int wide, long blocksAt, long valu
             valuesAt + values.bytes()));
   }
 
-  private static long aligned(long bytes) {
-    return (bytes + 15) / 16 * 16;
+  @Override
+  public String name() {
+    return "sparse_block_" + type;
   }
 
-  /** The matrix in this form. */
-  MemorySegment fill(SparseMatrix m, Arena arena) {
+  @Override
+  public MemorySegment fill(SparseMatrix m, Arena arena) {
     MemorySegment to = arena.allocate(bytes, 16);
     long[] at = {0, blocksAt, valuesAt};
     for (int i = 0; i < at.length; i++) {
@@ -64,8 +64,8 @@ record BlockMatrix(TensorType type, int high, int wide, long blocksAt, long valu
     return to;
   }
 
-  /** Adds the products of the warp's row with rows of activations; {@code at} are theirs. */
-  void products(
+  @Override
+  public void products(
       PtxKernel k,
       PtxRegister matrix,
       PtxRegister row,

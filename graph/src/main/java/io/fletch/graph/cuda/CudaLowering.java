@@ -568,8 +568,9 @@ final class CudaLowering {
         run.launch(op, "layer_norm", k, 1, rows, p);
       }
       case Op.Linear o when o.weight() instanceof LinearOp.Sparse w -> {
-        PtxKernel k = new SparseKernels(e, run.c).sparse(o, w.matrix());
-        unstored(run, o, SparseKernels.name(w.matrix()), k, w.matrix());
+        SparseForm form = SparseForm.of(w.matrix());
+        PtxKernel k = new SparseKernels(e, run.c).sparse(o, form);
+        unstored(run, o, form.name(), k, w.matrix());
       }
       case Op.Linear o when o.weight() instanceof LinearOp.BlockDiagonal w -> {
         TensorType t = DeviceWeights.plainType(w.blocks());

@@ -55,7 +55,7 @@ final class DeviceWeights {
             case LinearOp.Sparse s -> {
               SparseMatrix m = s.matrix();
               Optional<PackedMatrix> packed = PackedMatrix.of(m);
-              long size = packed.map(PackedMatrix::bytes).orElseGet(() -> SparseKernels.bytes(m));
+              long size = packed.map(PackedMatrix::bytes).orElseGet(() -> SparseForm.of(m).bytes());
               put(m, packed.isPresent() ? m.values().type() : TensorType.F32, packed, size);
             }
             case LinearOp.BlockDiagonal b -> plain(b.blocks());
@@ -197,8 +197,7 @@ final class DeviceWeights {
     }
     if (part.source() instanceof SparseMatrix m) {
       try (Arena arena = Arena.ofConfined()) {
-        MemorySegment all = SparseKernels.fill(m, arena);
-        upload(all, part.at(), staging, stream);
+        upload(SparseForm.of(m).fill(m, arena), part.at(), staging, stream);
       }
       return;
     }

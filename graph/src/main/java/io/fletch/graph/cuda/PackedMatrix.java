@@ -40,10 +40,11 @@ import java.util.Optional;
  *
  * <p>Of a 2:4 matrix the codes of kept elements lie as fragments of {@code mma.sp.m16n8k32}: a
  * group has 16 of them in each row and one product, the lane has its kept columns {@code 8p + 2t}
- * and the next, p 0 and 1. After the codes come the places: a word of a lane for groups {@code 2i}
- * and {@code 2i + 1}, i 0 and 1, of which lanes with {@code t < 2} have the first one's, the others
- * the second one's; two bits per kept element, those of row g and then of row g + 8, of half a
- * group. Padding has the places 0 and 1.
+ * and the next, p 0 and 1: those of two groups lie as those of one group of a dense matrix whose
+ * chunks have two. After the codes come the places: a word of a lane for groups {@code 2i} and
+ * {@code 2i + 1}, i 0 and 1, of which lanes with {@code t < 2} have the first one's, the others the
+ * second one's; two bits per kept element, those of row g and then of row g + 8, of half a group.
+ * Padding has the places 0 and 1.
  *
  * <table>
  * <caption>Places in a chunk of a 2:4 matrix</caption>
@@ -229,6 +230,16 @@ final class PackedMatrix {
     return format.bits < 4 ? 2 : format.bits < 8 ? 4 : format.bits;
   }
 
+  /** Codes of a row. */
+  private int rowCodes() {
+    return sparse ? cols / 2 : cols;
+  }
+
+  /** Groups of 32 codes in a chunk. */
+  private int chunkGroups() {
+    return sparse ? 2 : 4;
+  }
+
   /** Bits of codes per column. */
   int columnBits() {
     return sparse ? format.bits / 2 : format.bits;
@@ -310,62 +321,37 @@ final class PackedMatrix {
    */
   void pack(Object source, int tile, byte[] to) {
     Arrays.fill(to, 0, tileBytes(), (byte) 0);
-    if (source instanceof SparseMatrix.TwoOfFour m) {
-      packSparse(m, tile, to);
-    } else {
-      packDense((Tensor) source, tile, to);
-    }
-  }
-
-  private void packSparse(SparseMatrix.TwoOfFour matrix, int tile, byte[] to) {
-    // Equal places are not allowed, so rows and columns past the last ones need some, too.
-    Arrays.fill(to, highAt(), scalesAt(), (byte) 0x44);
-    byte[] row = new byte[Math.toIntExact(matrix.values().rowBytes())];
-    byte[] places = new byte[Math.toIntExact(matrix.index().dim(1))];
+    Tensor values = source instanceof SparseMatrix m ? m.values() : (Tensor) source;
+    byte[] row = new byte[Math.toIntExact(values.rowBytes())];
     int[] codes = new int[GROUP];
     for (int r = 0; r < Math.min(TILE, rows - TILE * tile); r++) {
-      long n = (long) TILE * tile + r;
-      MemorySegment values = matrix.values().segment();
-      MemorySegment.copy(values, ValueLayout.JAVA_BYTE, n * row.length, row, 0, row.length);
-      MemorySegment index = matrix.index().segment();
-      MemorySegment.copy(index, ValueLayout.JAVA_BYTE, n * places.length, places, 0, places.length);
-      for (int block = 0; GROUP * block < cols / 2; block++) {
-        codes(row, block, codes);
-        putKept(codes, r, 2 * block, to);
+      read(values, tile, r, row);
+      for (int group = 0; GROUP * group < rowCodes(); group++) {
+        codes(row, group, codes);
+        put(codes, r, group, to);
         if (format.scales != Scales.NONE) {
-          int at = scalesAt() + block / 2 * scaleBytes() + r * format.scales.rowBytes;
-          SHORT.set(to, at + 2 * (block % 2), SHORT.get(row, block * type.blockBytes()));
+          scale(row, group, r, to);
         }
       }
-      for (int four = 0; 4 * four < cols; four++) {
-        put(places[four / 2] >> four % 2 * 4 & 15, r, four, to);
-      }
+    }
+    if (source instanceof SparseMatrix.TwoOfFour m) {
+      packPlaces(m.index(), tile, to);
     }
   }
 
-  /** Codes of two groups, the first of them even. */
-  private void putKept(int[] c, int r, int group, byte[] to) {
-    int low = group / 4 * lowBytes();
-    int half = r / 8;
-    int j = group % 4;
-    for (int t = 0; t < 4; t++) {
-      int lane = r % 8 * 4 + t;
-      int word = 0;
-      for (int q = 0; q < 4; q++) {
-        // Pair q % 2 of group j + q / 2.
-        int first = c[8 * q + 2 * t];
-        int second = c[8 * q + 2 * t + 1];
-        switch (format.bits) {
-          case 16 ->
-              INT.set(to, low + (half * 2 + j / 2) * 512 + lane * 16 + 4 * q, first | second << 16);
-          case 8 ->
-              SHORT.set(
-                  to, low + half * 512 + lane * 16 + 4 * j + 2 * q, (short) (first | second << 8));
-          default -> word |= first << 4 * q | second << 4 * q + 16;
-        }
-      }
-      if (format.bits == 4) {
-        INT.set(to, low + half * 256 + lane * 8 + 2 * j, word);
+  private static void read(Tensor from, int tile, int r, byte[] row) {
+    long at = ((long) TILE * tile + r) * row.length;
+    MemorySegment.copy(from.segment(), ValueLayout.JAVA_BYTE, at, row, 0, row.length);
+  }
+
+  private void packPlaces(Tensor index, int tile, byte[] to) {
+    // Equal places are not allowed, so rows and columns past the last ones need some, too.
+    Arrays.fill(to, highAt(), scalesAt(), (byte) 0x44);
+    byte[] places = new byte[Math.toIntExact(index.dim(1))];
+    for (int r = 0; r < Math.min(TILE, rows - TILE * tile); r++) {
+      read(index, tile, r, places);
+      for (int four = 0; 4 * four < cols; four++) {
+        put(places[four / 2] >> four % 2 * 4 & 15, r, four, to);
       }
     }
   }
@@ -381,25 +367,11 @@ final class PackedMatrix {
     to[at] = (byte) (to[at] & ~(15 << shift) | nibble << shift);
   }
 
-  private void packDense(Tensor matrix, int tile, byte[] to) {
-    byte[] row = new byte[Math.toIntExact(matrix.rowBytes())];
-    int[] codes = new int[GROUP];
-    for (int r = 0; r < Math.min(TILE, rows - TILE * tile); r++) {
-      long at = ((long) TILE * tile + r) * row.length;
-      MemorySegment.copy(matrix.segment(), ValueLayout.JAVA_BYTE, at, row, 0, row.length);
-      for (int group = 0; GROUP * group < cols; group++) {
-        codes(row, group, codes);
-        put(codes, r, group, to);
-        if (format.scales != Scales.NONE) {
-          scale(row, group, r, to);
-        }
-      }
-    }
-  }
-
+  /** A group of codes; of a 2:4 matrix those kept of two groups of columns. */
   private void put(int[] c, int r, int group, byte[] to) {
-    int chunk = group / 4;
-    int j = group % 4;
+    int groups = chunkGroups();
+    int chunk = group / groups;
+    int j = group % groups;
     int half = r / 8;
     int low = chunk * lowBytes();
     for (int t = 0; t < 4; t++) {
@@ -407,10 +379,10 @@ final class PackedMatrix {
       if (format.bits == 16) {
         for (int p = 0; p < 4; p++) {
           int word = c[8 * p + 2 * t] | c[8 * p + 2 * t + 1] << 16;
-          INT.set(to, low + (half * 4 + j) * 512 + lane * 16 + 4 * p, word);
+          INT.set(to, low + (half * groups + j) * 512 + lane * 16 + 4 * p, word);
         }
       } else if (format.bits == 8) {
-        int at = low + (half * 2 + j / 2) * 512 + lane * 16 + j % 2 * 8;
+        int at = low + (half * groups / 2 + j / 2) * 512 + lane * 16 + j % 2 * 8;
         for (int p = 0; p < 4; p++) {
           SHORT.set(to, at + 2 * p, (short) (c[8 * p + 2 * t] | c[8 * p + 2 * t + 1] << 8));
         }
@@ -432,7 +404,7 @@ final class PackedMatrix {
           high |= first >> lowBits() << place | second >> lowBits() << place + 16;
         }
         if (lowBits() == 4) {
-          INT.set(to, low + half * 512 + lane * 16 + 4 * j, word);
+          INT.set(to, low + ((half * 32 + lane) * groups + j) * 4, word);
         } else {
           add(to, low + half * 256 + lane * 8 + j / 2 * 4, word);
         }
@@ -456,9 +428,9 @@ final class PackedMatrix {
     return j < 16 ? b[at + j] & 15 : b[at + j - 16] >> 4 & 15;
   }
 
-  /** The codes of 32 columns, without sign (specs weights 2.2). */
+  /** A group of codes, without sign (specs weights 2.2). */
   private void codes(byte[] row, int group, int[] c) {
-    int n = Math.min(GROUP, (sparse ? cols / 2 : cols) - GROUP * group);
+    int n = Math.min(GROUP, rowCodes() - GROUP * group);
     int blocks = type.blockSize() / GROUP;
     int block = blocks == 0 ? 0 : group / blocks * type.blockBytes();
     int s = blocks == 0 ? 0 : group % blocks;
@@ -501,8 +473,8 @@ final class PackedMatrix {
     int blocks = type.blockSize() / GROUP;
     int block = group / blocks * type.blockBytes();
     int s = group % blocks;
-    int j = group % 4;
-    int at = scalesAt() + group / 4 * scaleBytes() + r * format.scales.rowBytes;
+    int j = group % chunkGroups();
+    int at = scalesAt() + group / chunkGroups() * scaleBytes() + r * format.scales.rowBytes;
     int sup = supersAt() + (group / 8 * TILE + r) * 4;
     switch (type) {
       case Q8_0, Q4_0, Q5_0, IQ4_NL -> SHORT.set(to, at + 2 * j, SHORT.get(row, block));

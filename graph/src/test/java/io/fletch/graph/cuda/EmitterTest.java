@@ -155,7 +155,7 @@ class EmitterTest {
             case Op.Linear o when o.weight() instanceof LinearOp.BlockDiagonal b ->
                 all.add(sparse.blockDiagonal(o, b.blocks(), t));
             case Op.Linear o when o.weight() instanceof LinearOp.Sparse s ->
-                all.add(sparse.sparse(o, s.matrix()));
+                all.add(sparse.sparse(o, SparseForm.of(s.matrix())));
             default -> {}
           }
         }

@@ -44,7 +44,7 @@ class SparseLayoutsTest {
   void theDeviceHasNoMoreBytesThanTheFile() {
     try (TestGraphs graphs = new TestGraphs(3)) {
       for (SparseMatrix m : matrices(graphs, 33, 352)) {
-        long device = SparseKernels.bytes(m);
+        long device = SparseForm.of(m).bytes();
         assertTrue(device <= m.bytes() + 64, m.valueType() + ": " + device + " of " + m.bytes());
       }
     }
@@ -66,7 +66,7 @@ class SparseLayoutsTest {
             Control control = new Control(rows, 1, 0, 0, 0);
             SparseKernels kernels = new SparseKernels(new Emitter(control), control);
             String name = m.kind() + n++ + "_" + m.valueType() + "_of_" + in + "_rows_" + rows;
-            text.append(kernels.sparse((Op.Linear) op, m).text(name));
+            text.append(kernels.sparse((Op.Linear) op, SparseForm.of(m)).text(name));
           }
         }
       }
