@@ -26,6 +26,7 @@ import java.util.Optional;
 import java.util.Set;
 import java.util.SplittableRandom;
 import java.util.stream.IntStream;
+import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.BeforeEach;
@@ -37,6 +38,11 @@ import org.junit.jupiter.params.provider.CsvSource;
 class CudaFusionTest {
   private static final int VOCABULARY = 61;
   private static final int ROWS = 20;
+
+  /**
+   * Single rows and threes, at the beginning and behind others, of which some have resting units.
+   */
+  private static final int[] PIECES = {1, 1, 3, 3, 3, 3, 1, 1, 1, 1, 1, 1};
 
   private final SplittableRandom random = new SplittableRandom(5);
   private TensorStore store;
@@ -102,12 +108,7 @@ class CudaFusionTest {
     if (!twoOfFour.contains(name.substring(name.indexOf('.') + 1))) {
       return LinearOp.dense(tensor(name, type, rows, cols));
     }
-    int[] legal = {0b0100, 0b1000, 0b1001, 0b1100, 0b1101, 0b1110};
-    Tensor index = store.allocate(name + ".index", TensorType.I8, rows, cols / 8);
-    for (long i = 0; i < index.bytes(); i++) {
-      int places = legal[random.nextInt(6)] | legal[random.nextInt(6)] << 4;
-      index.segment().set(ValueLayout.JAVA_BYTE, i, (byte) places);
-    }
+    Tensor index = RandomMatrix.places(store, name + ".index", rows, cols, random);
     return new LinearOp.Sparse(
         new SparseMatrix.TwoOfFour(index, tensor(name, type, rows, cols / 2)));
   }
@@ -210,15 +211,15 @@ class CudaFusionTest {
   }
 
   /**
-   * Logits of a sequence of {@link #ROWS} tokens that comes in pieces of that many rows; some units
-   * of some rows rest.
+   * Logits of a sequence of {@link #ROWS} tokens that comes in pieces of these numbers of rows;
+   * some units of some rows rest.
    */
-  private static float[][] run(Executable e, KvCache.Type type, int piece) {
+  private static float[][] run(Executable e, KvCache.Type type, int... pieces) {
     float[][] all = new float[ROWS][VOCABULARY];
+    int from = 0;
     try (KvCache cache = e.newKvCache(ROWS, type);
-        Batch b = e.newBatch(piece, piece)) {
-      for (int from = 0; from < ROWS; from += piece) {
-        int n = Math.min(piece, ROWS - from);
+        Batch b = e.newBatch(ROWS, ROWS)) {
+      for (int n : pieces) {
         int[] tokens = IntStream.range(from, from + n).map(i -> i * 7 % VOCABULARY).toArray();
         b.clear();
         b.append(cache, tokens, 0, n);
@@ -236,58 +237,60 @@ class CudaFusionTest {
         for (int r = 0; r < n; r++) {
           b.logits(r, all[from + r]);
         }
+        from += n;
       }
     }
+    assertEquals(ROWS, from);
     return all;
   }
 
   private void check(Family f, KvCache.Type... types) {
     Graph graph = graph(f, 2);
-    for (KvCache.Type type : types) {
-      float[][] whole;
-      // Many rows run most ops one by one.
-      try (Executable e = cuda().compile(graph, ROWS)) {
-        whole = run(e, type, ROWS);
-        for (int piece : new int[] {1, 3}) {
-          float[][] pieces = run(e, type, piece);
-          for (int r = 0; r < ROWS; r++) {
-            assertArrayEquals(whole[r], pieces[r], f + " " + type + " " + piece + " row " + r);
-          }
-        }
+    try (Executable cuda = cuda().compile(graph, ROWS);
+        Executable reference = new ReferenceBackend().compile(graph, ROWS)) {
+      for (KvCache.Type type : types) {
+        check(f, type, cuda, reference);
       }
-      double bound =
-          switch (type) {
-            case F32 -> f.type() == TensorType.BF16 ? 1e-4 : 2e-5;
-            case F16 -> 1.0 / 1024;
-            case Q8_0 -> 1.0 / 64;
-          };
-      float[][] expected;
-      try (Executable e = new ReferenceBackend().compile(graph, ROWS)) {
-        expected = run(e, type, ROWS);
+    }
+  }
+
+  private static void check(Family f, KvCache.Type type, Executable cuda, Executable reference) {
+    // Many rows run most ops one by one.
+    float[][] whole = run(cuda, type, ROWS);
+    float[][] pieces = run(cuda, type, PIECES);
+    for (int r = 0; r < ROWS; r++) {
+      assertArrayEquals(whole[r], pieces[r], f + " " + type + " row " + r);
+    }
+    double bound =
+        switch (type) {
+          case F32 -> f.type() == TensorType.BF16 ? 1e-4 : 2e-5;
+          case F16 -> 1.0 / 1024;
+          case Q8_0 -> 1.0 / 64;
+        };
+    float[][] expected = run(reference, type, ROWS);
+    for (int r = 0; r < ROWS; r++) {
+      float largest = 0;
+      for (float y : expected[r]) {
+        largest = Math.max(largest, Math.abs(y));
       }
-      for (int r = 0; r < ROWS; r++) {
-        float largest = 0;
-        for (float y : expected[r]) {
-          largest = Math.max(largest, Math.abs(y));
-        }
-        assertArrayEquals(
-            expected[r], whole[r], (float) bound * largest, f + " " + type + " row " + r);
-      }
+      assertArrayEquals(
+          expected[r], whole[r], (float) bound * largest, f + " " + type + " row " + r);
     }
   }
 
   /**
    * Pairs beside each other and far apart, heads in one cell, matrices of several types, widths
-   * that fill no chunk, units without a gate half, parallel units.
+   * that fill no chunk, units without a gate half, parallel units; blocks of a cache of which pairs
+   * lie in one or in two.
    */
   @ParameterizedTest
   @CsvSource({
-    "Q8_0, Q8_0, NORM, 64, 128, 160, SILU, false, true, false, false",
-    "Q8_0, Q4_0, NEOX, 64, 160, 96, GELU_TANH, true, true, false, false",
-    "F16, Q8_0, NEOX, 128, 96, 128, SILU, true, true, false, true",
-    "BF16, BF16, NEOX, 32, 96, 160, SILU, true, false, false, false",
-    "Q4_0, F16, NORM, 32, 64, 96, RELU_SQUARED, false, true, true, false",
-    "Q8_0, BF16, NEOX, 96, 96, 64, GELU_ERF, false, true, false, false",
+    "Q8_0, Q8_0, NORM, 64, 128, 160, SILU, false, true, false, false, F32 F16 Q8_0",
+    "Q8_0, Q4_0, NEOX, 64, 160, 96, GELU_TANH, true, true, false, false, F32 Q8_0",
+    "F16, Q8_0, NEOX, 128, 96, 128, SILU, true, true, false, true, F32 Q8_0",
+    "BF16, BF16, NEOX, 32, 96, 160, SILU, true, false, false, false, F32 Q8_0",
+    "Q4_0, F16, NORM, 32, 64, 96, RELU_SQUARED, false, true, true, false, F32 F16",
+    "Q8_0, BF16, NEOX, 96, 96, 64, GELU_ERF, false, true, false, false, F32 Q8_0",
   })
   void familiesRunTogetherAsOneByOne(
       TensorType type,
@@ -300,11 +303,12 @@ class CudaFusionTest {
       boolean biases,
       boolean gated,
       boolean headNorms,
-      boolean parallel) {
+      boolean parallel,
+      String caches) {
     check(
         new Family(
             type, other, style, head, hidden, ffn, activation, biases, gated, headNorms, parallel),
-        KvCache.Type.values());
+        Stream.of(caches.split(" ")).map(KvCache.Type::valueOf).toArray(KvCache.Type[]::new));
   }
 
   /**

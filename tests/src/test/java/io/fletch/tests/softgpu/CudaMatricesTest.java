@@ -100,14 +100,7 @@ class CudaMatricesTest {
   }
 
   private SparseMatrix twoOfFour(TensorStore store, String name, int out, int in) {
-    int[] legal = {0b0100, 0b1000, 0b1001, 0b1100, 0b1101, 0b1110};
-    int width = (in + 7) / 8;
-    Tensor index = store.allocate(name + ".index", TensorType.I8, out, width);
-    for (long i = 0; i < index.elements(); i++) {
-      boolean half = in % 8 != 0 && i % width == width - 1;
-      int high = half ? 0 : legal[random.nextInt(6)] << 4;
-      index.segment().set(ValueLayout.JAVA_BYTE, i, (byte) (high | legal[random.nextInt(6)]));
-    }
+    Tensor index = RandomMatrix.places(store, name + ".index", out, in, random);
     Tensor values = halves(store, TensorType.BF16, name + ".values", out, in / 2);
     return new SparseMatrix.TwoOfFour(index, values);
   }

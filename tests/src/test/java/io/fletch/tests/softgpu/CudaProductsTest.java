@@ -195,21 +195,14 @@ class CudaProductsTest {
   private record TwoOfFour(LinearOp op, Tensor whole, boolean[] kept) {}
 
   private TwoOfFour twoOfFour(TensorType type, int out, int in) {
-    int[] legal = {0b0100, 0b1000, 0b1001, 0b1100, 0b1101, 0b1110};
-    int width = (in + 7) / 8;
-    Tensor index = store.allocate("index", TensorType.I8, out, width);
+    Tensor index = RandomMatrix.places(store, "index", out, in, random);
     boolean[] kept = new boolean[out * in];
-    for (int i = 0; i < out * width; i++) {
-      int low = legal[random.nextInt(6)];
-      int high = in % 8 != 0 && i % width == width - 1 ? 0 : legal[random.nextInt(6)];
-      index.segment().set(ValueLayout.JAVA_BYTE, i, (byte) (low | high << 4));
-      int at = i / width * in + i % width * 8;
-      kept[at + (low & 3)] = true;
-      kept[at + (low >> 2)] = true;
-      if (high != 0) {
-        kept[at + 4 + (high & 3)] = true;
-        kept[at + 4 + (high >> 2)] = true;
-      }
+    for (int four = 0; four < out * in / 4; four++) {
+      int i = four % (in / 4);
+      long at = four / (in / 4) * index.dim(1) + i / 2;
+      int nibble = index.segment().get(ValueLayout.JAVA_BYTE, at) >> i % 2 * 4 & 15;
+      kept[4 * four + (nibble & 3)] = true;
+      kept[4 * four + (nibble >> 2)] = true;
     }
     SparseMatrix m = new SparseMatrix.TwoOfFour(index, matrix("kept", type, out, in / 2));
     float[] all = new float[out * in];

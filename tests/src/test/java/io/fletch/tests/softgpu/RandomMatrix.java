@@ -1,12 +1,13 @@
 package io.fletch.tests.softgpu;
 
 import io.fletch.quant.Tensor;
+import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.SplittableRandom;
 
-/** Weights of every type that a matrix may have. */
+/** Weights of every type that a matrix may have, and places of 2:4 matrices. */
 final class RandomMatrix {
   private RandomMatrix() {}
 
@@ -16,6 +17,20 @@ final class RandomMatrix {
 
   private static void half(MemorySegment s, long at, float v) {
     s.set(ValueLayout.JAVA_SHORT_UNALIGNED, at, Float.floatToFloat16(v));
+  }
+
+  /** The index of a 2:4 matrix, with every legal pair of places. */
+  static Tensor places(TensorStore store, String name, int out, int in, SplittableRandom random) {
+    int[] legal = {0b0100, 0b1000, 0b1001, 0b1100, 0b1101, 0b1110};
+    int width = (in + 7) / 8;
+    Tensor index = store.allocate(name, TensorType.I8, out, width);
+    for (int i = 0; i < out * width; i++) {
+      int low = legal[random.nextInt(6)];
+      boolean half = in % 8 != 0 && i % width == width - 1;
+      int high = half ? 0 : legal[random.nextInt(6)];
+      index.segment().set(ValueLayout.JAVA_BYTE, i, (byte) (low | high << 4));
+    }
+    return index;
   }
 
   /** Random codes in all bits, scales of a sensible size and of both signs; returns the tensor. */
