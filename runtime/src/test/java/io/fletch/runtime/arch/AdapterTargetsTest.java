@@ -7,10 +7,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.FletchException;
 import io.fletch.graph.Backend;
-import io.fletch.graph.Batch;
-import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
-import io.fletch.graph.KvCache;
 import io.fletch.graph.ReferenceBackend;
 import io.fletch.graph.cpu.CpuBackend;
 import io.fletch.quant.SafetensorsWriter;
@@ -115,24 +112,6 @@ class AdapterTargetsTest {
     return ModelGraph.build(fitted, weights, 64, "adapted");
   }
 
-  private static float[][] logits(Backend backend, Graph graph) {
-    int n = IDS.length;
-    try (Executable e = backend.compile(graph, n);
-        KvCache kv = e.newKvCache(n, KvCache.Type.F32);
-        Batch batch = e.newBatch(n, n)) {
-      batch.append(kv, IDS, 0, n);
-      for (int r = 0; r < n; r++) {
-        batch.wantLogits(r);
-      }
-      e.forward(batch);
-      float[][] out = new float[n][graph.logits().width()];
-      for (int r = 0; r < n; r++) {
-        batch.logits(r, out[r]);
-      }
-      return out;
-    }
-  }
-
   /**
    * The model with the adapter, in either format, gives what the changed model gives, and something
    * else than without.
@@ -145,14 +124,15 @@ class AdapterTargetsTest {
         List.of(
             graph(changed, plain, List.of(adapter), scale),
             graph(Format.GGUF, form.metadata(), form.tensors(), List.of(adapter), scale));
-    float[][] want = logits(new ReferenceBackend(), expected);
+    float[][] want = Logits.of(new ReferenceBackend(), expected, IDS);
     assertNotEquals(
-        want[2][3], logits(new ReferenceBackend(), graph(changed, plain, List.of(), 1))[2][3]);
+        want[2][3],
+        Logits.of(new ReferenceBackend(), graph(changed, plain, List.of(), 1), IDS)[2][3]);
     for (Backend backend :
         List.of(
             new ReferenceBackend(), new CpuBackend(CpuBackend.Options.defaults().withThreads(2)))) {
       for (Graph actual : both) {
-        float[][] got = logits(backend, actual);
+        float[][] got = Logits.of(backend, actual, IDS);
         for (int r = 0; r < want.length; r++) {
           for (int i = 0; i < want[r].length; i++) {
             assertEquals(want[r][i], got[r][i], 2e-4, backend.name() + " row " + r);

@@ -6,9 +6,6 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.FletchException;
-import io.fletch.graph.Batch;
-import io.fletch.graph.Executable;
-import io.fletch.graph.KvCache;
 import io.fletch.graph.cpu.CpuBackend;
 import io.fletch.quant.Dequantizer;
 import io.fletch.quant.Tensor;
@@ -107,22 +104,10 @@ class BlockFormTest {
     HyperParameters hp = HyperParameters.read(WeightFile.Format.SAFETENSORS, config);
     WeightTensors weights =
         WeightTensors.of(WeightFile.Format.SAFETENSORS, tensors, hp.architecture(), store);
-    try (Executable e =
-            new CpuBackend(CpuBackend.Options.defaults().withThreads(1))
-                .compile(ModelGraph.build(weights.fit(hp), weights, 64, "test"), ROWS);
-        KvCache kv = e.newKvCache(8, KvCache.Type.F32);
-        Batch b = e.newBatch(ROWS, ROWS)) {
-      b.append(kv, IDS, 0, ROWS);
-      for (int r = 0; r < ROWS; r++) {
-        b.wantLogits(r);
-      }
-      e.forward(b);
-      float[][] all = new float[ROWS][VOCABULARY];
-      for (int r = 0; r < ROWS; r++) {
-        b.logits(r, all[r]);
-      }
-      return all;
-    }
+    return Logits.of(
+        new CpuBackend(CpuBackend.Options.defaults().withThreads(1)),
+        ModelGraph.build(weights.fit(hp), weights, 64, "test"),
+        IDS);
   }
 
   private double[] vector(String name) {

@@ -6,10 +6,7 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.FletchException;
-import io.fletch.graph.Batch;
-import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
-import io.fletch.graph.KvCache;
 import io.fletch.graph.Op;
 import io.fletch.graph.ReferenceBackend;
 import io.fletch.graph.cpu.CpuBackend;
@@ -122,23 +119,11 @@ class CompressedModelTest {
   }
 
   private float[][] logits(Graph graph, boolean reference) {
-    int[] ids = {3, 17, 42, 8};
     CpuBackend.Options options = CpuBackend.Options.defaults().withThreads(2);
-    try (Executable e =
-            (reference ? new ReferenceBackend() : new CpuBackend(options)).compile(graph, 4);
-        KvCache kv = e.newKvCache(8, KvCache.Type.F32);
-        Batch b = e.newBatch(4, 4)) {
-      b.append(kv, ids, 0, 4);
-      for (int r = 0; r < 4; r++) {
-        b.wantLogits(r);
-      }
-      e.forward(b);
-      float[][] all = new float[4][50];
-      for (int r = 0; r < 4; r++) {
-        b.logits(r, all[r]);
-      }
-      return all;
-    }
+    return Logits.of(
+        reference ? new ReferenceBackend() : new CpuBackend(options),
+        graph,
+        new int[] {3, 17, 42, 8});
   }
 
   private static void assertClose(float[][] expected, float[][] actual) {

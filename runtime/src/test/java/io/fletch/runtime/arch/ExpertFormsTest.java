@@ -7,11 +7,8 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.FletchException;
 import io.fletch.graph.Backend;
-import io.fletch.graph.Batch;
-import io.fletch.graph.Executable;
 import io.fletch.graph.Gate;
 import io.fletch.graph.Graph;
-import io.fletch.graph.KvCache;
 import io.fletch.graph.ReferenceBackend;
 import io.fletch.graph.cpu.CpuBackend;
 import io.fletch.quant.Tensor;
@@ -59,22 +56,16 @@ class ExpertFormsTest {
 
   private static float[][] logits(Backend backend, Graph graph, Optional<Gate> skipped) {
     int[] ids = {5, 15, 39, 77, 49, 35};
-    try (Executable e = backend.compile(graph, ROWS);
-        KvCache kv = e.newKvCache(ROWS, KvCache.Type.F32);
-        Batch batch = e.newBatch(ROWS, ROWS)) {
-      batch.append(kv, ids, 0, ROWS);
-      float[][] out = new float[ROWS][graph.logits().width()];
-      for (int r = 0; r < ROWS; r++) {
-        batch.wantLogits(r);
-        int row = r;
-        skipped.ifPresent(g -> batch.gate(g.layer(), g.unit(), row, Gate.SKIP));
-      }
-      e.forward(batch);
-      for (int r = 0; r < ROWS; r++) {
-        batch.logits(r, out[r]);
-      }
-      return out;
-    }
+    return Logits.of(
+        backend,
+        graph,
+        ids,
+        batch -> {
+          for (int r = 0; r < ids.length; r++) {
+            int row = r;
+            skipped.ifPresent(g -> batch.gate(g.layer(), g.unit(), row, Gate.SKIP));
+          }
+        });
   }
 
   private static void assertNear(float[][] expected, float[][] actual) {

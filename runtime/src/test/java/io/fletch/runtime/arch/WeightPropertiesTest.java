@@ -4,11 +4,8 @@ import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 
 import io.fletch.graph.Backend;
-import io.fletch.graph.Batch;
-import io.fletch.graph.Executable;
 import io.fletch.graph.Gate;
 import io.fletch.graph.Graph;
-import io.fletch.graph.KvCache;
 import io.fletch.graph.ReferenceBackend;
 import io.fletch.graph.Value;
 import io.fletch.graph.cpu.CpuBackend;
@@ -25,7 +22,6 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.SplittableRandom;
-import java.util.function.Consumer;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 
@@ -51,25 +47,6 @@ class WeightPropertiesTest {
     return ModelGraph.build(weights.fit(hp), weights, 64, "test");
   }
 
-  private static float[][] logits(Backend backend, Graph graph, Consumer<Batch> change) {
-    int n = IDS.length;
-    try (Executable e = backend.compile(graph, n);
-        KvCache kv = e.newKvCache(n, KvCache.Type.F32);
-        Batch batch = e.newBatch(n, n)) {
-      batch.append(kv, IDS, 0, n);
-      for (int r = 0; r < n; r++) {
-        batch.wantLogits(r);
-      }
-      change.accept(batch);
-      e.forward(batch);
-      float[][] out = new float[n][graph.logits().width()];
-      for (int r = 0; r < n; r++) {
-        batch.logits(r, out[r]);
-      }
-      return out;
-    }
-  }
-
   /** Property 16: tied embeddings are an output matrix that is a copy of them, bit for bit. */
   @Test
   void tiedEmbeddingsAreACopy() throws IOException {
@@ -83,7 +60,7 @@ class WeightPropertiesTest {
     Graph one = graph(config, copied);
     Graph other = graph(MapMetadata.of(model.config()).with("tie_word_embeddings", true), tied);
     for (Backend backend : backends()) {
-      assertArrayEquals(logits(backend, one, b -> {}), logits(backend, other, b -> {}));
+      assertArrayEquals(Logits.of(backend, one, IDS), Logits.of(backend, other, IDS));
     }
   }
 
@@ -101,11 +78,12 @@ class WeightPropertiesTest {
     Graph whole = graph(MapMetadata.of(model.config()), all);
     Graph shorter = graph(MapMetadata.of(model.config()).with("num_hidden_layers", 2), fewer);
     for (Backend backend : backends()) {
-      float[][] expected = logits(backend, shorter, b -> {});
+      float[][] expected = Logits.of(backend, shorter, IDS);
       float[][] actual =
-          logits(
+          Logits.of(
               backend,
               whole,
+              IDS,
               b -> {
                 for (int r = 0; r < IDS.length; r++) {
                   b.gate(1, Gate.Unit.ATTENTION, r, Gate.SKIP);
@@ -113,7 +91,7 @@ class WeightPropertiesTest {
                 }
               });
       assertArrayEquals(expected, actual);
-      assertFalse(Arrays.deepEquals(expected, logits(backend, whole, b -> {})));
+      assertFalse(Arrays.deepEquals(expected, Logits.of(backend, whole, IDS)));
     }
   }
 
@@ -139,7 +117,7 @@ class WeightPropertiesTest {
     Graph plain = oneProduct(table, sparse);
     Graph armor = oneProduct(table, new LinearOp.Chain(List.of(diagonal, sparse, diagonal)));
     for (Backend backend : backends()) {
-      assertArrayEquals(logits(backend, plain, b -> {}), logits(backend, armor, b -> {}));
+      assertArrayEquals(Logits.of(backend, plain, IDS), Logits.of(backend, armor, IDS));
     }
   }
 
