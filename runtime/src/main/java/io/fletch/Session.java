@@ -60,7 +60,7 @@ public interface Session extends AutoCloseable {
    *
    * @param variables for example {@code tools}, a list of tools as OpenAI's API has them, for a
    *     model with a {@link Model#toolCallFormat}, or {@code enable_thinking}; what the template
-   *     does not look at changes nothing
+   *     does not look at changes nothing, and a null is {@code none} to it
    */
   Generation chat(List<Message> messages, Map<String, ?> variables, GenerationOptions options);
 

@@ -11,6 +11,7 @@ import io.fletch.graph.LowRankAdapter;
 import java.nio.ByteBuffer;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
+import java.util.Collections;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
@@ -166,7 +167,7 @@ abstract class BaseSession implements Session {
   public final Generation chat(
       List<Message> messages, Map<String, ?> variables, GenerationOptions options) {
     // The template writes the beginning token itself where the model wants one.
-    String prompt = model.chatPrompt(messages, true, Map.copyOf(variables));
+    String prompt = model.chatPrompt(messages, true, Collections.unmodifiableMap(variables));
     return generate(model.tokenizer().encode(prompt, false, true), options);
   }
 

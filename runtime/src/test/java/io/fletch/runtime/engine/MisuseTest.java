@@ -197,6 +197,12 @@ class MisuseTest {
       assertEquals(
           session.chat(messages, endless(5)).result().ids(),
           session.chat(messages, Map.of("unheard_of", true), endless(5)).result().ids());
+      assertEquals(
+          session.chat(messages, endless(5)).result().ids(),
+          session
+              .chat(messages, Collections.singletonMap("tools", null), endless(5))
+              .result()
+              .ids());
     }
   }
 }
