@@ -8,25 +8,22 @@ import io.fletch.ffm.x86.Mem;
 import io.fletch.ffm.x86.Opmask;
 import io.fletch.ffm.x86.Vec;
 import io.fletch.ffm.x86.Xmm;
-import io.fletch.ffm.x86.Zmm;
 import io.fletch.graph.KvCache;
 
 /**
  * Generates online softmax attention of a few query heads over slots that they share, in chunks of
  * {@link #CHUNK} slots and in the order of operations of the scalar kernel. Keys and values are
- * loaded and widened once for all heads. A lane of the softmax is a head: four heads of a slot lie
- * side by side, so that maximum and sum go down the slots and what is sequential in them, a third
- * of the time when heads took turns, is paid once.
+ * loaded and widened once for all heads, whose softmax {@link SoftmaxCode} does.
  *
  * <p>The state is float32: scores {@code [CHUNK][MAX_HEADS]}, what {@link #MAXIMUM} to {@link #CAP}
  * name, room to work, and from {@link #values} on the unnormalised results of the heads.
  */
 public final class AttentionCode {
   /** Slots of a chunk. */
-  public static final int CHUNK = 64;
+  public static final int CHUNK = SoftmaxCode.CHUNK;
 
   /** Most heads of one function. */
-  public static final int MAX_HEADS = 4;
+  public static final int MAX_HEADS = SoftmaxCode.HEADS;
 
   /** Index of the heads' maxima in the state; -inf before the first slot. */
   public static final int MAXIMUM = CHUNK * MAX_HEADS;
@@ -46,7 +43,7 @@ public final class AttentionCode {
   private static final int SCALES = FACTOR + MAX_HEADS;
 
   /** Bytes of the scores of a slot. */
-  private static final int SCORE_BYTES = 4 * MAX_HEADS;
+  private static final int SCORE_BYTES = SoftmaxCode.SCORE_BYTES;
 
   /** Slots whose scores are computed together with 512 bits, and whose scales with any. */
   private static final int SLOTS = 4;
@@ -87,6 +84,7 @@ public final class AttentionCode {
 
   private final Assembler a = new Assembler();
   private final Lanes lanes;
+  private final SoftmaxCode softmax;
   private final boolean codes;
   private final KvCache.Type type;
   private final int keyDim;
@@ -94,7 +92,6 @@ public final class AttentionCode {
   private final int valueDim;
   private final int valueStride;
   private final int heads;
-  private final boolean capped;
   private final int bytes;
 
   /** Byte offset of the results in the state. */
@@ -121,9 +118,18 @@ public final class AttentionCode {
     this.valueDim = valueDim;
     this.valueStride = Math.toIntExact(reach * valueStride) / reach;
     this.heads = heads;
-    this.capped = capped;
     this.bytes = isa.bytes();
     this.lanes = new Lanes(a, isa);
+    this.softmax =
+        new SoftmaxCode(
+            lanes,
+            capped,
+            STATE,
+            Mem.of(STATE, 4 * MAXIMUM),
+            Mem.of(STATE, 4 * SUM),
+            Mem.of(STATE, 4 * FACTOR),
+            Mem.of(STATE, 4 * SCALE),
+            Mem.of(STATE, 4 * CAP));
     this.results = 4 * values(type, keyDim, valueDim);
     this.weights = codes ? 4 * weights(keyDim, valueDim) : 0;
   }
@@ -179,7 +185,8 @@ public final class AttentionCode {
     scores();
     a.imul(Gpr.RAX, COUNT, keyStride);
     a.add(KEYS, Gpr.RAX);
-    softmax();
+    a.mov(COUNTER, 0);
+    softmax.emit(COUNTER, COUNT, Gpr.RAX, SCORE);
     if (codes) {
       eachSlot(VALUES_POINTER, valueStride, SLOTS, this::weightsOfBlocks);
     }
@@ -553,102 +560,5 @@ public final class AttentionCode {
         a.vmovups(result(h, from + i), lanes.reg(count * h + i));
       }
     }
-  }
-
-  // ---- softmax
-
-  /** Scores to weights; maxima and sums; stores the factors for what was there before. */
-  private void softmax() {
-    final int vectors = CHUNK * SCORE_BYTES / bytes;
-    final Xmm minusInfinity = Xmm.XMM15;
-    a.vbroadcastss(lanes.reg(14), Mem.of(STATE, 4 * SCALE));
-    if (capped) {
-      a.vbroadcastss(lanes.reg(13), Mem.of(STATE, 4 * CAP));
-    }
-    for (int i = 0; i < vectors; i++) {
-      Vec x = lanes.reg(0);
-      a.vmulps(x, lanes.reg(14), Mem.of(STATE, i * bytes));
-      if (capped) {
-        lanes.softCap(x, lanes.reg(13), lanes.reg(2), lanes.reg(3));
-      }
-      a.vmovups(Mem.of(STATE, i * bytes), x);
-    }
-    a.vbroadcastss(minusInfinity, a.floating(Float.NEGATIVE_INFINITY));
-    fill(minusInfinity);
-    // A NaN may get lost here: its weight is one, and through the sum the result.
-    Vec max = lanes.reg(8);
-    Vec other = lanes.reg(9);
-    Vec t = lanes.reg(12);
-    a.vmovups(max, Mem.of(STATE));
-    a.vmovups(other, Mem.of(STATE, bytes));
-    for (int i = 2; i < vectors; i++) {
-      Vec m = i % 2 == 0 ? max : other;
-      a.vmaxps(m, m, Mem.of(STATE, i * bytes));
-    }
-    a.vmaxps(max, max, other);
-    if (bytes == 64) {
-      a.vextractf64x4(t.ymm(), (Zmm) max, 1);
-      a.vmaxps(max.ymm(), max.ymm(), t.ymm());
-    }
-    a.vextractf128(t.xmm(), max.ymm(), 1);
-    a.vmaxps(max.xmm(), max.xmm(), t.xmm());
-    Xmm factor = Xmm.XMM10;
-    a.vmovups(factor, Mem.of(STATE, 4 * MAXIMUM));
-    a.vmaxps(max.xmm(), max.xmm(), factor);
-    a.vmovups(Mem.of(STATE, 4 * MAXIMUM), max.xmm());
-    // All scores -inf: nothing to subtract from.
-    a.vcmpps(t.xmm(), max.xmm(), minusInfinity, 0);
-    a.vandnps(max.xmm(), t.xmm(), max.xmm());
-    a.vsubps(factor, factor, max.xmm());
-    lanes.exp(factor, Xmm.XMM12, Xmm.XMM13, Xmm.XMM14);
-    a.vmovups(Mem.of(STATE, 4 * FACTOR), factor);
-    if (bytes == 64) {
-      a.vshufi32x4(max, max, max, 0);
-    } else {
-      a.vinsertf128(max.ymm(), max.ymm(), max.xmm(), 1);
-    }
-    sumOfWeights(0, 1, vectors, max, 0);
-    Vec sum = lanes.reg(0);
-    if (bytes == 64) {
-      lanes.toEight(new Vec[] {sum}, t);
-    }
-    lanes.toFour(sum, t);
-    a.vmovups(t.xmm(), Mem.of(STATE, 4 * SUM));
-    a.vfmadd231ps(sum.xmm(), t.xmm(), factor);
-    a.vmovups(Mem.of(STATE, 4 * SUM), sum.xmm());
-  }
-
-  /** Scores behind the last slot become -inf, whose weight is 0. */
-  private void fill(Xmm minusInfinity) {
-    Label filled = a.label();
-    a.imul(SCORE, COUNT, SCORE_BYTES);
-    a.add(SCORE, STATE);
-    a.mov(Gpr.RAX, COUNT);
-    Label fill = a.here();
-    a.cmp(Gpr.RAX, CHUNK);
-    a.jcc(Condition.GE, filled);
-    a.vmovups(Mem.of(SCORE), minusInfinity);
-    a.add(SCORE, SCORE_BYTES);
-    a.inc(Gpr.RAX);
-    a.jmp(fill);
-    a.bind(filled);
-  }
-
-  /**
-   * Turns the vectors {@code first, first + step, ...} of scores into weights, and sums them into
-   * the register {@code to}: slots that are 16 apart first, then 8, 4 and so on.
-   */
-  private void sumOfWeights(int first, int step, int vectors, Vec base, int to) {
-    Vec x = lanes.reg(to);
-    if (step < vectors) {
-      sumOfWeights(first, 2 * step, vectors, base, to);
-      sumOfWeights(first + step, 2 * step, vectors, base, to + 1);
-      a.vaddps(x, x, lanes.reg(to + 1));
-      return;
-    }
-    a.vmovups(x, Mem.of(STATE, first * bytes));
-    a.vsubps(x, x, base);
-    lanes.exp(x, lanes.reg(12), lanes.reg(13), lanes.reg(14));
-    a.vmovups(Mem.of(STATE, first * bytes), x);
   }
 }

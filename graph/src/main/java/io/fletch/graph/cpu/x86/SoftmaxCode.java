@@ -1,0 +1,186 @@
+package io.fletch.graph.cpu.x86;
+
+import io.fletch.ffm.x86.Assembler;
+import io.fletch.ffm.x86.Condition;
+import io.fletch.ffm.x86.Gpr;
+import io.fletch.ffm.x86.Label;
+import io.fletch.ffm.x86.Mem;
+import io.fletch.ffm.x86.Vec;
+import io.fletch.ffm.x86.Xmm;
+import io.fletch.ffm.x86.Zmm;
+
+/**
+ * The step of online softmax over a chunk of positions for up to four query heads, in the order of
+ * operations of the scalar kernel. A lane is a head: the scores of four heads of a position lie
+ * side by side, {@code [CHUNK][HEADS]}, so that maximum and sum go down the positions and what is
+ * sequential in them, a third of the time when heads took turns, is paid once. Lanes of heads that
+ * there are not hold what the caller left there, and nothing of theirs gets into others.
+ */
+final class SoftmaxCode {
+  /** Positions of a chunk. */
+  static final int CHUNK = 64;
+
+  /** Heads whose scores lie side by side. */
+  static final int HEADS = 4;
+
+  /** Bytes of the scores of a position. */
+  static final int SCORE_BYTES = 4 * HEADS;
+
+  private final Lanes lanes;
+  private final Assembler a;
+  private final int bytes;
+  private final boolean capped;
+  private final Gpr scores;
+  private final Mem maximum;
+  private final Mem sum;
+  private final Mem factor;
+  private final Mem scale;
+  private final Mem cap;
+
+  /**
+   * Emits nothing. The places may share a base register, none of those {@link #emit} overwrites.
+   *
+   * @param capped whether scores have a soft cap
+   * @param scores address of the scores, which become weights
+   * @param maximum the heads' maxima, updated; -inf before the first chunk
+   * @param sum the heads' sums of weights, updated; 0 before the first chunk
+   * @param factor where to put what results and sums of earlier chunks are worth, for each head
+   * @param scale one number that scores are multiplied by
+   * @param cap the soft cap, one number; not read without one
+   */
+  SoftmaxCode(
+      Lanes lanes,
+      boolean capped,
+      Gpr scores,
+      Mem maximum,
+      Mem sum,
+      Mem factor,
+      Mem scale,
+      Mem cap) {
+    this.lanes = lanes;
+    this.a = lanes.a;
+    this.bytes = lanes.bytes;
+    this.capped = capped;
+    this.scores = scores;
+    this.maximum = maximum;
+    this.sum = sum;
+    this.factor = factor;
+    this.scale = scale;
+    this.cap = cap;
+  }
+
+  /**
+   * Scores to weights; maxima and sums; stores the factors for what was there before. Overwrites
+   * vector registers 0 to 15, the mask register 2 where scores are capped, and both temporaries.
+   *
+   * @param from first visible position of the chunk, 0 to {@link #CHUNK}; kept
+   * @param to end of the visible positions, {@code from} to {@link #CHUNK}; kept. Scores outside
+   *     are ignored, weights there become 0
+   */
+  void emit(Gpr from, Gpr to, Gpr temp, Gpr pointer) {
+    final int vectors = CHUNK * SCORE_BYTES / bytes;
+    final Xmm minusInfinity = Xmm.XMM15;
+    a.vbroadcastss(lanes.reg(14), scale);
+    if (capped) {
+      a.vbroadcastss(lanes.reg(13), cap);
+    }
+    for (int i = 0; i < vectors; i++) {
+      Vec x = lanes.reg(0);
+      a.vmulps(x, lanes.reg(14), Mem.of(scores, i * bytes));
+      if (capped) {
+        lanes.softCap(x, lanes.reg(13), lanes.reg(2), lanes.reg(3));
+      }
+      a.vmovups(Mem.of(scores, i * bytes), x);
+    }
+    hide(from, to, temp, pointer);
+    // A NaN may get lost here: its weight is one, and through the sum the result.
+    Vec max = lanes.reg(8);
+    Vec other = lanes.reg(9);
+    Vec t = lanes.reg(12);
+    a.vmovups(max, Mem.of(scores));
+    a.vmovups(other, Mem.of(scores, bytes));
+    for (int i = 2; i < vectors; i++) {
+      Vec m = i % 2 == 0 ? max : other;
+      a.vmaxps(m, m, Mem.of(scores, i * bytes));
+    }
+    a.vmaxps(max, max, other);
+    if (bytes == 64) {
+      a.vextractf64x4(t.ymm(), (Zmm) max, 1);
+      a.vmaxps(max.ymm(), max.ymm(), t.ymm());
+    }
+    a.vextractf128(t.xmm(), max.ymm(), 1);
+    a.vmaxps(max.xmm(), max.xmm(), t.xmm());
+    Xmm f = Xmm.XMM10;
+    a.vmovups(f, maximum);
+    a.vmaxps(max.xmm(), max.xmm(), f);
+    a.vmovups(maximum, max.xmm());
+    // All scores -inf: nothing to subtract from.
+    a.vcmpps(t.xmm(), max.xmm(), minusInfinity, 0);
+    a.vandnps(max.xmm(), t.xmm(), max.xmm());
+    a.vsubps(f, f, max.xmm());
+    lanes.exp(f, Xmm.XMM12, Xmm.XMM13, Xmm.XMM14);
+    a.vmovups(factor, f);
+    if (bytes == 64) {
+      a.vshufi32x4(max, max, max, 0);
+    } else {
+      a.vinsertf128(max.ymm(), max.ymm(), max.xmm(), 1);
+    }
+    sumOfWeights(0, 1, vectors, max, 0);
+    Vec total = lanes.reg(0);
+    if (bytes == 64) {
+      lanes.toEight(new Vec[] {total}, t);
+    }
+    lanes.toFour(total, t);
+    a.vmovups(t.xmm(), sum);
+    a.vfmadd231ps(total.xmm(), t.xmm(), f);
+    a.vmovups(sum, total.xmm());
+  }
+
+  /** Scores outside the range become -inf, whose weight is 0; leaves -inf in register 15. */
+  private void hide(Gpr from, Gpr to, Gpr temp, Gpr pointer) {
+    a.vbroadcastss(Xmm.XMM15, a.floating(Float.NEGATIVE_INFINITY));
+    a.mov(pointer, scores);
+    a.mov(temp, 0);
+    Label front = a.here();
+    Label visible = a.label();
+    a.cmp(temp, from);
+    a.jcc(Condition.GE, visible);
+    hideOne(temp, pointer);
+    a.jmp(front);
+    a.bind(visible);
+    a.imul(pointer, to, SCORE_BYTES);
+    a.add(pointer, scores);
+    a.mov(temp, to);
+    Label back = a.here();
+    Label done = a.label();
+    a.cmp(temp, CHUNK);
+    a.jcc(Condition.GE, done);
+    hideOne(temp, pointer);
+    a.jmp(back);
+    a.bind(done);
+  }
+
+  private void hideOne(Gpr temp, Gpr pointer) {
+    a.vmovups(Mem.of(pointer), Xmm.XMM15);
+    a.add(pointer, SCORE_BYTES);
+    a.inc(temp);
+  }
+
+  /**
+   * Turns the vectors {@code first, first + step, ...} of scores into weights, and sums them into
+   * the register {@code to}: positions that are 16 apart first, then 8, 4 and so on.
+   */
+  private void sumOfWeights(int first, int step, int vectors, Vec base, int to) {
+    Vec x = lanes.reg(to);
+    if (step < vectors) {
+      sumOfWeights(first, 2 * step, vectors, base, to);
+      sumOfWeights(first + step, 2 * step, vectors, base, to + 1);
+      a.vaddps(x, x, lanes.reg(to + 1));
+      return;
+    }
+    a.vmovups(x, Mem.of(scores, first * bytes));
+    a.vsubps(x, x, base);
+    lanes.exp(x, lanes.reg(12), lanes.reg(13), lanes.reg(14));
+    a.vmovups(Mem.of(scores, first * bytes), x);
+  }
+}
