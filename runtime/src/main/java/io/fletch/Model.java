@@ -83,6 +83,18 @@ public interface Model extends AutoCloseable {
   /** The adapters that are registered and open, in the order of their ids. */
   List<Adapter> adapters();
 
+  /**
+   * Checks a prompt and options as {@link Session#generate(int[], GenerationOptions)} does, for
+   * those who want to refuse a request before there is a session for it. Whether a small model or a
+   * guide has the same tokens is left to the session. Thread-safe; runs nothing, but a grammar is
+   * prepared for the vocabulary and kept.
+   *
+   * @param prompt token ids
+   * @throws FletchException if the prompt does not fit, or the model cannot do what the options say
+   * @throws IllegalArgumentException if a token id is none of the model's
+   */
+  void check(int[] prompt, GenerationOptions options);
+
   /** Makes a session with the model's context length. */
   Session newSession();
 

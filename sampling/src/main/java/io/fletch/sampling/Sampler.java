@@ -32,6 +32,7 @@ public final class Sampler {
   private Sampler(
       SamplingOptions options, int vocabulary, List<SamplerStep> more, IntPredicate breaks) {
     this.options = Objects.requireNonNull(options, "options");
+    check(options, vocabulary);
     candidates = new TokenCandidates(vocabulary);
     bits = new long[(vocabulary + 63) >> 6];
     boolean penalties =
@@ -49,7 +50,7 @@ public final class Sampler {
               options.penaltyWindow()));
     }
     if (!options.logitBias().isEmpty()) {
-      edits.add(SamplerStep.bias(edits(options.logitBias(), vocabulary)));
+      edits.add(SamplerStep.bias(edits(options.logitBias())));
     }
     SamplerExtras extras = options.extras();
     extras.dry().ifPresent(dry -> edits.add(new DryStep(vocabulary, dry, breaks)));
@@ -140,14 +141,24 @@ public final class Sampler {
     }
   }
 
-  private static LogitEdits edits(Map<Integer, Float> bias, int vocabulary) {
+  /**
+   * Checks options for a vocabulary, as making a sampler does.
+   *
+   * @throws IllegalArgumentException if a bias is for a token that is not in it
+   */
+  public static void check(SamplingOptions options, int vocabulary) {
+    for (int id : options.logitBias().keySet()) {
+      if (id >= vocabulary) {
+        throw new IllegalArgumentException(
+            "logit bias: token expected=below " + vocabulary + " actual=" + id);
+      }
+    }
+  }
+
+  private static LogitEdits edits(Map<Integer, Float> bias) {
     int[] ids = bias.keySet().stream().mapToInt(Integer::intValue).sorted().toArray();
     float[] addends = new float[ids.length];
     for (int i = 0; i < ids.length; i++) {
-      if (ids[i] >= vocabulary) {
-        throw new IllegalArgumentException(
-            "logit bias: token expected=below " + vocabulary + " actual=" + ids[i]);
-      }
       addends[i] = bias.get(ids[i]);
     }
     return LogitEdits.of(ids, addends);

@@ -3,7 +3,7 @@ package io.fletch.runtime.engine;
 import io.fletch.FletchException;
 import io.fletch.Generation;
 import io.fletch.GenerationOptions;
-import io.fletch.Routing;
+import io.fletch.Model;
 import io.fletch.Session;
 import io.fletch.UnitPolicy;
 import io.fletch.graph.GraphException;
@@ -57,28 +57,53 @@ final class AutoregressiveSession extends BaseSession {
     }
   }
 
-  @Override
-  Generation start(int[] ids, int dropped, GenerationOptions options) {
+  /**
+   * Checks options.
+   *
+   * @param ids the prompt, which fits
+   */
+  static void check(LoadedModel model, int[] ids, GenerationOptions options) {
     if (options.diffusion().isPresent() || options.guide().isPresent()) {
       throw new FletchException(
-          "model " + model().name() + " is autoregressive: diffusion options do not apply");
+          "model " + model.name() + " is autoregressive: diffusion options do not apply");
     }
-    Shift shift = options.contextShift().map(s -> Shift.of(s, model(), ids)).orElse(null);
-    if (shift != null && options.routing().isPresent()) {
+    boolean shifts = options.contextShift().isPresent();
+    if (shifts && options.routing().isPresent()) {
       throw new FletchException("token routing and a context shift exclude each other");
     }
-    GraphForward proposing = null;
-    int room = forward.capacity() - ids.length;
     if (options.routing().isPresent()) {
-      proposing = small(options.routing().get());
-      room = Math.min(room, proposing.capacity() - ids.length);
-      if (room < 1) {
+      LoadedModel small = small(options);
+      if (ids.length >= small.contextLength()) {
         throw new FletchException(
             "the prompt does not fit the small model: tokens="
                 + ids.length
                 + " context="
-                + proposing.capacity());
+                + small.contextLength());
       }
+    }
+    if (!model.units().forAnswer(options.units()).isEmpty() && shifts) {
+      // Policies treat the answer unlike the prompt, which a shift would mix.
+      throw new FletchException("unit policies and a context shift exclude each other");
+    }
+    options.grammar().ifPresent(g -> model.grammar(g, options.ignoreEnd()));
+  }
+
+  private static LoadedModel small(GenerationOptions options) {
+    Model small = options.routing().orElseThrow().small();
+    if (!(small instanceof LoadedModel loaded) || loaded.diffusion().isPresent()) {
+      throw new FletchException("the small model must be autoregressive: model=" + small.name());
+    }
+    return loaded;
+  }
+
+  @Override
+  Generation start(int[] ids, int dropped, GenerationOptions options) {
+    Shift shift = options.contextShift().map(s -> Shift.of(s, model(), ids)).orElse(null);
+    GraphForward proposing = null;
+    int room = forward.capacity() - ids.length;
+    if (options.routing().isPresent()) {
+      proposing = proposing(small(options));
+      room = Math.min(room, proposing.capacity() - ids.length);
       UnitRule ofSmall = new UnitRule(small.units().policies(), ids.length);
       proposing.truncate(
           Math.min(
@@ -88,10 +113,6 @@ final class AutoregressiveSession extends BaseSession {
     int maxTokens = options.maxTokens() == 0 ? room : Math.min(options.maxTokens(), room);
     UnitRule rule = new UnitRule(model().units().forAnswer(options.units()), ids.length);
     if (shift != null) {
-      if (!rule.policies().isEmpty()) {
-        // Policies treat the answer unlike the prompt, which a shift would mix.
-        throw new FletchException("unit policies and a context shift exclude each other");
-      }
       maxTokens = options.maxTokens();
     }
     forward.truncate(
@@ -115,11 +136,7 @@ final class AutoregressiveSession extends BaseSession {
   }
 
   /** The small model's forward, kept from answer to answer while it is the same model. */
-  private GraphForward small(Routing routing) {
-    if (!(routing.small() instanceof LoadedModel wanted) || wanted.diffusion().isPresent()) {
-      throw new FletchException(
-          "the small model must be autoregressive: model=" + routing.small().name());
-    }
+  private GraphForward proposing(LoadedModel wanted) {
     if (small == wanted) {
       return smallForward;
     }

@@ -8,6 +8,7 @@ import io.fletch.Message;
 import io.fletch.Session;
 import io.fletch.graph.GraphException;
 import io.fletch.graph.LowRankAdapter;
+import io.fletch.sampling.Sampler;
 import java.nio.ByteBuffer;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
@@ -184,11 +185,7 @@ abstract class BaseSession implements Session {
     try {
       checkIdle();
       int[] ids = prompt.clone();
-      if (ids.length == 0) {
-        throw new IllegalArgumentException("the prompt has no tokens");
-      }
-      checkIds(ids);
-      int[] fitting = fit(ids, options);
+      int[] fitting = checked(model, ids, options);
       open = start(fitting, ids.length - fitting.length, options);
       return open;
     } catch (GraphException e) {
@@ -198,8 +195,28 @@ abstract class BaseSession implements Session {
     }
   }
 
+  /**
+   * Checks a prompt and options.
+   *
+   * @return the prompt, without what it loses to fit; not copied if that is nothing
+   */
+  static int[] checked(LoadedModel model, int[] ids, GenerationOptions options) {
+    if (ids.length == 0) {
+      throw new IllegalArgumentException("the prompt has no tokens");
+    }
+    checkIds(model, ids);
+    int[] fitting = fit(model, ids, options);
+    Sampler.check(options.sampling(), model.info().vocabularySize());
+    if (model.diffusion().isPresent()) {
+      DiffusionSession.check(model, options);
+    } else {
+      AutoregressiveSession.check(model, fitting, options);
+    }
+    return fitting;
+  }
+
   /** Checks that one token is left for the answer, or drops old ones if the options say so. */
-  private int[] fit(int[] ids, GenerationOptions options) {
+  private static int[] fit(LoadedModel model, int[] ids, GenerationOptions options) {
     int context = model.contextLength();
     if (options.contextShift().isPresent()) {
       return Shift.of(options.contextShift().get(), model, ids).fit(ids, context);
@@ -216,7 +233,7 @@ abstract class BaseSession implements Session {
   }
 
   /**
-   * Prepares a generation; the prompt is checked and fits.
+   * Prepares a generation; prompt and options are checked, and the prompt fits.
    *
    * @param dropped tokens that the prompt has lost to fit
    */
@@ -234,7 +251,7 @@ abstract class BaseSession implements Session {
     return out.stream().mapToInt(Integer::intValue).toArray();
   }
 
-  final void checkIds(int[] ids) {
+  private static void checkIds(LoadedModel model, int[] ids) {
     int vocabulary = model.info().vocabularySize();
     for (int i = 0; i < ids.length; i++) {
       if (ids[i] < 0 || ids[i] >= vocabulary) {
@@ -250,7 +267,7 @@ abstract class BaseSession implements Session {
       throw new FletchException(
           "token ids do not fit: expected=[1, " + model.contextLength() + "] actual=" + ids.length);
     }
-    checkIds(ids);
+    checkIds(model, ids);
   }
 
   final void checkOpen() {

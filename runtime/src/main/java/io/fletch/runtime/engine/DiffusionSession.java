@@ -64,26 +64,30 @@ final class DiffusionSession extends BaseSession {
     }
   }
 
-  @Override
-  Generation start(int[] ids, int dropped, GenerationOptions options) {
-    checkSampling(options);
+  /** Checks options. */
+  static void check(LoadedModel model, GenerationOptions options) {
+    checkSampling(model, options);
     if (options.contextShift().isPresent()) {
       throw new FletchException(
-          "model " + model().name() + " is a diffusion model: a context shift does not apply");
+          "model " + model.name() + " is a diffusion model: a context shift does not apply");
     }
     if (options.units().isPresent()) {
       throw new FletchException(
-          "model " + model().name() + " is a diffusion model: it runs all units");
+          "model " + model.name() + " is a diffusion model: it runs all units");
     }
     if (options.routing().isPresent()) {
       throw new FletchException(
-          "model " + model().name() + " is a diffusion model: token routing does not apply");
+          "model " + model.name() + " is a diffusion model: token routing does not apply");
     }
     if (options.guide().isPresent()
         && !(options.diffusion().isPresent()
             && options.diffusion().get().search() instanceof Search.Guided)) {
       throw new FletchException("a guide is of no use without guided diffusion");
     }
+  }
+
+  @Override
+  Generation start(int[] ids, int dropped, GenerationOptions options) {
     DiffusionOptions decoding =
         options
             .diffusion()
@@ -166,7 +170,7 @@ final class DiffusionSession extends BaseSession {
   }
 
   /** What sampling options mean nothing here is refused, apart from the cut-off by min-p. */
-  private void checkSampling(GenerationOptions options) {
+  private static void checkSampling(LoadedModel model, GenerationOptions options) {
     SamplingOptions s = options.sampling();
     if (s.repetitionPenalty() != 1
         || s.frequencyPenalty() != 0
@@ -175,13 +179,11 @@ final class DiffusionSession extends BaseSession {
         || !s.extras().equals(SamplerExtras.NONE)) {
       throw new FletchException(
           "penalties, logit bias and sampler extras are not for diffusion models: model="
-              + model().name());
+              + model.name());
     }
     if (options.grammar().isPresent()) {
       throw new FletchException(
-          "a grammar is for autoregressive models: model="
-              + model().name()
-              + " decoding=diffusion");
+          "a grammar is for autoregressive models: model=" + model.name() + " decoding=diffusion");
     }
     if (options.logprobs() > 0) {
       throw new FletchException(

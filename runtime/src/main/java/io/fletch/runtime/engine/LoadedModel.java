@@ -2,6 +2,7 @@ package io.fletch.runtime.engine;
 
 import io.fletch.Adapter;
 import io.fletch.FletchException;
+import io.fletch.GenerationOptions;
 import io.fletch.Message;
 import io.fletch.Model;
 import io.fletch.ModelOptions;
@@ -269,6 +270,11 @@ final class LoadedModel implements Model {
     context.put("messages", turns);
     context.put("add_generation_prompt", addGenerationPrompt);
     return t.render(context);
+  }
+
+  @Override
+  public void check(int[] prompt, GenerationOptions of) {
+    BaseSession.checked(this, prompt.clone(), Objects.requireNonNull(of, "options"));
   }
 
   @Override

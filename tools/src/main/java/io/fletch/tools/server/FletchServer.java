@@ -16,6 +16,7 @@ import io.fletch.Routing;
 import io.fletch.Session;
 import io.fletch.SessionPool;
 import io.fletch.sampling.DecodeCounters;
+import io.fletch.sampling.SamplingException;
 import io.fletch.sampling.SamplingOptions;
 import java.io.IOException;
 import java.io.InputStream;
@@ -41,7 +42,6 @@ import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.ScheduledFuture;
 import java.util.concurrent.ScheduledThreadPoolExecutor;
-import java.util.concurrent.Semaphore;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
 
@@ -55,7 +55,7 @@ import java.util.concurrent.atomic.AtomicInteger;
  * all others are refused with 429; {@link Options#maxBody} bytes per request; {@link
  * Options#timeLimit} for waiting and generating. A client that has gone is noticed at the next
  * write: of a token if it streams, else of white space in front of the JSON, once in {@link
- * #PATIENCE}; that cancels its generation.
+ * #PATIENCE}; that cancels its generation, or ends its waiting.
  *
  * <p>{@link #close()} lets running answers finish, up to {@link Options#drain}, then cancels them.
  * The models stay open: they are their opener's. Thread-safe.
@@ -206,7 +206,7 @@ public final class FletchServer implements AutoCloseable {
   /** Adapters of requests that name none. */
   private volatile List<Adapter.Scaled> adapters;
 
-  private final Semaphore slots;
+  private final Slots slots;
   private final AtomicInteger inFlight = new AtomicInteger();
   private final Set<Generation> running = ConcurrentHashMap.newKeySet();
   private final byte[] page;
@@ -236,7 +236,7 @@ public final class FletchServer implements AutoCloseable {
     // Else the alarms of answers that have ended stay until the time limit.
     clock.setRemoveOnCancelPolicy(true);
     sessions = model.map(m -> new SessionPool(m, options.parallel())).orElse(null);
-    slots = new Semaphore(options.parallel(), true);
+    slots = new Slots(options.parallel(), options.queue());
     try (InputStream in = FletchServer.class.getResourceAsStream("/META-INF/fletch/chat.html")) {
       page = Objects.requireNonNull(in, "chat.html").readAllBytes();
     }
@@ -398,7 +398,7 @@ public final class FletchServer implements AutoCloseable {
         fail(exchange, e);
       } catch (RuntimeException | Error e) {
         LOG.log(Level.ERROR, "a request failed", e);
-        fail(exchange, ApiException.of(500, "internal_error", "internal error: " + e.getMessage()));
+        fail(exchange, internal(e));
       }
       exchange.close();
     } catch (IOException e) {
@@ -500,7 +500,9 @@ public final class FletchServer implements AutoCloseable {
         exchange,
         200,
         "text/plain; version=0.0.4; charset=utf-8",
-        metrics.text(sessions == null ? 0 : sessions.open()).getBytes(StandardCharsets.UTF_8));
+        metrics
+            .text(sessions == null ? 0 : sessions.open(), slots.waiting())
+            .getBytes(StandardCharsets.UTF_8));
   }
 
   private Map<String, Object> description(String id) {
@@ -556,27 +558,76 @@ public final class FletchServer implements AutoCloseable {
     Embedder embedder = embeddings.get().embedder();
     EmbeddingRequest request = EmbeddingRequest.of(body, embedder);
     long deadline = System.nanoTime() + options.timeLimit().toNanos();
-    acquire(deadline);
-    try {
-      metrics.active.incrementAndGet();
-      List<float[]> vectors = new ArrayList<>();
-      int n = request.inputs().size();
-      while (vectors.size() < n) {
-        if (System.nanoTime() - deadline >= 0 || Thread.currentThread().isInterrupted()) {
-          metrics.cancelled.increment();
-          throw ApiException.of(
-              503, "timeout", "embedded " + vectors.size() + " of " + n + " within the time limit");
+    inSlot(
+        exchange,
+        WatchedResponse.Form.JSON,
+        deadline,
+        response -> {
+          List<float[]> vectors = new ArrayList<>();
+          int n = request.inputs().size();
+          while (vectors.size() < n) {
+            check(response);
+            if (System.nanoTime() - deadline >= 0 || Thread.currentThread().isInterrupted()) {
+              metrics.cancelled.increment();
+              throw ApiException.of(
+                  503,
+                  "timeout",
+                  "embedded " + vectors.size() + " of " + n + " within the time limit");
+            }
+            int to = Math.min(n, vectors.size() + TEXTS_AT_ONCE);
+            List<int[]> some = request.inputs().subList(vectors.size(), to);
+            vectors.addAll(embedder.embedTokens(some));
+            metrics.promptTokens.add(some.stream().mapToInt(ids -> ids.length).sum());
+            metrics.embeddings.add(some.size());
+          }
+          response.finish(Wire.bytes(request.answer(name, vectors)));
+        });
+  }
+
+  private interface Work {
+    void run(WatchedResponse response) throws IOException;
+  }
+
+  /**
+   * Does work in one of the slots, when there is one. The client is asked meanwhile whether it is
+   * still there, so the request has to be known to be valid.
+   *
+   * @throws IOException if the client is gone
+   */
+  private void inSlot(HttpExchange exchange, WatchedResponse.Form form, long deadline, Work work)
+      throws IOException {
+    try (WatchedResponse response = new WatchedResponse(exchange, form, clock, threads, patience);
+        Slots.Turn turn = slots.enter().orElseThrow(this::full)) {
+      try {
+        response.watch(turn::leave);
+        await(turn, response, deadline);
+        metrics.active.incrementAndGet();
+        try {
+          work.run(response);
+        } finally {
+          metrics.active.decrementAndGet();
         }
-        int to = Math.min(n, vectors.size() + TEXTS_AT_ONCE);
-        List<int[]> some = request.inputs().subList(vectors.size(), to);
-        vectors.addAll(embedder.embedTokens(some));
-        metrics.promptTokens.add(some.stream().mapToInt(ids -> ids.length).sum());
-        metrics.embeddings.add(some.size());
+      } catch (RuntimeException e) {
+        // The status is out, but a stream can say what has happened.
+        if (form == WatchedResponse.Form.EVENTS && response.isBegun()) {
+          event(response, (e instanceof ApiException known ? known : internal(e)).body());
+        }
+        throw e;
       }
-      send(exchange, 200, JSON_TYPE, Wire.bytes(request.answer(name, vectors)));
-    } finally {
-      metrics.active.decrementAndGet();
-      slots.release();
+    }
+  }
+
+  private static ApiException internal(Throwable e) {
+    return ApiException.of(500, "internal_error", "internal error: " + e.getMessage());
+  }
+
+  /** Ends work whose client has gone. */
+  private void check(WatchedResponse response) throws IOException {
+    try {
+      response.check();
+    } catch (IOException e) {
+      metrics.cancelled.increment();
+      throw e;
     }
   }
 
@@ -620,32 +671,36 @@ public final class FletchServer implements AutoCloseable {
               + " actual="
               + request.prompt().length);
     }
-    WatchedResponse response =
-        new WatchedResponse(
-            exchange,
-            request.stream() ? WatchedResponse.Form.EVENTS : WatchedResponse.Form.JSON,
-            clock,
-            threads,
-            patience);
-    long deadline = System.nanoTime() + options.timeLimit().toNanos();
-    acquire(deadline);
     try {
-      metrics.active.incrementAndGet();
-      try (response;
-          SessionPool.Lease lease = lease(request.prompt(), request.adapters().orElse(adapters))) {
-        try {
-          generate(response, request, lease.session(), deadline);
-          lease.keep();
-        } catch (IOException | ApiException e) {
-          // The client's fault; the generation is closed and the session as good as ever.
-          lease.keep();
-          throw e;
-        }
-      }
-    } finally {
-      metrics.active.decrementAndGet();
-      slots.release();
+      model.check(request.prompt(), completed(request, 0));
+    } catch (FletchException | SamplingException | IllegalArgumentException e) {
+      throw ApiException.invalid(null, e.getMessage());
     }
+    long deadline = System.nanoTime() + options.timeLimit().toNanos();
+    inSlot(
+        exchange,
+        request.stream() ? WatchedResponse.Form.EVENTS : WatchedResponse.Form.JSON,
+        deadline,
+        response -> {
+          try (SessionPool.Lease lease =
+              lease(request.prompt(), request.adapters().orElse(adapters))) {
+            try {
+              generate(response, request, lease.session(), deadline);
+              lease.keep();
+            } catch (IOException | ApiException e) {
+              // The client's fault; the generation is closed and the session as good as ever.
+              lease.keep();
+              throw e;
+            }
+          }
+        });
+  }
+
+  /** The options of a choice with what the server's ask for. */
+  private GenerationOptions completed(Request request, int choice) {
+    GenerationOptions asked = request.options(choice);
+    GenerationOptions routed = options.routing().map(asked::withRouting).orElse(asked);
+    return options.contextShift().map(routed::withContextShift).orElse(routed);
   }
 
   /**
@@ -695,37 +750,33 @@ public final class FletchServer implements AutoCloseable {
     }
   }
 
-  /** Waits for a slot, in a queue of bounded length. */
-  private void acquire(long deadline) {
-    ApiException closing = ApiException.of(503, "shutting_down", "the server is shutting down");
-    if (draining) {
-      throw closing;
-    }
-    if (slots.tryAcquire()) {
-      return;
-    }
-    if (metrics.queued.incrementAndGet() > options.queue()) {
-      metrics.queued.decrementAndGet();
-      metrics.rejected.increment();
-      throw ApiException.of(
-          429,
-          "queue_full",
-          "too many requests: parallel=" + options.parallel() + " queue=" + options.queue());
-    }
+  private ApiException full() {
+    metrics.rejected.increment();
+    return ApiException.of(
+        429,
+        "queue_full",
+        "too many requests: parallel=" + options.parallel() + " queue=" + options.queue());
+  }
+
+  /**
+   * Waits for a slot.
+   *
+   * @throws IOException if the client is gone
+   */
+  private void await(Slots.Turn turn, WatchedResponse response, long deadline) throws IOException {
     try {
-      if (!slots.tryAcquire(deadline - System.nanoTime(), TimeUnit.NANOSECONDS)) {
-        throw ApiException.of(503, "timeout", "no slot within the time limit");
+      switch (turn.await(deadline - System.nanoTime())) {
+        case TAKEN -> {
+          return;
+        }
+        case LEFT -> check(response);
+        case LATE -> throw ApiException.of(503, "timeout", "no slot within the time limit");
+        case CLOSED -> {}
       }
-    } catch (InterruptedException e) {
+    } catch (InterruptedException _) {
       Thread.currentThread().interrupt();
-      throw closing;
-    } finally {
-      metrics.queued.decrementAndGet();
     }
-    if (draining) {
-      slots.release();
-      throw closing;
-    }
+    throw ApiException.of(503, "shutting_down", "the server is shutting down");
   }
 
   private void generate(WatchedResponse response, Request request, Session session, long deadline)
@@ -764,12 +815,7 @@ public final class FletchServer implements AutoCloseable {
       throws IOException {
     Generation generation;
     try {
-      GenerationOptions asked = request.options(choice);
-      GenerationOptions routed = options.routing().map(asked::withRouting).orElse(asked);
-      generation =
-          session.generate(
-              request.prompt(),
-              options.contextShift().map(routed::withContextShift).orElse(routed));
+      generation = session.generate(request.prompt(), completed(request, choice));
     } catch (FletchException | IllegalArgumentException e) {
       throw ApiException.invalid(null, e.getMessage());
     }
@@ -817,33 +863,25 @@ public final class FletchServer implements AutoCloseable {
   private void stream(
       WatchedResponse response, Request request, Session session, Answers answers, long deadline)
       throws IOException {
-    try {
-      for (int i = 0; i < request.choices(); i++) {
-        answers.choose(i);
-        // Nothing is written before the request is known to be valid, which it is when it runs.
-        run(
-            request,
-            i,
-            session,
-            deadline,
-            generation -> {
-              response.watch(generation::cancel);
-              choice(response, generation, answers, deadline);
-            });
-      }
-      Map<String, Object> last = answers.last();
-      if (last != null) {
-        event(response, last);
-      }
-      response.finish("data: [DONE]\n\n".getBytes(StandardCharsets.UTF_8));
-    } catch (RuntimeException e) {
-      if (response.isBegun()) {
-        event(
-            response,
-            ApiException.of(500, "internal_error", String.valueOf(e.getMessage())).body());
-      }
-      throw e;
+    for (int i = 0; i < request.choices(); i++) {
+      answers.choose(i);
+      // Nothing of the answer is written before the request is known to be valid, which it is when
+      // it runs.
+      run(
+          request,
+          i,
+          session,
+          deadline,
+          generation -> {
+            response.watch(generation::cancel);
+            choice(response, generation, answers, deadline);
+          });
     }
+    Map<String, Object> last = answers.last();
+    if (last != null) {
+      event(response, last);
+    }
+    response.finish("data: [DONE]\n\n".getBytes(StandardCharsets.UTF_8));
   }
 
   private static void choice(
@@ -878,6 +916,7 @@ public final class FletchServer implements AutoCloseable {
   @Override
   public void close() {
     draining = true;
+    slots.close();
     long end = System.nanoTime() + options.drain().toNanos();
     while (inFlight.get() > 0 && System.nanoTime() < end) {
       pause();
@@ -885,7 +924,6 @@ public final class FletchServer implements AutoCloseable {
     if (inFlight.get() > 0) {
       LOG.log(Level.INFO, "cancelling {0} answers", running.size());
     }
-    // Those that come out of the queue see that the server is closing.
     long patience = System.nanoTime() + TimeUnit.SECONDS.toNanos(10);
     while (inFlight.get() > 0 && System.nanoTime() < patience) {
       running.forEach(Generation::cancel);

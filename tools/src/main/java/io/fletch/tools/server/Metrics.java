@@ -20,7 +20,6 @@ final class Metrics {
   final LongAdder prefillNanos = new LongAdder();
   final LongAdder decodeNanos = new LongAdder();
   final AtomicLong active = new AtomicLong();
-  final AtomicLong queued = new AtomicLong();
   private final Map<String, LongAdder> requests = new ConcurrentSkipListMap<>();
 
   /** Counts an answer; the route is one of a fixed set. */
@@ -31,7 +30,7 @@ final class Metrics {
         .increment();
   }
 
-  String text(int sessions) {
+  String text(int sessions, int queued) {
     StringBuilder out = new StringBuilder();
     head(out, "fletch_requests_total", "counter", "Requests answered");
     new TreeMap<>(requests)
@@ -94,7 +93,7 @@ final class Metrics {
         "Time for answers after their first token",
         decodeNanos.sum() / 1e9);
     one(out, "fletch_active", "gauge", "Answers being generated", active.get());
-    one(out, "fletch_queued", "gauge", "Requests that wait", queued.get());
+    one(out, "fletch_queued", "gauge", "Requests that wait", queued);
     one(out, "fletch_sessions", "gauge", "Open sessions, idle ones included", sessions);
     return out.toString();
   }

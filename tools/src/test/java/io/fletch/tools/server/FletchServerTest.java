@@ -115,6 +115,11 @@ class FletchServerTest {
     server = FletchServer.start(model, options);
   }
 
+  private void restart(FletchServer.Options options, Duration patience) {
+    server.close();
+    server = FletchServer.start(Optional.of(model), Optional.empty(), List.of(), options, patience);
+  }
+
   @AfterEach
   void stop() {
     server.close();
@@ -590,10 +595,7 @@ class FletchServerTest {
   @ParameterizedTest
   @ValueSource(booleans = {true, false})
   void aClientThatLeavesWithoutStreamingCancelsItsAnswer(boolean isReset) throws Exception {
-    server.close();
-    server =
-        FletchServer.start(
-            Optional.of(model), Optional.empty(), List.of(), options(), Duration.ofMillis(50));
+    restart(options(), Duration.ofMillis(50));
     try (Socket socket = ask(ENDLESS.formatted(false), 1 << 16)) {
       await("fletch_active", 1);
       if (isReset) {
@@ -663,6 +665,68 @@ class FletchServerTest {
     }
     assertEquals(200, waiting.get().statusCode());
     assertEquals(1, metric("fletch_rejected_total"));
+  }
+
+  @ParameterizedTest
+  @CsvSource({"true,true", "true,false", "false,true", "false,false"})
+  void aClientThatLeavesTheQueueGivesItsPlaceUp(boolean isStream, boolean isReset)
+      throws Exception {
+    restart(with(1, 1, PATIENCE, Duration.ZERO, null, null), Duration.ofMillis(20));
+    List<Socket> blockers = blockers(1);
+    for (int i = 1; i <= 2; i++) {
+      try (Socket socket = ask(ENDLESS.formatted(isStream), 1 << 16)) {
+        await("fletch_queued", 1);
+        if (isReset) {
+          socket.setSoLinger(true, 0);
+        }
+      }
+      await("fletch_cancelled_total", i);
+      assertEquals(0, metric("fletch_queued"));
+    }
+    // All of it while the only slot was taken, and nothing was refused.
+    assertEquals(1, metric("fletch_active"));
+    assertEquals(0, metric("fletch_rejected_total"));
+    for (Socket socket : blockers) {
+      socket.close();
+    }
+  }
+
+  @Test
+  void whatCanNeverBeAnsweredDoesNotWait() throws Exception {
+    restart(with(1, 1, PATIENCE, Duration.ZERO, null, null));
+    List<Socket> blockers = blockers(1);
+    HttpResponse<String> refused =
+        send(post("/v1/chat/completions", "{\"logit_bias\":{\"999999999\":1}," + QUESTION + "}"));
+    assertEquals(400, refused.statusCode(), refused.body());
+    assertEquals(400, send(post("/v1/completions", "{\"prompt\":[99999999]}")).statusCode());
+    for (Socket socket : blockers) {
+      socket.close();
+    }
+  }
+
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void shutdownSendsThoseAwayThatWait(boolean isStream) throws Exception {
+    restart(with(1, 1, PATIENCE, PATIENCE, null, null), Duration.ofMillis(20));
+    List<Socket> blockers = blockers(1);
+    try (Socket socket = ask(ENDLESS.formatted(isStream), 1 << 16)) {
+      await("fletch_queued", 1);
+      // Is asked whether it is still there.
+      socket.setSoTimeout((int) PATIENCE.toMillis());
+      assertEquals('H', socket.getInputStream().read());
+      Thread closer = Thread.startVirtualThread(server::close);
+      String rest = new String(socket.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
+      // A stream says why it ends; JSON breaks off.
+      assertEquals(isStream, rest.contains("\"code\":\"shutting_down\""), rest);
+      assertFalse(rest.endsWith("0\r\n\r\n"), rest);
+      // Those that are answered may finish.
+      assertTrue(closer.isAlive());
+      for (Socket blocker : blockers) {
+        blocker.setSoLinger(true, 0);
+        blocker.close();
+      }
+      closer.join();
+    }
   }
 
   @Test
