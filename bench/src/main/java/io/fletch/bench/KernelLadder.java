@@ -21,6 +21,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
 import java.util.Random;
+import java.util.stream.Stream;
 
 /**
  * The matrix-vector product rung by rung, from plain Java to AVX-512 machine code, on one thread:
@@ -36,12 +37,11 @@ import java.util.Random;
  *
  * <pre>
  *   java --add-modules jdk.incubator.vector --enable-native-access=ALL-UNNAMED \
- *     -cp bench/target/benchmarks.jar io.fletch.bench.KernelLadder [ROUNDS [TYPE,TYPE...]]
+ *     -cp bench/target/benchmarks.jar io.fletch.bench.KernelLadder [ROUNDS [TYPE,TYPE... [ROWS,ROWS...]]]
  * </pre>
  */
 public final class KernelLadder {
   private static final int IN = 2048;
-  private static final int PREFILL_ROWS = 128;
   private static final int PREFILL_OUT = 8192;
 
   /** CPU time of one sample, about. */
@@ -123,6 +123,10 @@ public final class KernelLadder {
       throw new IllegalArgumentException("rounds: expected=positive actual=" + rounds);
     }
     String types = args.length > 1 ? args[1] : "Q8_0,Q4_0,Q4_K";
+    int[] rows =
+        Stream.of((args.length > 2 ? args[2] : "1,128").split(","))
+            .mapToInt(Integer::parseInt)
+            .toArray();
     System.out.println(
         "Kernel ladder, " + ZonedDateTime.now(ZoneOffset.UTC).truncatedTo(ChronoUnit.SECONDS));
     System.out.println("- CPU: " + cpu() + "; " + CpuFeatures.host());
@@ -137,8 +141,9 @@ public final class KernelLadder {
         "- matrices of rows of " + IN + ", one thread, CPU time, " + rounds + " rounds in turns");
     for (String name : types.split(",")) {
       TensorType type = TensorType.valueOf(name);
-      table(type, 1, rounds);
-      table(type, PREFILL_ROWS, rounds);
+      for (int n : rows) {
+        table(type, n, rounds);
+      }
     }
     System.out.println();
     System.out.println("- load after: " + load());

@@ -46,6 +46,7 @@ public final class ExecutableMemory {
 
   /** Resolved once: either the arena or the reason that there is none. */
   private static final class Shared {
+    static final String CHOICE = System.getProperty("fletch.executable", "auto");
     static final ExecutableMemory ARENA;
     static final ExecutableMemoryException REFUSAL;
 
@@ -53,7 +54,7 @@ public final class ExecutableMemory {
       ExecutableMemory arena = null;
       ExecutableMemoryException refusal = null;
       try {
-        arena = create(System.getProperty("fletch.executable", "auto"));
+        arena = create(CHOICE);
       } catch (ExecutableMemoryException e) {
         refusal = e;
       }
@@ -91,6 +92,21 @@ public final class ExecutableMemory {
     return Shared.ARENA == null ? Optional.of(Shared.REFUSAL.getMessage()) : Optional.empty();
   }
 
+  /**
+   * Whether this process goes without machine code that its platform could run and nobody switched
+   * off: the host refuses it, or an option has a value that there is not. Who opens a model says so
+   * louder than of a platform that has no machine code.
+   */
+  public static boolean refused() {
+    return Shared.ARENA == null && platform() && !Shared.CHOICE.equals("off");
+  }
+
+  /** Whether machine code is emitted for this platform, native access provided. */
+  private static boolean platform() {
+    String arch = System.getProperty("os.arch");
+    return NativeAccess.libc() && (arch.equals("amd64") || arch.equals("x86_64"));
+  }
+
   /** Tries the ways that {@code choice} allows and proves each by calling a function. */
   static ExecutableMemory create(String choice) {
     if (choice.equals("off")) {
@@ -99,13 +115,12 @@ public final class ExecutableMemory {
     if (!NativeAccess.granted()) {
       throw new ExecutableMemoryException(NativeAccess.missing());
     }
-    String arch = System.getProperty("os.arch");
-    if (!NativeAccess.libc() || !(arch.equals("amd64") || arch.equals("x86_64"))) {
+    if (!platform()) {
       throw new ExecutableMemoryException(
           "machine code is emitted for x86-64 Linux only: os="
               + System.getProperty("os.name")
               + " arch="
-              + arch);
+              + System.getProperty("os.arch"));
     }
     StringBuilder reasons = new StringBuilder();
     for (Method method : Method.values()) {

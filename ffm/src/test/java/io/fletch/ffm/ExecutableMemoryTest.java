@@ -1,6 +1,7 @@
 package io.fletch.ffm;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 import static org.junit.jupiter.api.Assumptions.assumeTrue;
@@ -15,6 +16,8 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -54,18 +57,38 @@ class ExecutableMemoryTest {
   @Test
   void noPageIsWritableAndExecutable() throws IOException {
     for (String choice : new String[] {"mprotect", "memfd"}) {
+      List<ExecutableMemory.Function> functions = new ArrayList<>();
       try {
-        ExecutableMemory.create(choice).emit("f", addConstant(1));
+        ExecutableMemory memory = ExecutableMemory.create(choice);
+        for (int i = 0; i < 3; i++) {
+          functions.add(memory.emit("f" + i, addConstant(i)));
+        }
       } catch (ExecutableMemoryException e) {
         System.out.println("skipped " + choice + ": " + e.getMessage());
       }
-    }
-    for (String line : Files.readAllLines(Path.of("/proc/self/maps"))) {
-      String rights = line.substring(line.indexOf(' ') + 1).split(" ")[0];
-      if (line.contains("fletch-code")) {
-        assertTrue(!(rights.contains("w") && rights.contains("x")), line);
+      List<String> maps = Files.readAllLines(Path.of("/proc/self/maps"));
+      for (ExecutableMemory.Function f : functions) {
+        assertEquals("r-x", rights(maps, f.entry().address()), choice + " " + f);
+      }
+      for (String line : maps) {
+        if (line.contains("fletch-code")) {
+          String rights = line.split(" ")[1];
+          assertFalse(rights.contains("w") && rights.contains("x"), line);
+        }
       }
     }
+  }
+
+  /** Rights of the mapping that holds an address. */
+  private static String rights(List<String> maps, long address) {
+    for (String line : maps) {
+      String[] range = line.split(" ")[0].split("-");
+      if (Long.compareUnsigned(Long.parseUnsignedLong(range[0], 16), address) <= 0
+          && Long.compareUnsigned(address, Long.parseUnsignedLong(range[1], 16)) < 0) {
+        return line.split(" ")[1].substring(0, 3);
+      }
+    }
+    throw new AssertionError("no mapping holds " + Long.toHexString(address));
   }
 
   @Test

@@ -5,6 +5,7 @@ import io.fletch.FletchException;
 import io.fletch.Model;
 import io.fletch.ModelOptions;
 import io.fletch.Tokenizer;
+import io.fletch.ffm.ExecutableMemory;
 import io.fletch.ffm.NativeAccess;
 import io.fletch.ffm.NativeException;
 import io.fletch.ffm.device.CudaContext;
@@ -141,14 +142,15 @@ public final class ModelLoader {
   }
 
   /**
-   * A warning where a flag is missing that would make the model faster: the description names it.
-   * Slower kernels that were asked for are no surprise.
+   * A warning where machine code would make the model faster and a flag is missing or the host
+   * refuses it: the description says which. Slower kernels that were asked for are no surprise.
    */
   static Level level(ModelOptions options) {
     boolean wantsMachineCode =
         options.backend() == ModelOptions.Backend.CPU
             && options.kernels() == ModelOptions.Kernels.AUTO;
-    return wantsMachineCode && !NativeAccess.granted() ? Level.WARNING : Level.INFO;
+    boolean missing = !NativeAccess.granted() || ExecutableMemory.refused();
+    return wantsMachineCode && missing ? Level.WARNING : Level.INFO;
   }
 
   /**
