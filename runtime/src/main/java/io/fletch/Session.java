@@ -44,6 +44,9 @@ public interface Session extends AutoCloseable {
    */
   void adapters(List<Adapter.Scaled> adapters);
 
+  /** Whether the session is open and no generation is: the next one can begin. */
+  boolean isIdle();
+
   /** Tokens in the cache. */
   List<Integer> tokens();
 

@@ -176,7 +176,7 @@ public final class SessionPool implements AutoCloseable {
   private void give(Session session) {
     boolean isWaiting = false;
     try {
-      if (isIdle(session)) {
+      if (session.isIdle()) {
         int[] tokens = session.tokens().stream().mapToInt(Integer::intValue).toArray();
         synchronized (this) {
           if (!closed) {
@@ -189,16 +189,6 @@ public final class SessionPool implements AutoCloseable {
       if (!isWaiting) {
         drop(session);
       }
-    }
-  }
-
-  /** Whether no generation is open: only then a session takes adapters, here those it has. */
-  private static boolean isIdle(Session session) {
-    try {
-      session.adapters(session.adapters());
-      return true;
-    } catch (IllegalStateException e) {
-      return false;
     }
   }
 

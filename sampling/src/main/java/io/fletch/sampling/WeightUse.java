@@ -9,7 +9,8 @@ package io.fletch.sampling;
  *   <li><b>Bytes read</b>: what the passes read, those of the prompt included. A pass reads each
  *       matrix once, whatever its rows; of the embedding a row per token; the output matrix only if
  *       it gives logits; the matrices of a unit that a technique skips only if some row runs it. A
- *       pass that {@code n} sessions share counts one n-th for each. Keys and values do not count.
+ *       pass that {@code n} sessions share counts one n-th for each, and a row that had to run
+ *       again counts again. Keys and values do not count.
  *   <li><b>Activated parameters</b>: for each token of the answer, the elements of the matrices
  *       that computed the logits it was drawn from, and of those that proposed it. Rows that only
  *       fill a cache (prompts, catching up) do not count here, but their passes do above.

@@ -66,6 +66,16 @@ abstract class BaseSession implements Session {
     }
   }
 
+  @Override
+  public final boolean isIdle() {
+    guard.enter();
+    try {
+      return !closed && open == null;
+    } finally {
+      guard.exit();
+    }
+  }
+
   private void set(List<Adapter.Scaled> list) {
     Set<Adapter> seen = new HashSet<>();
     for (Adapter.Scaled s : list) {

@@ -55,6 +55,9 @@ final class GraphForward extends ScheduledStep implements CausalForward, AutoClo
 
   private boolean inStep;
 
+  /** Whether a row that has been counted runs once more. */
+  private boolean isRepeat;
+
   /** The token of the latest step that was taken, and the slot of the row that it is for. */
   private int stepToken = -1;
 
@@ -244,7 +247,8 @@ final class GraphForward extends ScheduledStep implements CausalForward, AutoClo
 
   /**
    * Runs the latest row again where its results are gone: a step that ran ahead, whose place the
-   * next steps have taken, or a row of a shared batch of which only what was expected was kept.
+   * next steps have taken, or a row of a shared batch of which only what was expected was kept. The
+   * pass counts as one more, the row's units and parameters do not: they are of its token.
    */
   private void runAgain() {
     if (isAhead || isCopied && taken != WHOLE_ROWS) {
@@ -257,9 +261,12 @@ final class GraphForward extends ScheduledStep implements CausalForward, AutoClo
       at = resultSlot;
       pending = 1;
       wanted = Logits.LAST;
+      isRepeat = true;
       try {
         runAlone(executable, 1);
       } finally {
+        isRepeat = false;
+        pending = 0;
         kv.length(length);
         dense = Math.min(dense, length);
       }
@@ -374,7 +381,9 @@ final class GraphForward extends ScheduledStep implements CausalForward, AutoClo
     // The weights are read once for all of them.
     long weights = (cost.bytes(logitRows > 0) - spared) / sessions;
     if (rule != UnitRule.DENSE) {
-      countUnits(in, n, length);
+      if (!isRepeat) {
+        countUnits(in, n, length);
+      }
     } else if (dense == length) {
       dense = length + n;
     }

@@ -1,6 +1,7 @@
 package io.fletch.runtime.engine;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNotSame;
 import static org.junit.jupiter.api.Assertions.assertSame;
 import static org.junit.jupiter.api.Assertions.assertThrows;
@@ -81,9 +82,12 @@ class SessionPoolTest {
       Session busy;
       try (SessionPool.Lease lease = pool.lease(A)) {
         busy = lease.session();
+        assertTrue(busy.isIdle());
         assertTrue(busy.generate(A, GenerationOptions.greedy()).hasNext());
+        assertFalse(busy.isIdle());
         lease.keep();
       }
+      assertFalse(busy.isIdle(), "closed");
       assertThrows(IllegalStateException.class, busy::tokens);
       assertEquals(0, pool.open());
       assertNotSame(busy, peek(pool, A));

@@ -1,5 +1,6 @@
 package io.fletch.runtime.engine;
 
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -14,6 +15,8 @@ import io.fletch.ModelOptions;
 import io.fletch.Session;
 import io.fletch.UnitDrop;
 import io.fletch.UnitPolicy;
+import io.fletch.sampling.CausalForward.Logits;
+import io.fletch.sampling.DecodeCounters;
 import io.fletch.sampling.UnitUse;
 import io.fletch.sampling.WeightUse;
 import java.io.IOException;
@@ -128,6 +131,56 @@ class UnitPolicyTest {
     assertEquals((steps - 2) * 3 * unit, dense.activated() - spared.activated());
     double bytes = 34.0 / 32 * unit * (steps - 2) * 3;
     assertEquals(1, (dense.bytes() - spared.bytes()) / bytes, 0.02);
+  }
+
+  /**
+   * A row of a shared pass, of which only the argmax was kept, for another one than was expected.
+   */
+  @Test
+  void aRowThatRunsAgainCountsOnce() throws Exception {
+    LoadedModel model = (LoadedModel) skipping;
+    int[] ids = model.tokenizer().encode("12+30=42 and so on");
+    float[] expected;
+    try (Session session = model.newSession()) {
+      expected = session.logits(ids)[ids.length - 1];
+    }
+    model.scheduler().changeQuorum(2);
+    try (ExecutorService threads = Executors.newFixedThreadPool(2)) {
+      List<Future<?>> all = new ArrayList<>();
+      for (int i = 0; i < 2; i++) {
+        all.add(
+            threads.submit(() -> {
+              try (GraphForward forward = model.newSharingForward()) {
+                forward.rule(new UnitRule(model.units().policies(), 0));
+                forward.append(ids, 0, ids.length - 1, Logits.NONE);
+                forward.expectRead(0);
+                forward.append(ids, ids.length - 1, 1, Logits.LAST);
+                int argmax = forward.argmax(0);
+                DecodeCounters before = forward.counters();
+                long spared = forward.sparedParameters();
+                assertTrue(spared > 0);
+                float[] logits = new float[forward.vocabulary()];
+                forward.rawLogits(0, logits);
+                assertArrayEquals(expected, logits);
+                assertEquals(argmax, forward.argmax(0));
+                DecodeCounters after = forward.counters();
+                assertEquals(before.units(), after.units());
+                assertEquals(spared, forward.sparedParameters());
+                // The pass has really run.
+                assertEquals(before.forwards() + 1, after.forwards());
+                assertEquals(before.rows() + 1, after.rows());
+                assertEquals(before.headRows() + 1, after.headRows());
+                assertTrue(before.weights().bytes() < after.weights().bytes());
+              } finally {
+                model.scheduler().changeQuorum(-1);
+              }
+              return null;
+            }));
+      }
+      for (Future<?> one : all) {
+        one.get();
+      }
+    }
   }
 
   @Test
