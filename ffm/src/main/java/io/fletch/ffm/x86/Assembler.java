@@ -842,6 +842,10 @@ public final class Assembler extends Encoder {
     two(P66, M38, 0x88, W0 | EVEX_ONLY, Tuple.ONE32, d, s);
   }
 
+  public void vpcompressd(Operand d, Vec s) {
+    narrow(P66, M38, 0x8b, W0 | EVEX_ONLY, Tuple.ONE32, d, s, 1);
+  }
+
   public void vpblendmb(Vec d, Vec a, Operand b) {
     three(P66, M38, 0x66, W0 | EVEX_ONLY, Tuple.FULL, d, a, b);
   }

@@ -12,12 +12,18 @@ import java.util.concurrent.atomic.AtomicLong;
 /**
  * Products with activations many of which are zero (behind ReLU, squared ReLU, or a choice of the
  * largest): weights are packed so that a column of a panel of outputs is contiguous, and columns
- * whose activation is zero are not read. Outputs take the columns in ascending order, {@code y =
- * fma(x_j, w_j, y)} from +0, whether a column is left out or not, so a row has the same bits beside
- * any others.
+ * whose activation is zero are not read. Outputs take the others in ascending order, {@code y =
+ * fma(x_j, w_j, y)} from +0, and a zero of either sign ends as +0, so a row has the same bits
+ * beside any others.
+ *
+ * <p>A column whose activation is a zero of either sign adds nothing, whatever its weights are:
+ * those that are infinite or not a number do not make the outputs NaN there, as they do in a dense
+ * product. Activations that are not finite are no zeros.
  *
  * <p>How it goes is chosen by what is measured: a few rows take their own columns from a list, if
- * together they have fewer than there are; else four rows at a time take all columns.
+ * together they have fewer than there are; else four rows at a time take all columns. These
+ * multiply zeros, which is the same where weights are finite; panels where some are not are marked
+ * when they are packed, and taken from lists by any number of rows.
  *
  * <p>Where there is no machine code for the instruction set, plain Java gives the same bits.
  */
@@ -25,11 +31,20 @@ final class ColumnsMatmul implements Kernels.Matmul {
   /** Outputs of a panel. */
   static final int PANEL = 256;
 
+  /** Bytes behind the columns of a panel, of which the first is 1 where a weight is not finite. */
+  private static final int MARK_BYTES = 64;
+
   private static final MemorySegment ZEROS = MemorySegment.ofArray(new float[PANEL]);
 
   /** Of the rows that a thread works on: columns that are not zero. */
   private static final ThreadLocal<long[]> COUNTS =
       ThreadLocal.withInitial(() -> new long[ColumnsMatmulCode.ROWS * 2]);
+
+  /** Where lists begin in the memory of a thread: behind the address that one ended at. */
+  private static final int LISTS = 64;
+
+  /** Machine code lists a multiple of so many columns. */
+  private static final int LISTED_TOGETHER = 16;
 
   /** Columns whose weights stay in a cache while all rows pass over them. */
   private static final int CACHED_COLUMNS = 128;
@@ -39,6 +54,7 @@ final class ColumnsMatmul implements Kernels.Matmul {
   private final Optional<Isa> isa;
   private final long xStride;
   private final AtomicLong skipped = new AtomicLong();
+  private MemorySegment list;
   private final MemorySegment[] listed = new MemorySegment[PANEL / 16 + 1];
   private final MemorySegment[] dense = new MemorySegment[PANEL / 16 + 1];
 
@@ -80,7 +96,12 @@ final class ColumnsMatmul implements Kernels.Matmul {
   @Override
   public long packedBytes(long out) {
     // The last panel is as wide as it must be.
-    return type.bytes(in * (out / PANEL * PANEL + width(out % PANEL)));
+    long last = out % PANEL == 0 ? 0 : columnsBytes(width(out % PANEL)) + MARK_BYTES;
+    return out / PANEL * (columnsBytes(PANEL) + MARK_BYTES) + last;
+  }
+
+  private long columnsBytes(long width) {
+    return type.bytes(in * width);
   }
 
   private static long width(long outputs) {
@@ -95,10 +116,17 @@ final class ColumnsMatmul implements Kernels.Matmul {
   @Override
   public void pack(MemorySegment rowMajor, MemorySegment packed, long out, long from, long to) {
     int bytes = Math.toIntExact(type.bytes(1));
+    int exponent =
+        switch (type) {
+          case F32 -> 0x7f800000;
+          case F16 -> 0x7c00;
+          default -> 0x7f80;
+        };
     for (long first = from; first < to; first += PANEL) {
       int outputs = (int) Math.min(PANEL, out - first);
       long columnBytes = width(outputs) * bytes;
       long base = packedBytes(first);
+      boolean finite = true;
       for (int o = 0; o < outputs; o++) {
         long row = (first + o) * in * bytes;
         for (int j = 0; j < in; j++) {
@@ -106,9 +134,11 @@ final class ColumnsMatmul implements Kernels.Matmul {
           if (bytes == 2) {
             short v = rowMajor.get(ValueLayout.JAVA_SHORT_UNALIGNED, row + 2L * j);
             packed.set(ValueLayout.JAVA_SHORT_UNALIGNED, at, v);
+            finite &= (v & exponent) != exponent;
           } else {
             int v = rowMajor.get(ValueLayout.JAVA_INT_UNALIGNED, row + 4L * j);
             packed.set(ValueLayout.JAVA_INT_UNALIGNED, at, v);
+            finite &= (v & exponent) != exponent;
           }
         }
       }
@@ -118,6 +148,9 @@ final class ColumnsMatmul implements Kernels.Matmul {
             .asSlice(end - (width(outputs) - outputs) * bytes, (width(outputs) - outputs) * bytes)
             .fill((byte) 0);
       }
+      MemorySegment mark = packed.asSlice(base + columnsBytes(width(outputs)), MARK_BYTES);
+      mark.fill((byte) 0);
+      mark.set(ValueLayout.JAVA_BYTE, 0, (byte) (finite ? 0 : 1));
     }
   }
 
@@ -141,15 +174,16 @@ final class ColumnsMatmul implements Kernels.Matmul {
     Operands.check(
         weight, packedBytes(out), x, xOffset, xBytes, rows, y, yOffset + from, yStride, to - from);
     X86Scratch scratch = X86Scratch.get();
-    // Lists of all rows that may be taken from lists, one behind the other, then outputs that are
-    // wider than the result.
+    // The end of a list, then lists of all rows that may be taken from lists, one behind the other,
+    // then outputs that are wider than the result.
     int few = Math.min(rows, ColumnsMatmulCode.ROWS * 2 - 1);
-    MemorySegment lists = scratch.piece(8L * in * few + 4L * PANEL * ColumnsMatmulCode.ROWS);
+    MemorySegment lists =
+        scratch.piece(LISTS + 8L * in * few + 4L * PANEL * ColumnsMatmulCode.ROWS);
     long total = 0;
     long[] counts = COUNTS.get();
     if (rows == few) {
       for (int r = 0; r < rows; r++) {
-        counts[r] = list(x, xOffset + r * xStride, lists, 8L * in * r);
+        counts[r] = list(x, xOffset + r * xStride, lists, LISTS + 8L * in * r);
         total += counts[r];
       }
     }
@@ -160,21 +194,30 @@ final class ColumnsMatmul implements Kernels.Matmul {
     for (long first = from; first < to; first += PANEL) {
       int outputs = (int) Math.min(PANEL, out - first);
       long panel = packedBytes(first);
-      int listedRows = byList ? rows : rows % ColumnsMatmulCode.ROWS;
+      boolean marked = weight.get(ValueLayout.JAVA_BYTE, panel + columnsBytes(width(outputs))) != 0;
+      int listedRows = byList || marked ? rows : rows % ColumnsMatmulCode.ROWS;
       int denseRows = rows - listedRows;
       dense(weight, panel, outputs, x, xOffset, denseRows, y, yOffset + first, yStride, lists);
       for (int r = denseRows; r < rows; r++) {
-        long count = rows == few ? counts[r] : list(x, xOffset + r * xStride, lists, 0);
-        long at = rows == few ? 8L * in * r : 0;
+        long count = rows == few ? counts[r] : list(x, xOffset + r * xStride, lists, LISTS);
+        long at = rows == few ? LISTS + 8L * in * r : LISTS;
         listed(weight, panel, outputs, lists, at, count, y, yOffset + first + r * yStride);
       }
     }
   }
 
-  /** Writes the columns of a row that are not zero, with their factors; returns how many. */
+  /**
+   * Writes the columns of a row that are not zero, with their factors; returns how many. To list
+   * all for every range of outputs costs less than the workers' waiting for one that does it.
+   */
   private long list(MemorySegment x, long from, MemorySegment to, long at) {
     long end = at;
     int j = 0;
+    if (isa.isPresent() && in >= LISTED_TOGETHER) {
+      j = in & -LISTED_TOGETHER;
+      X86Code.call(listCode(), x.address() + from, j, to.address() + at, to.address(), 0);
+      end = to.get(ValueLayout.JAVA_LONG, 0) - to.address();
+    }
     for (; j + 1 < in; j += 2) {
       long both = x.get(ValueLayout.JAVA_LONG_UNALIGNED, from + 4L * j);
       if ((both & 0x7fffffff_7fffffffL) == 0) {
@@ -226,6 +269,10 @@ final class ColumnsMatmul implements Kernels.Matmul {
         float factor = lists.get(ValueLayout.JAVA_FLOAT_UNALIGNED, at + 8 * k + 4);
         add(weight, panel, width, column, factor, to, base);
       }
+      for (int o = 0; o < width; o++) {
+        float sum = to.get(ValueLayout.JAVA_FLOAT_UNALIGNED, base + 4L * o);
+        to.set(ValueLayout.JAVA_FLOAT_UNALIGNED, base + 4L * o, sum + 0f);
+      }
     }
     if (!direct) {
       MemorySegment.copy(to, base, y, 4 * yAt, 4L * outputs);
@@ -273,8 +320,8 @@ final class ColumnsMatmul implements Kernels.Matmul {
     int width = (int) width(outputs);
     if (width != outputs || isa.isEmpty()) {
       for (int r = 0; r < rows; r++) {
-        long count = list(x, xOffset + r * xStride, scratch, 0);
-        listed(weight, panel, outputs, scratch, 0, count, y, yAt + r * yStride);
+        long count = list(x, xOffset + r * xStride, scratch, LISTS);
+        listed(weight, panel, outputs, scratch, LISTS, count, y, yAt + r * yStride);
       }
       return;
     }
@@ -295,6 +342,14 @@ final class ColumnsMatmul implements Kernels.Matmul {
             columns);
       }
     }
+  }
+
+  private MemorySegment listCode() {
+    if (list == null) {
+      Isa set = isa.orElseThrow();
+      list = X86Code.function("list of columns " + set.label(), () -> ColumnsMatmulCode.list(set));
+    }
+    return list;
   }
 
   private MemorySegment listedCode(int width) {

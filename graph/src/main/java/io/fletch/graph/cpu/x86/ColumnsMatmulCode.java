@@ -4,14 +4,16 @@ import io.fletch.ffm.x86.Assembler;
 import io.fletch.ffm.x86.Condition;
 import io.fletch.ffm.x86.Gpr;
 import io.fletch.ffm.x86.Mem;
+import io.fletch.ffm.x86.Opmask;
 import io.fletch.ffm.x86.Vec;
 import io.fletch.quant.TensorType;
 
 /**
  * Generates products with a panel of weights that lies column after column: a panel is a fixed
  * number of outputs, a multiple of 16, and a column of it is contiguous. Outputs are in memory and
- * take one column after the other, {@code y = fma(x_j, w_j, y)} in ascending order of columns, so
- * leaving out columns whose {@code x_j} is zero changes no bit.
+ * take one column after the other, {@code y = fma(x_j, w_j, y)} in ascending order of columns, and
+ * a zero of either sign ends as +0, so leaving out columns whose {@code x_j} is zero changes no bit
+ * where weights are finite.
  */
 public final class ColumnsMatmulCode {
   /** Rows of activations that {@link #dense} takes. */
@@ -78,6 +80,114 @@ public final class ColumnsMatmulCode {
     return new ColumnsMatmulCode(type, isa, outputs).dense(Math.toIntExact(xStride));
   }
 
+  /**
+   * Code of {@code void (long x, long columns, long list, long end)}: writes the list that {@link
+   * #listed} takes of the columns, a multiple of 16, whose factor is not zero, and its end as an
+   * address to {@code end}. Nothing is written {@code 8 * columns} bytes behind the beginning of
+   * the list or later.
+   */
+  public static byte[] list(Isa isa) {
+    return new ColumnsMatmulCode(TensorType.F32, isa, 16).list();
+  }
+
+  private byte[] list() {
+    // The parameters are x, columns, list, end; the next column is counted in a register.
+    if (isWide) {
+      listCompressed();
+    } else {
+      a.push(I);
+      listBranchFree();
+      a.pop(I);
+    }
+    a.mov(Mem.of(FOURTH), THIRD);
+    a.vzeroupper();
+    a.ret();
+    return a.assemble();
+  }
+
+  /** Sixteen columns at a time: factors and numbers that stay move together, then alternate. */
+  private void listCompressed() {
+    Vec x = lanes.reg(0);
+    Vec numbers = lanes.reg(1);
+    Vec keptNumbers = lanes.reg(2);
+    Vec keptFactors = lanes.reg(3);
+    Vec low = lanes.reg(4);
+    Vec high = lanes.reg(5);
+    Vec[] order = {lanes.reg(6), lanes.reg(7)};
+    Vec magnitude = lanes.reg(8);
+    Vec sixteen = lanes.reg(9);
+    int[] iota = new int[16];
+    int[][] pairs = new int[2][16];
+    for (int i = 0; i < 16; i++) {
+      iota[i] = i;
+      pairs[0][i] = i / 2 + i % 2 * 16;
+      pairs[1][i] = 8 + i / 2 + i % 2 * 16;
+    }
+    a.vmovups(numbers, a.ints(iota));
+    a.vmovups(order[0], a.ints(pairs[0]));
+    a.vmovups(order[1], a.ints(pairs[1]));
+    a.vmovups(magnitude, a.repeated(0x7fffffff, lanes.bytes));
+    a.vmovups(sixteen, a.repeated(16, lanes.bytes));
+    var loop = a.here();
+    a.vmovups(x, Mem.of(Y));
+    a.vptestmd(Opmask.K1, x, magnitude);
+    a.kmovw(Gpr.RAX, Opmask.K1);
+    a.popcnt(Gpr.RAX, Gpr.RAX);
+    a.zeroed(Opmask.K1);
+    a.vpcompressd(keptFactors, x);
+    a.zeroed(Opmask.K1);
+    a.vpcompressd(keptNumbers, numbers);
+    a.vmovups(low, order[0]);
+    a.vpermi2d(low, keptNumbers, keptFactors);
+    a.vmovups(high, order[1]);
+    a.vpermi2d(high, keptNumbers, keptFactors);
+    a.vmovups(Mem.of(THIRD), low);
+    a.vmovups(Mem.of(THIRD, 64), high);
+    a.lea(THIRD, Mem.of(THIRD, Gpr.RAX, 8, 0));
+    a.vpaddd(numbers, numbers, sixteen);
+    a.add(Y, 64);
+    a.sub(W, 16);
+    a.jcc(Condition.G, loop);
+  }
+
+  /** Eight columns at a time, all written behind each other where not all of them are zero. */
+  private void listBranchFree() {
+    Vec zero = lanes.reg(0);
+    Vec equal = lanes.reg(1);
+    Vec none = lanes.reg(2);
+    Gpr number = Gpr.R9;
+    Gpr bits = Gpr.RAX;
+    Gpr value = Gpr.R10;
+    Gpr step = Gpr.R11;
+    a.vpxor(zero, zero, zero);
+    a.vpcmpeqd(none, none, none);
+    a.mov(number, 0L);
+    var loop = a.here();
+    var next = a.label();
+    a.vmovups(equal, Mem.of(Y));
+    a.vpaddd(equal, equal, equal);
+    a.vpcmpeqd(equal, equal, zero);
+    a.vpxor(equal, equal, none);
+    a.vmovmskps(bits, equal);
+    a.test(bits, bits);
+    a.jcc(Condition.E, next);
+    for (int i = 0; i < 8; i++) {
+      a.lea(I, Mem.of(number, i));
+      a.mov32(Mem.of(THIRD), I);
+      a.mov32(value, Mem.of(Y, 4 * i));
+      a.mov32(Mem.of(THIRD, 4), value);
+      a.mov32(step, bits);
+      a.and32(step, 1);
+      a.lea(THIRD, Mem.of(THIRD, step, 8, 0));
+      a.shr32(bits, 1);
+    }
+    a.bind(next);
+    a.add(Y, 32);
+    a.add(number, 8);
+    a.sub(W, 8);
+    a.jcc(Condition.G, loop);
+  }
+
   private byte[] listed() {
     a.push(I);
     for (Gpr g : NEXT) {
@@ -85,6 +195,7 @@ public final class ColumnsMatmulCode {
     }
     listedColumns(4);
     listedColumns(1);
+    positiveZeros(Y);
     for (int i = NEXT.length - 1; i >= 0; i--) {
       a.pop(NEXT[i]);
     }
@@ -134,6 +245,18 @@ public final class ColumnsMatmulCode {
     a.add(FOURTH, size);
   }
 
+  /** Adds +0, which makes -0, the rest of a product too small for a float, +0. */
+  private void positiveZeros(Gpr row) {
+    Vec zero = lanes.reg(0);
+    Vec y = lanes.reg(1);
+    a.vpxor(zero, zero, zero);
+    overOutputs(offset -> {
+      Mem at = Mem.of(row, I, Float.BYTES / elementBytes, offset * Float.BYTES * floats);
+      a.vaddps(y, zero, at);
+      a.vmovups(at, y);
+    });
+  }
+
   private interface Piece {
     void at(int vector);
   }
@@ -160,6 +283,9 @@ public final class ColumnsMatmulCode {
     }
     denseColumns(rows, isWide ? 4 : 2, xStride);
     denseColumns(rows, 1, xStride);
+    for (Gpr row : rows) {
+      positiveZeros(row);
+    }
     a.pop(I);
     a.vzeroupper();
     a.ret();
