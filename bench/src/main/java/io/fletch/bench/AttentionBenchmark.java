@@ -3,6 +3,7 @@ package io.fletch.bench;
 import io.fletch.ffm.NativeMemory;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.KvCache;
+import io.fletch.graph.cpu.AttentionRows;
 import io.fletch.graph.cpu.KernelSets;
 import io.fletch.graph.cpu.Kernels;
 import java.lang.foreign.Arena;
@@ -71,6 +72,7 @@ public class AttentionBenchmark {
   private Kernels set;
   private AttentionSpec spec;
   private Arena arena;
+  private final AttentionRows rows = new AttentionRows();
   private NativeMemory kv;
   private MemorySegment query;
   private MemorySegment scratch;
@@ -124,7 +126,7 @@ public class AttentionBenchmark {
     for (int i = 0; i < headDim * group; i++) {
       query.setAtIndex(ValueLayout.JAVA_FLOAT, i, (float) random.nextGaussian());
     }
-    scratch = arena.allocate(4L * set.attentionScratch(spec), 64);
+    scratch = arena.allocate(4L * AttentionRows.floats(set, spec), 64);
     out = arena.allocate(4L * headDim * group, 64);
     next = 0;
     bandwidth = ReadBandwidth.gigabytes(1);
@@ -141,19 +143,10 @@ public class AttentionBenchmark {
   public float attention(Rates rates) {
     long keys = 2L * next * context * slotBytes;
     next = next + 1 == heads ? 0 : next + 1;
-    set.attention(
-        spec,
-        type,
-        query,
-        0,
-        kv.segment(),
-        keys,
-        keys + context * slotBytes,
-        context,
-        scratch,
-        0,
-        out,
-        0);
+    rows.clear();
+    rows.add(0, 0, context, 0);
+    rows.run(
+        set, spec, type, query, kv.segment(), keys, keys + context * slotBytes, scratch, 0, out);
     double gigabytes = 2e-9 * context * slotBytes;
     rates.gigabytes += gigabytes;
     rates.percent += 100 * gigabytes / bandwidth;

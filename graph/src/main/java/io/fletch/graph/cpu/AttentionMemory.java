@@ -4,20 +4,52 @@ import io.fletch.ffm.NativeMemory;
 import java.lang.foreign.MemorySegment;
 
 /**
- * Working memory of attention, apart for each worker: what kernels ask for, and room for gathered
- * keys and values, which grows when first needed. Owned by an executable.
+ * Working memory of attention. Apart for each worker: rows, what kernels ask for, and room for
+ * gathered keys and values. Shared: how the stage at hand is divided, and states of segments that
+ * several workers take. What grows does so when first needed. Owned by an executable, one stage of
+ * which runs at a time.
  */
 final class AttentionMemory implements AutoCloseable {
   private static final int LINE_FLOATS = 32;
 
   private final NativeMemory scratch;
   private final long stride;
-  private final NativeMemory[] gathered;
+  private final AttentionRows[] rows;
+  private final AttentionSlots[] slots;
+  private final AttentionPlan plan;
+  private NativeMemory states = NativeMemory.allocate(1);
 
-  AttentionMemory(int workers, int floats) {
+  /**
+   * Memory of an executable.
+   *
+   * @param floats of working memory of a worker
+   * @param maxRows most rows of a forward
+   */
+  AttentionMemory(int workers, int floats, int maxRows) {
     stride = (floats + LINE_FLOATS - 1L) / LINE_FLOATS * LINE_FLOATS;
     scratch = NativeMemory.allocate(Math.max(1, workers * stride * Float.BYTES));
-    gathered = new NativeMemory[workers];
+    slots = new AttentionSlots[workers];
+    rows = new AttentionRows[workers];
+    for (int w = 0; w < workers; w++) {
+      rows[w] = new AttentionRows();
+      slots[w] = new AttentionSlots();
+    }
+    plan = new AttentionPlan(workers, maxRows);
+  }
+
+  /** How the stage at hand is divided. */
+  AttentionPlan plan() {
+    return plan;
+  }
+
+  /** For a worker to fill. */
+  AttentionRows rows(int worker) {
+    return rows[worker];
+  }
+
+  /** For a worker to find keys and values with. */
+  AttentionSlots slots(int worker) {
+    return slots[worker];
   }
 
   MemorySegment scratch() {
@@ -29,31 +61,26 @@ final class AttentionMemory implements AutoCloseable {
     return worker * stride;
   }
 
-  /** At least that many bytes, for a worker to fill. */
-  MemorySegment gather(int worker, long bytes) {
-    NativeMemory block = gathered[worker];
-    if (block == null || block.segment().byteSize() < bytes) {
-      NativeMemory larger = NativeMemory.allocate(2 * bytes);
-      if (block != null) {
-        block.close();
-      }
-      gathered[worker] = larger;
+  /** Makes room for states, in no parallel stage; what there were is lost. */
+  void reserveStates(long floats) {
+    if (states.segment().byteSize() < floats * Float.BYTES) {
+      NativeMemory larger = NativeMemory.allocate(2 * floats * Float.BYTES);
+      states.close();
+      states = larger;
     }
-    return gathered[worker].segment();
   }
 
-  /** What {@link #gather} gave a worker last. */
-  MemorySegment gathered(int worker) {
-    return gathered[worker].segment();
+  /** What {@link #reserveStates} made room for. */
+  MemorySegment states() {
+    return states.segment();
   }
 
   @Override
   public void close() {
     scratch.close();
-    for (NativeMemory block : gathered) {
-      if (block != null) {
-        block.close();
-      }
+    states.close();
+    for (AttentionSlots s : slots) {
+      s.close();
     }
   }
 }

@@ -5,7 +5,10 @@ import io.fletch.graph.KvCache;
 import io.fletch.graph.Value;
 import java.lang.foreign.MemorySegment;
 
-/** Attention, one row and key/value head per task. */
+/**
+ * Attention. A task is a tile of rows and a key/value head, or, where these are too few, one
+ * segment of the positions that they see; see {@link AttentionPlan}.
+ */
 final class AttentionStage extends WorkerPool.Stage<Frame> {
   private final String name;
   private final AttentionSpec spec;
@@ -45,73 +48,89 @@ final class AttentionStage extends WorkerPool.Stage<Frame> {
 
   @Override
   int tasks(Frame f) {
-    return f.rows(kind) * spec.kvHeads();
+    AttentionPlan plan = memory.plan();
+    int floats = f.kernels.attentionState(spec);
+    int tasks = plan.make(f, kind, window, gate, spec.kvHeads(), floats);
+    if (plan.split()) {
+      memory.reserveStates(plan.states(floats));
+    }
+    return tasks;
   }
 
   @Override
   void run(Frame f, int task, int worker) {
-    int row = task / spec.kvHeads();
-    int head = task % spec.kvHeads();
-    int batchRow = f.batchRow(kind, row);
-    int group = spec.group();
-    if (f.skips(gate, batchRow)) {
-      if (readWhenSkipped) {
-        int n = group * spec.valueDim();
-        ElementOp.zero(f, out, row, (long) head * n, n);
-      }
+    AttentionPlan plan = memory.plan();
+    int tile = plan.tile(task);
+    int head = plan.head(task);
+    int from = plan.rowFrom(tile);
+    int to = plan.rowTo(tile);
+    int first = f.batchRow(kind, from);
+    if (f.skips(gate, first)) {
+      skip(f, head, from, to);
       return;
     }
-    CpuKvCache kv = (CpuKvCache) f.batch.cache(batchRow);
-    MemorySegment from = kv.segment();
-    int ranges = f.rangeCount(window, batchRow);
-    int first = ranges > 0 ? f.rangeFrom(window, batchRow, 0) : 0;
-    int slots = ranges > 0 ? f.rangeTo(window, batchRow, 0) - first : 0;
-    long key = kv.keyOffset(spec.layer(), head, first);
-    long value = kv.valueOffset(spec.layer(), head, first);
-    if (ranges > 1) {
-      // Side by side they give the bits that the same slots in place give.
-      slots = gather(f, kv, head, batchRow, ranges, worker);
-      from = memory.gathered(worker);
-      key = 0;
-      value = slots * kv.keyBytes(spec.layer());
+    KvCache.Type type = f.batch.cache(first).type();
+    AttentionSlots slots = memory.slots(worker);
+    AttentionRows rows = memory.rows(worker);
+    rows.clear();
+    for (int r = from; r < to; r++) {
+      int row = f.batchRow(kind, r);
+      int position = f.firstVisible(window, row);
+      rows.add(
+          query.at(r) + (long) head * spec.group() * spec.keyDim(),
+          position,
+          position + AttentionPlan.visible(f, window, row),
+          out.at(r) + (long) head * spec.group() * spec.valueDim());
     }
-    f.kernels.attention(
+    MemorySegment scratch = memory.scratch();
+    long scratchOffset = memory.scratchOffset(worker);
+    if (!plan.split()) {
+      int end = rows.endSegment();
+      for (int s = rows.firstSegment(); s < end; s++) {
+        slots.find(f, spec, window, first, head, s);
+        rows.segment(
+            f.kernels,
+            spec,
+            type,
+            query.segment(f),
+            s,
+            slots.memory(),
+            slots.keys(),
+            slots.values(),
+            scratch,
+            scratchOffset);
+      }
+      rows.finish(f.kernels, spec, scratch, scratchOffset, out.segment(f));
+      return;
+    }
+    int s = plan.segment(task);
+    long at = plan.states(tile, head, f.kernels.attentionState(spec));
+    slots.find(f, spec, window, first, head, s);
+    rows.part(
+        f.kernels,
         spec,
-        kv.type(),
+        type,
         query.segment(f),
-        query.at(row) + (long) head * group * spec.keyDim(),
-        from,
-        key,
-        value,
-        slots,
-        memory.scratch(),
-        memory.scratchOffset(worker),
-        out.segment(f),
-        out.at(row) + (long) head * group * spec.valueDim());
+        s,
+        slots.memory(),
+        slots.keys(),
+        slots.values(),
+        scratch,
+        scratchOffset,
+        memory.states(),
+        at);
+    if (plan.last(tile, head)) {
+      rows.join(f.kernels, spec, memory.states(), at, out.segment(f));
+    }
   }
 
-  /** Copies all visible keys, then all visible values, next to each other; returns their number. */
-  private int gather(Frame f, CpuKvCache kv, int head, int batchRow, int ranges, int worker) {
-    int n = 0;
-    for (int r = 0; r < ranges; r++) {
-      n += f.rangeTo(window, batchRow, r) - f.rangeFrom(window, batchRow, r);
+  private void skip(Frame f, int head, int from, int to) {
+    if (readWhenSkipped) {
+      int n = spec.group() * spec.valueDim();
+      for (int r = from; r < to; r++) {
+        ElementOp.zero(f, out, r, (long) head * n, n);
+      }
     }
-    long keyBytes = kv.keyBytes(spec.layer());
-    long valueBytes = kv.valueBytes(spec.layer());
-    MemorySegment to = memory.gather(worker, n * (keyBytes + valueBytes));
-    long key = 0;
-    long value = n * keyBytes;
-    for (int r = 0; r < ranges; r++) {
-      int first = f.rangeFrom(window, batchRow, r);
-      int count = f.rangeTo(window, batchRow, r) - first;
-      long from = kv.keyOffset(spec.layer(), head, first);
-      MemorySegment.copy(kv.segment(), from, to, key, count * keyBytes);
-      from = kv.valueOffset(spec.layer(), head, first);
-      MemorySegment.copy(kv.segment(), from, to, value, count * valueBytes);
-      key += count * keyBytes;
-      value += count * valueBytes;
-    }
-    return n;
   }
 
   @Override

@@ -106,9 +106,9 @@ final class CpuExecutable implements Executable {
                 : pool.pinned() ? " pinned threads, " : " threads, ");
     int floats = 0;
     for (AttentionSpec spec : graph.kvLayers()) {
-      floats = Math.max(floats, kernels.attentionScratch(spec));
+      floats = Math.max(floats, AttentionRows.floats(kernels, spec));
     }
-    attentionMemory = new AttentionMemory(pool.threads(), floats);
+    attentionMemory = new AttentionMemory(pool.threads(), floats, maxRows);
     plain = variant(stored, targets);
   }
 

@@ -4,7 +4,6 @@ import io.fletch.graph.Activation;
 import io.fletch.graph.LowRankAdapter;
 import io.fletch.graph.Value;
 import java.lang.foreign.MemorySegment;
-import java.lang.foreign.ValueLayout;
 import java.util.List;
 
 /**
@@ -33,11 +32,7 @@ abstract sealed class ElementOp {
 
   /** Zeroes a range of a row. */
   static void zero(Frame f, Place place, int row, long from, int n) {
-    MemorySegment s = place.segment(f);
-    long at = place.at(row) + from;
-    for (int i = 0; i < n; i++) {
-      s.set(ValueLayout.JAVA_FLOAT, (at + i) * Float.BYTES, 0f);
-    }
+    Segments.zero(place.segment(f), place.at(row) + from, n);
   }
 
   static final class Gated extends ElementOp {

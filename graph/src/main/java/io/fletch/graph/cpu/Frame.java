@@ -47,6 +47,7 @@ final class Frame {
   // [window][row * Visibility.INTS], [window][row].
   private int[][] ranges = new int[0][];
   private byte[][] rangeCounts = new byte[0][];
+  private int[][] firsts = new int[0][];
 
   private final Adaptation ofRows = new Adaptation(Value.Rows.BATCH);
   private final Adaptation ofLogits = new Adaptation(Value.Rows.LOGITS);
@@ -103,6 +104,7 @@ final class Frame {
     runCounts = new int[runKeys.size()];
     ranges = new int[windows.size()][maxRows * Visibility.INTS];
     rangeCounts = new byte[windows.size()][maxRows];
+    firsts = new int[windows.size()][maxRows];
   }
 
   /** Starts a forward. */
@@ -115,6 +117,7 @@ final class Frame {
       int window = windows.get(w);
       for (int r = 0; r < rows; r++) {
         rangeCounts[w][r] = (byte) next.visible(r, window, ranges[w], r * Visibility.INTS);
+        firsts[w][r] = next.firstVisible(r, window);
       }
     }
     for (int k = 0; k < runs.length; k++) {
@@ -219,6 +222,11 @@ final class Frame {
 
   int rangeCount(int window, int row) {
     return rangeCounts[window][row];
+  }
+
+  /** The place of the first slot that a row sees in the order of its sequence. */
+  int firstVisible(int window, int row) {
+    return firsts[window][row];
   }
 
   int rangeFrom(int window, int row, int range) {

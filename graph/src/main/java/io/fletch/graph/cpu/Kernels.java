@@ -21,6 +21,12 @@ import java.util.Optional;
  * their operands.
  */
 public interface Kernels {
+  /** Positions whose softmax attention takes in one step, the first one a multiple of it. */
+  int ATTENTION_CHUNK = 64;
+
+  /** Positions of a segment of attention, the first one a multiple of it. */
+  int ATTENTION_SEGMENT = 1024;
+
   /**
    * Name for plans and logs: {@code scalar}, {@code vector-256}, {@code x86-avx2}, {@code
    * x86-avx512-vnni}.
@@ -252,30 +258,44 @@ public interface Kernels {
   void kvStore(
       KvCache.Type type, MemorySegment x, long offset, int n, MemorySegment kv, long kvOffset);
 
-  /** Floats of scratch that {@link #attention} needs. */
+  /** Floats of scratch that {@link #attention} needs for up to {@link AttentionTile#ROWS} rows. */
   int attentionScratch(AttentionSpec spec);
 
   /**
-   * Softmax attention of one row for the {@link AttentionSpec#group} query heads that share a
-   * key/value head. Query head {@code h} is {@code q[qOffset + h * keyDim ..]}, its result {@code
-   * out[outOffset + h * valueDim ..]}. The key of visible slot {@code s} of {@code [0, slots)} is
-   * at byte {@code kOffset + s * kvBytes(type, keyDim)} of {@code kv}, the value at {@code vOffset
-   * + s * kvBytes(type, valueDim)}. With no visible slot the result is zero. Layer, head counts
-   * beyond the group and window of the shape do not matter here.
+   * Floats of what {@link #attention} leaves for a row: {@code [group]} maxima, {@code [group]}
+   * sums of weights and {@code [group][valueDim]} values that are to be divided by the sums.
+   */
+  default int attentionState(AttentionSpec spec) {
+    return spec.group() * (2 + spec.valueDim());
+  }
+
+  /**
+   * Softmax attention of the rows of a tile for the {@link AttentionSpec#group} query heads that
+   * share a key/value head, over the positions of one segment. Query head {@code h} of a row is
+   * {@code q[query + h * keyDim ..]}. The key of position {@code p} is at byte {@code keys + p *
+   * kvBytes(type, keyDim)} of {@code kv}, the value at {@code values + p * kvBytes(type,
+   * valueDim)}; those of positions that a row does not see have no influence on its result, and
+   * those that none sees need not be there. Layer, head counts beyond the group and window of the
+   * shape do not matter here.
+   *
+   * <p>Positions are taken by chunks of {@link #ATTENTION_CHUNK}, so rows with other ends share
+   * their chunks. The state of every row is written, also of one that sees nothing: -inf, 0, zeros.
+   *
+   * @param keys may be negative, as {@code values}
+   * @param states takes the state of each row from its float {@link AttentionTile#state} on; may be
+   *     the segment of the scratch memory, elsewhere in it
    */
   void attention(
       AttentionSpec spec,
       KvCache.Type type,
       MemorySegment q,
-      long qOffset,
+      AttentionTile tile,
       MemorySegment kv,
-      long kOffset,
-      long vOffset,
-      int slots,
+      long keys,
+      long values,
       MemorySegment scratch,
       long scratchOffset,
-      MemorySegment out,
-      long outOffset);
+      MemorySegment states);
 
   /** The index of the largest element, the lowest on ties; NaN is never chosen. */
   int argmax(MemorySegment x, long offset, int n);

@@ -20,9 +20,8 @@ final class ScalarKernels implements Kernels {
   static final ScalarKernels INSTANCE = new ScalarKernels();
 
   /** Slots whose scores are computed before the running maximum and sums are updated once. */
-  static final int ATTENTION_CHUNK = 64;
-
   private static final float NAN = Float.intBitsToFloat(0x7fc00000);
+
   private static final int INFINITY_BITS = 0x7f800000;
   private static final int MIN_AMAX_BITS = Float.floatToRawIntBits(ActivationLayout.MIN_AMAX);
 
@@ -336,112 +335,117 @@ final class ScalarKernels implements Kernels {
 
   @Override
   public int attentionScratch(AttentionSpec spec) {
-    return spec.group() * (ATTENTION_CHUNK + spec.valueDim() + 2);
+    return ATTENTION_CHUNK;
   }
 
   /**
-   * Online softmax. The visible slots, cut into chunks of {@link #ATTENTION_CHUNK}, are taken in
-   * order. Per chunk and head, with running maximum m, running sum l and the unnormalised result v:
+   * Online softmax. Per row and head, from maximum m = -inf, sum l = 0 and result v = 0, chunk by
+   * chunk:
    *
    * <pre>
    *   s_j = scale * dot16(q, k_j)                 then softCap, if not 0
    *   m' = max(m, max s_j);  f = exp(m - m')  (0 for the first chunk)
    *   p_j = exp(s_j - m');   l = fma(l, f, sum p_j)   the sum by halves: p_j + p_(j+32), j + 16 ...
-   *   v = v * f;             v_i = fma(p_j, value_j[i], v_i)  slots ascending
+   *   v = v * f;             v_i = fma(p_j, value_j[i], v_i)  positions ascending
    * </pre>
    *
-   * and at the end {@code out = v * (1 / l)}. Keys of a Q8_0 cache are {@code d * c_i}, which
-   * float32 holds exactly; their value term is {@code fma(p_j * d, c_i, v_i)}.
+   * with {@code j} the position's place in its chunk and p_j = 0 where the row does not see it.
+   * Keys of a Q8_0 cache are {@code d * c_i}, which float32 holds exactly; their value term is
+   * {@code fma(p_j * d, c_i, v_i)}.
    */
   @Override
   public void attention(
       AttentionSpec spec,
       KvCache.Type type,
       MemorySegment q,
-      long qOffset,
+      AttentionTile tile,
       MemorySegment kv,
-      long kOffset,
-      long vOffset,
-      int slots,
+      long keys,
+      long values,
       MemorySegment scratch,
       long scratchOffset,
-      MemorySegment out,
-      long outOffset) {
+      MemorySegment states) {
     int group = spec.group();
-    int keyDim = spec.keyDim();
-    int valueDim = spec.valueDim();
-    long kStride = KvLayout.bytes(type, keyDim);
-    long vStride = KvLayout.bytes(type, valueDim);
-    long scores = scratchOffset;
-    long values = scores + (long) group * ATTENTION_CHUNK;
-    long maxima = values + (long) group * valueDim;
-    long sums = maxima + group;
-    for (int h = 0; h < group; h++) {
-      Segments.f32(scratch, maxima + h, Float.NEGATIVE_INFINITY);
-      Segments.f32(scratch, sums + h, 0f);
-    }
-    for (long i = 0; i < (long) group * valueDim; i++) {
-      Segments.f32(scratch, values + i, 0f);
-    }
-    float[] lanes = ScalarScratch.get().lanes;
-    for (int s = 0; s < slots; s += ATTENTION_CHUNK) {
-      int n = Math.min(ATTENTION_CHUNK, slots - s);
+    for (int r = 0; r < tile.rows(); r++) {
       for (int h = 0; h < group; h++) {
-        long score = scores + (long) h * ATTENTION_CHUNK;
-        for (int j = 0; j < n; j++) {
-          long key = kOffset + (s + j) * kStride;
-          float dot =
-              spec.scale() * dot(type, q, qOffset + (long) h * keyDim, kv, key, keyDim, lanes);
-          Segments.f32(
-              scratch, score + j, spec.softCap() == 0f ? dot : softCap(dot, spec.softCap()));
+        long maximum = tile.state(r) + h;
+        Segments.f32(states, maximum, Float.NEGATIVE_INFINITY);
+        Segments.f32(states, maximum + group, 0f);
+        long result = tile.state(r) + 2L * group + (long) h * spec.valueDim();
+        for (int i = 0; i < spec.valueDim(); i++) {
+          Segments.f32(states, result + i, 0f);
         }
-        long v = values + (long) h * valueDim;
-        softmaxStep(scratch, score, n, maxima + h, sums + h, v, valueDim);
-        for (int j = 0; j < n; j++) {
-          float p = Segments.f32(scratch, score + j);
-          accumulate(type, p, kv, vOffset + (s + j) * vStride, valueDim, scratch, v);
+        long query = tile.query(r) + (long) h * spec.keyDim();
+        int to = tile.to(r);
+        int end;
+        for (int from = tile.from(r); from < to; from = end) {
+          end =
+              Math.min(to - (from & -ATTENTION_CHUNK), ATTENTION_CHUNK) + (from & -ATTENTION_CHUNK);
+          scores(spec, type, q, query, kv, keys, from, end, scratch, scratchOffset);
+          float factor = softmaxStep(scratch, scratchOffset, states, maximum, maximum + group);
+          for (int i = 0; i < spec.valueDim(); i++) {
+            Segments.f32(states, result + i, Segments.f32(states, result + i) * factor);
+          }
+          long stride = KvLayout.bytes(type, spec.valueDim());
+          for (int p = from; p < end; p++) {
+            float weight = Segments.f32(scratch, scratchOffset + p % ATTENTION_CHUNK);
+            accumulate(type, weight, kv, values + p * stride, spec.valueDim(), states, result);
+          }
         }
-      }
-    }
-    for (int h = 0; h < group; h++) {
-      float sum = Segments.f32(scratch, sums + h);
-      float inverse = sum == 0f ? 0f : 1f / sum;
-      for (int i = 0; i < valueDim; i++) {
-        float v = Segments.f32(scratch, values + (long) h * valueDim + i) * inverse;
-        Segments.f32(out, outOffset + (long) h * valueDim + i, v);
       }
     }
   }
 
-  /** Turns the scores of a chunk into weights and rescales what was accumulated before. */
-  private static void softmaxStep(
+  /** Scores of the positions of a chunk; -inf at those outside of the range. */
+  private static void scores(
+      AttentionSpec spec,
+      KvCache.Type type,
+      MemorySegment q,
+      long query,
+      MemorySegment kv,
+      long keys,
+      int from,
+      int to,
       MemorySegment scratch,
-      long score,
-      int slots,
-      long maximum,
-      long sum,
-      long values,
-      int valueDim) {
-    float before = Segments.f32(scratch, maximum);
+      long scores) {
+    float[] lanes = ScalarScratch.get().lanes;
+    long stride = KvLayout.bytes(type, spec.keyDim());
+    for (int j = 0; j < ATTENTION_CHUNK; j++) {
+      Segments.f32(scratch, scores + j, Float.NEGATIVE_INFINITY);
+    }
+    for (int p = from; p < to; p++) {
+      float dot = spec.scale() * dot(type, q, query, kv, keys + p * stride, spec.keyDim(), lanes);
+      Segments.f32(
+          scratch,
+          scores + p % ATTENTION_CHUNK,
+          spec.softCap() == 0f ? dot : softCap(dot, spec.softCap()));
+    }
+  }
+
+  /**
+   * Turns the scores of a chunk into weights, of which those of -inf are zero.
+   *
+   * @return what the results of earlier chunks are worth
+   */
+  private static float softmaxStep(
+      MemorySegment scratch, long score, MemorySegment states, long maximum, long sum) {
+    float before = Segments.f32(states, maximum);
     float max = before;
-    for (int j = 0; j < slots; j++) {
+    for (int j = 0; j < ATTENTION_CHUNK; j++) {
       max = Math.max(max, Segments.f32(scratch, score + j));
     }
     // All scores -inf: nothing to subtract from; NaN and +inf give NaN weights below.
     float base = max == Float.NEGATIVE_INFINITY ? 0f : max;
     float[] p = ScalarScratch.get().row(ATTENTION_CHUNK);
     for (int j = 0; j < ATTENTION_CHUNK; j++) {
-      p[j] = j < slots ? FloatMath.exp(Segments.f32(scratch, score + j) - base) : 0f;
+      p[j] = FloatMath.exp(Segments.f32(scratch, score + j) - base);
       Segments.f32(scratch, score + j, p[j]);
     }
     float factor = FloatMath.exp(before - base);
     float added = ScalarScratch.reduce(p, ATTENTION_CHUNK);
-    float total = Math.fma(Segments.f32(scratch, sum), factor, added);
-    Segments.f32(scratch, maximum, max);
-    Segments.f32(scratch, sum, total);
-    for (int i = 0; i < valueDim; i++) {
-      Segments.f32(scratch, values + i, Segments.f32(scratch, values + i) * factor);
-    }
+    Segments.f32(states, maximum, max);
+    Segments.f32(states, sum, Math.fma(Segments.f32(states, sum), factor, added));
+    return factor;
   }
 
   private static float dot(

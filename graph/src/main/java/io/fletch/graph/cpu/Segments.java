@@ -1,5 +1,6 @@
 package io.fletch.graph.cpu;
 
+import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.nio.ByteOrder;
@@ -19,7 +20,17 @@ final class Segments {
       ValueLayout.JAVA_SHORT_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
   static final ValueLayout.OfByte BYTE = ValueLayout.JAVA_BYTE;
 
+  private static final MemorySegment ZEROS = Arena.global().allocate(1024, 64);
+
   private Segments() {}
+
+  /** Zeroes floats without the slice, that is, the allocation, that a fill would need. */
+  static void zero(MemorySegment s, long index, long floats) {
+    long end = (index + floats) << 2;
+    for (long at = index << 2; at < end; at += ZEROS.byteSize()) {
+      MemorySegment.copy(ZEROS, 0, s, at, Math.min(ZEROS.byteSize(), end - at));
+    }
+  }
 
   /** Element {@code index} of a float32 segment. */
   static float f32(MemorySegment s, long index) {

@@ -13,7 +13,7 @@ final class VectorAttention {
   private static final VectorSpecies<Float> F = VectorMath.FLOATS;
   private static final int L = F.length();
   private static final int LANES = ActivationLayout.LANES;
-  private static final int CHUNK = ScalarKernels.ATTENTION_CHUNK;
+  private static final int CHUNK = Kernels.ATTENTION_CHUNK;
 
   private VectorAttention() {}
 
@@ -21,63 +21,103 @@ final class VectorAttention {
       AttentionSpec spec,
       KvCache.Type type,
       MemorySegment q,
-      long qOffset,
+      AttentionTile tile,
       MemorySegment kv,
-      long kOffset,
-      long vOffset,
-      int slots,
-      MemorySegment out,
-      long outOffset) {
+      long keys,
+      long values,
+      MemorySegment states) {
     VectorScratch s = VectorScratch.get();
-    int group = spec.group();
+    int heads = tile.rows() * spec.group();
     int keyDim = spec.keyDim();
     int valueDim = spec.valueDim();
     int keyStride = (keyDim + LANES - 1) & -LANES;
     int valueStride = (valueDim + LANES - 1) & -LANES;
-    float[] queries = s.x(group * keyStride);
-    float[] scores = s.sums(group * (CHUNK + 2));
-    float[] values = s.acc(group * valueStride);
-    for (int h = 0; h < group; h++) {
-      long head = qOffset + (long) h * keyDim;
-      MemorySegment.copy(q, Segments.FLOAT, head << 2, queries, h * keyStride, keyDim);
-      Arrays.fill(queries, h * keyStride + keyDim, (h + 1) * keyStride, 0f);
-      scores[group * CHUNK + 2 * h] = Float.NEGATIVE_INFINITY;
-      scores[group * CHUNK + 2 * h + 1] = 0f;
+    float[] queries = s.x(heads * keyStride);
+    // Scores of a chunk, then maximum and sum of every head.
+    float[] scores = s.sums(heads * (CHUNK + 2));
+    float[] results = s.acc(heads * valueStride);
+    for (int i = 0; i < heads; i++) {
+      int r = i / spec.group();
+      long head = tile.query(r) + (long) (i % spec.group()) * keyDim;
+      MemorySegment.copy(q, Segments.FLOAT, head << 2, queries, i * keyStride, keyDim);
+      Arrays.fill(queries, i * keyStride + keyDim, (i + 1) * keyStride, 0f);
+      scores[heads * CHUNK + 2 * i] = Float.NEGATIVE_INFINITY;
+      scores[heads * CHUNK + 2 * i + 1] = 0f;
     }
-    Arrays.fill(values, 0, group * valueStride, 0f);
-    long kBytes = KvLayout.bytes(type, keyDim);
-    long vBytes = KvLayout.bytes(type, valueDim);
+    Arrays.fill(results, 0, heads * valueStride, 0f);
+    int end = tile.end();
+    int stop;
+    for (int start = tile.start(); start < end; start = stop) {
+      int chunk = start & -CHUNK;
+      stop = Math.min(end - chunk, CHUNK) + chunk;
+      chunk(spec, type, tile, kv, keys, values, start, stop, s);
+    }
+    for (int i = 0; i < heads; i++) {
+      int h = i % spec.group();
+      long state = tile.state(i / spec.group());
+      Segments.f32(states, state + h, scores[heads * CHUNK + 2 * i]);
+      Segments.f32(states, state + spec.group() + h, scores[heads * CHUNK + 2 * i + 1]);
+      long head = state + 2L * spec.group() + (long) h * valueDim;
+      MemorySegment.copy(results, i * valueStride, states, Segments.FLOAT, head << 2, valueDim);
+    }
+  }
+
+  /** Takes positions of one chunk, all that some row sees of it. */
+  private static void chunk(
+      AttentionSpec spec,
+      KvCache.Type type,
+      AttentionTile tile,
+      MemorySegment kv,
+      long keys,
+      long values,
+      int start,
+      int stop,
+      VectorScratch s) {
+    int group = spec.group();
+    int heads = tile.rows() * group;
+    int keyDim = spec.keyDim();
+    int valueDim = spec.valueDim();
+    int keyStride = (keyDim + LANES - 1) & -LANES;
+    int valueStride = (valueDim + LANES - 1) & -LANES;
+    float[] scores = s.sums(heads * (CHUNK + 2));
     boolean scaled = type == KvCache.Type.Q8_0;
-    for (int slot = 0; slot < slots; slot += CHUNK) {
-      int n = Math.min(CHUNK, slots - slot);
-      widen(type, kv, kOffset + slot * kBytes, n, keyDim, keyStride, s);
-      if (scaled) {
-        multiplyByScales(s.w, s.scales, n * keyDim);
-      }
-      for (int h = 0; h < group; h++) {
-        int at = h * CHUNK;
-        for (int j = 0; j < n; j++) {
-          scores[at + j] = dot(queries, h * keyStride, s.w, j * keyStride, keyStride, s.lanes);
-        }
-        finish(scores, at, n, spec.scale(), spec.softCap());
-        softmaxStep(
-            scores, at, group * CHUNK + 2 * h, values, h * valueStride, valueStride, s.lanes);
-      }
-      widen(type, kv, vOffset + slot * vBytes, n, valueDim, valueStride, s);
-      for (int h = 0; h < group; h++) {
-        int at = h * CHUNK;
-        if (scaled) {
-          accumulateScaled(scores, at, n, s.w, s.scales, valueStride, values, h * valueStride);
-        } else {
-          accumulate(scores, at, n, s.w, valueStride, values, h * valueStride);
-        }
-      }
+    int n = stop - start;
+    widen(type, kv, keys + start * KvLayout.bytes(type, keyDim), n, keyDim, keyStride, s);
+    if (scaled) {
+      multiplyByScales(s.w, s.scales, n * keyDim);
     }
-    for (int h = 0; h < group; h++) {
-      float sum = scores[group * CHUNK + 2 * h + 1];
-      multiply(values, h * valueStride, valueStride, sum == 0f ? 0f : 1f / sum);
-      long head = outOffset + (long) h * valueDim;
-      MemorySegment.copy(values, h * valueStride, out, Segments.FLOAT, head << 2, valueDim);
+    for (int i = 0; i < heads; i++) {
+      int from = Math.max(start, tile.from(i / group));
+      int to = Math.min(stop, tile.to(i / group));
+      if (from >= to) {
+        continue;
+      }
+      int at = i * CHUNK;
+      Arrays.fill(scores, at, at + CHUNK, Float.NEGATIVE_INFINITY);
+      for (int p = from; p < to; p++) {
+        float dot = dot(s.x, i * keyStride, s.w, (p - start) * keyStride, keyStride, s.lanes);
+        scores[at + p % CHUNK] = spec.scale() * dot;
+      }
+      if (spec.softCap() != 0f) {
+        softCap(scores, at + from % CHUNK, to - from, spec.softCap());
+      }
+      softmaxStep(scores, at, heads * CHUNK + 2 * i, s.acc, i * valueStride, valueStride, s.lanes);
+    }
+    widen(type, kv, values + start * KvLayout.bytes(type, valueDim), n, valueDim, valueStride, s);
+    for (int i = 0; i < heads; i++) {
+      int from = Math.max(start, tile.from(i / group));
+      int to = Math.min(stop, tile.to(i / group));
+      if (from >= to) {
+        continue;
+      }
+      int at = i * CHUNK + from % CHUNK;
+      int row = from - start;
+      if (scaled) {
+        accumulateScaled(
+            scores, at, to - from, s.w, row, s.scales, valueStride, s.acc, i * valueStride);
+      } else {
+        accumulate(scores, at, to - from, s.w, row, valueStride, s.acc, i * valueStride);
+      }
     }
   }
 
@@ -150,16 +190,9 @@ final class VectorAttention {
     return ScalarScratch.reduce(lanes);
   }
 
-  /** Scales the dot products, and fills the rest of the chunk with -inf. */
-  private static void finish(float[] scores, int at, int slots, float scale, float softCap) {
-    for (int j = 0; j < slots; j++) {
-      scores[at + j] *= scale;
-    }
-    Arrays.fill(scores, at + slots, at + CHUNK, Float.NEGATIVE_INFINITY);
-    if (softCap != 0f) {
-      for (int j = 0; j < slots; j++) {
-        scores[at + j] = softCap * FloatMath.tanh(scores[at + j] / softCap);
-      }
+  private static void softCap(float[] scores, int at, int n, float softCap) {
+    for (int j = at; j < at + n; j++) {
+      scores[j] = softCap * FloatMath.tanh(scores[j] / softCap);
     }
   }
 
@@ -197,12 +230,13 @@ final class VectorAttention {
     }
   }
 
+  /** Adds {@code count} rows from {@code first} on, times the weights from {@code po} on. */
   private static void accumulate(
-      float[] p, int po, int slots, float[] rows, int n, float[] values, int at) {
+      float[] p, int po, int count, float[] rows, int first, int n, float[] values, int at) {
     for (int i = 0; i < n; i += L) {
       FloatVector v = FloatVector.fromArray(F, values, at + i);
-      for (int j = 0; j < slots; j++) {
-        FloatVector row = FloatVector.fromArray(F, rows, j * n + i);
+      for (int j = 0; j < count; j++) {
+        FloatVector row = FloatVector.fromArray(F, rows, (first + j) * n + i);
         v = row.fma(FloatVector.broadcast(F, p[po + j]), v);
       }
       v.intoArray(values, at + i);
@@ -210,13 +244,22 @@ final class VectorAttention {
   }
 
   private static void accumulateScaled(
-      float[] p, int po, int slots, float[] rows, float[] scales, int n, float[] values, int at) {
+      float[] p,
+      int po,
+      int count,
+      float[] rows,
+      int first,
+      float[] scales,
+      int n,
+      float[] values,
+      int at) {
     int blocks = n >> 5;
     for (int i = 0; i < n; i += L) {
       FloatVector v = FloatVector.fromArray(F, values, at + i);
-      for (int j = 0; j < slots; j++) {
-        FloatVector row = FloatVector.fromArray(F, rows, j * n + i);
-        v = row.fma(FloatVector.broadcast(F, p[po + j] * scales[j * blocks + (i >> 5)]), v);
+      for (int j = 0; j < count; j++) {
+        FloatVector row = FloatVector.fromArray(F, rows, (first + j) * n + i);
+        float d = scales[(first + j) * blocks + (i >> 5)];
+        v = row.fma(FloatVector.broadcast(F, p[po + j] * d), v);
       }
       v.intoArray(values, at + i);
     }

@@ -494,23 +494,21 @@ final class VectorKernels implements Kernels {
   }
 
   /**
-   * The algorithm of {@link ScalarKernels#attention}. The keys (then values) of a chunk of slots
-   * are widened to float32 once for all heads of the group.
+   * The algorithm of {@link ScalarKernels#attention}. The keys (then values) of a chunk are widened
+   * to float32 once for all rows and heads.
    */
   @Override
   public void attention(
       AttentionSpec spec,
       KvCache.Type type,
       MemorySegment q,
-      long qOffset,
+      AttentionTile tile,
       MemorySegment kv,
-      long kOffset,
-      long vOffset,
-      int slots,
+      long keys,
+      long values,
       MemorySegment scratch,
       long scratchOffset,
-      MemorySegment out,
-      long outOffset) {
-    VectorAttention.run(spec, type, q, qOffset, kv, kOffset, vOffset, slots, out, outOffset);
+      MemorySegment states) {
+    VectorAttention.run(spec, type, q, tile, kv, keys, values, states);
   }
 }

@@ -4,14 +4,13 @@ import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.cpu.x86.AttentionCode;
 import io.fletch.graph.cpu.x86.Isa;
-import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
 import java.util.Objects;
 
 /**
- * Online softmax attention in machine code ({@link AttentionCode}), which takes slots for a few
- * query heads in one call; checks and the last scaling are here.
+ * Online softmax attention in machine code ({@link AttentionCode}), which takes positions for a few
+ * query heads in one call; checks are here.
  */
 final class X86Attention {
   /** A function and what it was emitted for. */
@@ -21,17 +20,13 @@ final class X86Attention {
   /** Slots that all heads of a group take before the next ones: they fit a level-2 cache. */
   private static final int PIECE = 8 * AttentionCode.CHUNK;
 
-  private static final MemorySegment ZEROS = Arena.global().allocate(1024, 64);
-
   private final Isa isa;
-  private final Kernels kernels;
 
   /** Copied on every addition: a model has very few, and looking one up must not allocate. */
   private volatile Entry[] entries = {};
 
-  X86Attention(Isa isa, Kernels kernels) {
+  X86Attention(Isa isa) {
     this.isa = isa;
-    this.kernels = kernels;
   }
 
   private MemorySegment code(
@@ -80,13 +75,6 @@ final class X86Attention {
     return code;
   }
 
-  /** A fill would need a slice, that is, an allocation. */
-  private static void zero(MemorySegment s, long offset, long bytes) {
-    for (long i = 0; i < bytes; i += ZEROS.byteSize()) {
-      MemorySegment.copy(ZEROS, 0, s, offset + i, Math.min(ZEROS.byteSize(), bytes - i));
-    }
-  }
-
   /** Whether there is code for a shape. */
   static boolean supports(AttentionSpec spec, KvCache.Type type) {
     return AttentionCode.supports(type, spec.keyDim(), spec.valueDim());
@@ -103,26 +91,45 @@ final class X86Attention {
       AttentionSpec spec,
       KvCache.Type type,
       MemorySegment q,
-      long qOffset,
+      AttentionTile tile,
       MemorySegment kv,
-      long kOffset,
-      long vOffset,
-      int slots,
+      long keys,
+      long values,
       MemorySegment scratch,
       long scratchOffset,
-      MemorySegment out,
-      long outOffset) {
+      MemorySegment states) {
+    Objects.checkFromIndexSize(4 * scratchOffset, 4L * scratchFloats(spec), scratch.byteSize());
+    for (int r = 0; r < tile.rows(); r++) {
+      row(spec, type, q, tile, r, kv, keys, values, scratch, scratchOffset, states);
+    }
+  }
+
+  private void row(
+      AttentionSpec spec,
+      KvCache.Type type,
+      MemorySegment q,
+      AttentionTile tile,
+      int row,
+      MemorySegment kv,
+      long keys,
+      long values,
+      MemorySegment scratch,
+      long scratchOffset,
+      MemorySegment states) {
     int group = spec.group();
     int keyDim = spec.keyDim();
     int valueDim = spec.valueDim();
     long kStride = KvLayout.bytes(type, keyDim);
     long vStride = KvLayout.bytes(type, valueDim);
-    Objects.checkFromIndexSize(kOffset, slots * kStride, kv.byteSize());
-    Objects.checkFromIndexSize(vOffset, slots * vStride, kv.byteSize());
-    Objects.checkFromIndexSize(4 * qOffset, 4L * group * keyDim, q.byteSize());
-    Objects.checkFromIndexSize(4 * scratchOffset, 4L * scratchFloats(spec), scratch.byteSize());
-    int values = AttentionCode.values(type, keyDim, valueDim);
-    long stateFloats = values + (long) AttentionCode.MAX_HEADS * valueDim;
+    int from = tile.from(row);
+    int to = tile.to(row);
+    if (from < to) {
+      Objects.checkFromIndexSize(keys + from * kStride, (to - from) * kStride, kv.byteSize());
+      Objects.checkFromIndexSize(values + from * vStride, (to - from) * vStride, kv.byteSize());
+    }
+    Objects.checkFromIndexSize(4 * tile.query(row), 4L * group * keyDim, q.byteSize());
+    int results = AttentionCode.values(type, keyDim, valueDim);
+    long stateFloats = results + (long) AttentionCode.MAX_HEADS * valueDim;
     for (int first = 0; first < group; first += AttentionCode.MAX_HEADS) {
       long state = scratchOffset + first / AttentionCode.MAX_HEADS * stateFloats;
       int heads = Math.min(AttentionCode.MAX_HEADS, group - first);
@@ -132,34 +139,40 @@ final class X86Attention {
       }
       Segments.f32(scratch, state + AttentionCode.SCALE, spec.scale());
       Segments.f32(scratch, state + AttentionCode.CAP, spec.softCap());
-      zero(scratch, 4 * (state + values), 4L * heads * valueDim);
+      Segments.zero(scratch, state + results, (long) heads * valueDim);
     }
     // With more heads than a function takes, slots are read once from memory and then from a cache.
-    int piece = group > AttentionCode.MAX_HEADS ? PIECE : Math.max(slots, 1);
-    for (int slot = 0; slot < slots; slot += piece) {
-      int n = Math.min(piece, slots - slot);
-      long keys = kv.address() + kOffset + slot * kStride;
-      long vals = kv.address() + vOffset + slot * vStride;
+    int piece = group > AttentionCode.MAX_HEADS ? PIECE : Kernels.ATTENTION_SEGMENT;
+    int end;
+    for (int at = from; at < to; at = end) {
+      end = Math.min(to - (at & -piece), piece) + (at & -piece);
       for (int first = 0; first < group; first += AttentionCode.MAX_HEADS) {
         int heads = Math.min(AttentionCode.MAX_HEADS, group - first);
         MemorySegment code = code(type, keyDim, valueDim, heads, spec.softCap() != 0f);
-        long query = q.address() + 4 * (qOffset + (long) first * keyDim);
+        long query = q.address() + 4 * (tile.query(row) + (long) first * keyDim);
         long state = scratchOffset + first / AttentionCode.MAX_HEADS * stateFloats;
-        X86Code.call(code, query, keys, vals, n, scratch.address() + 4 * state);
+        scratch.set(Segments.LONG, 4 * (state + AttentionCode.FRONT), at % AttentionCode.CHUNK);
+        X86Code.call(
+            code,
+            query,
+            kv.address() + keys + at * kStride,
+            kv.address() + values + at * vStride,
+            end - at,
+            scratch.address() + 4 * state);
       }
     }
-    for (int h = 0; h < group; h++) {
-      long state = scratchOffset + h / AttentionCode.MAX_HEADS * stateFloats;
-      int head = h % AttentionCode.MAX_HEADS;
-      float sum = Segments.f32(scratch, state + AttentionCode.SUM + head);
-      float inverse = sum == 0f ? 0f : 1f / sum;
-      kernels.scale(
-          scratch,
-          state + values + (long) head * valueDim,
-          inverse,
-          valueDim,
-          out,
-          outOffset + (long) h * valueDim);
+    for (int first = 0; first < group; first += AttentionCode.MAX_HEADS) {
+      long heads = Math.min(AttentionCode.MAX_HEADS, group - first);
+      long state = scratchOffset + first / AttentionCode.MAX_HEADS * stateFloats;
+      long into = tile.state(row);
+      copy(scratch, state + AttentionCode.MAXIMUM, states, into + first, heads);
+      copy(scratch, state + AttentionCode.SUM, states, into + group + first, heads);
+      into += 2L * group + (long) first * valueDim;
+      copy(scratch, state + results, states, into, heads * valueDim);
     }
+  }
+
+  private static void copy(MemorySegment from, long at, MemorySegment to, long into, long floats) {
+    MemorySegment.copy(from, 4 * at, to, 4 * into, 4 * floats);
   }
 }

@@ -31,7 +31,7 @@ final class X86Kernels implements Kernels {
     this.isa = isa;
     this.other = other;
     this.elements = new X86Elements(isa);
-    this.attention = new X86Attention(isa, this);
+    this.attention = new X86Attention(isa);
   }
 
   /** The set for an instruction set; empty where machine code or the instructions cannot run. */
@@ -226,43 +226,17 @@ final class X86Kernels implements Kernels {
       AttentionSpec spec,
       KvCache.Type type,
       MemorySegment q,
-      long qOffset,
+      AttentionTile tile,
       MemorySegment kv,
-      long kOffset,
-      long vOffset,
-      int slots,
+      long keys,
+      long values,
       MemorySegment scratch,
       long scratchOffset,
-      MemorySegment out,
-      long outOffset) {
+      MemorySegment states) {
     if (X86Attention.supports(spec, type)) {
-      attention.run(
-          spec,
-          type,
-          q,
-          qOffset,
-          kv,
-          kOffset,
-          vOffset,
-          slots,
-          scratch,
-          scratchOffset,
-          out,
-          outOffset);
+      attention.run(spec, type, q, tile, kv, keys, values, scratch, scratchOffset, states);
     } else {
-      other.attention(
-          spec,
-          type,
-          q,
-          qOffset,
-          kv,
-          kOffset,
-          vOffset,
-          slots,
-          scratch,
-          scratchOffset,
-          out,
-          outOffset);
+      other.attention(spec, type, q, tile, kv, keys, values, scratch, scratchOffset, states);
     }
   }
 

@@ -647,6 +647,12 @@ public abstract class AbstractBatch implements Batch {
         i, spanSlot[s], spanPrefix[s], suffixFrom[s], suffixTo[s], end, window, into, offset);
   }
 
+  /** The place of the first slot of {@link #visible} in the order of the row's sequence. */
+  public final int firstVisible(int row, int window) {
+    int s = spanOf[row];
+    return Visibility.first(row - spanStart[s], spanSlot[s], spanPrefix[s], window);
+  }
+
   /** Refuses a batch that cannot be run now; called at the start of a forward. */
   public final void checkRunnable() {
     checkOpen();

@@ -34,6 +34,15 @@ public final class Visibility {
   }
 
   /**
+   * The place of the first slot that row {@code i} sees in the order of its sequence: 0 without a
+   * window, else how many slots of prefix and own rows come before the window.
+   */
+  static int first(int i, int slot, int prefix, int window) {
+    // A prefix that reaches into the own rows counts them once.
+    return window > 0 ? Math.max(0, Math.min(prefix, slot) + i - window + 1) : 0;
+  }
+
+  /**
    * Writes the ranges of one row as (from, to) pairs.
    *
    * @param ownEnd from {@link #ownEnd}
@@ -51,15 +60,9 @@ public final class Visibility {
       int window,
       int[] into,
       int offset) {
-    int prefixFrom = 0;
-    int ownFrom = 0;
-    if (window > 0) {
-      // A prefix that reaches into the own rows counts them once.
-      int before = Math.min(prefix, slot);
-      int first = Math.max(0, before + i - window + 1);
-      prefixFrom = Math.min(first, prefix);
-      ownFrom = Math.max(0, first - before);
-    }
+    int first = first(i, slot, prefix, window);
+    int prefixFrom = Math.min(first, prefix);
+    int ownFrom = Math.max(0, first - Math.min(prefix, slot));
     int count = insert(into, offset, 0, prefixFrom, prefix);
     count = insert(into, offset, count, slot + ownFrom, slot + ownEnd);
     return insert(into, offset, count, suffixFrom, suffixTo);

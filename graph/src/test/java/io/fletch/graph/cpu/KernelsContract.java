@@ -516,21 +516,20 @@ abstract class KernelsContract {
       }
       float[] q = gaussians(group * keyDim, 2, random);
       Output out = new Output(arena, group * valueDim);
-      Output scratch = new Output(arena, kernels().attentionScratch(spec));
-      kernels()
-          .attention(
-              spec,
-              type,
-              floats(arena, q),
-              0,
-              kv,
-              from * kBytes,
-              slots * kBytes + from * vBytes,
-              visible,
-              scratch.segment,
-              scratch.offset,
-              out.segment,
-              out.offset);
+      Output scratch = new Output(arena, AttentionRows.floats(kernels(), spec));
+      AttentionRows rows = new AttentionRows();
+      rows.add(0, from, slots, out.offset);
+      rows.run(
+          kernels(),
+          spec,
+          type,
+          floats(arena, q),
+          kv,
+          0,
+          slots * kBytes,
+          scratch.segment,
+          scratch.offset,
+          out.segment);
       out.checkCanaries();
       scratch.checkCanaries();
       for (int h = 0; h < group; h++) {

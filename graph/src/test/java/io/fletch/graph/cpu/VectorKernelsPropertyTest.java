@@ -99,13 +99,26 @@ final class VectorKernelsPropertyTest extends KernelsContract {
         }
         kernels().kvStore(type, floats(arena, head), 0, dim, kv, s * bytes);
       }
-      MemorySegment q = floats(arena, gaussians(group * dim, 2, random));
+      int count = 1 + random.nextInt(random.nextBoolean() ? 2 : AttentionTile.ROWS);
+      MemorySegment q = floats(arena, gaussians(count * group * dim, 2, random));
       MemorySegment scratch = arena.allocate(4L * ScalarKernels.INSTANCE.attentionScratch(spec), 4);
+      // Any place in a segment, and slots that begin there.
+      int segment = random.nextInt(3);
+      int begin = 1024 * segment + random.nextInt(1024 - slots);
+      int state = kernels().attentionState(spec);
+      AttentionTile tile = new AttentionTile();
+      tile.begin(segment);
+      for (int r = 0; r < count; r++) {
+        int from = begin + random.nextInt(slots + 1);
+        int to = from + random.nextInt(begin + slots - from + 1);
+        tile.add((long) r * group * dim, from, to, (long) (count - 1 - r) * state);
+      }
+      long keys = -begin * bytes;
+      long values = (slots - begin) * bytes;
       assertSameBits(
           arena,
-          group * dim,
-          (k, dst) ->
-              k.attention(spec, type, q, 0, kv, 0, slots * bytes, slots, scratch, 0, dst, 0));
+          count * state,
+          (k, dst) -> k.attention(spec, type, q, tile, kv, keys, values, scratch, 0, dst));
     }
   }
 
@@ -116,7 +129,10 @@ final class VectorKernelsPropertyTest extends KernelsContract {
       MemorySegment out = floats(arena, gaussians(64, 1, new Random(2)));
       MemorySegment kv = arena.allocate(1, 1);
       AttentionSpec spec = new AttentionSpec(0, 2, 1, 32, 32, 1f, 0f, 0);
-      kernels().attention(spec, type, q, 0, kv, 0, 0, 0, kv, 0, out, 0);
+      MemorySegment scratch = arena.allocate(4L * AttentionRows.floats(kernels(), spec), 4);
+      AttentionRows rows = new AttentionRows();
+      rows.add(0, 5, 5, 0);
+      rows.run(kernels(), spec, type, q, kv, 0, 0, scratch, 0, out);
       assertArrayEquals(new float[64], out.toArray(ValueLayout.JAVA_FLOAT));
       assertEquals(0, kernels().attentionScratch(spec));
     }

@@ -27,12 +27,15 @@ class X86AttentionTest {
       int valueDim = (dims[random.nextInt(dims.length)] + unit - 1) / unit * unit;
       int group = 1 + random.nextInt(9);
       int slots = 1 + random.nextInt(random.nextInt(8) == 0 ? 600 : 140);
-      int from = random.nextInt(slots + 1);
+      // Slots anywhere about the beginning and the end of a segment.
+      int begin = Math.max(0, Kernels.ATTENTION_SEGMENT - random.nextInt(2 * slots));
+      begin = random.nextBoolean() ? begin : random.nextInt(100);
+      int rows = random.nextInt(3) == 0 ? 1 + random.nextInt(AttentionTile.ROWS) : 1;
       float softCap = random.nextInt(3) == 0 ? 3f : 0f;
       float spread = random.nextInt(3) == 0 ? 40f : 1f;
       AttentionSpec spec = new AttentionSpec(0, group, 1, keyDim, valueDim, 0.125f, softCap, 0);
       try (Arena arena = Arena.ofConfined()) {
-        float[] q = floats(group * keyDim, random, spread);
+        float[] q = floats(rows * group * keyDim, random, spread);
         MemorySegment query = arena.allocate(4L * q.length);
         MemorySegment.copy(q, 0, query, ValueLayout.JAVA_FLOAT, 0, q.length);
         long kBytes = kernels.kvBytes(type, keyDim);
@@ -49,26 +52,30 @@ class X86AttentionTest {
           fill(row, valueDim, random, 1f);
           kernels.kvStore(type, row, 0, valueDim, kv, slots * kBytes + s * vBytes);
         }
+        AttentionRows tile = new AttentionRows();
+        for (int r = 0; r < rows; r++) {
+          int from = begin + random.nextInt(slots + 1);
+          int to = begin + slots - random.nextInt(begin + slots - from + 1);
+          tile.add((long) r * group * keyDim, from, to, (long) r * group * valueDim);
+        }
         MemorySegment[] results = new MemorySegment[2];
         for (int i = 0; i < 2; i++) {
           Kernels set = i == 0 ? ScalarKernels.INSTANCE : kernels;
-          MemorySegment scratch = arena.allocate(4L * set.attentionScratch(spec));
-          results[i] = arena.allocate(4L * group * valueDim);
-          set.attention(
+          MemorySegment scratch = arena.allocate(4L * AttentionRows.floats(set, spec));
+          results[i] = arena.allocate(4L * rows * group * valueDim);
+          tile.run(
+              set,
               spec,
               type,
               query,
-              0,
               kv,
-              from * kBytes,
-              slots * kBytes + from * vBytes,
-              slots - from,
+              -begin * kBytes,
+              slots * kBytes - begin * vBytes,
               scratch,
               0,
-              results[i],
-              0);
+              results[i]);
         }
-        for (int i = 0; i < group * valueDim; i++) {
+        for (int i = 0; i < rows * group * valueDim; i++) {
           assertEquals(
               Segments.f32(results[0], i),
               Segments.f32(results[1], i),

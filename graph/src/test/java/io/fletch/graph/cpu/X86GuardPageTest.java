@@ -101,21 +101,15 @@ class X86GuardPageTest {
             long bytes = kernels.kvBytes(type, dim) * slots;
             MemorySegment kv = memory.allocate(2 * bytes);
             MemorySegment scratch = memory.allocate(4L * kernels.attentionScratch(spec));
-            MemorySegment out = memory.allocate(4L * group * dim);
-            for (boolean keysFirst : new boolean[] {true, false}) {
-              kernels.attention(
-                  spec,
-                  type,
-                  q,
-                  0,
-                  kv,
-                  keysFirst ? 0 : bytes,
-                  keysFirst ? bytes : 0,
-                  slots,
-                  scratch,
-                  0,
-                  out,
-                  0);
+            MemorySegment states = memory.allocate(4L * kernels.attentionState(spec));
+            // At the start of a chunk, and across the end of one.
+            for (int from : new int[] {0, 60}) {
+              AttentionTile tile = new AttentionTile();
+              tile.begin(0);
+              tile.add(0, from, from + slots, 0);
+              long first = -from * kernels.kvBytes(type, dim);
+              kernels.attention(spec, type, q, tile, kv, first, first + bytes, scratch, 0, states);
+              kernels.attention(spec, type, q, tile, kv, first + bytes, first, scratch, 0, states);
             }
           }
         }

@@ -37,6 +37,12 @@ public final class AttentionCode {
   /** Index of the soft cap of scores. */
   public static final int CAP = SCALE + 1;
 
+  /**
+   * Index of a 64-bit number in the place of two floats: how many positions of its chunk lie in
+   * front of the first slot of a call. The call leaves 0.
+   */
+  public static final int FRONT = CAP + 1;
+
   private static final int FACTOR = SCALE + 4;
 
   /** Scales of four slots, {@code [block][4]}. */
@@ -155,7 +161,7 @@ public final class AttentionCode {
   /**
    * Code of {@code void (long q, long keys, long values, long slots, long state)}, {@code slots >=
    * 1}: takes the slots into the state. Query heads follow each other. Where a call is not the last
-   * one for a state, its slots are a multiple of {@link #CHUNK}.
+   * one for a state, its slots end with a chunk.
    *
    * @param keyStride bytes from the key of one slot to the next
    * @param valueStride bytes from the value of one slot to the next
@@ -179,20 +185,25 @@ public final class AttentionCode {
     constants();
     Label chunk = a.here();
     a.mov(Gpr.RAX, CHUNK);
+    a.sub(Gpr.RAX, Mem.of(STATE, 4 * FRONT));
     a.mov(COUNT, LEFT);
     a.cmp(COUNT, Gpr.RAX);
     a.cmov(Condition.G, COUNT, Gpr.RAX);
     scores();
     a.imul(Gpr.RAX, COUNT, keyStride);
     a.add(KEYS, Gpr.RAX);
-    a.mov(COUNTER, 0);
+    a.mov(COUNTER, Mem.of(STATE, 4 * FRONT));
+    a.add(COUNT, COUNTER);
     softmax.emit(COUNTER, COUNT, Gpr.RAX, SCORE);
+    a.sub(COUNT, COUNTER);
     if (codes) {
       eachSlot(VALUES_POINTER, valueStride, SLOTS, this::weightsOfBlocks);
     }
     update();
     a.imul(Gpr.RAX, COUNT, valueStride);
     a.add(VALUES_POINTER, Gpr.RAX);
+    a.mov(Gpr.RAX, 0);
+    a.mov(Mem.of(STATE, 4 * FRONT), Gpr.RAX);
     a.sub(LEFT, COUNT);
     a.jcc(Condition.NE, chunk);
     a.vzeroupper();
@@ -212,7 +223,9 @@ public final class AttentionCode {
     Label done = a.label();
     a.mov(SLOT, from);
     a.mov(COUNTER, COUNT);
-    a.mov(SCORE, STATE);
+    a.mov(SCORE, Mem.of(STATE, 4 * FRONT));
+    a.imul(SCORE, SCORE, SCORE_BYTES);
+    a.add(SCORE, STATE);
     if (together > 1) {
       a.sub(COUNTER, together);
       a.jcc(Condition.L, single);

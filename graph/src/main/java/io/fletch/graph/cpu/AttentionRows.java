@@ -1,0 +1,273 @@
+package io.fletch.graph.cpu;
+
+import io.fletch.graph.AttentionSpec;
+import io.fletch.graph.KvCache;
+import java.lang.foreign.MemorySegment;
+
+/**
+ * Attention of up to {@link AttentionTile#ROWS} rows over all that they see, for one key/value
+ * head: segment by segment, and the states of a row's segments merged in their order. With maximum
+ * M, sum L and result V of what was merged before (of the first segment that the row sees, at
+ * first) and m, l and v of the next one
+ *
+ * <pre>
+ *   M' = max(M, m);  F = exp(M - M');  f = exp(m - M')  (from 0 where M' is -inf)
+ *   L = fma(L, F, l * f);  V_i = fma(V_i, F, v_i * f)
+ * </pre>
+ *
+ * and at the end {@code out = V * (1 / L)}, zero where L is. So the bits do not depend on which
+ * thread computed which segment, nor on the rows beside a row.
+ *
+ * <p>Made once and filled again and again by one thread; nothing allocates. Floats of working
+ * memory: {@link #floats}.
+ */
+public final class AttentionRows {
+  private static final int ROWS = AttentionTile.ROWS;
+  private static final int SEGMENT = Kernels.ATTENTION_SEGMENT;
+
+  private final AttentionTile tile = new AttentionTile();
+  private final long[] query = new long[ROWS];
+  private final int[] from = new int[ROWS];
+  private final int[] to = new int[ROWS];
+  private final long[] out = new long[ROWS];
+  private int rows;
+
+  /** No rows. */
+  public AttentionRows() {}
+
+  /** Floats of working memory of one thread for rows of a shape. */
+  public static int floats(Kernels kernels, AttentionSpec spec) {
+    return Math.addExact(
+        statesFrom(kernels, spec), Math.multiplyExact(2 * ROWS, kernels.attentionState(spec)));
+  }
+
+  /** Where states begin in the working memory: behind what kernels ask for, on a cache line. */
+  private static int statesFrom(Kernels kernels, AttentionSpec spec) {
+    return Math.addExact(kernels.attentionScratch(spec), 15) & -16;
+  }
+
+  /** Removes all rows. */
+  public void clear() {
+    rows = 0;
+  }
+
+  /**
+   * Adds a row.
+   *
+   * @param query index of the float in the queries at which the row's first head begins
+   * @param from first visible position
+   * @param to end of the visible positions
+   * @param out index of the float in the results at which those of the first head go
+   */
+  public void add(long query, int from, int to, long out) {
+    if (rows == ROWS) {
+      throw new IllegalStateException("rows: expected<=" + ROWS);
+    }
+    if (from < 0 || to < from) {
+      throw new IllegalArgumentException("positions: from=" + from + " to=" + to);
+    }
+    this.query[rows] = query;
+    this.from[rows] = from;
+    this.to[rows] = to;
+    this.out[rows] = out;
+    rows++;
+  }
+
+  /** The first segment that a row sees something of; {@link #endSegment} if none does. */
+  int firstSegment() {
+    int first = endSegment();
+    for (int r = 0; r < rows; r++) {
+      if (from[r] < to[r]) {
+        first = Math.min(first, from[r] / SEGMENT);
+      }
+    }
+    return first;
+  }
+
+  /** One more than the last segment that a row sees something of. */
+  int endSegment() {
+    int end = 0;
+    for (int r = 0; r < rows; r++) {
+      if (from[r] < to[r]) {
+        end = Math.max(end, (to[r] - 1) / SEGMENT + 1);
+      }
+    }
+    return end;
+  }
+
+  /**
+   * Attention over keys and values that lie side by side.
+   *
+   * @param q queries
+   * @param keys byte at which the key of position 0 would be, possibly outside of {@code kv}
+   * @param values byte at which the value of position 0 would be, possibly outside of {@code kv}
+   * @param scratch working memory, from its float {@code scratchOffset} on
+   */
+  public void run(
+      Kernels kernels,
+      AttentionSpec spec,
+      KvCache.Type type,
+      MemorySegment q,
+      MemorySegment kv,
+      long keys,
+      long values,
+      MemorySegment scratch,
+      long scratchOffset,
+      MemorySegment into) {
+    int end = endSegment();
+    for (int s = firstSegment(); s < end; s++) {
+      segment(kernels, spec, type, q, s, kv, keys, values, scratch, scratchOffset);
+    }
+    finish(kernels, spec, scratch, scratchOffset, into);
+  }
+
+  /** Takes the next segment, in ascending order, into the working memory. */
+  void segment(
+      Kernels kernels,
+      AttentionSpec spec,
+      KvCache.Type type,
+      MemorySegment q,
+      int segment,
+      MemorySegment kv,
+      long keys,
+      long values,
+      MemorySegment scratch,
+      long scratchOffset) {
+    long states = scratchOffset + statesFrom(kernels, spec);
+    int floats = kernels.attentionState(spec);
+    fill(segment, states, states + (long) ROWS * floats, floats);
+    kernels.attention(spec, type, q, tile, kv, keys, values, scratch, scratchOffset, scratch);
+    for (int r = 0; r < rows; r++) {
+      if (sees(r, segment) && from[r] / SEGMENT < segment) {
+        long state = states + (long) r * floats;
+        merge(kernels, spec, scratch, state, state + (long) ROWS * floats);
+      }
+    }
+  }
+
+  /** Writes the results of all rows after the last segment. */
+  void finish(
+      Kernels kernels,
+      AttentionSpec spec,
+      MemorySegment scratch,
+      long scratchOffset,
+      MemorySegment into) {
+    long states = scratchOffset + statesFrom(kernels, spec);
+    int floats = kernels.attentionState(spec);
+    for (int r = 0; r < rows; r++) {
+      finish(kernels, spec, r, scratch, states + (long) r * floats, into);
+    }
+  }
+
+  /**
+   * Leaves the states of one segment where {@link #join} finds them. Other threads may take other
+   * segments meanwhile.
+   *
+   * @param states states of the first segment's rows, then those of the next segment and so on,
+   *     from float {@code at} on
+   */
+  void part(
+      Kernels kernels,
+      AttentionSpec spec,
+      KvCache.Type type,
+      MemorySegment q,
+      int segment,
+      MemorySegment kv,
+      long keys,
+      long values,
+      MemorySegment scratch,
+      long scratchOffset,
+      MemorySegment states,
+      long at) {
+    int floats = kernels.attentionState(spec);
+    long here = at + (long) (segment - firstSegment()) * rows * floats;
+    fill(segment, here, here, floats);
+    kernels.attention(spec, type, q, tile, kv, keys, values, scratch, scratchOffset, states);
+  }
+
+  /** Merges what {@link #part} left for all segments and writes the results of all rows. */
+  void join(
+      Kernels kernels, AttentionSpec spec, MemorySegment states, long at, MemorySegment into) {
+    int floats = kernels.attentionState(spec);
+    int first = firstSegment();
+    int end = endSegment();
+    for (int r = 0; r < rows; r++) {
+      long merged = at + (long) (from[r] / SEGMENT - first) * rows * floats + (long) r * floats;
+      for (int s = from[r] / SEGMENT + 1; s < end && sees(r, s); s++) {
+        long state = at + (long) (s - first) * rows * floats + (long) r * floats;
+        merge(kernels, spec, states, merged, state);
+      }
+      finish(kernels, spec, r, states, merged, into);
+    }
+  }
+
+  private boolean sees(int row, int segment) {
+    return from[row] < to[row]
+        && from[row] / SEGMENT <= segment
+        && segment <= (to[row] - 1) / SEGMENT;
+  }
+
+  /**
+   * Fills the tile with the rows that see something of a segment.
+   *
+   * @param firsts where the states of rows go of which it is the first segment
+   * @param others where those of the other rows go
+   */
+  private void fill(int segment, long firsts, long others, int floats) {
+    int begin = segment * SEGMENT;
+    tile.begin(segment);
+    for (int r = 0; r < rows; r++) {
+      if (sees(r, segment)) {
+        boolean first = from[r] >= begin;
+        // Without overflow at the last positions that there can be.
+        int end = Math.min(to[r] - begin, SEGMENT) + begin;
+        tile.add(
+            query[r], Math.max(from[r], begin), end, (first ? firsts : others) + (long) r * floats);
+      }
+    }
+  }
+
+  /** Merges the state at {@code next}, which is overwritten, into the one at {@code merged}. */
+  private static void merge(
+      Kernels kernels, AttentionSpec spec, MemorySegment states, long merged, long next) {
+    int group = spec.group();
+    int n = spec.valueDim();
+    for (int h = 0; h < group; h++) {
+      float before = Segments.f32(states, merged + h);
+      float here = Segments.f32(states, next + h);
+      float max = Math.max(before, here);
+      float base = max == Float.NEGATIVE_INFINITY ? 0f : max;
+      float factor = FloatMath.exp(before - base);
+      float worth = FloatMath.exp(here - base);
+      float sum = Segments.f32(states, merged + group + h);
+      float added = Segments.f32(states, next + group + h) * worth;
+      Segments.f32(states, merged + h, max);
+      Segments.f32(states, merged + group + h, Math.fma(sum, factor, added));
+      long v = merged + 2L * group + (long) h * n;
+      long w = next + 2L * group + (long) h * n;
+      kernels.scale(states, w, worth, n, states, w);
+      kernels.add(states, w, states, v, factor, n, states, v);
+    }
+  }
+
+  private void finish(
+      Kernels kernels,
+      AttentionSpec spec,
+      int row,
+      MemorySegment states,
+      long state,
+      MemorySegment into) {
+    int group = spec.group();
+    int n = spec.valueDim();
+    if (from[row] == to[row]) {
+      Segments.zero(into, out[row], (long) group * n);
+      return;
+    }
+    for (int h = 0; h < group; h++) {
+      float sum = Segments.f32(states, state + group + h);
+      float inverse = sum == 0f ? 0f : 1f / sum;
+      long v = state + 2L * group + (long) h * n;
+      kernels.scale(states, v, inverse, n, into, out[row] + (long) h * n);
+    }
+  }
+}

@@ -1,0 +1,116 @@
+package io.fletch.graph.cpu;
+
+/**
+ * Rows that attention takes together over one segment of positions. Positions number what a row
+ * sees: the order of operations depends on them alone, wherever keys and values lie. Rows of a tile
+ * share keys and values, and each sees a contiguous part of the segment, possibly none of it.
+ *
+ * <p>Made once and filled again and again by one thread; nothing allocates.
+ */
+public final class AttentionTile {
+  /** Most rows of a tile. */
+  public static final int ROWS = 16;
+
+  private final long[] query = new long[ROWS];
+  private final int[] from = new int[ROWS];
+  private final int[] to = new int[ROWS];
+  private final long[] state = new long[ROWS];
+  private long segmentFrom;
+  private int rows;
+
+  /** An empty tile of segment 0. */
+  public AttentionTile() {}
+
+  /**
+   * Removes all rows.
+   *
+   * @param segment number of the segment, whose positions are {@link Kernels#ATTENTION_SEGMENT}
+   *     times it and what follows
+   */
+  public void begin(int segment) {
+    if (segment < 0) {
+      throw new IllegalArgumentException("segment: expected>=0 actual=" + segment);
+    }
+    segmentFrom = (long) segment * Kernels.ATTENTION_SEGMENT;
+    rows = 0;
+  }
+
+  /**
+   * Adds a row.
+   *
+   * @param query index of the float in the queries at which the row's first head begins
+   * @param from first visible position, in the segment
+   * @param to end of the visible positions; {@code from} if the row sees nothing of the segment
+   * @param state index of the float in the states at which the row's state begins
+   */
+  public void add(long query, int from, int to, long state) {
+    if (rows == ROWS) {
+      throw new IllegalStateException("rows: expected<=" + ROWS);
+    }
+    if (from < segmentFrom || to < from || to > segmentFrom + Kernels.ATTENTION_SEGMENT) {
+      throw new IllegalArgumentException(
+          "positions: expected in ["
+              + segmentFrom
+              + ", "
+              + (segmentFrom + Kernels.ATTENTION_SEGMENT)
+              + "] actual="
+              + from
+              + " to "
+              + to);
+    }
+    this.query[rows] = query;
+    this.from[rows] = from;
+    this.to[rows] = to;
+    this.state[rows] = state;
+    rows++;
+  }
+
+  /** Rows that were added. */
+  public int rows() {
+    return rows;
+  }
+
+  /** Where the queries of a row begin, in floats. */
+  public long query(int row) {
+    return query[row];
+  }
+
+  /** First visible position of a row. */
+  public int from(int row) {
+    return from[row];
+  }
+
+  /** End of the visible positions of a row. */
+  public int to(int row) {
+    return to[row];
+  }
+
+  /** Where the state of a row begins, in floats. */
+  public long state(int row) {
+    return state[row];
+  }
+
+  /** First position that any row sees; {@link #end} if none sees any. */
+  public int start() {
+    int start = Integer.MAX_VALUE;
+    int end = 0;
+    for (int r = 0; r < rows; r++) {
+      if (from[r] < to[r]) {
+        start = Math.min(start, from[r]);
+        end = Math.max(end, to[r]);
+      }
+    }
+    return Math.min(start, end);
+  }
+
+  /** End of the positions that any row sees; 0 if none sees any. */
+  public int end() {
+    int end = 0;
+    for (int r = 0; r < rows; r++) {
+      if (from[r] < to[r]) {
+        end = Math.max(end, to[r]);
+      }
+    }
+    return end;
+  }
+}
