@@ -5,6 +5,7 @@ import java.lang.foreign.FunctionDescriptor;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.lang.invoke.MethodHandle;
+import java.util.Set;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.function.Supplier;
 
@@ -34,6 +35,11 @@ final class X86Code {
   static MemorySegment function(String name, Supplier<byte[]> code) {
     return FUNCTIONS.computeIfAbsent(
         name, n -> ExecutableMemory.shared().emit(n, code.get()).entry());
+  }
+
+  /** Names of the functions emitted so far. */
+  static Set<String> names() {
+    return Set.copyOf(FUNCTIONS.keySet());
   }
 
   /**

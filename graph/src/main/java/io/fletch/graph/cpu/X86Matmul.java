@@ -48,6 +48,11 @@ final class X86Matmul implements Kernels.Matmul {
   private final AtomicReferenceArray<MemorySegment> single;
 
   X86Matmul(TensorType type, int in, Isa isa, boolean mapped) {
+    this(type, in, isa, mapped, StreamingChoice.of(type, isa));
+  }
+
+  /** With a choice of its own instead of the one that all products of the process make together. */
+  X86Matmul(TensorType type, int in, Isa isa, boolean mapped, StreamingChoice streaming) {
     this.mapped = mapped;
     this.type = type;
     this.in = in;
@@ -64,7 +69,7 @@ final class X86Matmul implements Kernels.Matmul {
             xStride,
             MatmulCode.maxTokens(layout, isa),
             this::code);
-    this.streaming = StreamingChoice.of(type, isa);
+    this.streaming = streaming;
     this.single = new AtomicReferenceArray<>(streaming.ways().size());
   }
 

@@ -37,12 +37,17 @@ public record Streaming(int streams, int prefetch, boolean half) {
    * like better.
    */
   public static List<Streaming> candidates(Isa isa, TensorType type) {
+    return candidates(isa, type, AVX512 && AMD);
+  }
+
+  /** The same for CPUs of AMD with AVX-512, or for all others, whichever this one is. */
+  public static List<Streaming> candidates(Isa isa, TensorType type, boolean amdWithAvx512) {
     if (isa != Isa.AVX512_VNNI) {
       // The first is for Zen 3 and older Intel servers, the last for AMD with AVX-512.
       return List.of(
           new Streaming(2, 1024, false), new Streaming(2, 256, false), new Streaming(2, 0, false));
     }
-    if (AVX512 && AMD) {
+    if (amdWithAvx512) {
       // Zen 4: prefetching far ahead costs a fifth to a half.
       int streams = type == TensorType.Q8_0 ? 2 : 1;
       return List.of(
