@@ -160,6 +160,58 @@ abstract class KernelsContract {
     }
   }
 
+  /**
+   * Scales and activations at the ends of their ranges, and no numbers among them: the bits of the
+   * scalar product, packed and as mapped.
+   */
+  @Property(tries = 300, seed = SEED)
+  void extremeScalesGiveTheBitsOfTheScalarProduct(
+      @ForAll("types") TensorType type,
+      @ForAll @IntRange(min = 1, max = 5) int blocks,
+      @ForAll @IntRange(min = 1, max = 40) int out,
+      @ForAll @IntRange(min = 1, max = 17) int rows,
+      @ForAll boolean finite,
+      @ForAll long seed) {
+    Random random = new Random(seed);
+    int in = type.isQuantized() ? type.blockSize() * blocks : 1 + random.nextInt(150);
+    byte[] w = WeightOracle.extreme(type, out * in, finite, random);
+    float[] x = activations(rows * in, random);
+    float[] ends = {1e-45f, 1e-38f, 0x1p-121f, 0x1p-120f, 1e30f, Float.MAX_VALUE};
+    float end = ends[random.nextInt(ends.length)];
+    for (int i = 0; i < x.length; i++) {
+      x[i] = random.nextInt(3) == 0 ? x[i] : (random.nextBoolean() ? end : -end);
+    }
+    try (Arena arena = Arena.ofConfined()) {
+      Kernels scalar = ScalarKernels.INSTANCE;
+      Matmul reference = scalar.matmul(type, in);
+      MemorySegment xs = quantizedBy(scalar, arena, reference.activation(), x, rows, in);
+      Output expected = new Output(arena, rows * out);
+      MemorySegment rowMajor = exact(arena, w);
+      reference.run(rowMajor, out, 0, out, xs, 0, rows, expected.segment, expected.offset, out);
+      for (boolean mapped : new boolean[] {false, true}) {
+        Matmul matmul = mapped ? kernels().matmulMapped(type, in) : kernels().matmul(type, in);
+        MemorySegment own = quantized(arena, matmul.activation(), x, rows, in);
+        Output y = new Output(arena, rows * out);
+        MemorySegment weight = weight(arena, matmul, w, out);
+        matmul.run(weight, out, 0, out, own, 0, rows, y.segment, y.offset, out);
+        y.checkCanaries();
+        assertArrayEquals(expected.bits(), y.bits(), () -> matmul.name() + " in=" + in);
+      }
+      for (int i = 0; i < rows * out; i++) {
+        assertFollows(type, w, i % out, in, expected.get(i));
+      }
+    }
+  }
+
+  /** A weight that is infinite or NaN is not lost. */
+  private static void assertFollows(TensorType type, byte[] w, int o, int in, float y) {
+    boolean finite = true;
+    for (int k = 0; k < in; k++) {
+      finite &= Double.isFinite(WeightOracle.value(type, w, o * in + k));
+    }
+    assertTrue(finite || !Float.isFinite(y), () -> type + " row " + o + " result=" + y);
+  }
+
   // ---- forms of activations and weights
 
   @Property(tries = 300, seed = SEED)

@@ -52,15 +52,7 @@ final class WeightOracle {
           default -> 0.05;
         };
     for (int o = 0; o < bytes.length; o += type.blockBytes()) {
-      int[] halves =
-          switch (type) {
-            case F16, Q4_0, Q5_0, Q8_0, IQ4_NL, IQ4_XS -> new int[] {0};
-            case Q4_1, Q5_1, Q4_K, Q5_K -> new int[] {0, 2};
-            case Q2_K -> new int[] {80, 82};
-            case Q3_K -> new int[] {108};
-            case Q6_K -> new int[] {208};
-            default -> new int[0];
-          };
+      int[] halves = halves(type);
       boolean zero = random.nextInt(4) == 0;
       for (int h : halves) {
         double v = zero ? 0 : random.nextGaussian() * magnitude;
@@ -73,6 +65,58 @@ final class WeightOracle {
           b.putShort(o, (short) (Float.floatToRawIntBits(v) >> 16));
         }
         case MXFP4 -> b.put(o, (byte) (110 + random.nextInt(30)));
+        default -> {}
+      }
+    }
+    return bytes;
+  }
+
+  /** Where the scales and minimums of a block are that are 16-bit floats. */
+  private static int[] halves(TensorType type) {
+    return switch (type) {
+      case F16, Q4_0, Q5_0, Q8_0, IQ4_NL, IQ4_XS -> new int[] {0};
+      case Q4_1, Q5_1, Q4_K, Q5_K -> new int[] {0, 2};
+      case Q2_K -> new int[] {80, 82};
+      case Q3_K -> new int[] {108};
+      case Q6_K -> new int[] {208};
+      default -> new int[0];
+    };
+  }
+
+  /**
+   * As {@link #random}, with extreme scales (elements, where these are floats) in some blocks: the
+   * largest and smallest numbers, subnormal ones, and what is no number.
+   *
+   * @param finite whether none of them is infinite or NaN
+   */
+  static byte[] extreme(TensorType type, int elements, boolean finite, Random random) {
+    byte[] bytes = random(type, elements, random);
+    ByteBuffer b = ByteBuffer.wrap(bytes).order(ByteOrder.LITTLE_ENDIAN);
+    int blocks = bytes.length / type.blockBytes();
+    for (int n = 1 + random.nextInt(4); n > 0; n--) {
+      int o = random.nextInt(blocks) * type.blockBytes();
+      // Bits of a 16-bit float: the largest, the smallest, subnormal, -0; NaN and infinities.
+      int[] half = {0x7bff, 0xfbff, 1, 0x8001, 0x3ff, 0x400, 0x8000, 0x7e00, 0x7c00, 0xfc00};
+      for (int h : halves(type)) {
+        b.putShort(o + h, (short) half[random.nextInt(finite ? 7 : half.length)]);
+      }
+      float[] floats = {
+        Float.MAX_VALUE,
+        -Float.MAX_VALUE,
+        Float.MIN_VALUE,
+        Float.MIN_NORMAL,
+        -0f,
+        Float.NaN,
+        Float.POSITIVE_INFINITY,
+        Float.NEGATIVE_INFINITY
+      };
+      float value = floats[random.nextInt(finite ? 5 : floats.length)];
+      // Powers of two from 2^-127 to 2^127, and NaN.
+      int[] powers = {0, 1, 2, 253, 254, 255};
+      switch (type) {
+        case F32 -> b.putFloat(o, value);
+        case BF16 -> b.putShort(o, (short) (Float.floatToRawIntBits(value) >> 16));
+        case MXFP4 -> b.put(o, (byte) powers[random.nextInt(finite ? 5 : 6)]);
         default -> {}
       }
     }

@@ -93,6 +93,66 @@ class X86PackTest {
     }
   }
 
+  /**
+   * Small batches and prefill tiles, over more weights than a tile keeps in the cache, have the
+   * bits of single rows.
+   */
+  @ParameterizedTest
+  @EnumSource(Isa.class)
+  void manyRowsHaveTheBitsOfSingleOnes(Isa isa) {
+    Kernels kernels = X86TestSets.orSkip(isa);
+    Random random = new Random(9);
+    int in = 2048;
+    int out = 300;
+    int most = 70;
+    for (TensorType type : WeightOracle.TYPES) {
+      try (Arena arena = Arena.ofConfined()) {
+        byte[] weights = WeightOracle.random(type, in * out, random);
+        MemorySegment w = arena.allocate(weights.length).copyFrom(MemorySegment.ofArray(weights));
+        Matmul matmul = kernels.matmul(type, in);
+        MemorySegment p = w;
+        if (matmul.packs()) {
+          p = arena.allocate(matmul.packedBytes(out), 64);
+          matmul.pack(w, p, out, 0, out);
+        }
+        MemorySegment x = activations(kernels, matmul, in, most, arena, random);
+        long stride = kernels.activationBytes(matmul.activation(), in);
+        MemorySegment expected = arena.allocate(4L * most * out);
+        for (int r = 0; r < most; r++) {
+          matmul.run(p, out, 0, out, x, r * stride, 1, expected, (long) r * out, out);
+        }
+        Matmul mapped = kernels.matmulMapped(type, in);
+        MemorySegment actual = arena.allocate(4L * most * out);
+        for (int rows = 2; rows <= most; rows = rows < 17 ? rows + 1 : rows + 53) {
+          matmul.run(p, out, 0, out, x, 0, rows, actual, 0, out);
+          long bytes = 4L * rows * out;
+          MemorySegment some = expected.asSlice(0, bytes);
+          assertEquals(-1, some.mismatch(actual.asSlice(0, bytes)), type + " rows=" + rows);
+          mapped.run(w, out, 0, out, x, 0, rows, actual.fill((byte) 1), 0, out);
+          assertEquals(-1, some.mismatch(actual.asSlice(0, bytes)), type + " mapped rows=" + rows);
+        }
+      }
+    }
+  }
+
+  private static MemorySegment activations(
+      Kernels kernels, Matmul matmul, int in, int rows, Arena arena, Random random) {
+    long stride = kernels.activationBytes(matmul.activation(), in);
+    MemorySegment x = arena.allocate(rows * stride, 64);
+    MemorySegment f = arena.allocate(4L * in);
+    for (int r = 0; r < rows; r++) {
+      for (int i = 0; i < in; i++) {
+        Segments.f32(f, i, (float) random.nextGaussian());
+      }
+      if (matmul.activation() == Kernels.ActivationFormat.F32) {
+        MemorySegment.copy(f, 0, x, r * stride, 4L * in);
+      } else {
+        kernels.quantize(matmul.activation(), f, 0, in, x, r * stride);
+      }
+    }
+    return x;
+  }
+
   @ParameterizedTest
   @EnumSource(Isa.class)
   void refusesRangesThatSplitAGroup(Isa isa) {
