@@ -21,12 +21,14 @@ final class X86Attention {
   private static final int PIECE = 8 * AttentionCode.CHUNK;
 
   private final Isa isa;
+  private final X86AttentionTiles tiles;
 
   /** Copied on every addition: a model has very few, and looking one up must not allocate. */
   private volatile Entry[] entries = {};
 
   X86Attention(Isa isa) {
     this.isa = isa;
+    this.tiles = new X86AttentionTiles(isa);
   }
 
   private MemorySegment code(
@@ -80,8 +82,13 @@ final class X86Attention {
     return AttentionCode.supports(type, spec.keyDim(), spec.valueDim());
   }
 
+  /** Room for a tile with any type of cache. */
+  int scratchFloats(AttentionSpec spec) {
+    return Math.max(rowFloats(spec), tiles.scratchFloats(spec));
+  }
+
   /** Room for the states of a group with any type of cache. */
-  static int scratchFloats(AttentionSpec spec) {
+  private static int rowFloats(AttentionSpec spec) {
     int parts = (spec.group() + AttentionCode.MAX_HEADS - 1) / AttentionCode.MAX_HEADS;
     int values = AttentionCode.values(KvCache.Type.Q8_0, spec.keyDim(), spec.valueDim());
     return parts * values + spec.group() * spec.valueDim();
@@ -99,6 +106,10 @@ final class X86Attention {
       long scratchOffset,
       MemorySegment states) {
     Objects.checkFromIndexSize(4 * scratchOffset, 4L * scratchFloats(spec), scratch.byteSize());
+    if (X86AttentionTiles.pays(spec, type, tile.rows())) {
+      tiles.run(spec, type, q, tile, kv, keys, values, scratch, scratchOffset, states);
+      return;
+    }
     for (int r = 0; r < tile.rows(); r++) {
       row(spec, type, q, tile, r, kv, keys, values, scratch, scratchOffset, states);
     }

@@ -218,7 +218,7 @@ final class X86Kernels implements Kernels {
 
   @Override
   public int attentionScratch(AttentionSpec spec) {
-    return Math.max(X86Attention.scratchFloats(spec), other.attentionScratch(spec));
+    return Math.max(attention.scratchFloats(spec), other.attentionScratch(spec));
   }
 
   @Override

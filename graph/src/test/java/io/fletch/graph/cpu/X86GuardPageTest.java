@@ -210,26 +210,37 @@ class X86GuardPageTest {
     for (KvCache.Type type : KvCache.Type.values()) {
       for (int dim : new int[] {32, 64, 96}) {
         for (int slots : new int[] {1, 4, 31, 37, 64}) {
-          try (GuardedMemory memory = new GuardedMemory(behind)) {
-            int group = 1 + slots % 5;
-            AttentionSpec spec = new AttentionSpec(0, group, 1, dim, dim, 0.1f, 0f, 0);
-            MemorySegment q = memory.allocate(4L * group * dim);
-            // Keys and values in the order that puts either at the end.
-            long bytes = kernels.kvBytes(type, dim) * slots;
-            MemorySegment kv = memory.allocate(2 * bytes);
-            MemorySegment scratch = memory.allocate(4L * kernels.attentionScratch(spec));
-            MemorySegment states = memory.allocate(4L * kernels.attentionState(spec));
-            // At the start of a chunk, and across the end of one.
-            for (int from : new int[] {0, 60}) {
-              AttentionTile tile = new AttentionTile();
-              tile.begin(0);
-              tile.add(0, from, from + slots, 0);
-              long first = -from * kernels.kvBytes(type, dim);
-              kernels.attention(spec, type, q, tile, kv, first, first + bytes, scratch, 0, states);
-              kernels.attention(spec, type, q, tile, kv, first + bytes, first, scratch, 0, states);
-            }
+          for (int rows : new int[] {1, 6, AttentionTile.ROWS}) {
+            attention(kernels, type, dim, slots, rows, behind);
           }
         }
+      }
+    }
+  }
+
+  private static void attention(
+      Kernels kernels, KvCache.Type type, int dim, int slots, int rows, boolean behind) {
+    try (GuardedMemory memory = new GuardedMemory(behind)) {
+      int group = 1 + slots % 5;
+      AttentionSpec spec = new AttentionSpec(0, group, 1, dim, dim, 0.1f, 0f, 0);
+      MemorySegment q = memory.allocate(4L * rows * group * dim);
+      // Keys and values in the order that puts either at the end.
+      long bytes = kernels.kvBytes(type, dim) * slots;
+      MemorySegment kv = memory.allocate(2 * bytes);
+      MemorySegment scratch = memory.allocate(4L * kernels.attentionScratch(spec));
+      int stateFloats = kernels.attentionState(spec);
+      MemorySegment states = memory.allocate(4L * rows * stateFloats);
+      // At the start of a chunk, and across the end of one.
+      for (int from : new int[] {0, 60}) {
+        AttentionTile tile = new AttentionTile();
+        tile.begin(0);
+        for (int r = 0; r < rows; r++) {
+          int to = from + Math.max(0, slots + r + 1 - rows);
+          tile.add((long) r * group * dim, from, to, (long) r * stateFloats);
+        }
+        long first = -from * kernels.kvBytes(type, dim);
+        kernels.attention(spec, type, q, tile, kv, first, first + bytes, scratch, 0, states);
+        kernels.attention(spec, type, q, tile, kv, first + bytes, first, scratch, 0, states);
       }
     }
   }

@@ -118,7 +118,7 @@ final class SoftmaxCode {
     a.vcmpps(t.xmm(), max.xmm(), minusInfinity, 0);
     a.vandnps(max.xmm(), t.xmm(), max.xmm());
     a.vsubps(f, f, max.xmm());
-    lanes.exp(f, Xmm.XMM12, Xmm.XMM13, Xmm.XMM14);
+    lanes.expOfNegative(f, Xmm.XMM12, Xmm.XMM13, Xmm.XMM14);
     a.vmovups(factor, f);
     if (bytes == 64) {
       a.vshufi32x4(max, max, max, 0);
@@ -180,7 +180,7 @@ final class SoftmaxCode {
     }
     a.vmovups(x, Mem.of(scores, first * bytes));
     a.vsubps(x, x, base);
-    lanes.exp(x, lanes.reg(12), lanes.reg(13), lanes.reg(14));
+    lanes.expOfNegative(x, lanes.reg(12), lanes.reg(13), lanes.reg(14));
     a.vmovups(Mem.of(scores, first * bytes), x);
   }
 }
