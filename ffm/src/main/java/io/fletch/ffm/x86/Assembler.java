@@ -75,15 +75,15 @@ public final class Assembler extends Encoder {
   }
 
   public void vmovntps(Mem d, Vec s) {
-    store(NP, M0F, 0x2b, W0, Tuple.FULL, d, s);
+    store(NP, M0F, 0x2b, W0 | NO_MASK, Tuple.FULL, d, s);
   }
 
   public void vmovhlps(Xmm d, Xmm a, Xmm b) {
-    scalar(NP, M0F, 0x12, W0, Tuple.ONE64, d, a, b);
+    scalar(NP, M0F, 0x12, W0 | NO_MASK, Tuple.ONE64, d, a, b);
   }
 
   public void vmovlhps(Xmm d, Xmm a, Xmm b) {
-    scalar(NP, M0F, 0x16, W0, Tuple.ONE64, d, a, b);
+    scalar(NP, M0F, 0x16, W0 | NO_MASK, Tuple.ONE64, d, a, b);
   }
 
   public void vmovss(Xmm d, Xmm a, Xmm b) {
@@ -95,23 +95,23 @@ public final class Assembler extends Encoder {
   }
 
   public void vmovss(Mem d, Xmm s) {
-    vector(PF3, M0F, 0x11, W0, Tuple.ONE32, 16, s.code(), 0, d, 0);
+    vector(PF3, M0F, 0x11, W0 | NO_ZEROING, Tuple.ONE32, 16, s.code(), 0, d, 0);
   }
 
   public void vmovq(Xmm d, Mem s) {
-    vector(PF3, M0F, 0x7e, EVEX_W1, Tuple.ONE64, 16, d.code(), 0, s, 0);
+    vector(PF3, M0F, 0x7e, EVEX_W1 | NO_MASK, Tuple.ONE64, 16, d.code(), 0, s, 0);
   }
 
   public void vmovq(Mem d, Xmm s) {
-    vector(P66, M0F, 0xd6, EVEX_W1, Tuple.ONE64, 16, s.code(), 0, d, 0);
+    vector(P66, M0F, 0xd6, EVEX_W1 | NO_MASK, Tuple.ONE64, 16, s.code(), 0, d, 0);
   }
 
   public void vmovd(Xmm d, Mem s) {
-    vector(P66, M0F, 0x6e, W0, Tuple.ONE32, 16, d.code(), 0, s, 0);
+    vector(P66, M0F, 0x6e, W0 | NO_MASK, Tuple.ONE32, 16, d.code(), 0, s, 0);
   }
 
   public void vmovd(Mem d, Xmm s) {
-    vector(P66, M0F, 0x7e, W0, Tuple.ONE32, 16, s.code(), 0, d, 0);
+    vector(P66, M0F, 0x7e, W0 | NO_MASK, Tuple.ONE32, 16, s.code(), 0, d, 0);
   }
 
   public void vmovd(Xmm d, Gpr s) {
@@ -560,7 +560,7 @@ public final class Assembler extends Encoder {
   }
 
   public void vpsadbw(Vec d, Vec a, Operand b) {
-    three(P66, M0F, 0xf6, W0, Tuple.FULL, d, a, b);
+    three(P66, M0F, 0xf6, W0 | NO_MASK, Tuple.FULL, d, a, b);
   }
 
   public void vpdpbusd(Vec d, Vec a, Operand b) {
@@ -666,11 +666,11 @@ public final class Assembler extends Encoder {
   }
 
   public void vpsrldq(Vec d, Vec s, int imm) {
-    shift(P66, M0F, 0x73, W0, Tuple.FULL, 3, d, s, imm);
+    shift(P66, M0F, 0x73, W0 | NO_MASK, Tuple.FULL, 3, d, s, imm);
   }
 
   public void vpslldq(Vec d, Vec s, int imm) {
-    shift(P66, M0F, 0x73, W0, Tuple.FULL, 7, d, s, imm);
+    shift(P66, M0F, 0x73, W0 | NO_MASK, Tuple.FULL, 7, d, s, imm);
   }
 
   public void vpsrlvd(Vec d, Vec a, Operand b) {
@@ -963,7 +963,7 @@ public final class Assembler extends Encoder {
   }
 
   public void vpinsrb(Xmm d, Xmm a, Mem b, int imm) {
-    vector(P66, M3A, 0x20, W0, Tuple.ONE8, 16, d.code(), a.code(), b, 1);
+    vector(P66, M3A, 0x20, W0 | NO_MASK, Tuple.ONE8, 16, d.code(), a.code(), b, 1);
     emit(imm);
   }
 
@@ -973,7 +973,7 @@ public final class Assembler extends Encoder {
   }
 
   public void vpinsrd(Xmm d, Xmm a, Mem b, int imm) {
-    vector(P66, M3A, 0x22, W0, Tuple.ONE32, 16, d.code(), a.code(), b, 1);
+    vector(P66, M3A, 0x22, W0 | NO_MASK, Tuple.ONE32, 16, d.code(), a.code(), b, 1);
     emit(imm);
   }
 
@@ -983,12 +983,12 @@ public final class Assembler extends Encoder {
   }
 
   public void vpinsrq(Xmm d, Xmm a, Mem b, int imm) {
-    vector(P66, M3A, 0x22, W1, Tuple.ONE64, 16, d.code(), a.code(), b, 1);
+    vector(P66, M3A, 0x22, W1 | NO_MASK, Tuple.ONE64, 16, d.code(), a.code(), b, 1);
     emit(imm);
   }
 
   public void vpextrb(Mem d, Xmm s, int imm) {
-    vector(P66, M3A, 0x14, W0, Tuple.ONE8, 16, s.code(), 0, d, 1);
+    vector(P66, M3A, 0x14, W0 | NO_MASK, Tuple.ONE8, 16, s.code(), 0, d, 1);
     emit(imm);
   }
 
@@ -998,12 +998,12 @@ public final class Assembler extends Encoder {
   }
 
   public void vpextrw(Mem d, Xmm s, int imm) {
-    vector(P66, M3A, 0x15, W0, Tuple.ONE16, 16, s.code(), 0, d, 1);
+    vector(P66, M3A, 0x15, W0 | NO_MASK, Tuple.ONE16, 16, s.code(), 0, d, 1);
     emit(imm);
   }
 
   public void vpextrd(Mem d, Xmm s, int imm) {
-    vector(P66, M3A, 0x16, W0, Tuple.ONE32, 16, s.code(), 0, d, 1);
+    vector(P66, M3A, 0x16, W0 | NO_MASK, Tuple.ONE32, 16, s.code(), 0, d, 1);
     emit(imm);
   }
 
@@ -1013,7 +1013,7 @@ public final class Assembler extends Encoder {
   }
 
   public void vpextrq(Mem d, Xmm s, int imm) {
-    vector(P66, M3A, 0x16, W1, Tuple.ONE64, 16, s.code(), 0, d, 1);
+    vector(P66, M3A, 0x16, W1 | NO_MASK, Tuple.ONE64, 16, s.code(), 0, d, 1);
     emit(imm);
   }
 
@@ -1023,7 +1023,7 @@ public final class Assembler extends Encoder {
   }
 
   public void vpinsrw(Xmm d, Xmm a, Mem b, int imm) {
-    vector(P66, M0F, 0xc4, W0, Tuple.ONE16, 16, d.code(), a.code(), b, 1);
+    vector(P66, M0F, 0xc4, W0 | NO_MASK, Tuple.ONE16, 16, d.code(), a.code(), b, 1);
     emit(imm);
   }
 
@@ -1500,7 +1500,7 @@ public final class Assembler extends Encoder {
   }
 
   private void store(int pp, int map, int op, int w, Tuple t, Mem d, Vec s) {
-    vector(pp, map, op, w, t, s.bytes(), s.code(), 0, d, 0);
+    vector(pp, map, op, w | NO_ZEROING, t, s.bytes(), s.code(), 0, d, 0);
   }
 
   private void scalar(int pp, int map, int op, int w, Tuple t, Xmm d, Xmm a, Operand b) {
@@ -1515,7 +1515,7 @@ public final class Assembler extends Encoder {
   private void compare(
       int pp, int map, int op, int w, Tuple t, Opmask d, Vec a, Operand b, int trailing) {
     checkWidth(a, b);
-    vector(pp, map, op, w | EVEX_ONLY, t, a.bytes(), d.code(), a.code(), b, trailing);
+    vector(pp, map, op, w | EVEX_ONLY | NO_ZEROING, t, a.bytes(), d.code(), a.code(), b, trailing);
   }
 
   /** The source has a fraction of the destination's width, but at least 128 bits as a register. */
@@ -1531,7 +1531,12 @@ public final class Assembler extends Encoder {
   private void narrow(
       int pp, int map, int op, int w, Tuple t, Operand d, Vec s, int fraction, int trailing) {
     checkBytes(d, Math.max(16, s.bytes() / fraction));
-    vector(pp, map, op, w, t, s.bytes(), s.code(), 0, d, trailing);
+    vector(pp, map, op, w | zeroing(d), t, s.bytes(), s.code(), 0, d, trailing);
+  }
+
+  /** Elements in memory cannot be zeroed. */
+  private static int zeroing(Operand destination) {
+    return destination instanceof Mem ? NO_ZEROING : 0;
   }
 
   private void insert(int pp, int map, int op, int w, Tuple t, Vec d, Vec a, Operand b, int bytes) {
@@ -1542,7 +1547,7 @@ public final class Assembler extends Encoder {
 
   private void extract(int pp, int map, int op, int w, Tuple t, Operand d, Vec s, int bytes) {
     checkBytes(d, bytes);
-    vector(pp, map, op, w, t, s.bytes(), s.code(), 0, d, 1);
+    vector(pp, map, op, w | zeroing(d), t, s.bytes(), s.code(), 0, d, 1);
   }
 
   private void spread(int pp, int map, int op, int w, Tuple t, Vec d, Operand s) {
@@ -1559,7 +1564,7 @@ public final class Assembler extends Encoder {
 
   /** A 128-bit instruction with a general register in ModRM.rm. */
   private void gpr(int pp, int map, int op, int w, int reg, int vvvv, Gpr rm) {
-    vector(pp, map, op, w, Tuple.ONE32, 16, reg, vvvv, Xmm.of(rm.code()), 0);
+    vector(pp, map, op, w | NO_MASK, Tuple.ONE32, 16, reg, vvvv, Xmm.of(rm.code()), 0);
   }
 
   private void vectorGpr(int pp, int map, int op, int w, Vec d, Gpr rm) {

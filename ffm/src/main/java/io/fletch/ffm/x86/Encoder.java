@@ -46,6 +46,12 @@ abstract sealed class Encoder permits Assembler {
   /** Bit of the W argument: there is no VEX form. */
   static final int EVEX_ONLY = 32;
 
+  /** Bit of the W argument: the EVEX form takes no write mask. */
+  static final int NO_MASK = 64;
+
+  /** Bit of the W argument: memory or a mask register is written, where nothing can be zeroed. */
+  static final int NO_ZEROING = 128;
+
   /** What an EVEX memory operand holds: it scales displacements and decides about broadcasts. */
   enum Tuple {
     FULL32(4, 1),
@@ -407,7 +413,7 @@ abstract sealed class Encoder permits Assembler {
    * A VEX or EVEX instruction up to its ModRM; an immediate byte may follow.
    *
    * @param vectorBytes 16, 32 or 64
-   * @param vexW W0, W1 or EVEX_W1, with VEX_ONLY or EVEX_ONLY
+   * @param vexW W0, W1 or EVEX_W1, with VEX_ONLY or EVEX_ONLY, NO_MASK or NO_ZEROING
    * @param reg number in ModRM.reg
    * @param vvvv second operand or 0
    */
@@ -437,6 +443,10 @@ abstract sealed class Encoder permits Assembler {
     if (evex && (vexW & VEX_ONLY) != 0) {
       throw new IllegalArgumentException(
           "no EVEX form: width=" + vectorBytes + " reg=" + reg + " vvvv=" + vvvv + " rm=" + rm);
+    }
+    if (mask != Opmask.K0 && (vexW & NO_MASK) != 0 || zeroing && (vexW & NO_ZEROING) != 0) {
+      throw new IllegalArgumentException(
+          zeroing ? "this instruction cannot zero" : "this instruction takes no mask");
     }
     int length = vectorBytes == 64 ? 2 : vectorBytes == 32 ? 1 : 0;
     int x;

@@ -17,10 +17,21 @@ import java.util.Set;
  * instruction method is covered.
  */
 final class IntelText {
-  /** A call: what to invoke and the decorators before it. */
-  record Instruction(Method method, Object[] arguments, Opmask mask, boolean zeroing) {
+  /** Before the text of an instruction that is encoded with EVEX where VEX would do. */
+  static final String EVEX = "{evex} ";
+
+  /**
+   * A call: what to invoke and the decorators before it.
+   *
+   * @param forced whether EVEX is chosen where VEX would do
+   */
+  record Instruction(
+      Method method, Object[] arguments, Opmask mask, boolean zeroing, boolean forced) {
     byte[] encode() {
       Assembler a = new Assembler();
+      if (forced) {
+        a.evex();
+      }
       if (mask != null) {
         if (zeroing) {
           a.zeroed(mask);
@@ -88,7 +99,8 @@ final class IntelText {
         }
         operands.add(s);
       }
-      return operands.isEmpty() ? name : name + " " + String.join(",", operands);
+      return (forced ? EVEX : "")
+          + (operands.isEmpty() ? name : name + " " + String.join(",", operands));
     }
   }
 
@@ -120,26 +132,6 @@ final class IntelText {
           "vpbroadcastd",
           "kmovw",
           "kmovd");
-
-  /** Instructions that take no write mask though they have an EVEX form. */
-  private static final Set<String> UNMASKED =
-      Set.of(
-          "vmovd",
-          "vmovq",
-          "vmovhlps",
-          "vmovlhps",
-          "vmovntps",
-          "vpsadbw",
-          "vpsrldq",
-          "vpslldq",
-          "vpinsrb",
-          "vpinsrw",
-          "vpinsrd",
-          "vpinsrq",
-          "vpextrb",
-          "vpextrw",
-          "vpextrd",
-          "vpextrq");
 
   private static final Set<String> NOT_INSTRUCTIONS = Set.of("jmp", "jcc", "jccShort", "jmpShort");
 
@@ -178,25 +170,29 @@ final class IntelText {
           vectors++;
         }
       }
-      Opmask mask = null;
-      boolean zeroing = false;
-      boolean vector = vectors > 0 && !UNMASKED.contains(method.getName());
-      if (vector && random.nextInt(4) == 0 && !(arguments[0] instanceof Gpr)) {
-        mask = Opmask.values()[1 + random.nextInt(7)];
-        zeroing = arguments[0] instanceof Vec && random.nextBoolean();
+      // What has no mask, zeroing or EVEX form refuses, and is drawn again.
+      boolean masked = vectors > 0 && random.nextInt(4) == 0;
+      Opmask mask = masked ? Opmask.values()[1 + random.nextInt(7)] : null;
+      boolean zeroing = masked && random.nextBoolean();
+      Instruction candidate = new Instruction(method, arguments, mask, zeroing, false);
+      if (vectors > 0 && random.nextInt(8) == 0 && encodes(candidate) && !candidate.evex()) {
+        candidate = new Instruction(method, arguments, mask, zeroing, true);
       }
-      if (method.getName().equals("vmovss") && mask != null && arguments[0] instanceof Mem) {
-        zeroing = false;
-      }
-      Instruction candidate = new Instruction(method, arguments, mask, zeroing);
-      try {
-        candidate.encode();
+      if (encodes(candidate)) {
         return candidate;
-      } catch (IllegalArgumentException | IllegalStateException refused) {
-        // Drawn again: not every combination of operands exists.
       }
     }
     throw new AssertionError("no valid operands found for " + method);
+  }
+
+  /** Whether the assembler takes it: not every combination of operands exists. */
+  private static boolean encodes(Instruction candidate) {
+    try {
+      candidate.encode();
+      return true;
+    } catch (IllegalArgumentException | IllegalStateException refused) {
+      return false;
+    }
   }
 
   private static Object argument(String name, Class<?> type, int bytes, Random random) {
@@ -239,7 +235,7 @@ final class IntelText {
     }
     if (type == int.class) {
       if (name.startsWith("sh") || name.startsWith("sar")) {
-        return 2 + random.nextInt(62);
+        return random.nextInt(64);
       }
       if (name.startsWith("v")) {
         // Below 64 objdump prints comparisons as pseudo-instructions.
@@ -300,19 +296,27 @@ final class IntelText {
 
   /** Brings a line of objdump into the form that {@link Instruction#text()} gives. */
   static String normalize(String line) {
-    String s = line.replaceAll("\\s+#.*", "").replace("{vex} ", "").strip().replaceAll("\\s+", " ");
+    String s =
+        line.replaceAll("\\s+#.*", "")
+            .replace("{vex} ", "")
+            .replace(EVEX, "")
+            .strip()
+            .replaceAll("\\s+", " ");
     s = s.replaceAll("[A-Z]+ BCST (\\[[^]]*])", "$1bcst");
     s = s.replaceAll("(\\[[^]]*])\\{1to\\d+}", "$1bcst");
     s =
         s.replaceAll("^movzx (.*)BYTE PTR ", "movzx8 $1")
             .replaceAll("^movzx (.*)WORD PTR ", "movzx16 $1");
     s = s.replaceAll("[A-Z]+ PTR ", "");
+    s = s.replaceAll("^(sh[lr]|sar) (\\w+),1$", "$1 $2,0x1");
     s = s.replace("+0x0]", "]").replace("[rsp+riz*1", "[rsp").replace("movabs ", "mov ");
     return s.replace(", ", ",");
   }
 
   /** Finds the call that gives a normalized text; the inverse of {@link Instruction#text()}. */
-  static Instruction parse(String text) {
+  static Instruction parse(String line) {
+    boolean forced = line.startsWith(EVEX);
+    String text = forced ? line.substring(EVEX.length()) : line;
     int space = text.indexOf(' ');
     String mnemonic = space < 0 ? text : text.substring(0, space);
     List<String> operands =
@@ -324,15 +328,17 @@ final class IntelText {
       Instruction found = match(m, mnemonic, operands);
       if (found != null) {
         try {
-          if (found.text().equals(text)) {
-            return found;
+          Instruction whole =
+              new Instruction(m, found.arguments(), found.mask(), found.zeroing(), forced);
+          if (whole.text().equals(line)) {
+            return whole;
           }
         } catch (IllegalArgumentException | IllegalStateException refused) {
           // Another overload takes it.
         }
       }
     }
-    throw new AssertionError("no instruction method for: " + text);
+    throw new AssertionError("no instruction method for: " + line);
   }
 
   private static Instruction match(Method m, String mnemonic, List<String> operands) {
@@ -374,7 +380,7 @@ final class IntelText {
         return null;
       }
     }
-    return new Instruction(m, arguments, mask, zeroing);
+    return new Instruction(m, arguments, mask, zeroing, false);
   }
 
   private static Object operand(String s, Class<?> type) {
