@@ -15,6 +15,7 @@ import java.lang.management.ThreadMXBean;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Optional;
 import java.util.SplittableRandom;
 
 /**
@@ -88,14 +89,25 @@ public final class SparseBreakEven {
           all.add(candidate("bitmap", type, density, kernel, m.values(), m.bytes(), store));
         }
       }
-      Tensor plain = Quantizer.quantize(dense, TensorType.F16, store);
-      Kernels.Matmul columns = kernels.columnsMatmul(TensorType.F16, in);
-      MemorySegment packed =
-          store.allocate("columns", TensorType.I8, columns.packedBytes(out)).segment();
-      columns.pack(plain.segment(), packed, out, 0, out);
+      List<Candidate> skipping = new ArrayList<>();
+      for (TensorType type : TYPES) {
+        Tensor plain = Quantizer.quantize(dense, type, store);
+        Optional<Kernels.Matmul> columns =
+            type == TensorType.F16
+                ? Optional.of(kernels.columnsMatmul(type, in))
+                : kernels.codeColumnsMatmul(plain);
+        if (columns.isEmpty()) {
+          continue;
+        }
+        skipping.add(candidate("activations", type, 1, columns.get(), plain, plain.bytes(), store));
+      }
+      // A matrix does not follow itself, or caches would have what of it was just read.
       for (double kept : new double[] {1, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05}) {
-        long bytes = Math.round(plain.bytes() * kept);
-        all.add(new Candidate("activations", TensorType.F16, kept, columns, packed, bytes));
+        for (Candidate c : skipping) {
+          // Of blocks that are read at all the scales are, too: this counts columns alone.
+          long bytes = Math.round(c.bytes() * kept);
+          all.add(new Candidate("activations", c.type(), kept, c.kernel(), c.data(), bytes));
+        }
       }
       measure(kernels, all, out, in, rounds, repeats, store);
     }
@@ -160,9 +172,10 @@ public final class SparseBreakEven {
         }
       }
       if (format != Kernels.ActivationFormat.F32) {
-        inputs[c] =
+        MemorySegment codes =
             store.allocate("q", TensorType.I8, kernels.activationBytes(format, in)).segment();
-        kernels.quantize(format, x, 0, in, inputs[c], 0);
+        kernels.quantize(format, inputs[c], 0, in, codes, 0);
+        inputs[c] = codes;
       }
     }
     for (int round = -3; round < rounds; round++) {

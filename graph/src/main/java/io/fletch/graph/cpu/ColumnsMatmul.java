@@ -27,7 +27,7 @@ import java.util.concurrent.atomic.AtomicLong;
  *
  * <p>Where there is no machine code for the instruction set, plain Java gives the same bits.
  */
-final class ColumnsMatmul implements Kernels.Matmul {
+final class ColumnsMatmul implements SkippingMatmul {
   /** Outputs of a panel. */
   static final int PANEL = 256;
 
@@ -69,8 +69,8 @@ final class ColumnsMatmul implements Kernels.Matmul {
     xStride = ActivationLayout.bytes(Kernels.ActivationFormat.F32, in);
   }
 
-  /** Bytes of weights that products with one row have not read. */
-  long skippedBytes() {
+  @Override
+  public long skippedBytes() {
     return skipped.get();
   }
 

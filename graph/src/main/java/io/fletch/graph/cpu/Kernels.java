@@ -6,6 +6,7 @@ import io.fletch.graph.Batch.RowStatistics;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.RopeSpec;
 import io.fletch.quant.SparseMatrix;
+import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
 import java.util.Optional;
@@ -47,6 +48,14 @@ public interface Kernels {
    */
   default Matmul columnsMatmul(TensorType type, int in) {
     return new ColumnsMatmul(type, in, Optional.empty());
+  }
+
+  /**
+   * As {@link #columnsMatmul}, for a matrix of a quantized type, with the bits of {@link #matmul};
+   * it is for this one only. Empty where there is none.
+   */
+  default Optional<Matmul> codeColumnsMatmul(Tensor weight) {
+    return Optional.empty();
   }
 
   /** The product kernel of a sparse matrix; it is for this one only. */

@@ -36,19 +36,20 @@ final class Weights implements AutoCloseable {
   private static final String MAPPED = "weights mapped";
   private static final Path MEMORY_INFO = Path.of("/proc/meminfo");
 
-  private record Product(TensorType type, int in, boolean mayPack, boolean columns) {}
+  private record Product(TensorType type, int in, boolean mayPack) {}
 
   private final Map<Product, Kernels.Matmul> products = new HashMap<>();
+  private final Map<Product, Kernels.Matmul> floatColumns = new HashMap<>();
   private final TensorStore store = TensorStore.create();
   private final Map<Tensor, PreparedWeight> matrices = new IdentityHashMap<>();
   private final Map<Tensor, MemorySegment> floats = new IdentityHashMap<>();
   private final Map<LinearOp, PreparedWeight> sparse = new IdentityHashMap<>();
 
   /** Kernels that count what they do not read. */
-  private ColumnsMatmul[] columns = {};
+  private SkippingMatmul[] columns = {};
 
-  /** Matrices whose input has zeros. */
-  private Set<Tensor> behindZeros = Set.of();
+  /** Matrices whose input has zeros and for which there is a kernel that leaves them out. */
+  private final Map<Tensor, Kernels.Matmul> behindZeros = new IdentityHashMap<>();
 
   private Optional<PackedCopies> copies = Optional.empty();
   private Optional<PackedCopies> sparseCopies = Optional.empty();
@@ -59,7 +60,9 @@ final class Weights implements AutoCloseable {
   /** Prepares all matrices of a graph; called once. */
   void prepare(Graph graph, Kernels kernels, WorkerPool pool, CpuBackend.Options options) {
     List<Tensor> ordered = matricesOf(graph);
-    behindZeros = behindZeros(graph);
+    for (Tensor t : behindZeros(graph)) {
+      columns(kernels, t).ifPresent(m -> behindZeros.put(t, m));
+    }
     List<PackedMatrices.Job> jobs = new ArrayList<>();
     for (Tensor t : ordered) {
       Kernels.Matmul m = kernel(kernels, t, true);
@@ -81,9 +84,10 @@ final class Weights implements AutoCloseable {
     }
     prepareSparse(graph, kernels, pool, options);
     columns =
-        products.values().stream()
-            .filter(ColumnsMatmul.class::isInstance)
-            .toArray(ColumnsMatmul[]::new);
+        behindZeros.values().stream()
+            .distinct()
+            .map(SkippingMatmul.class::cast)
+            .toArray(SkippingMatmul[]::new);
     copyToHugePages(options);
     steps.end();
   }
@@ -232,15 +236,22 @@ final class Weights implements AutoCloseable {
   /** One kernel per type and width, since a set may emit code for each. */
   private Kernels.Matmul kernel(Kernels kernels, Tensor t, boolean mayPack) {
     int in = Math.toIntExact(t.cols());
-    boolean columns = mayPack && behindZeros.contains(t);
+    if (mayPack && behindZeros.containsKey(t)) {
+      return behindZeros.get(t);
+    }
     return products.computeIfAbsent(
-        new Product(t.type(), in, mayPack, columns),
-        p -> {
-          if (columns) {
-            return kernels.columnsMatmul(t.type(), in);
-          }
-          return mayPack ? kernels.matmul(t.type(), in) : kernels.matmulMapped(t.type(), in);
-        });
+        new Product(t.type(), in, mayPack),
+        p -> mayPack ? kernels.matmul(t.type(), in) : kernels.matmulMapped(t.type(), in));
+  }
+
+  /** The kernel that leaves out zeros, of floats one per type and width; empty if there is none. */
+  private Optional<Kernels.Matmul> columns(Kernels kernels, Tensor t) {
+    if (!ColumnsMatmulCode.supports(t.type())) {
+      return kernels.codeColumnsMatmul(t);
+    }
+    Product product = new Product(t.type(), Math.toIntExact(t.cols()), true);
+    return Optional.of(
+        floatColumns.computeIfAbsent(product, p -> kernels.columnsMatmul(p.type(), p.in())));
   }
 
   /** Each matrix once, in the order of use. */
@@ -258,8 +269,8 @@ final class Weights implements AutoCloseable {
   }
 
   /**
-   * Matrices of float types that only read what a ReLU, or a choice of the largest, has given:
-   * there columns can be left out.
+   * Matrices that only read what a ReLU, or a choice of the largest, has given: there columns can
+   * be left out.
    */
   private static Set<Tensor> behindZeros(Graph graph) {
     Set<Value> zeros = new HashSet<>();
@@ -277,14 +288,14 @@ final class Weights implements AutoCloseable {
         default -> {}
       }
     }
-    all.removeIf(t -> others.contains(t) || !ColumnsMatmulCode.supports(t.type()));
+    all.removeAll(others);
     return all;
   }
 
   /** Bytes of weights that zeros of activations have spared products with one row. */
   long skippedBytes() {
     long sum = 0;
-    for (ColumnsMatmul m : columns) {
+    for (SkippingMatmul m : columns) {
       sum += m.skippedBytes();
     }
     return sum;

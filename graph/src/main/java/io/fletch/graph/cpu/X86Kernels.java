@@ -11,6 +11,7 @@ import io.fletch.graph.cpu.x86.Isa;
 import io.fletch.graph.cpu.x86.PackedLayout;
 import io.fletch.graph.cpu.x86.TwoOfFourLayout;
 import io.fletch.quant.SparseMatrix;
+import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
 import java.util.Optional;
@@ -63,6 +64,13 @@ final class X86Kernels implements Kernels {
   @Override
   public Matmul columnsMatmul(TensorType type, int in) {
     return new ColumnsMatmul(type, in, Optional.of(isa));
+  }
+
+  @Override
+  public Optional<Matmul> codeColumnsMatmul(Tensor weight) {
+    return CodeColumnsMatmul.supports(weight.type(), isa) && weight.bytes() > 0
+        ? Optional.of(new CodeColumnsMatmul(weight, isa))
+        : Optional.empty();
   }
 
   @Override
