@@ -569,16 +569,18 @@ abstract class KernelsContract {
       float[] q = gaussians(group * keyDim, 2, random);
       Output out = new Output(arena, group * valueDim);
       Output scratch = new Output(arena, AttentionRows.floats(kernels(), spec));
+      // Anywhere in a sequence, also across the end of a segment.
+      int shift = random.nextBoolean() ? random.nextInt(5000) : 1024 - random.nextInt(slots + 1);
       AttentionRows rows = new AttentionRows();
-      rows.add(0, from, slots, out.offset);
+      rows.add(0, shift + from, shift + slots, out.offset);
       rows.run(
           kernels(),
           spec,
           type,
           floats(arena, q),
           kv,
-          0,
-          slots * kBytes,
+          -shift * kBytes,
+          slots * kBytes - shift * vBytes,
           scratch.segment,
           scratch.offset,
           out.segment);
