@@ -27,10 +27,10 @@ import org.openjdk.jmh.annotations.TearDown;
 import org.openjdk.jmh.annotations.Warmup;
 
 /**
- * How many bytes of keys and values per second one thread takes into attention, one row of the
- * heads that share a key/value head, per kernel set, cache type and context: the counters {@code
- * gigabytes} and {@code gigaops} are GB/s and Gop/s (two operations per multiply-add), {@code
- * percent} the share of what a read loop reads in the same process.
+ * How many bytes of keys and values per second one thread takes into attention, one row or a tile
+ * of rows of the heads that share a key/value head, per kernel set, cache type and context: the
+ * counters {@code gigabytes} and {@code gigaops} are GB/s and Gop/s (two operations per
+ * multiply-add), {@code percent} the share of what a read loop reads in the same process.
  *
  * <p>At 512 slots keys and values come from the level-2 cache: what the computation takes. At 32768
  * several heads take turns, so that they come from memory.
@@ -69,10 +69,14 @@ public class AttentionBenchmark {
   @Param({"64"})
   int headDim;
 
+  /** Rows that are taken together: one as in decoding, several as in a prompt. */
+  @Param({"1", "16"})
+  int rows;
+
   private Kernels set;
   private AttentionSpec spec;
   private Arena arena;
-  private final AttentionRows rows = new AttentionRows();
+  private final AttentionRows tile = new AttentionRows();
   private NativeMemory kv;
   private MemorySegment query;
   private MemorySegment scratch;
@@ -122,12 +126,12 @@ public class AttentionBenchmark {
     for (int head = 1; head < heads; head++) {
       MemorySegment.copy(kv.segment(), 0, kv.segment(), head * headBytes, headBytes);
     }
-    query = arena.allocate(4L * headDim * group, 64);
-    for (int i = 0; i < headDim * group; i++) {
+    query = arena.allocate(4L * rows * headDim * group, 64);
+    for (int i = 0; i < rows * headDim * group; i++) {
       query.setAtIndex(ValueLayout.JAVA_FLOAT, i, (float) random.nextGaussian());
     }
     scratch = arena.allocate(4L * AttentionRows.floats(set, spec), 64);
-    out = arena.allocate(4L * headDim * group, 64);
+    out = arena.allocate(4L * rows * headDim * group, 64);
     next = 0;
     bandwidth = ReadBandwidth.gigabytes(1);
   }
@@ -138,19 +142,23 @@ public class AttentionBenchmark {
     arena.close();
   }
 
-  /** One row. */
+  /** All rows, the last ones of the context. */
   @Benchmark
   public float attention(Rates rates) {
     long keys = 2L * next * context * slotBytes;
     next = next + 1 == heads ? 0 : next + 1;
-    rows.clear();
-    rows.add(0, 0, context, 0);
-    rows.run(
+    tile.clear();
+    long width = (long) headDim * group;
+    for (int r = 0; r < rows; r++) {
+      tile.add(r * width, 0, context - rows + 1 + r, r * width);
+    }
+    tile.run(
         set, spec, type, query, kv.segment(), keys, keys + context * slotBytes, scratch, 0, out);
     double gigabytes = 2e-9 * context * slotBytes;
     rates.gigabytes += gigabytes;
     rates.percent += 100 * gigabytes / bandwidth;
-    rates.gigaops += 4e-9 * context * headDim * group;
+    double visible = rows * (context - (rows - 1) / 2.0);
+    rates.gigaops += 4e-9 * visible * headDim * group;
     return out.get(ValueLayout.JAVA_FLOAT, 0);
   }
 }

@@ -27,6 +27,7 @@ import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.MethodSource;
 
 /** Threads, memory and lifetimes of the CPU executor. */
@@ -62,17 +63,21 @@ class CpuExecutableTest {
   }
 
   /**
-   * Asked of the scalar kernels: those of the Vector API allocate until the JVM has compiled each
-   * of them with its best compiler, which takes longer than a test should.
+   * Asked of the scalar kernels, and over a long context, which three workers share, of machine
+   * code where there is some: those of the Vector API allocate until the JVM has compiled each of
+   * them with its best compiler, which takes longer than a test should.
    */
-  @Test
-  void aDecodeStepAllocatesNothingAfterWarmUp() {
-    Kernels kernels = KernelSets.scalar();
+  @ParameterizedTest
+  @CsvSource({"2,0,64", "3,2000,2100"})
+  void aDecodeStepAllocatesNothingAfterWarmUp(int workerCount, int context, int capacity) {
+    Kernels scalar = KernelSets.scalar();
+    Kernels kernels = context == 0 ? scalar : KernelSets.machineCode().orElse(scalar);
     Graph graph = graphs.llama(Shape.small().type(TensorType.Q8_0));
     ThreadMXBean threads = (ThreadMXBean) ManagementFactory.getThreadMXBean();
-    try (CpuExecutable e = (CpuExecutable) CpuBackendTest.compile(graph, 4, 2, kernels);
-        KvCache kv = e.newKvCache(64, KvCache.Type.F16);
+    try (CpuExecutable e = (CpuExecutable) CpuBackendTest.compile(graph, 4, workerCount, kernels);
+        KvCache kv = e.newKvCache(capacity, KvCache.Type.F16);
         Batch b = e.newBatch(4, 1)) {
+      kv.length(context);
       Thread[] workers = e.workers();
       long[] ids = new long[workers.length + 1];
       ids[0] = Thread.currentThread().threadId();
@@ -88,8 +93,8 @@ class CpuExecutableTest {
         long own = allocated(threads, ids) - none;
         long before = allocated(threads, ids);
         for (int i = 0; i < 200; i++) {
-          if (kv.length() == 64) {
-            kv.length(0);
+          if (kv.length() == capacity) {
+            kv.length(context);
           }
           token[0] = step(e, b, kv, token);
         }
