@@ -140,7 +140,7 @@ public final class AttentionRows {
     for (int r = 0; r < rows; r++) {
       if (sees(r, segment) && from[r] / SEGMENT < segment) {
         long state = states + (long) r * floats;
-        merge(kernels, spec, scratch, state, state + (long) ROWS * floats);
+        kernels.attentionMerge(spec, scratch, state, state + (long) ROWS * floats);
       }
     }
   }
@@ -195,7 +195,7 @@ public final class AttentionRows {
       long merged = at + (long) (from[r] / SEGMENT - first) * rows * floats + (long) r * floats;
       for (int s = from[r] / SEGMENT + 1; s < end && sees(r, s); s++) {
         long state = at + (long) (s - first) * rows * floats + (long) r * floats;
-        merge(kernels, spec, states, merged, state);
+        kernels.attentionMerge(spec, states, merged, state);
       }
       finish(kernels, spec, r, states, merged, into);
     }
@@ -227,8 +227,8 @@ public final class AttentionRows {
     }
   }
 
-  /** Merges the state at {@code next}, which is overwritten, into the one at {@code merged}. */
-  private static void merge(
+  /** See {@link Kernels#attentionMerge}; with the other kernels of a set. */
+  static void merge(
       Kernels kernels, AttentionSpec spec, MemorySegment states, long merged, long next) {
     int group = spec.group();
     int n = spec.valueDim();
@@ -257,17 +257,28 @@ public final class AttentionRows {
       MemorySegment states,
       long state,
       MemorySegment into) {
+    if (from[row] == to[row]) {
+      Segments.zero(into, out[row], (long) spec.group() * spec.valueDim());
+    } else {
+      kernels.attentionFinish(spec, states, state, into, out[row]);
+    }
+  }
+
+  /** See {@link Kernels#attentionFinish}; with the other kernels of a set. */
+  static void finish(
+      Kernels kernels,
+      AttentionSpec spec,
+      MemorySegment states,
+      long state,
+      MemorySegment into,
+      long outOffset) {
     int group = spec.group();
     int n = spec.valueDim();
-    if (from[row] == to[row]) {
-      Segments.zero(into, out[row], (long) group * n);
-      return;
-    }
     for (int h = 0; h < group; h++) {
       float sum = Segments.f32(states, state + group + h);
       float inverse = sum == 0f ? 0f : 1f / sum;
       long v = state + 2L * group + (long) h * n;
-      kernels.scale(states, v, inverse, n, into, out[row] + (long) h * n);
+      kernels.scale(states, v, inverse, n, into, outOffset + (long) h * n);
     }
   }
 }

@@ -306,6 +306,28 @@ public interface Kernels {
       long scratchOffset,
       MemorySegment states);
 
+  /**
+   * Merges the state of a segment into that of the segments before it, as {@link AttentionRows}
+   * says, for all heads of the group.
+   *
+   * @param merged index of the float at which the state begins that is updated
+   * @param next index of the float at which the other one begins, which may be overwritten
+   */
+  default void attentionMerge(AttentionSpec spec, MemorySegment states, long merged, long next) {
+    AttentionRows.merge(this, spec, states, merged, next);
+  }
+
+  /**
+   * What a state results in, for all heads of the group: its values over its sums, zero where a sum
+   * is.
+   *
+   * @param out takes {@code [group][valueDim]} results
+   */
+  default void attentionFinish(
+      AttentionSpec spec, MemorySegment states, long state, MemorySegment out, long outOffset) {
+    AttentionRows.finish(this, spec, states, state, out, outOffset);
+  }
+
   /** The index of the largest element, the lowest on ties; NaN is never chosen. */
   int argmax(MemorySegment x, long offset, int n);
 

@@ -27,12 +27,14 @@ final class X86Kernels implements Kernels {
   private final Kernels other;
   private final X86Elements elements;
   private final X86Attention attention;
+  private final X86AttentionStates attentionStates;
 
   private X86Kernels(Isa isa, Kernels other) {
     this.isa = isa;
     this.other = other;
     this.elements = new X86Elements(isa);
     this.attention = new X86Attention(isa);
+    this.attentionStates = new X86AttentionStates(isa);
   }
 
   /** The set for an instruction set; empty where machine code or the instructions cannot run. */
@@ -245,6 +247,25 @@ final class X86Kernels implements Kernels {
       attention.run(spec, type, q, tile, kv, keys, values, scratch, scratchOffset, states);
     } else {
       other.attention(spec, type, q, tile, kv, keys, values, scratch, scratchOffset, states);
+    }
+  }
+
+  @Override
+  public void attentionMerge(AttentionSpec spec, MemorySegment states, long merged, long next) {
+    if (X86AttentionStates.supports(spec)) {
+      attentionStates.merge(spec, states, merged, next);
+    } else {
+      AttentionRows.merge(this, spec, states, merged, next);
+    }
+  }
+
+  @Override
+  public void attentionFinish(
+      AttentionSpec spec, MemorySegment states, long state, MemorySegment out, long outOffset) {
+    if (X86AttentionStates.supports(spec)) {
+      attentionStates.finish(spec, states, state, out, outOffset);
+    } else {
+      AttentionRows.finish(this, spec, states, state, out, outOffset);
     }
   }
 

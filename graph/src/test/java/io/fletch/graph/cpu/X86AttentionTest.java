@@ -1,5 +1,6 @@
 package io.fletch.graph.cpu;
 
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 
 import io.fletch.graph.AttentionSpec;
@@ -81,6 +82,46 @@ class X86AttentionTest {
               Segments.f32(results[1], i),
               "seed=" + seed + " " + type + " key=" + keyDim + " value=" + valueDim + " i=" + i);
         }
+      }
+    }
+  }
+
+  /** States as attention leaves them: where a maximum is no number, neither is the sum. */
+  @ParameterizedTest
+  @EnumSource(Isa.class)
+  void statesAreMergedToTheBitsOfTheScalarKernel(Isa isa) {
+    Kernels kernels = X86TestSets.orSkip(isa);
+    float[] maxima = {
+      Float.NEGATIVE_INFINITY, -70f, 0f, 3f, 90f, Float.POSITIVE_INFINITY, Float.NaN
+    };
+    for (int seed = 0; seed < 200; seed++) {
+      Random random = new Random(seed);
+      int group = 1 + random.nextInt(9);
+      int dim = random.nextInt(8) == 0 ? 7 : 16 * (1 + random.nextInt(17));
+      AttentionSpec spec = new AttentionSpec(0, group, 1, dim, dim, 1f, 0f, 0);
+      int state = kernels.attentionState(spec);
+      try (Arena arena = Arena.ofConfined()) {
+        MemorySegment states = arena.allocate(4L * (3 + 2 * state));
+        fill(states, 3 + 2 * state, random, 1f);
+        for (int s = 3; s < 3 + 2 * state; s += state) {
+          for (int h = 0; h < group; h++) {
+            float max = random.nextBoolean() ? maxima[random.nextInt(7)] : random.nextFloat();
+            boolean none = Float.isNaN(max) || max == Float.POSITIVE_INFINITY;
+            float sum = none ? Float.NaN : 1f + random.nextInt(60);
+            Segments.f32(states, s + h, max);
+            Segments.f32(states, s + group + h, max == Float.NEGATIVE_INFINITY ? 0f : sum);
+          }
+        }
+        float[][] results = new float[2][];
+        for (int i = 0; i < 2; i++) {
+          Kernels set = i == 0 ? ScalarKernels.INSTANCE : kernels;
+          MemorySegment copy = arena.allocate(states.byteSize()).copyFrom(states);
+          MemorySegment out = arena.allocate(4L * (2 + group * dim));
+          set.attentionMerge(spec, copy, 3, 3 + state);
+          set.attentionFinish(spec, copy, 3, out, 2);
+          results[i] = out.toArray(ValueLayout.JAVA_FLOAT);
+        }
+        assertArrayEquals(results[0], results[1], "seed=" + seed);
       }
     }
   }

@@ -242,6 +242,11 @@ class X86GuardPageTest {
         kernels.attention(spec, type, q, tile, kv, first, first + bytes, scratch, 0, states);
         kernels.attention(spec, type, q, tile, kv, first + bytes, first, scratch, 0, states);
       }
+      MemorySegment two = memory.allocate(8L * stateFloats);
+      MemorySegment out = memory.allocate(4L * group * dim);
+      kernels.attentionMerge(spec, two, 0, stateFloats);
+      kernels.attentionMerge(spec, two, stateFloats, 0);
+      kernels.attentionFinish(spec, two, stateFloats, out, 0);
     }
   }
 }
