@@ -33,7 +33,10 @@ import org.junit.jupiter.api.io.TempDir;
 
 /** Packed weights kept on disk: found again, never trusted, never in the way. */
 class PackCacheTest {
-  private static final Shape SHAPE = Shape.small().type(TensorType.Q4_0);
+  static final Shape SHAPE = Shape.small().type(TensorType.Q4_0);
+
+  /** How a process ends that was killed. */
+  static final int KILLED = 128 + 9;
 
   @TempDir Path folder;
   private final TestGraphs graphs = new TestGraphs(3);
@@ -50,7 +53,7 @@ class PackCacheTest {
     graphs.close();
   }
 
-  private PackCache cache(boolean verify, Path... folders) {
+  static PackCache cache(boolean verify, Path... folders) {
     return new PackCache(List.of(folders), "size and time", 1, verify);
   }
 
@@ -264,6 +267,47 @@ class PackCacheTest {
     Files.write(folder.resolve("." + file.getFileName() + ".lock"), new byte[0]);
     written();
     assertFalse(Files.exists(left));
+  }
+
+  @Test
+  void aStartThatDiesWhileItWritesLeavesNothingThatIsBelieved() throws Exception {
+    List<Long> reports = new ArrayList<>();
+    CpuBackend.Options options =
+        CpuBackend.Options.defaults()
+            .withLayout(CpuBackend.Layout.PACKED)
+            .withCache(cache(false, Files.createDirectory(folder.resolve("whole"))))
+            .withProgress((done, total) -> reports.add(done));
+    new CpuBackend(options).compile(graph, 64).close();
+    assertTrue(reports.size() > 4, reports.toString());
+    for (int at : new int[] {2, reports.size() / 2}) {
+      Path own = Files.createDirectory(folder.resolve("died" + at));
+      Process process =
+          new ProcessBuilder(
+                  Path.of(System.getProperty("java.home"), "bin", "java").toString(),
+                  "-XX:+UseSerialGC",
+                  "-XX:TieredStopAtLevel=1",
+                  "--enable-native-access=ALL-UNNAMED",
+                  "-cp",
+                  System.getProperty(
+                      "surefire.test.class.path", System.getProperty("java.class.path")),
+                  PackCacheCrash.class.getName(),
+                  own.toString(),
+                  Integer.toString(at))
+              .redirectOutput(ProcessBuilder.Redirect.DISCARD)
+              .redirectError(ProcessBuilder.Redirect.DISCARD)
+              .start();
+      assertEquals(KILLED, process.waitFor());
+      List<Path> left = files(own);
+      assertTrue(left.stream().anyMatch(p -> p.toString().endsWith(".tmp")), left.toString());
+      assertFalse(left.stream().anyMatch(p -> p.toString().endsWith(".pack")), left.toString());
+      for (String words : List.of("kept in", "mapped from")) {
+        try (Executable e = compile(graph, cache(true, own))) {
+          assertTrue(e.description().contains(words), e.description());
+          assertSame(expected(), answers(e));
+        }
+      }
+      assertEquals(1, files(own).size(), files(own).toString());
+    }
   }
 
   @Test
