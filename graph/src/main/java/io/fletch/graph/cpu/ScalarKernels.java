@@ -350,8 +350,7 @@ final class ScalarKernels implements Kernels {
    * </pre>
    *
    * with {@code j} the position's place in its chunk and p_j = 0 where the row does not see it.
-   * Keys of a Q8_0 cache are {@code d * c_i}, which float32 holds exactly; their value term is
-   * {@code fma(p_j * d, c_i, v_i)}.
+   * What a Q8_0 cache has instead of dot16 and the sum over positions is in {@link CodeProducts}.
    */
   @Override
   public void attention(
@@ -376,20 +375,41 @@ final class ScalarKernels implements Kernels {
           Segments.f32(states, result + i, 0f);
         }
         long query = tile.query(r) + (long) h * spec.keyDim();
+        float scale = spec.scale();
+        if (type == KvCache.Type.Q8_0) {
+          int[] codes = ScalarScratch.get().queryCodes(spec.keyDim());
+          scale *= CodeProducts.quantize(q, query, spec.keyDim(), codes, 0);
+        }
         int to = tile.to(r);
         int end;
         for (int from = tile.from(r); from < to; from = end) {
           end =
               Math.min(to - (from & -ATTENTION_CHUNK), ATTENTION_CHUNK) + (from & -ATTENTION_CHUNK);
-          scores(spec, type, q, query, kv, keys, from, end, scratch, scratchOffset);
+          scores(spec, type, scale, q, query, kv, keys, from, end, scratch, scratchOffset);
           float factor = softmaxStep(scratch, scratchOffset, states, maximum, maximum + group);
           for (int i = 0; i < spec.valueDim(); i++) {
             Segments.f32(states, result + i, Segments.f32(states, result + i) * factor);
           }
           long stride = KvLayout.bytes(type, spec.valueDim());
+          if (type == KvCache.Type.Q8_0) {
+            long first = scratchOffset + from % ATTENTION_CHUNK;
+            CodeProducts.accumulate(
+                scratch,
+                first,
+                end - from,
+                kv,
+                values + from * stride,
+                spec.valueDim(),
+                ScalarScratch.get().weightCodes,
+                states,
+                result);
+            continue;
+          }
           for (int p = from; p < end; p++) {
             float weight = Segments.f32(scratch, scratchOffset + p % ATTENTION_CHUNK);
-            accumulate(type, weight, kv, values + p * stride, spec.valueDim(), states, result);
+            long value = values + p * stride;
+            boolean halves = type == KvCache.Type.F16;
+            accumulate(halves, weight, kv, value, spec.valueDim(), states, result);
           }
         }
       }
@@ -400,6 +420,7 @@ final class ScalarKernels implements Kernels {
   private static void scores(
       AttentionSpec spec,
       KvCache.Type type,
+      float scale,
       MemorySegment q,
       long query,
       MemorySegment kv,
@@ -408,13 +429,18 @@ final class ScalarKernels implements Kernels {
       int to,
       MemorySegment scratch,
       long scores) {
-    float[] lanes = ScalarScratch.get().lanes;
-    long stride = KvLayout.bytes(type, spec.keyDim());
+    ScalarScratch s = ScalarScratch.get();
+    int n = spec.keyDim();
+    long stride = KvLayout.bytes(type, n);
     for (int j = 0; j < ATTENTION_CHUNK; j++) {
       Segments.f32(scratch, scores + j, Float.NEGATIVE_INFINITY);
     }
     for (int p = from; p < to; p++) {
-      float dot = spec.scale() * dot(type, q, query, kv, keys + p * stride, spec.keyDim(), lanes);
+      long key = keys + p * stride;
+      float dot =
+          type == KvCache.Type.Q8_0
+              ? scale * CodeProducts.product(s.queryCodes(n), 0, kv, key, n)
+              : scale * dot(type == KvCache.Type.F16, q, query, kv, key, n, s.lanes);
       Segments.f32(
           scratch,
           scores + p % ATTENTION_CHUNK,
@@ -449,61 +475,26 @@ final class ScalarKernels implements Kernels {
   }
 
   private static float dot(
-      KvCache.Type type,
-      MemorySegment q,
-      long qo,
-      MemorySegment kv,
-      long ko,
-      int n,
-      float[] lanes) {
+      boolean halves, MemorySegment q, long qo, MemorySegment kv, long ko, int n, float[] lanes) {
     ScalarScratch.clear(lanes);
     int mask = ActivationLayout.LANES - 1;
-    switch (type) {
-      case F32 -> {
-        for (int i = 0; i < n; i++) {
-          float k = kv.get(Segments.FLOAT, ko + 4L * i);
-          lanes[i & mask] = Math.fma(Segments.f32(q, qo + i), k, lanes[i & mask]);
-        }
-      }
-      case F16 -> {
-        for (int i = 0; i < n; i++) {
-          float k = Segments.f16(kv, ko + 2L * i);
-          lanes[i & mask] = Math.fma(Segments.f32(q, qo + i), k, lanes[i & mask]);
-        }
-      }
-      case Q8_0 -> {
-        for (int i = 0; i < n; i++) {
-          float k = Segments.f16(kv, ko + n + (i >> 5) * 2) * Segments.i8(kv, ko + i);
-          lanes[i & mask] = Math.fma(Segments.f32(q, qo + i), k, lanes[i & mask]);
-        }
-      }
+    for (int i = 0; i < n; i++) {
+      float k = element(halves, kv, ko, i);
+      lanes[i & mask] = Math.fma(Segments.f32(q, qo + i), k, lanes[i & mask]);
     }
     return ScalarScratch.reduce(lanes);
   }
 
   private static void accumulate(
-      KvCache.Type type, float p, MemorySegment kv, long vo, int n, MemorySegment acc, long at) {
-    switch (type) {
-      case F32 -> {
-        for (int i = 0; i < n; i++) {
-          float v = kv.get(Segments.FLOAT, vo + 4L * i);
-          Segments.f32(acc, at + i, Math.fma(p, v, Segments.f32(acc, at + i)));
-        }
-      }
-      case F16 -> {
-        for (int i = 0; i < n; i++) {
-          float v = Segments.f16(kv, vo + 2L * i);
-          Segments.f32(acc, at + i, Math.fma(p, v, Segments.f32(acc, at + i)));
-        }
-      }
-      case Q8_0 -> {
-        for (int i = 0; i < n; i++) {
-          float d = p * Segments.f16(kv, vo + n + (i >> 5) * 2);
-          float v = Segments.i8(kv, vo + i);
-          Segments.f32(acc, at + i, Math.fma(d, v, Segments.f32(acc, at + i)));
-        }
-      }
+      boolean halves, float p, MemorySegment kv, long vo, int n, MemorySegment acc, long at) {
+    for (int i = 0; i < n; i++) {
+      float v = element(halves, kv, vo, i);
+      Segments.f32(acc, at + i, Math.fma(p, v, Segments.f32(acc, at + i)));
     }
+  }
+
+  private static float element(boolean halves, MemorySegment kv, long head, int i) {
+    return halves ? Segments.f16(kv, head + 2L * i) : kv.get(Segments.FLOAT, head + 4L * i);
   }
 
   @Override

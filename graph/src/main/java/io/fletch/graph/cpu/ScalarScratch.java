@@ -13,6 +13,8 @@ final class ScalarScratch {
   final WeightBlocks blocks = new WeightBlocks();
   final float[] lanes = new float[ActivationLayout.LANES];
   final int[] sums = new int[ActivationLayout.LANES];
+  final int[] weightCodes = new int[Kernels.ATTENTION_CHUNK];
+  private int[] queryCodes = new int[256];
   private float[] row = new float[256];
 
   private ScalarScratch() {}
@@ -27,6 +29,14 @@ final class ScalarScratch {
       row = new float[n];
     }
     return row;
+  }
+
+  /** At least {@code n} codes of a query; kept while none asks for more. */
+  int[] queryCodes(int n) {
+    if (queryCodes.length < n) {
+      queryCodes = new int[n];
+    }
+    return queryCodes;
   }
 
   float[] clearedLanes() {

@@ -5,12 +5,14 @@ import io.fletch.graph.KvCache;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
 import jdk.incubator.vector.FloatVector;
+import jdk.incubator.vector.IntVector;
 import jdk.incubator.vector.VectorOperators;
 import jdk.incubator.vector.VectorSpecies;
 
 /** Attention with the operations of {@link ScalarKernels#attention} in their order. */
 final class VectorAttention {
   private static final VectorSpecies<Float> F = VectorMath.FLOATS;
+  private static final VectorSpecies<Integer> I = VectorMath.INTS;
   private static final int L = F.length();
   private static final int LANES = ActivationLayout.LANES;
   private static final int CHUNK = Kernels.ATTENTION_CHUNK;
@@ -33,8 +35,10 @@ final class VectorAttention {
     int keyStride = (keyDim + LANES - 1) & -LANES;
     int valueStride = (valueDim + LANES - 1) & -LANES;
     float[] queries = s.x(heads * keyStride);
-    // Scores of a chunk, then maximum and sum of every head.
-    float[] scores = s.sums(heads * (CHUNK + 2));
+    boolean codes = type == KvCache.Type.Q8_0;
+    int[] queryCodes = codes ? s.ints(heads * keyDim) : s.ints;
+    // Scores of a chunk, then maximum, sum and scale of the scores of every head.
+    float[] scores = s.sums(heads * (CHUNK + 3));
     float[] results = s.acc(heads * valueStride);
     for (int i = 0; i < heads; i++) {
       int r = i / spec.group();
@@ -43,6 +47,10 @@ final class VectorAttention {
       Arrays.fill(queries, i * keyStride + keyDim, (i + 1) * keyStride, 0f);
       scores[heads * CHUNK + 2 * i] = Float.NEGATIVE_INFINITY;
       scores[heads * CHUNK + 2 * i + 1] = 0f;
+      scores[heads * (CHUNK + 2) + i] =
+          codes
+              ? spec.scale() * CodeProducts.quantize(q, head, keyDim, queryCodes, i * keyDim)
+              : spec.scale();
     }
     Arrays.fill(results, 0, heads * valueStride, 0f);
     int end = tile.end();
@@ -79,13 +87,10 @@ final class VectorAttention {
     int valueDim = spec.valueDim();
     int keyStride = (keyDim + LANES - 1) & -LANES;
     int valueStride = (valueDim + LANES - 1) & -LANES;
-    float[] scores = s.sums(heads * (CHUNK + 2));
-    boolean scaled = type == KvCache.Type.Q8_0;
+    float[] scores = s.sums(heads * (CHUNK + 3));
+    boolean codes = type == KvCache.Type.Q8_0;
     int n = stop - start;
     widen(type, kv, keys + start * KvLayout.bytes(type, keyDim), n, keyDim, keyStride, s);
-    if (scaled) {
-      multiplyByScales(s.w, s.scales, n * keyDim);
-    }
     for (int i = 0; i < heads; i++) {
       int from = Math.max(start, tile.from(i / group));
       int to = Math.min(stop, tile.to(i / group));
@@ -94,9 +99,13 @@ final class VectorAttention {
       }
       int at = i * CHUNK;
       Arrays.fill(scores, at, at + CHUNK, Float.NEGATIVE_INFINITY);
+      float scale = scores[heads * (CHUNK + 2) + i];
       for (int p = from; p < to; p++) {
-        float dot = dot(s.x, i * keyStride, s.w, (p - start) * keyStride, keyStride, s.lanes);
-        scores[at + p % CHUNK] = spec.scale() * dot;
+        float dot =
+            codes
+                ? product(s, i * keyDim, p - start, keyDim)
+                : dot(s.x, i * keyStride, s.w, (p - start) * keyStride, keyStride, s.lanes);
+        scores[at + p % CHUNK] = scale * dot;
       }
       if (spec.softCap() != 0f) {
         softCap(scores, at + from % CHUNK, to - from, spec.softCap());
@@ -112,9 +121,8 @@ final class VectorAttention {
       }
       int at = i * CHUNK + from % CHUNK;
       int row = from - start;
-      if (scaled) {
-        accumulateScaled(
-            scores, at, to - from, s.w, row, s.scales, valueStride, s.acc, i * valueStride);
+      if (codes) {
+        accumulateCodes(scores, at, to - from, row, valueDim, s, i * valueStride);
       } else {
         accumulate(scores, at, to - from, s.w, row, valueStride, s.acc, i * valueStride);
       }
@@ -123,7 +131,7 @@ final class VectorAttention {
 
   /**
    * Consecutive heads of the cache as float32 rows of {@code stride} elements, zeros at their ends;
-   * for Q8_0 codes, with the scales apart.
+   * for Q8_0 codes as integers, with the scales apart.
    */
   private static void widen(
       KvCache.Type type,
@@ -162,20 +170,17 @@ final class VectorAttention {
             scales[j * blocks + b] = Segments.f16(kv, offset + j * bytes + n + 2L * b);
           }
         }
-        VectorMath.codesToFloats(codes, rows, slots * n);
+        int[] wide = s.rowCodes(CHUNK * n);
+        for (int i = 0; i < slots * n; i++) {
+          wide[i] = codes[i];
+        }
+        return;
       }
     }
     if (n < stride) {
       for (int j = 0; j < slots; j++) {
         Arrays.fill(rows, j * stride + n, (j + 1) * stride, 0f);
       }
-    }
-  }
-
-  /** Codes of consecutive blocks to values, which float32 holds exactly. */
-  private static void multiplyByScales(float[] codes, float[] scales, int n) {
-    for (int i = 0; i < n; i += 32) {
-      multiply(codes, i, 32, scales[i >> 5]);
     }
   }
 
@@ -243,25 +248,47 @@ final class VectorAttention {
     }
   }
 
-  private static void accumulateScaled(
-      float[] p,
-      int po,
-      int count,
-      float[] rows,
-      int first,
-      float[] scales,
-      int n,
-      float[] values,
-      int at) {
+  /** As {@link CodeProducts#product}, of a row of codes. */
+  private static float product(VectorScratch s, int query, int row, int n) {
     int blocks = n >> 5;
-    for (int i = 0; i < n; i += L) {
-      FloatVector v = FloatVector.fromArray(F, values, at + i);
-      for (int j = 0; j < count; j++) {
-        FloatVector row = FloatVector.fromArray(F, rows, (first + j) * n + i);
-        float d = scales[(first + j) * blocks + (i >> 5)];
-        v = row.fma(FloatVector.broadcast(F, p[po + j] * d), v);
+    float dot = 0f;
+    for (int b = 0; b < blocks; b++) {
+      IntVector sum = IntVector.zero(I);
+      for (int i = 32 * b; i < 32 * b + 32; i += L) {
+        IntVector k = IntVector.fromArray(I, s.rowCodes, row * n + i);
+        sum = sum.add(IntVector.fromArray(I, s.ints, query + i).mul(k));
       }
-      v.intoArray(values, at + i);
+      float products = sum.reduceLanes(VectorOperators.ADD);
+      dot = Math.fma(products, s.scales[row * blocks + b], dot);
+    }
+    return dot;
+  }
+
+  /** As {@link CodeProducts#accumulate}, of {@code count} rows of codes from {@code first} on. */
+  private static void accumulateCodes(
+      float[] p, int po, int count, int first, int n, VectorScratch s, int at) {
+    int blocks = n >> 5;
+    for (int b = 0; b < blocks; b++) {
+      int amax = 0;
+      for (int j = 0; j < count; j++) {
+        s.weights[j] = p[po + j] * s.scales[(first + j) * blocks + b];
+        amax = CodeProducts.larger(amax, s.weights[j]);
+      }
+      float inverse = CodeProducts.inverse(amax, CodeProducts.WEIGHT_LIMIT);
+      for (int j = 0; j < count; j++) {
+        s.weightCodes[j] = CodeProducts.code(s.weights[j], inverse);
+      }
+      float d = CodeProducts.scale(amax, CodeProducts.WEIGHT_LIMIT);
+      for (int i = 32 * b; i < 32 * b + 32; i += L) {
+        IntVector sum = IntVector.zero(I);
+        for (int j = 0; j < count; j++) {
+          IntVector row = IntVector.fromArray(I, s.rowCodes, (first + j) * n + i);
+          sum = sum.add(row.mul(s.weightCodes[j]));
+        }
+        FloatVector products = (FloatVector) sum.convertShape(VectorOperators.I2F, F, 0);
+        FloatVector v = FloatVector.fromArray(F, s.acc, at + i);
+        products.fma(FloatVector.broadcast(F, d), v).intoArray(s.acc, at + i);
+      }
     }
   }
 }

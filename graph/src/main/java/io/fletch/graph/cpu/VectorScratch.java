@@ -14,6 +14,9 @@ final class VectorScratch {
   byte[] bytes = {};
   short[] shorts = {};
   int[] ints = {};
+  int[] rowCodes = {};
+  final int[] weightCodes = new int[Kernels.ATTENTION_CHUNK];
+  final float[] weights = new float[Kernels.ATTENTION_CHUNK];
   float[] x = {};
   float[] w = {};
   float[] scales = {};
@@ -37,6 +40,10 @@ final class VectorScratch {
 
   int[] ints(int n) {
     return ints.length < n ? ints = new int[n] : ints;
+  }
+
+  int[] rowCodes(int n) {
+    return rowCodes.length < n ? rowCodes = new int[n] : rowCodes;
   }
 
   float[] x(int n) {

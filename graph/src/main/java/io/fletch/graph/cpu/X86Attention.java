@@ -82,16 +82,15 @@ final class X86Attention {
     return AttentionCode.supports(type, spec.keyDim(), spec.valueDim());
   }
 
-  /** Room for a tile with any type of cache. */
+  /** Room for a tile. */
   int scratchFloats(AttentionSpec spec) {
     return Math.max(rowFloats(spec), tiles.scratchFloats(spec));
   }
 
-  /** Room for the states of a group with any type of cache. */
+  /** Room for the states of a group. */
   private static int rowFloats(AttentionSpec spec) {
     int parts = (spec.group() + AttentionCode.MAX_HEADS - 1) / AttentionCode.MAX_HEADS;
-    int values = AttentionCode.values(KvCache.Type.Q8_0, spec.keyDim(), spec.valueDim());
-    return parts * values + spec.group() * spec.valueDim();
+    return parts * AttentionCode.VALUES + spec.group() * spec.valueDim();
   }
 
   void run(
@@ -139,8 +138,7 @@ final class X86Attention {
       Objects.checkFromIndexSize(values + from * vStride, (to - from) * vStride, kv.byteSize());
     }
     Objects.checkFromIndexSize(4 * tile.query(row), 4L * group * keyDim, q.byteSize());
-    int results = AttentionCode.values(type, keyDim, valueDim);
-    long stateFloats = results + (long) AttentionCode.MAX_HEADS * valueDim;
+    long stateFloats = AttentionCode.VALUES + (long) AttentionCode.MAX_HEADS * valueDim;
     for (int first = 0; first < group; first += AttentionCode.MAX_HEADS) {
       long state = scratchOffset + first / AttentionCode.MAX_HEADS * stateFloats;
       int heads = Math.min(AttentionCode.MAX_HEADS, group - first);
@@ -150,7 +148,7 @@ final class X86Attention {
       }
       Segments.f32(scratch, state + AttentionCode.SCALE, spec.scale());
       Segments.f32(scratch, state + AttentionCode.CAP, spec.softCap());
-      Segments.zero(scratch, state + results, (long) heads * valueDim);
+      Segments.zero(scratch, state + AttentionCode.VALUES, (long) heads * valueDim);
     }
     // With more heads than a function takes, slots are read once from memory and then from a cache.
     int piece = group > AttentionCode.MAX_HEADS ? PIECE : Kernels.ATTENTION_SEGMENT;
@@ -179,7 +177,7 @@ final class X86Attention {
       copy(scratch, state + AttentionCode.MAXIMUM, states, into + first, heads);
       copy(scratch, state + AttentionCode.SUM, states, into + group + first, heads);
       into += 2L * group + (long) first * valueDim;
-      copy(scratch, state + results, states, into, heads * valueDim);
+      copy(scratch, state + AttentionCode.VALUES, states, into, heads * valueDim);
     }
   }
 

@@ -28,6 +28,7 @@ final class X86Kernels implements Kernels {
   private final X86Elements elements;
   private final X86Attention attention;
   private final X86AttentionStates attentionStates;
+  private final X86CodeAttention codeAttention;
 
   private X86Kernels(Isa isa, Kernels other) {
     this.isa = isa;
@@ -35,6 +36,7 @@ final class X86Kernels implements Kernels {
     this.elements = new X86Elements(isa);
     this.attention = new X86Attention(isa);
     this.attentionStates = new X86AttentionStates(isa);
+    this.codeAttention = new X86CodeAttention(isa);
   }
 
   /** The set for an instruction set; empty where machine code or the instructions cannot run. */
@@ -228,7 +230,9 @@ final class X86Kernels implements Kernels {
 
   @Override
   public int attentionScratch(AttentionSpec spec) {
-    return Math.max(attention.scratchFloats(spec), other.attentionScratch(spec));
+    int codes = X86CodeAttention.supports(spec) ? X86CodeAttention.scratchFloats(spec) : 0;
+    int floats = Math.max(codes, attention.scratchFloats(spec));
+    return Math.max(floats, other.attentionScratch(spec));
   }
 
   @Override
@@ -243,7 +247,9 @@ final class X86Kernels implements Kernels {
       MemorySegment scratch,
       long scratchOffset,
       MemorySegment states) {
-    if (X86Attention.supports(spec, type)) {
+    if (type == KvCache.Type.Q8_0 && X86CodeAttention.supports(spec)) {
+      codeAttention.run(spec, q, tile, kv, keys, values, scratch, scratchOffset, states);
+    } else if (X86Attention.supports(spec, type)) {
       attention.run(spec, type, q, tile, kv, keys, values, scratch, scratchOffset, states);
     } else {
       other.attention(spec, type, q, tile, kv, keys, values, scratch, scratchOffset, states);

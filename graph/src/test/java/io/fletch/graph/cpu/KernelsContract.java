@@ -608,7 +608,9 @@ abstract class KernelsContract {
         }
         for (int i = 0; i < valueDim; i++) {
           double e = total == 0 ? 0 : expected[i] / total;
-          assertEquals(e, out.get(h * valueDim + i), 1e-4, "head " + h + " element " + i);
+          // Queries of 16 bits and weights of 15: a hundredth of what 8 bits of the cache cost.
+          double bound = type == KvCache.Type.Q8_0 ? 1e-3 : 1e-4;
+          assertEquals(e, out.get(h * valueDim + i), bound, "head " + h + " element " + i);
         }
       }
     }

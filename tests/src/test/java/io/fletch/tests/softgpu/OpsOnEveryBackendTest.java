@@ -272,9 +272,10 @@ class OpsOnEveryBackendTest {
         int block = type == KvCache.Type.F32 || type == KvCache.Type.F16 && n == 33 ? 1 : 32;
         all.put(
             "attention " + type,
+            // The CPU rounds queries and weights to 16 bits where the cache has codes.
             new Case(
                 1e-4,
-                1e-4,
+                type == KvCache.Type.Q8_0 ? 1e-3 : 1e-4,
                 0,
                 block,
                 type,

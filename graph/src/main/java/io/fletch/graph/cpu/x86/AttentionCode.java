@@ -7,16 +7,15 @@ import io.fletch.ffm.x86.Label;
 import io.fletch.ffm.x86.Mem;
 import io.fletch.ffm.x86.Opmask;
 import io.fletch.ffm.x86.Vec;
-import io.fletch.ffm.x86.Xmm;
 import io.fletch.graph.KvCache;
 
 /**
- * Generates online softmax attention of a few query heads over slots that they share, in chunks of
- * {@link #CHUNK} slots and in the order of operations of the scalar kernel. Keys and values are
- * loaded and widened once for all heads, whose softmax {@link SoftmaxCode} does.
+ * Generates online softmax attention of a few query heads over float slots that they share, in
+ * chunks of {@link #CHUNK} slots and in the order of operations of the scalar kernel. Keys and
+ * values are loaded and widened once for all heads, whose softmax {@link SoftmaxCode} does.
  *
  * <p>The state is float32: scores {@code [CHUNK][MAX_HEADS]}, what {@link #MAXIMUM} to {@link #CAP}
- * name, room to work, and from {@link #values} on the unnormalised results of the heads.
+ * name, room to work, and from {@link #VALUES} on the unnormalised results of the heads.
  */
 public final class AttentionCode {
   /** Slots of a chunk. */
@@ -45,20 +44,14 @@ public final class AttentionCode {
 
   private static final int FACTOR = SCALE + 4;
 
-  /** Scales of four slots, {@code [block][4]}. */
-  private static final int SCALES = FACTOR + MAX_HEADS;
+  /** Index of the first head's unnormalised result in a state; 0 before the first slot. */
+  public static final int VALUES = FACTOR + MAX_HEADS;
 
   /** Bytes of the scores of a slot. */
   private static final int SCORE_BYTES = SoftmaxCode.SCORE_BYTES;
 
-  /** Slots whose scores are computed together with 512 bits, and whose scales with any. */
+  /** Slots whose scores are computed together with 512 bits. */
   private static final int SLOTS = 4;
-
-  /** Bytes of halves 0, 2, 4, 6 and then 1, 3, 5, 7. */
-  private static final int[] HALVES = {0x05040100, 0x0d0c0908, 0x07060302, 0x0f0e0b0a};
-
-  /** Bytes of halves 1, 3, 5, 7, twice. */
-  private static final int[] UPPER_HALVES = {0x07060302, 0x0f0e0b0a, 0x07060302, 0x0f0e0b0a};
 
   private static final Gpr Q = Gpr.RDI;
   private static final Gpr KEYS = Gpr.RSI;
@@ -91,7 +84,6 @@ public final class AttentionCode {
   private final Assembler a = new Assembler();
   private final Lanes lanes;
   private final SoftmaxCode softmax;
-  private final boolean codes;
   private final KvCache.Type type;
   private final int keyDim;
   private final int keyStride;
@@ -99,12 +91,6 @@ public final class AttentionCode {
   private final int valueStride;
   private final int heads;
   private final int bytes;
-
-  /** Byte offset of the results in the state. */
-  private final int results;
-
-  /** Byte offset of the weights of a block of values, {@code [block][CHUNK][MAX_HEADS]}. */
-  private final int weights;
 
   private AttentionCode(
       KvCache.Type type,
@@ -116,7 +102,6 @@ public final class AttentionCode {
       boolean capped,
       Isa isa) {
     this.type = type;
-    this.codes = type == KvCache.Type.Q8_0;
     this.keyDim = keyDim;
     // What is prefetched is addressed from the slot at hand.
     int reach = (AHEAD + 1) * CHUNK;
@@ -136,26 +121,15 @@ public final class AttentionCode {
             Mem.of(STATE, 4 * FACTOR),
             Mem.of(STATE, 4 * SCALE),
             Mem.of(STATE, 4 * CAP));
-    this.results = 4 * values(type, keyDim, valueDim);
-    this.weights = codes ? 4 * weights(keyDim, valueDim) : 0;
   }
 
-  /** Whether heads of these widths can be taken. */
+  /** Whether heads of these widths can be taken; {@link CodeAttention} has Q8_0. */
   public static boolean supports(KvCache.Type type, int keyDim, int valueDim) {
-    int unit = type == KvCache.Type.Q8_0 ? 32 : 16;
-    return keyDim % unit == 0 && valueDim % unit == 0 && keyDim > 0 && valueDim > 0;
-  }
-
-  /** Index of the first head's unnormalised result in a state; 0 before the first slot. */
-  public static int values(KvCache.Type type, int keyDim, int valueDim) {
-    return type == KvCache.Type.Q8_0
-        ? weights(keyDim, valueDim) + valueDim / 32 * CHUNK * MAX_HEADS
-        : SCALES;
-  }
-
-  private static int weights(int keyDim, int valueDim) {
-    int pairs = (Math.max(keyDim, valueDim) / 32 + 1) / 2;
-    return SCALES + 2 * SLOTS * pairs;
+    return type != KvCache.Type.Q8_0
+        && keyDim % 16 == 0
+        && valueDim % 16 == 0
+        && keyDim > 0
+        && valueDim > 0;
   }
 
   /**
@@ -196,9 +170,6 @@ public final class AttentionCode {
     a.add(COUNT, COUNTER);
     softmax.emit(COUNTER, COUNT, Gpr.RAX, SCORE);
     a.sub(COUNT, COUNTER);
-    if (codes) {
-      eachSlot(VALUES_POINTER, valueStride, SLOTS, this::weightsOfBlocks);
-    }
     update();
     a.imul(Gpr.RAX, COUNT, valueStride);
     a.add(VALUES_POINTER, Gpr.RAX);
@@ -277,9 +248,6 @@ public final class AttentionCode {
   }
 
   private void scoresOfTile(int slots) {
-    if (codes && slots == SLOTS) {
-      scalesOfFour(keyStride, keyDim);
-    }
     for (int h = 0; h < heads; h++) {
       for (int s = 0; s < slots; s++) {
         a.vpxor(sum(h, s).xmm(), sum(h, s).xmm(), sum(h, s).xmm());
@@ -289,7 +257,7 @@ public final class AttentionCode {
       int vectors = Math.min(COLUMNS, keyDim - i) / 16;
       for (int v = 0; v < vectors; v++) {
         for (int s = 0; s < slots; s++) {
-          keyOfTile(key(v, s), s, i + 16 * v, slots);
+          load(key(v, s), s * keyStride, i + 16 * v);
         }
       }
       for (int h = 0; h < heads; h++) {
@@ -317,17 +285,6 @@ public final class AttentionCode {
 
   private Vec key(int vector, int slot) {
     return lanes.reg(16 + SLOTS * vector + slot);
-  }
-
-  private void keyOfTile(Vec k, int slot, int at, int slots) {
-    load(k, slot * keyStride, at);
-    if (codes && slots == SLOTS) {
-      a.vmulps(k, k, Mem.of(STATE, 4 * (SCALES + at / 32 * SLOTS + slot)).each());
-    } else if (codes) {
-      Vec d = lanes.reg(24);
-      half(d, Mem.of(SLOT, slot * keyStride + keyDim + at / 32 * 2));
-      a.vmulps(k, k, d);
-    }
   }
 
   // Of two registers that are to be halved together, one operand of the sum is a blend, which any
@@ -404,15 +361,8 @@ public final class AttentionCode {
       a.vxorps(lanes.reg(i), lanes.reg(i), lanes.reg(i));
     }
     Vec k = lanes.reg(8);
-    Vec d = lanes.reg(9);
     for (int i = 0; i < keyDim; i += 8) {
-      if (codes && i % 32 == 0) {
-        half(d, Mem.of(SLOT, keyDim + i / 32 * 2));
-      }
       load(k, 0, i);
-      if (codes) {
-        a.vmulps(k, k, d);
-      }
       for (int h = 0; h < heads; h++) {
         a.vfmadd231ps(lanes.reg(2 * h + i / 8 % 2), k, Mem.of(Q, 4 * (h * keyDim + i)));
       }
@@ -444,81 +394,13 @@ public final class AttentionCode {
 
   // ---- keys and values
 
-  /** Elements of a head as float32, without the scales of blocks. */
+  /** Elements of a head as float32. */
   private void load(Vec d, int slotOffset, int at) {
-    switch (type) {
-      case F32 -> a.vmovups(d, Mem.of(SLOT, slotOffset + 4 * at));
-      case F16 -> a.vcvtph2ps(d, Mem.of(SLOT, slotOffset + 2 * at));
-      case Q8_0 -> {
-        a.vpmovsxbd(d, Mem.of(SLOT, slotOffset + at));
-        a.vcvtdq2ps(d, d);
-      }
+    if (type == KvCache.Type.F16) {
+      a.vcvtph2ps(d, Mem.of(SLOT, slotOffset + 2 * at));
+    } else {
+      a.vmovups(d, Mem.of(SLOT, slotOffset + 4 * at));
     }
-  }
-
-  /** One half-precision number in all lanes as float32. */
-  private void half(Vec d, Mem m) {
-    Vec narrow = bytes == 64 ? d.ymm() : d.xmm();
-    a.vpbroadcastw(narrow, m);
-    a.vcvtph2ps(d, narrow);
-  }
-
-  /**
-   * Scales of the blocks of four slots, two blocks at a time, into the state; registers 0 and 1.
-   */
-  private void scalesOfFour(int stride, int dim) {
-    int blocks = dim / 32;
-    Xmm x = Xmm.XMM0;
-    for (int b = 0; b < blocks; b += 2) {
-      // The last of an odd number comes with the two codes in front of it.
-      boolean alone = b + 1 == blocks;
-      int at = dim + 2 * b - (alone ? 2 : 0);
-      a.vmovd(x, Mem.of(SLOT, at));
-      for (int s = 1; s < SLOTS; s++) {
-        a.vpinsrd(x, x, Mem.of(SLOT, s * stride + at), s);
-      }
-      a.vpshufb(x, x, a.ints(alone ? UPPER_HALVES : HALVES));
-      a.vcvtph2ps(x.ymm(), x);
-      a.vmovups(Mem.of(STATE, 4 * (SCALES + b * SLOTS)), x.ymm());
-    }
-  }
-
-  /** Weights times the scales of the blocks of values. */
-  private void weightsOfBlocks(int slots) {
-    if (slots == SLOTS) {
-      scalesOfFour(valueStride, valueDim);
-    }
-    for (int b = 0; b < valueDim / 32; b++) {
-      int to = weights + b * CHUNK * SCORE_BYTES;
-      Vec d = lanes.reg(0);
-      if (slots == 1) {
-        a.vpbroadcastw(d.xmm(), Mem.of(SLOT, valueDim + 2 * b));
-        a.vcvtph2ps(d.xmm(), d.xmm());
-        a.vmulps(d.xmm(), d.xmm(), Mem.of(SCORE));
-        a.vmovups(Mem.of(SCORE, to), d.xmm());
-        continue;
-      }
-      Mem scales = Mem.of(STATE, 4 * (SCALES + b * SLOTS));
-      for (int part = 0; part < lanes.parts; part++) {
-        if (lanes.parts == 1) {
-          a.vbroadcasti32x4(d, scales);
-        } else {
-          a.vbroadcasti128(d.ymm(), scales);
-        }
-        a.vpermilps(d, d, slotOfLane(part));
-        a.vmulps(d, d, Mem.of(SCORE, part * bytes));
-        a.vmovups(Mem.of(SCORE, to + part * bytes), d);
-      }
-    }
-  }
-
-  /** Lanes hold the heads of one slot after another. */
-  private Mem slotOfLane(int part) {
-    int[] slots = new int[bytes / 4];
-    for (int i = 0; i < slots.length; i++) {
-      slots[i] = part * SLOTS / lanes.parts + i / MAX_HEADS;
-    }
-    return a.ints(slots);
   }
 
   // ---- results
@@ -533,7 +415,7 @@ public final class AttentionCode {
   }
 
   private Mem result(int head, int vector) {
-    return Mem.of(STATE, results + 4 * head * valueDim + vector * bytes);
+    return Mem.of(STATE, 4 * VALUES + 4 * head * valueDim + vector * bytes);
   }
 
   /** As many columns of the results as registers hold. */
@@ -552,14 +434,12 @@ public final class AttentionCode {
         1,
         slots -> {
           for (int i = 0; i < count; i++) {
-            int at = (from + i) * bytes / 4;
-            if (i == 0 || (codes && at % 32 == 0)) {
-              int block = codes ? weights + at / 32 * CHUNK * SCORE_BYTES : 0;
+            if (i == 0) {
               for (int h = 0; h < heads; h++) {
-                a.vbroadcastss(lanes.reg(base + 1 + h), Mem.of(SCORE, block + 4 * h));
+                a.vbroadcastss(lanes.reg(base + 1 + h), Mem.of(SCORE, 4 * h));
               }
             }
-            load(v, 0, at);
+            load(v, 0, (from + i) * bytes / 4);
             for (int h = 0; h < heads; h++) {
               a.vfmadd231ps(lanes.reg(count * h + i), lanes.reg(base + 1 + h), v);
             }

@@ -45,7 +45,7 @@ final class SoftmaxCode {
    * @param maximum the heads' maxima, updated; -inf before the first chunk
    * @param sum the heads' sums of weights, updated; 0 before the first chunk
    * @param factor where to put what results and sums of earlier chunks are worth, for each head
-   * @param scale one number that scores are multiplied by
+   * @param scale one number that scores are multiplied by; null where they were already
    * @param cap the soft cap, one number; not read without one
    */
   SoftmaxCode(
@@ -80,13 +80,19 @@ final class SoftmaxCode {
   void emit(Gpr from, Gpr to, Gpr temp, Gpr pointer) {
     final int vectors = CHUNK * SCORE_BYTES / bytes;
     final Xmm minusInfinity = Xmm.XMM15;
-    a.vbroadcastss(lanes.reg(14), scale);
+    if (scale != null) {
+      a.vbroadcastss(lanes.reg(14), scale);
+    }
     if (capped) {
       a.vbroadcastss(lanes.reg(13), cap);
     }
-    for (int i = 0; i < vectors; i++) {
+    for (int i = 0; (scale != null || capped) && i < vectors; i++) {
       Vec x = lanes.reg(0);
-      a.vmulps(x, lanes.reg(14), Mem.of(scores, i * bytes));
+      if (scale != null) {
+        a.vmulps(x, lanes.reg(14), Mem.of(scores, i * bytes));
+      } else {
+        a.vmovups(x, Mem.of(scores, i * bytes));
+      }
       if (capped) {
         lanes.softCap(x, lanes.reg(13), lanes.reg(2), lanes.reg(3));
       }
