@@ -1,24 +1,42 @@
 package io.fletch.quant;
 
 import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
+import java.nio.channels.OverlappingFileLockException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
+import java.util.ArrayList;
+import java.util.HexFormat;
+import java.util.List;
+import java.util.Set;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ThreadLocalRandom;
+import java.util.regex.Pattern;
+import java.util.stream.Stream;
 
 /**
  * A file that appears under its name only when it is complete: it is written beside its target
  * under a temporary name, forced to the disk, and renamed. Closing it before {@link #commit} leaves
  * nothing behind. Confined to one thread.
+ *
+ * <p>A process that is killed leaves the temporary file. It is locked while it is written, so the
+ * next writer of the same target knows that nobody writes it any more, and removes it. Where files
+ * cannot be locked it stays.
  */
 final class AtomicFile implements AutoCloseable {
   /** An NIO buffer cannot be larger than 2 GiB; a piece this large costs nothing per byte. */
   private static final long PIECE = 64L << 20;
+
+  /** Temporary files of this process: the system does not tell its own locks apart. */
+  private static final Set<Path> OWN = ConcurrentHashMap.newKeySet();
+
+  private static final String SUFFIX = "[0-9a-f]{16}";
 
   private final Path target;
   private final Path temporary;
@@ -26,13 +44,66 @@ final class AtomicFile implements AutoCloseable {
   private boolean complete;
   private boolean moved;
 
+  /** Removes what killed writers of the target left, and begins a file. */
   AtomicFile(Path target) throws IOException {
+    this(target, true);
+  }
+
+  /**
+   * Begins a file.
+   *
+   * @param clean whether to look for leftovers, which lists the folder: not for each of thousands
+   *     of files in one that is removed as a whole
+   */
+  AtomicFile(Path target, boolean clean) throws IOException {
     this.target = target.toAbsolutePath();
-    String suffix = Long.toUnsignedString(ThreadLocalRandom.current().nextLong(), 36);
+    if (clean) {
+      removeLeftovers(this.target);
+    }
+    String suffix = HexFormat.of().toHexDigits(ThreadLocalRandom.current().nextLong());
     this.temporary =
         this.target.resolveSibling("." + this.target.getFileName() + "." + suffix + ".tmp");
-    this.channel =
-        FileChannel.open(temporary, StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE);
+    OWN.add(temporary);
+    try {
+      this.channel =
+          FileChannel.open(temporary, StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE);
+    } catch (IOException | RuntimeException e) {
+      OWN.remove(temporary);
+      throw e;
+    }
+    // Held until the channel is closed. Without one nobody takes it for a leftover either.
+    isLocked(channel);
+  }
+
+  /** Takes the lock of a file; false if somebody has it or there are no locks. */
+  private static boolean isLocked(FileChannel channel) {
+    try {
+      return channel.tryLock() != null;
+    } catch (IOException | OverlappingFileLockException _) {
+      return false;
+    }
+  }
+
+  /** Removes temporary files of the target that died with their writers. */
+  private static void removeLeftovers(Path target) {
+    String name = Pattern.quote("." + target.getFileName() + ".") + SUFFIX + "\\.tmp";
+    List<Path> left = new ArrayList<>();
+    try (Stream<Path> files = Files.list(target.getParent())) {
+      files.filter(p -> p.getFileName().toString().matches(name)).forEach(left::add);
+    } catch (IOException | UncheckedIOException _) {
+      return; // A folder that lists nothing can still take files.
+    }
+    for (Path file : left) {
+      if (!OWN.contains(file)) {
+        try (FileChannel channel = FileChannel.open(file, StandardOpenOption.WRITE)) {
+          if (isLocked(channel)) {
+            Files.deleteIfExists(file);
+          }
+        } catch (IOException _) {
+          // Somebody else's, or gone: not what the new file needs.
+        }
+      }
+    }
   }
 
   /** Bytes written so far. */
@@ -79,7 +150,6 @@ final class AtomicFile implements AutoCloseable {
       at += channel.write(buffer, at);
     }
     channel.force(true);
-    channel.close();
     complete = true;
   }
 
@@ -90,6 +160,7 @@ final class AtomicFile implements AutoCloseable {
     }
     Files.move(temporary, target, StandardCopyOption.ATOMIC_MOVE);
     moved = true;
+    channel.close();
   }
 
   @Override
@@ -100,6 +171,7 @@ final class AtomicFile implements AutoCloseable {
       if (!moved) {
         Files.deleteIfExists(temporary);
       }
+      OWN.remove(temporary);
     }
   }
 }

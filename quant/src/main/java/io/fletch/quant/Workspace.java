@@ -93,7 +93,7 @@ public final class Workspace {
   }
 
   private void write(Path target, TensorSource source) {
-    try (AtomicFile file = new AtomicFile(target)) {
+    try (AtomicFile file = new AtomicFile(target, false)) {
       source.writeTo(file::write);
       file.complete(new byte[0]);
       file.commit();
