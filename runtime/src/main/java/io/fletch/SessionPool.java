@@ -1,6 +1,7 @@
 package io.fletch;
 
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Objects;
 
@@ -164,12 +165,8 @@ public final class SessionPool implements AutoCloseable {
   }
 
   private static int common(int[] a, int[] b) {
-    int most = Math.min(a.length, b.length);
-    int n = 0;
-    while (n < most && a[n] == b[n]) {
-      n++;
-    }
-    return n;
+    int n = Arrays.mismatch(a, b);
+    return n < 0 ? a.length : n;
   }
 
   /** Takes back a session that works; it waits for the next request. */

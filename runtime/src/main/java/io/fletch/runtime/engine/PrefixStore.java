@@ -4,6 +4,7 @@ import io.fletch.graph.Executable;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.LowRankAdapter;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.concurrent.locks.ReentrantReadWriteLock;
 
@@ -28,12 +29,8 @@ final class PrefixStore implements AutoCloseable {
       if (!terms.equals(of.terms())) {
         return 0;
       }
-      int most = Math.min(ids.length, tokens.length);
-      int n = 0;
-      while (n < most && ids[n] == tokens[n]) {
-        n++;
-      }
-      return n;
+      int n = Arrays.mismatch(ids, tokens);
+      return n < 0 ? ids.length : n;
     }
   }
 

@@ -2,7 +2,6 @@ package io.fletch.runtime.engine;
 
 import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
-import java.lang.reflect.Proxy;
 import org.jetbrains.lincheck.datastructures.ModelCheckingOptions;
 import org.jetbrains.lincheck.datastructures.Operation;
 import org.junit.jupiter.api.Test;
@@ -136,20 +135,8 @@ class StepSchedulerInterleavingsTest {
     }
   }
 
-  private static <T> T stub(Class<T> type, Object answer) {
-    return type.cast(
-        Proxy.newProxyInstance(
-            type.getClassLoader(),
-            new Class<?>[] {type},
-            (proxy, method, args) ->
-                switch (method.getName()) {
-                  case "newBatch" -> answer;
-                  case "maxLogitRows" -> 64;
-                  default -> method.getReturnType() == boolean.class ? false : null;
-                }));
-  }
-
   private static Executable executable() {
-    return stub(Executable.class, stub(Batch.class, null));
+    Batch batch = Stubs.of(Batch.class, (method, _) -> method.equals("maxLogitRows") ? 64 : null);
+    return Stubs.of(Executable.class, (method, _) -> method.equals("newBatch") ? batch : null);
   }
 }
