@@ -74,6 +74,9 @@ public final class AttentionCode {
   /** Chunks between what is prefetched from memory and what is used. */
   private static final int AHEAD = 4;
 
+  /** Lines of four keys that are prefetched during the softmax. */
+  private static final int LATER = 2;
+
   /** Slots between what is prefetched from the level-2 cache and what is used. */
   private static final int NEXT = 16;
 
@@ -168,7 +171,7 @@ public final class AttentionCode {
     a.add(KEYS, Gpr.RAX);
     a.mov(COUNTER, Mem.of(STATE, 4 * FRONT));
     a.add(COUNT, COUNTER);
-    softmax.emit(COUNTER, COUNT, Gpr.RAX, SCORE);
+    softmax.emit(COUNTER, COUNT, Gpr.RAX, SCORE, this::prefetchLater);
     a.sub(COUNT, COUNTER);
     update();
     a.imul(Gpr.RAX, COUNT, valueStride);
@@ -220,14 +223,34 @@ public final class AttentionCode {
   }
 
   /**
-   * What comes some chunks later into the level-2 cache, since the hardware does not look beyond a
-   * page and the level-1 cache has too few misses at a time for the bandwidth of memory; and what
-   * comes next from there.
+   * Prefetches the share that one of some parts of the work on slots has: what comes some chunks
+   * later into the level-2 cache, since the hardware does not look beyond a page and the level-1
+   * cache has too few misses at a time for the bandwidth of memory; and what comes next from there.
+   * In parts, because misses that come all at once hold up the loads behind them.
+   *
+   * @param left lines at the end that others prefetch from memory
    */
-  private void prefetch(int slots, int stride) {
-    for (int i = 0; i < slots * stride; i += 64) {
-      a.prefetcht0(Mem.of(SLOT, NEXT * stride + i));
-      a.prefetcht1(Mem.of(SLOT, AHEAD * CHUNK * stride + i));
+  private void prefetch(int part, int parts, int slots, int stride, int left) {
+    int lines = (slots * stride + 63) / 64;
+    for (int n = part * lines / parts; n < (part + 1) * lines / parts; n++) {
+      a.prefetcht0(Mem.of(SLOT, NEXT * stride + 64 * n));
+    }
+    lines -= left;
+    for (int n = part * lines / parts; n < (part + 1) * lines / parts; n++) {
+      a.prefetcht1(Mem.of(SLOT, AHEAD * CHUNK * stride + 64 * n));
+    }
+  }
+
+  /** Lines of every four keys that are prefetched during the softmax, when memory would idle. */
+  private int later() {
+    return lanes.parts == 1 ? Math.min(LATER, SLOTS * keyStride / 64) : 0;
+  }
+
+  /** What {@link #prefetch} left of keys; those of the chunk at hand are behind the pointer. */
+  private void prefetchLater(int pause) {
+    int end = ((AHEAD - 1) * CHUNK + (pause + 1) * SLOTS) * keyStride;
+    for (int i = 1; i <= later(); i++) {
+      a.prefetcht1(Mem.of(KEYS, end - 64 * i));
     }
   }
 
@@ -268,6 +291,10 @@ public final class AttentionCode {
             a.vfmadd231ps(sum(h, s), query, key(v, s));
           }
         }
+        if (slots == SLOTS) {
+          int parts = (keyDim + COLUMNS - 1) / COLUMNS * heads;
+          prefetch(i / COLUMNS * heads + h, parts, SLOTS, keyStride, later());
+        }
         if (i + COLUMNS >= keyDim) {
           // Among the products of the next head, which do not wait for it.
           reduceHead(h, slots);
@@ -277,7 +304,6 @@ public final class AttentionCode {
     reduceHeads();
     if (slots == SLOTS) {
       a.vmovups(Mem.of(SCORE), sum(0, 0));
-      prefetch(SLOTS, keyStride);
     } else {
       a.vmovups(Mem.of(SCORE), sum(0, 0).xmm());
     }
@@ -366,6 +392,7 @@ public final class AttentionCode {
       for (int h = 0; h < heads; h++) {
         a.vfmadd231ps(lanes.reg(2 * h + i / 8 % 2), k, Mem.of(Q, 4 * (h * keyDim + i)));
       }
+      prefetch(i / 8, keyDim / 8, 1, keyStride, 0);
     }
     for (int h = 0; h < heads; h++) {
       a.vaddps(lanes.reg(2 * h), lanes.reg(2 * h), lanes.reg(2 * h + 1));
@@ -382,7 +409,6 @@ public final class AttentionCode {
     a.vextractf128(t.xmm(), low.ymm(), 1);
     a.vunpcklps(low.xmm(), low.xmm(), t.xmm());
     a.vmovups(Mem.of(SCORE), low.xmm());
-    prefetch(1, keyStride);
   }
 
   /** Four partial sums of x and of y. */
@@ -443,9 +469,7 @@ public final class AttentionCode {
             for (int h = 0; h < heads; h++) {
               a.vfmadd231ps(lanes.reg(count * h + i), lanes.reg(base + 1 + h), v);
             }
-          }
-          if (from == 0) {
-            prefetch(1, valueStride);
+            prefetch(from + i, valueDim * 4 / bytes, 1, valueStride, 0);
           }
         });
     for (int h = 0; h < heads; h++) {

@@ -8,6 +8,7 @@ import io.fletch.ffm.x86.Mem;
 import io.fletch.ffm.x86.Vec;
 import io.fletch.ffm.x86.Xmm;
 import io.fletch.ffm.x86.Zmm;
+import java.util.function.IntConsumer;
 
 /**
  * The step of online softmax over a chunk of positions for up to four query heads, in the order of
@@ -26,6 +27,9 @@ final class SoftmaxCode {
   /** Bytes of the scores of a position. */
   static final int SCORE_BYTES = 4 * HEADS;
 
+  /** Vectors of maxima in work, so that they do not wait for each other. */
+  private static final int MAXIMA = 4;
+
   private final Lanes lanes;
   private final Assembler a;
   private final int bytes;
@@ -36,6 +40,7 @@ final class SoftmaxCode {
   private final Mem factor;
   private final Mem scale;
   private final Mem cap;
+  private int pauses;
 
   /**
    * Emits nothing. The places may share a base register, none of those {@link #emit} overwrites.
@@ -78,38 +83,64 @@ final class SoftmaxCode {
    *     are ignored, weights there become 0
    */
   void emit(Gpr from, Gpr to, Gpr temp, Gpr pointer) {
+    emit(from, to, temp, pointer, i -> {});
+  }
+
+  /**
+   * The same.
+   *
+   * @param pause emits what is to be done between two vectors of exponentials, told how many came
+   *     before: what does not need the units that they need, and changes no register
+   */
+  void emit(Gpr from, Gpr to, Gpr temp, Gpr pointer, IntConsumer pause) {
     final int vectors = CHUNK * SCORE_BYTES / bytes;
+    pauses = 0;
     final Xmm minusInfinity = Xmm.XMM15;
+    final Label some = a.label();
+    final Label maxima = a.label();
+    a.vbroadcastss(minusInfinity, a.floating(Float.NEGATIVE_INFINITY));
     if (scale != null) {
       a.vbroadcastss(lanes.reg(14), scale);
     }
     if (capped) {
       a.vbroadcastss(lanes.reg(13), cap);
     }
-    for (int i = 0; (scale != null || capped) && i < vectors; i++) {
-      Vec x = lanes.reg(0);
-      if (scale != null) {
-        a.vmulps(x, lanes.reg(14), Mem.of(scores, i * bytes));
-      } else {
-        a.vmovups(x, Mem.of(scores, i * bytes));
+    if (!capped) {
+      // What most chunks are: no pass over scores that were just stored.
+      a.mov(temp, to);
+      a.sub(temp, from);
+      a.cmp(temp, CHUNK);
+      a.jcc(Condition.NE, some);
+      for (int i = 0; i < vectors; i++) {
+        Vec x = i < MAXIMA ? maximum(i) : lanes.reg(0);
+        scaled(x, i);
+        if (i >= MAXIMA) {
+          a.vmaxps(maximum(i), maximum(i), x);
+        }
       }
-      if (capped) {
-        lanes.softCap(x, lanes.reg(13), lanes.reg(2), lanes.reg(3));
+      a.jmp(maxima);
+    }
+    a.bind(some);
+    if (scale != null || capped) {
+      for (int i = 0; i < vectors; i++) {
+        scaled(lanes.reg(0), i);
       }
-      a.vmovups(Mem.of(scores, i * bytes), x);
     }
     hide(from, to, temp, pointer);
-    // A NaN may get lost here: its weight is one, and through the sum the result.
-    Vec max = lanes.reg(8);
-    Vec other = lanes.reg(9);
-    Vec t = lanes.reg(12);
-    a.vmovups(max, Mem.of(scores));
-    a.vmovups(other, Mem.of(scores, bytes));
-    for (int i = 2; i < vectors; i++) {
-      Vec m = i % 2 == 0 ? max : other;
-      a.vmaxps(m, m, Mem.of(scores, i * bytes));
+    for (int i = 0; i < vectors; i++) {
+      if (i < MAXIMA) {
+        a.vmovups(maximum(i), Mem.of(scores, i * bytes));
+      } else {
+        a.vmaxps(maximum(i), maximum(i), Mem.of(scores, i * bytes));
+      }
     }
-    a.vmaxps(max, max, other);
+    a.bind(maxima);
+    // A NaN may get lost here: its weight is one, and through the sum the result.
+    final Vec max = maximum(0);
+    final Vec t = lanes.reg(12);
+    a.vmaxps(max, max, maximum(1));
+    a.vmaxps(maximum(2), maximum(2), maximum(3));
+    a.vmaxps(max, max, maximum(2));
     if (bytes == 64) {
       a.vextractf64x4(t.ymm(), (Zmm) max, 1);
       a.vmaxps(max.ymm(), max.ymm(), t.ymm());
@@ -131,7 +162,7 @@ final class SoftmaxCode {
     } else {
       a.vinsertf128(max.ymm(), max.ymm(), max.xmm(), 1);
     }
-    sumOfWeights(0, 1, vectors, max, 0);
+    sumOfWeights(0, 1, vectors, max, 0, pause);
     Vec total = lanes.reg(0);
     if (bytes == 64) {
       lanes.toEight(new Vec[] {total}, t);
@@ -142,9 +173,28 @@ final class SoftmaxCode {
     a.vmovups(sum, total.xmm());
   }
 
-  /** Scores outside the range become -inf, whose weight is 0; leaves -inf in register 15. */
+  private Vec maximum(int vector) {
+    return lanes.reg(8 + vector % MAXIMA);
+  }
+
+  /** Scales and caps a vector of scores, in memory as well. */
+  private void scaled(Vec x, int vector) {
+    Mem score = Mem.of(scores, vector * bytes);
+    if (scale != null) {
+      a.vmulps(x, lanes.reg(14), score);
+    } else {
+      a.vmovups(x, score);
+    }
+    if (capped) {
+      lanes.softCap(x, lanes.reg(13), lanes.reg(2), lanes.reg(3));
+    }
+    if (scale != null || capped) {
+      a.vmovups(score, x);
+    }
+  }
+
+  /** Scores outside the range become -inf, of which register 15 is full. */
   private void hide(Gpr from, Gpr to, Gpr temp, Gpr pointer) {
-    a.vbroadcastss(Xmm.XMM15, a.floating(Float.NEGATIVE_INFINITY));
     a.mov(pointer, scores);
     a.mov(temp, 0);
     Label front = a.here();
@@ -176,14 +226,15 @@ final class SoftmaxCode {
    * Turns the vectors {@code first, first + step, ...} of scores into weights, and sums them into
    * the register {@code to}: positions that are 16 apart first, then 8, 4 and so on.
    */
-  private void sumOfWeights(int first, int step, int vectors, Vec base, int to) {
+  private void sumOfWeights(int first, int step, int vectors, Vec base, int to, IntConsumer pause) {
     Vec x = lanes.reg(to);
     if (step < vectors) {
-      sumOfWeights(first, 2 * step, vectors, base, to);
-      sumOfWeights(first + step, 2 * step, vectors, base, to + 1);
+      sumOfWeights(first, 2 * step, vectors, base, to, pause);
+      sumOfWeights(first + step, 2 * step, vectors, base, to + 1, pause);
       a.vaddps(x, x, lanes.reg(to + 1));
       return;
     }
+    pause.accept(pauses++);
     a.vmovups(x, Mem.of(scores, first * bytes));
     a.vsubps(x, x, base);
     lanes.expOfNegative(x, lanes.reg(12), lanes.reg(13), lanes.reg(14));
