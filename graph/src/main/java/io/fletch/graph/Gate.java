@@ -87,6 +87,7 @@ public record Gate(int layer, Unit unit, Branch branch) {
       case Op.Attention o -> o.gate();
       case Op.Activate o -> o.gate();
       case Op.Add o -> o.gate();
+      case Op.Affine o -> o.gate();
       case Op.Replace o -> Optional.of(o.gate());
       case Op.Adapt o -> o.gate();
       case Op.Embedding o -> Optional.empty();

@@ -409,6 +409,24 @@ public record Graph(
       return out;
     }
 
+    /** Multiplication by a factor for each element, and a bias. */
+    public Value affine(
+        String valueName, Value in, Tensor factors, Optional<Tensor> bias, Optional<Gate> gate) {
+      if (factors.elements() != in.width()
+          || bias.isPresent() && bias.get().elements() != in.width()) {
+        throw new IllegalArgumentException(
+            valueName
+                + ": factors and bias: expected="
+                + in.width()
+                + " actual="
+                + factors.elements()
+                + bias.map(b -> " and " + b.elements()).orElse(""));
+      }
+      Value out = value(valueName, in.width(), in.rows());
+      ops.add(new Op.Affine(in, factors, bias, gate, out));
+      return out;
+    }
+
     /** Soft cap. */
     public Value softCap(String valueName, Value in, float cap) {
       Value out = value(valueName, in.width(), in.rows());

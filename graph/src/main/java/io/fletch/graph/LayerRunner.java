@@ -207,6 +207,7 @@ public final class LayerRunner {
             case Op.Replace o -> values.get(o.branch());
             case Op.KeepLargest o -> ReferenceExecutable.keepLargest(o, values.get(o.in()));
             case Op.Scale o -> ReferenceExecutable.scale(o, values.get(o.in()));
+            case Op.Affine o -> ReferenceExecutable.affine(o, values.get(o.in()));
             case Op.SoftCap o -> ReferenceExecutable.softCap(o, values.get(o.in()));
             case Op.Slice o -> ReferenceExecutable.slice(o, values.get(o.in()));
             case Op.Gather o -> ReferenceExecutable.gather(o, values);

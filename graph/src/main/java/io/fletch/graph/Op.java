@@ -225,6 +225,23 @@ public sealed interface Op {
     }
   }
 
+  /**
+   * {@code f_i x_i + b_i} (a product whose rows grow, as those of DoRA do); rows whose gate says
+   * skip read as zero.
+   */
+  record Affine(Value in, Tensor factors, Optional<Tensor> bias, Optional<Gate> gate, Value out)
+      implements Op {
+    @Override
+    public Optional<Value> output() {
+      return Optional.of(out);
+    }
+
+    @Override
+    public List<Value> inputs() {
+      return List.of(in);
+    }
+  }
+
   /** {@code cap * tanh(x / cap)}. */
   record SoftCap(Value in, float cap, Value out) implements Op {
     @Override

@@ -165,6 +165,7 @@ final class ReferenceExecutable implements Executable {
             case Op.Replace o -> replace(o, values.get(o.residual()), values.get(o.branch()), b);
             case Op.KeepLargest o -> keepLargest(o, values.get(o.in()));
             case Op.Scale o -> scale(o, values.get(o.in()));
+            case Op.Affine o -> affine(o, values.get(o.in()), b);
             case Op.SoftCap o -> softCap(o, values.get(o.in()));
             case Op.Slice o -> slice(o, values.get(o.in()));
             case Op.Gather o -> gather(o, values);
@@ -678,6 +679,30 @@ final class ReferenceExecutable implements Executable {
     float[] y = new float[x.length];
     for (int i = 0; i < x.length; i++) {
       y[i] = x[i] * o.factor();
+    }
+    return y;
+  }
+
+  private static float[] affine(Op.Affine o, float[] x, AbstractBatch b) {
+    float[] y = affine(o, x);
+    int width = o.in().width();
+    for (int r = 0; r < y.length / width; r++) {
+      if (skipped(o.gate(), o.in().rows(), r, b)) {
+        Arrays.fill(y, r * width, (r + 1) * width, 0);
+      }
+    }
+    return y;
+  }
+
+  /** Without a gate. */
+  static float[] affine(Op.Affine o, float[] x) {
+    float[] factors = Dequantizer.toFloats(o.factors());
+    float[] bias = o.bias().map(Dequantizer::toFloats).orElse(null);
+    float[] y = new float[x.length];
+    for (int i = 0; i < y.length; i++) {
+      int column = i % factors.length;
+      float product = factors[column] * x[i];
+      y[i] = bias == null ? product : product + bias[column];
     }
     return y;
   }

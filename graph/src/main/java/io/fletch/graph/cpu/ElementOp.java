@@ -247,6 +247,47 @@ abstract sealed class ElementOp {
     }
   }
 
+  static final class Affine extends ElementOp {
+    private final Place in;
+    private final MemorySegment factors;
+    private final MemorySegment bias;
+    private final boolean hasBias;
+
+    /**
+     * The op.
+     *
+     * @param bias {@link MemorySegment#NULL} for none
+     */
+    Affine(
+        Place in,
+        MemorySegment factors,
+        MemorySegment bias,
+        Place out,
+        int gate,
+        boolean readWhenSkipped) {
+      super(gate, readWhenSkipped, out);
+      this.in = in;
+      this.factors = factors;
+      this.bias = bias;
+      hasBias = bias.byteSize() > 0;
+    }
+
+    @Override
+    void run(Frame f, int row, long from, int n) {
+      MemorySegment y = out.segment(f);
+      long to = out.at(row) + from;
+      f.kernels.multiply(in.segment(f), in.at(row) + from, factors, from, n, y, to);
+      if (hasBias) {
+        f.kernels.add(y, to, bias, from, 1f, n, y, to);
+      }
+    }
+
+    @Override
+    public String toString() {
+      return "affine";
+    }
+  }
+
   static final class Capped extends ElementOp {
     private final Place in;
     private final float cap;

@@ -233,6 +233,7 @@ final class Fusion {
         || op instanceof Op.Adapt
         || op instanceof Op.Add
         || op instanceof Op.Scale
+        || op instanceof Op.Affine
         || op instanceof Op.SoftCap;
   }
 

@@ -257,6 +257,16 @@ public interface Kernels {
   /** {@code dst = factor * x}. */
   void scale(MemorySegment x, long offset, float factor, int n, MemorySegment dst, long dstOffset);
 
+  /** {@code dst[i] = a[i] * b[i]}. */
+  void multiply(
+      MemorySegment a,
+      long aOffset,
+      MemorySegment b,
+      long bOffset,
+      int n,
+      MemorySegment dst,
+      long dstOffset);
+
   /** {@code dst = cap * tanh(x / cap)}. */
   void softCap(MemorySegment x, long offset, float cap, int n, MemorySegment dst, long dstOffset);
 

@@ -307,6 +307,7 @@ final class Lowering {
       case Op.Activate o -> new RowStage.Elements(element(op), o.out().width());
       case Op.Add o -> new RowStage.Elements(element(op), o.out().width());
       case Op.Scale o -> new RowStage.Elements(element(op), o.out().width());
+      case Op.Affine o -> new RowStage.Elements(element(op), o.out().width());
       case Op.SoftCap o -> new RowStage.Elements(element(op), o.out().width());
       case Op.LayerNorm o ->
           new RowStage.MeanNorm(
@@ -365,6 +366,14 @@ final class Lowering {
           new ElementOp.Add(
               place(o.residual()), place(o.branch()), o.scale(), place(o.out()), gate, read);
       case Op.Scale o -> new ElementOp.Scaled(place(o.in()), o.factor(), place(o.out()), gate);
+      case Op.Affine o ->
+          new ElementOp.Affine(
+              place(o.in()),
+              floats.apply(o.factors()),
+              o.bias().map(floats).orElse(MemorySegment.NULL),
+              place(o.out()),
+              gate,
+              read);
       case Op.SoftCap o -> new ElementOp.Capped(place(o.in()), o.cap(), place(o.out()), gate);
       default -> throw new IllegalStateException("not element-wise: " + op);
     };

@@ -271,6 +271,7 @@ final class Placement {
       case Op.Add o -> List.of(o.residual());
       case Op.Adapt o -> List.of(o.base());
       case Op.Scale o -> List.of(o.in());
+      case Op.Affine o -> List.of(o.in());
       case Op.SoftCap o -> List.of(o.in());
       case Op.Activate o -> List.of(o.up());
       case Op.Rope o -> List.of(o.in());

@@ -295,6 +295,21 @@ final class ScalarKernels implements Kernels {
   }
 
   @Override
+  public void multiply(
+      MemorySegment a,
+      long aOffset,
+      MemorySegment b,
+      long bOffset,
+      int n,
+      MemorySegment dst,
+      long dstOffset) {
+    for (int i = 0; i < n; i++) {
+      float v = Segments.f32(a, aOffset + i) * Segments.f32(b, bOffset + i);
+      Segments.f32(dst, dstOffset + i, v);
+    }
+  }
+
+  @Override
   public void softCap(
       MemorySegment x, long offset, float cap, int n, MemorySegment dst, long dstOffset) {
     for (int i = 0; i < n; i++) {

@@ -411,6 +411,22 @@ final class VectorKernels implements Kernels {
   }
 
   @Override
+  public void multiply(
+      MemorySegment a,
+      long aOffset,
+      MemorySegment b,
+      long bOffset,
+      int n,
+      MemorySegment dst,
+      long dstOffset) {
+    int whole = n - n % L;
+    for (int i = 0; i < whole; i += L) {
+      store(load(a, aOffset + i).mul(load(b, bOffset + i)), dst, dstOffset + i);
+    }
+    SCALAR.multiply(a, aOffset + whole, b, bOffset + whole, n - whole, dst, dstOffset + whole);
+  }
+
+  @Override
   public void softCap(
       MemorySegment x, long offset, float cap, int n, MemorySegment dst, long dstOffset) {
     int whole = n - n % L;

@@ -50,6 +50,7 @@ final class X86Elements {
   private final Map<RopeSpec.Style, Lazy> rope;
   private final Map<TensorType, Lazy> accumulate = new EnumMap<>(TensorType.class);
   private final Lazy add;
+  private final Lazy multiply;
   private final Lazy scale;
   private final Lazy softCap;
   private final Lazy rmsNorm;
@@ -69,6 +70,7 @@ final class X86Elements {
       accumulate.put(t, new Lazy("accumulate " + t + set, () -> AccumulateCode.emit(t, isa)));
     }
     add = new Lazy("add" + set, () -> ElementCode.add(isa));
+    multiply = new Lazy("multiply" + set, () -> ElementCode.multiply(isa));
     scale = new Lazy("scale" + set, () -> ElementCode.scale(isa));
     softCap = new Lazy("soft cap" + set, () -> ElementCode.softCap(isa));
     rmsNorm = new Lazy("rms norm" + set, () -> ElementCode.rmsNorm(isa));
@@ -218,6 +220,17 @@ final class X86Elements {
 
   void scale(MemorySegment x, long offset, float factor, int n, MemorySegment dst, long dstOffset) {
     scale.call(floats(x, offset, n), 0, n, bits(factor), floats(dst, dstOffset, n));
+  }
+
+  void multiply(
+      MemorySegment a,
+      long aOffset,
+      MemorySegment b,
+      long bOffset,
+      int n,
+      MemorySegment dst,
+      long dstOffset) {
+    multiply.call(floats(a, aOffset, n), floats(b, bOffset, n), n, 0, floats(dst, dstOffset, n));
   }
 
   void softCap(MemorySegment x, long offset, float cap, int n, MemorySegment dst, long dstOffset) {

@@ -212,6 +212,18 @@ final class X86Kernels implements Kernels {
   }
 
   @Override
+  public void multiply(
+      MemorySegment a,
+      long aOffset,
+      MemorySegment b,
+      long bOffset,
+      int n,
+      MemorySegment dst,
+      long dstOffset) {
+    elements.multiply(a, aOffset, b, bOffset, n, dst, dstOffset);
+  }
+
+  @Override
   public void softCap(
       MemorySegment x, long offset, float cap, int n, MemorySegment dst, long dstOffset) {
     elements.softCap(x, offset, cap, n, dst, dstOffset);

@@ -639,6 +639,16 @@ final class CudaLowering {
               o.out().width(),
               at(o.in()),
               at(o.out()));
+      case Op.Affine o -> {
+        int n = o.out().width();
+        PtxKernel k = e.affine(n, o.bias().isPresent(), o.gate(), o.in().rows());
+        long factors = weights.address(o.factors());
+        long[] p =
+            o.bias().isPresent()
+                ? new long[] {at(o.in()), factors, at(o.out()), weights.address(o.bias().get())}
+                : new long[] {at(o.in()), factors, at(o.out())};
+        run.element(op, "affine", k, n, p);
+      }
       case Op.SoftCap o ->
           run.element(
               op,

@@ -94,6 +94,10 @@ final class DeviceWeights {
         case Op.KeepLargest o -> {}
         case Op.Adapt o -> {}
         case Op.Scale o -> {}
+        case Op.Affine o -> {
+          floats(o.factors());
+          o.bias().ifPresent(this::floats);
+        }
         case Op.SoftCap o -> {}
         case Op.Slice o -> {}
         case Op.SelectRows o -> {}

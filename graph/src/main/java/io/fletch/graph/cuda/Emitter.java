@@ -914,6 +914,27 @@ final class Emitter {
     return b.k;
   }
 
+  /** Parameters: control, in, factors, out, bias if there is one. */
+  PtxKernel affine(int width, boolean bias, Optional<Gate> gate, Value.Rows rows) {
+    Row b = new Row(rows);
+    PtxKernel k = b.k;
+    PtxRegister x = b.floats(k.parameter(U64), b.row, width);
+    PtxRegister factors = k.parameter(U64);
+    PtxRegister y = b.floats(k.parameter(U64), b.row, width);
+    Optional<PtxRegister> biases = bias ? Optional.of(k.parameter(U64)) : Optional.empty();
+    PtxRegister i = b.element(width);
+    gate.ifPresent(g ->
+        k.when(
+            b.skipped(g),
+            () -> {
+              b.put(y, i, k.constant(F32, 0));
+              k.exit();
+            }));
+    PtxRegister product = k.mul(b.get(factors, i), b.get(x, i));
+    b.put(y, i, biases.map(w -> k.add(product, b.get(w, i))).orElse(product));
+    return k;
+  }
+
   /** Parameters: control, in, out. */
   PtxKernel softCap(int width, float cap, Value.Rows rows) {
     Row b = new Row(rows);

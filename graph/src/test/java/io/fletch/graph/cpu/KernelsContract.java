@@ -409,7 +409,8 @@ abstract class KernelsContract {
   }
 
   @Property(tries = 200, seed = SEED)
-  void addScaleAndSoftCapMatch(@ForAll @IntRange(min = 0, max = 90) int n, @ForAll long seed) {
+  void addMultiplyScaleAndSoftCapMatch(
+      @ForAll @IntRange(min = 0, max = 90) int n, @ForAll long seed) {
     Random random = new Random(seed);
     float[] a = activations(n, random);
     float[] b = activations(n, random);
@@ -421,14 +422,20 @@ abstract class KernelsContract {
       kernels().add(sum.segment, sum.offset, bs, 0, factor, n, sum.segment, sum.offset);
       Output scaled = new Output(arena, n);
       kernels().scale(bs, 0, factor, n, scaled.segment, scaled.offset);
+      Output product = new Output(arena, n);
+      product.fill(a);
+      kernels()
+          .multiply(product.segment, product.offset, bs, 0, n, product.segment, product.offset);
       Output capped = new Output(arena, n);
       kernels().softCap(bs, 0, 30f, n, capped.segment, capped.offset);
       sum.checkCanaries();
       scaled.checkCanaries();
+      product.checkCanaries();
       capped.checkCanaries();
       for (int i = 0; i < n; i++) {
         assertEquals(Math.fma(factor, b[i], a[i]), sum.get(i));
         assertEquals(factor * b[i], scaled.get(i));
+        assertEquals(a[i] * b[i], product.get(i));
         double expected = 30 * Math.tanh(b[i] / 30.0);
         assertEquals(expected, capped.get(i), Math.abs(expected) * 4e-7 + 1e-37);
       }

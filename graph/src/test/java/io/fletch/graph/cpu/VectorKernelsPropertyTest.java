@@ -70,6 +70,7 @@ final class VectorKernelsPropertyTest extends KernelsContract {
         assertSameBits(arena, n, (k, dst) -> k.activate(act, a, 0, b, 0, n, dst, 0));
       }
       assertSameBits(arena, n, (k, dst) -> k.add(a, 0, b, 0, 0.3f, n, dst, 0));
+      assertSameBits(arena, n, (k, dst) -> k.multiply(a, 0, b, 0, n, dst, 0));
       assertSameBits(arena, n, (k, dst) -> k.scale(a, 0, 0.3f, n, dst, 0));
       assertSameBits(arena, n, (k, dst) -> k.softCap(a, 0, 7f, n, dst, 0));
       assertSameBits(arena, n, (k, dst) -> k.rmsNorm(a, 0, b, n, 1e-5f, 1f, dst, 0));

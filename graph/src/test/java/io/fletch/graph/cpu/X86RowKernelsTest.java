@@ -101,6 +101,7 @@ class X86RowKernelsTest {
           same(k, true, (set, out) -> set.activate(act, x, at, n, out, to));
         }
         same(k, true, (set, out) -> set.add(x, at, y, at, f, n, out, to));
+        same(k, true, (set, out) -> set.multiply(x, at, y, at, n, out, to));
         same(k, true, (set, out) -> set.scale(x, at, f, n, out, to));
         same(k, true, (set, out) -> set.softCap(x, at, 1.5f + Math.abs(f), n, out, to));
         same(k, true, (set, out) -> set.rmsNorm(x, at, y, n, 1e-5f, 1f + f, out, to));
@@ -220,6 +221,7 @@ class X86RowKernelsTest {
         k.activate(Activation.SILU, x, 0, y, 0, n, out, 0);
         k.activate(Activation.GELU_TANH, x, 0, n, out, 0);
         k.add(x, 0, y, 0, 1f, n, out, 0);
+        k.multiply(x, 0, y, 0, n, out, 0);
         k.scale(x, 0, 2f, n, out, 0);
         k.softCap(x, 0, 30f, n, out, 0);
         k.rmsNorm(x, 0, y, n, 1e-5f, 1f, out, 0);

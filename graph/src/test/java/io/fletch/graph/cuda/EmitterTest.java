@@ -57,6 +57,8 @@ class EmitterTest {
       }
       all.add(e.add(33, 0.5f, GATE, r));
       all.add(e.scale(33, 2, r));
+      all.add(e.affine(33, true, GATE, r));
+      all.add(e.affine(33, false, Optional.empty(), r));
       all.add(e.softCap(33, 30, r));
       all.add(e.slice(33, 1, 31, r));
       all.add(e.gather(33, 0, 31, r));

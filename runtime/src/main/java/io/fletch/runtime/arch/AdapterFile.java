@@ -556,7 +556,7 @@ public final class AdapterFile {
    * What DoRA makes of a matrix {@code W} when it is added at open: {@code y = gain (W x) + factor
    * B (A x)}, the gain and the factor with the scale that was asked for.
    *
-   * @param gain by which rows of the matrix grow, positive
+   * @param gain by which rows of the matrix grow
    * @param term what is added besides
    */
   record Grown(float[] gain, LinearOp.Term term) {}
@@ -569,7 +569,7 @@ public final class AdapterFile {
   /**
    * DoRA on a matrix.
    *
-   * @throws FletchException if the matrix is not stored whole, or a row would vanish or turn
+   * @throws FletchException if the matrix is not stored whole
    */
   Grown grown(String layer, LinearOp weight) {
     Delta d = deltas.get(layer);
@@ -581,9 +581,6 @@ public final class AdapterFile {
     float[] gain = Dequantizer.toFloats(whole.gain().orElseThrow());
     for (int i = 0; i < gain.length; i++) {
       gain[i] = 1 + factor * gain[i];
-      if (!(gain[i] > 0)) {
-        throw fail(d.stem() + ".lora_magnitude_vector, gain of row " + i, "> 0", gain[i]);
-      }
     }
     LinearOp op =
         new LinearOp.LowRank(

@@ -1,14 +1,12 @@
 package io.fletch.runtime.arch;
 
 import io.fletch.FletchException;
-import io.fletch.graph.Activation;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Gate;
 import io.fletch.graph.Graph;
 import io.fletch.graph.RopeSpec;
 import io.fletch.graph.RouteSpec;
 import io.fletch.graph.Value;
-import io.fletch.quant.Dequantizer;
 import io.fletch.quant.LinearOp;
 import io.fletch.quant.Tensor;
 import io.fletch.runtime.arch.BlockSpec.Norms;
@@ -537,8 +535,8 @@ public final class ModelGraph {
   }
 
   /**
-   * A product with a matrix whose rows adapters make grow (DoRA): {@code sum of gains (W x)}, then
-   * what is added.
+   * A product with a matrix whose rows adapters make grow (DoRA): {@code sum of gains (W x) +
+   * bias}, then what is added.
    *
    * @param name of the result
    * @param matrix its name for adapters
@@ -556,31 +554,16 @@ public final class ModelGraph {
     for (AdapterFile.Grown g : all) {
       for (int i = 0; i < gain.length; i++) {
         gain[i] += g.gain()[i] - 1;
-        if (!(gain[i] > 0)) {
-          throw new FletchException(
-              "adapters of " + matrix + ": gain of row " + i + ": expected > 0 actual=" + gain[i]);
-        }
       }
     }
-    Value y = graph.linear(name + ".grown", in, weight, Optional.empty(), gate);
-    // A product of two values is an activation that leaves positive numbers as they are.
-    Value factors = graph.first(name + ".gain", weights.row(name + ".gain", gain));
-    if (in.rows() == Value.Rows.LOGITS) {
-      factors = graph.selectRows(name + ".gains", factors);
-    }
-    y = graph.activate(name + ".scaled", Activation.RELU, Optional.of(factors), y, gate);
+    Value y = graph.linear(name + ".whole", in, weight, Optional.empty(), gate);
+    y = graph.affine(name + ".grown", y, weights.row(name + ".gain", gain), bias, gate);
     List<LinearOp.Term> terms = new ArrayList<>(weights.terms(matrix));
     all.forEach(g -> terms.add(g.term()));
     for (int t = 0; t < terms.size(); t++) {
       LinearOp op = terms.get(t).op();
       Value added = graph.linear(name + ".term" + t, in, op, Optional.empty(), gate);
       y = graph.add(name + ".sum" + t, y, added, terms.get(t).coefficient(), Optional.empty());
-    }
-    if (bias.isPresent()) {
-      Value row =
-          graph.first(
-              name + ".bias", weights.row(name + ".bias", Dequantizer.toFloats(bias.get())));
-      y = graph.add(name + ".biased", y, row, 1, Optional.empty());
     }
     return y;
   }

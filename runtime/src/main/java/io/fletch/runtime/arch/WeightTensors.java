@@ -180,7 +180,7 @@ public final class WeightTensors {
     return adapters.stream().flatMap(a -> a.experts(name, experts, out, in).stream()).toList();
   }
 
-  /** A row of constants for every row of a batch. */
+  /** Constants, one for each output of a matrix. */
   Tensor row(String name, float[] values) {
     return derived.floats(name, values, 1, values.length);
   }

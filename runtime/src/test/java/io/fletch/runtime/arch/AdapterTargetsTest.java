@@ -202,7 +202,8 @@ class AdapterTargetsTest {
       float[] added = lora(model, stem, 2, 1);
       float[] lengths = floats(rows, 0.5);
       for (int row = 0; row < rows; row++) {
-        lengths[row] += 1.2f;
+        // Some rows vanish with the whole change, others turn.
+        lengths[row] = row % 7 == 3 ? 0 : row % 7 == 5 ? -1.2f : lengths[row] + 1.2f;
         double squares = 0;
         for (int i = row * in; i < (row + 1) * in; i++) {
           squares += Math.pow(w[i] + added[i], 2);
@@ -238,14 +239,5 @@ class AdapterTargetsTest {
     factor("model.embed_tokens.lora_B.weight", floats(160, 1), 80, 2);
     e = assertThrows(FletchException.class, () -> graph(model, tensors, List.of(peft("")), 1));
     assertTrue(e.getMessage().contains("lora_embedding_A"), e.getMessage());
-    // A row that vanishes.
-    factors.clear();
-    lora(model, "model.layers.0.mlp.up_proj", 2, 1);
-    factor("model.layers.0.mlp.up_proj.lora_magnitude_vector", new float[48], 48);
-    e =
-        assertThrows(
-            FletchException.class,
-            () -> graph(model, tensors, List.of(peft(",\"use_dora\":true")), 1));
-    assertTrue(e.getMessage().contains("gain of row 0"), e.getMessage());
   }
 }

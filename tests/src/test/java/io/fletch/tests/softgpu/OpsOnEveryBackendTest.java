@@ -172,6 +172,19 @@ class OpsOnEveryBackendTest {
             FLOATS,
             (g, x, w, t) -> g.layerNorm("y", x, t.floats(w), Optional.of(t.floats(w)), 1e-5f)));
     all.put("scale", new Case(FLOATS, (g, x, w, t) -> g.scale("y", x, -1.75f)));
+    all.put(
+        "affine",
+        new Case(
+            FLOATS, (g, x, w, t) -> g.affine("y", x, t.floats(w), Optional.of(t.floats(w)), UNIT)));
+    all.put(
+        "affine of a product",
+        new Case(
+            FLOATS,
+            (g, x, w, t) -> {
+              LinearOp square = LinearOp.dense(t.floats(37, w));
+              Value whole = g.linear("z", x, square, Optional.empty(), UNIT);
+              return g.affine("y", whole, t.floats(37), Optional.empty(), Optional.empty());
+            }));
     all.put("soft cap", new Case(1e-6, 3, (g, x, w, t) -> g.softCap("y", x, 3)));
     all.put(
         "gather",

@@ -63,6 +63,12 @@ public final class ElementCode {
     return c.elements(true, () -> c.a.vfmadd231ps(c.lanes.reg(0), c.parameter, c.lanes.reg(1)));
   }
 
+  /** Code of {@code void (long x, long y, long n, long, long out)}: {@code x * y}. */
+  public static byte[] multiply(Isa isa) {
+    ElementCode c = new ElementCode(isa);
+    return c.elements(true, () -> c.a.vmulps(c.lanes.reg(0), c.lanes.reg(0), c.lanes.reg(1)));
+  }
+
   /** Code of {@code void (long x, long, long n, long bits, long out)}: {@code bits * x}. */
   public static byte[] scale(Isa isa) {
     ElementCode c = new ElementCode(isa);
