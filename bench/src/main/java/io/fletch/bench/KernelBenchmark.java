@@ -1,6 +1,7 @@
 package io.fletch.bench;
 
 import io.fletch.ffm.NativeMemory;
+import io.fletch.ffm.x86.ReadBandwidth;
 import io.fletch.graph.cpu.KernelSets;
 import io.fletch.graph.cpu.Kernels;
 import io.fletch.quant.TensorType;

@@ -2,6 +2,7 @@ package io.fletch.bench;
 
 import io.fletch.ffm.CpuFeatures;
 import io.fletch.ffm.NativeMemory;
+import io.fletch.ffm.x86.ReadBandwidth;
 import io.fletch.ffm.x86.ReadLoop;
 import io.fletch.graph.cpu.KernelSets;
 import io.fletch.graph.cpu.Kernels;

@@ -1,5 +1,6 @@
 package io.fletch.bench;
 
+import io.fletch.ffm.x86.ReadBandwidth;
 import io.fletch.graph.KvCache;
 import java.nio.file.Path;
 import java.util.concurrent.TimeUnit;

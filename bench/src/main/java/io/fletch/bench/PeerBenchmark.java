@@ -11,6 +11,7 @@ import io.fletch.GenerationOptions;
 import io.fletch.Model;
 import io.fletch.ModelOptions;
 import io.fletch.Session;
+import io.fletch.ffm.x86.ReadBandwidth;
 import java.lang.management.ManagementFactory;
 import java.nio.file.Path;
 import java.util.ArrayList;

@@ -1,5 +1,6 @@
 package io.fletch.bench;
 
+import io.fletch.ffm.x86.ReadBandwidth;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;

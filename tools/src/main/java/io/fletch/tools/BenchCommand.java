@@ -7,7 +7,9 @@ import io.fletch.ModelOptions;
 import io.fletch.Routing;
 import io.fletch.Session;
 import io.fletch.ffm.Affinity;
+import io.fletch.ffm.CpuFeatures;
 import io.fletch.ffm.device.CudaDevices;
+import io.fletch.ffm.x86.ReadBandwidth;
 import io.fletch.sampling.DecodeCounters;
 import io.fletch.sampling.TokenRouter;
 import java.io.IOException;
@@ -633,11 +635,18 @@ final class BenchCommand implements Command {
   private record Bandwidth(double gigabytesPerSecond, long cacheBytes, String key, String whose) {
     private static final long COPY = 256L << 20;
 
+    /** Several, because a shared machine is not quiet. */
+    private static final int PASSES = 12;
+
     static Bandwidth ofCpu(int threads) {
-      ReadBandwidth read = ReadBandwidth.measure(threads);
       String whose = threads == 1 ? "1 thread reads here" : threads + " threads read here";
-      return new Bandwidth(
-          read.gigabytesPerSecond(), read.cacheBytes(), "read_bandwidth_gbps", whose);
+      try (ReadBandwidth read = new ReadBandwidth(threads, ReadBandwidth.workingSet(4))) {
+        return new Bandwidth(
+            read.gigabytesPerSecond(PASSES),
+            CpuFeatures.host().l3Bytes(),
+            "read_bandwidth_gbps",
+            whose);
+      }
     }
 
     static Bandwidth ofGpu() {
