@@ -26,15 +26,16 @@ import org.openjdk.jmh.annotations.Warmup;
 
 /**
  * What choosing a token out of a vocabulary takes: the statistics that decode schedules want of a
- * row of logits, the largest of them, and samplers. Microseconds per row.
+ * row of logits, the largest of them, and samplers. Rows per second, GB/s of logits, which lie in a
+ * cache, and its share of what a read loop reads of as many bytes ({@link CachedRates}).
  *
  * <pre>
  *   java -jar bench/target/benchmarks.jar SamplingBenchmark -p vocabulary=128256
  * </pre>
  */
 @State(Scope.Thread)
-@BenchmarkMode(Mode.AverageTime)
-@OutputTimeUnit(TimeUnit.MICROSECONDS)
+@BenchmarkMode(Mode.Throughput)
+@OutputTimeUnit(TimeUnit.SECONDS)
 @Warmup(iterations = 5, time = 1)
 @Measurement(iterations = 9, time = 1)
 @Fork(
@@ -52,6 +53,7 @@ public class SamplingBenchmark {
   private TokenHistory history;
   private Sampler usual;
   private Sampler nucleus;
+  private double peak;
 
   @Setup
   public void prepare() {
@@ -66,6 +68,7 @@ public class SamplingBenchmark {
     history = new TokenHistory(16);
     usual = Sampler.of(SamplingOptions.defaults(), vocabulary);
     nucleus = Sampler.of(SamplingOptions.defaults().withTopK(0).withMinP(0), vocabulary);
+    peak = CachedRates.peak(4L * vocabulary);
   }
 
   @TearDown
@@ -74,12 +77,14 @@ public class SamplingBenchmark {
   }
 
   @Benchmark
-  public int argmax() {
+  public int argmax(CachedRates rates) {
+    rates.add(4L * vocabulary, peak);
     return kernels.argmax(row, 0, vocabulary);
   }
 
   @Benchmark
-  public double statistics() {
+  public double statistics(CachedRates rates) {
+    rates.add(4L * vocabulary, peak);
     if (!kernels.statistics(row, 0, vocabulary, statistics)) {
       throw new IllegalStateException("no code for it: " + kernels.name());
     }
@@ -88,13 +93,15 @@ public class SamplingBenchmark {
 
   /** Top-k 40, top-p 0.95, min-p 0.05, temperature 0.8. */
   @Benchmark
-  public int usualSampler() {
+  public int usualSampler(CachedRates rates) {
+    rates.add(4L * vocabulary, peak);
     return usual.sample(logits, history);
   }
 
   /** Top-p 0.95 over the whole vocabulary, temperature 0.8. */
   @Benchmark
-  public int nucleusSampler() {
+  public int nucleusSampler(CachedRates rates) {
+    rates.add(4L * vocabulary, peak);
     return nucleus.sample(logits, history);
   }
 }
