@@ -6,8 +6,7 @@ import java.util.concurrent.atomic.AtomicIntegerArray;
 /**
  * How the workers divide the attention of one stage: rows into tiles, and, where tiles and
  * key/value heads are too few for the workers, contexts into segments. A tile is consecutive rows
- * of one cache that see one range each, at places that differ from positions by the same number, or
- * a single row with several ranges, or rows that a gate skips.
+ * of one cache that have their positions in the same slots, or rows that a gate skips.
  *
  * <p>Made by the thread that starts the stage, then read by the workers; grows to the largest stage
  * seen. The bits of a result do not depend on it.
@@ -106,15 +105,30 @@ final class AttentionPlan {
       return false;
     }
     return skipped
-        || f.batch.cache(row) == f.batch.cache(first)
-            && f.rangeCount(window, first) == 1
-            && f.rangeCount(window, row) == 1
-            && shift(f, window, row) == shift(f, window, first);
+        || f.batch.cache(row) == f.batch.cache(first) && sameSlots(f, window, first, row);
   }
 
-  /** Slots between a position and its place in the cache. */
-  static int shift(Frame f, int window, int row) {
-    return f.rangeFrom(window, row, 0) - f.firstVisible(window, row);
+  /**
+   * Whether two rows have every position that both see, or that lies between such, in the same
+   * slot: their ranges may differ in where the first begins and the last ends.
+   */
+  private static boolean sameSlots(Frame f, int window, int a, int b) {
+    int ranges = f.rangeCount(window, a);
+    if (ranges != f.rangeCount(window, b)) {
+      return false;
+    }
+    int atA = f.firstVisible(window, a);
+    int atB = f.firstVisible(window, b);
+    for (int r = 0; r < ranges; r++) {
+      int fromA = f.rangeFrom(window, a, r);
+      int fromB = f.rangeFrom(window, b, r);
+      if (fromA - atA != fromB - atB || r > 0 && atA != atB) {
+        return false;
+      }
+      atA += f.rangeTo(window, a, r) - fromA;
+      atB += f.rangeTo(window, b, r) - fromB;
+    }
+    return true;
   }
 
   /** How many slots a row sees. */

@@ -95,6 +95,33 @@ public final class AttentionRows {
     return end;
   }
 
+  /** The first position of a segment that a row sees. */
+  int begin(int segment) {
+    int begin = Integer.MAX_VALUE;
+    for (int r = 0; r < rows; r++) {
+      if (sees(r, segment)) {
+        begin = Math.min(begin, Math.max(from[r], segment * SEGMENT));
+      }
+    }
+    return begin;
+  }
+
+  /** The end of the positions of a segment that rows see. */
+  int end(int segment) {
+    int end = 0;
+    for (int r = 0; r < rows; r++) {
+      if (sees(r, segment)) {
+        end = Math.max(end, end(r, segment));
+      }
+    }
+    return end;
+  }
+
+  /** Without overflow at the last positions that there can be. */
+  private int end(int row, int segment) {
+    return Math.min(to[row] - segment * SEGMENT, SEGMENT) + segment * SEGMENT;
+  }
+
   /**
    * Attention over keys and values that lie side by side.
    *
@@ -136,6 +163,9 @@ public final class AttentionRows {
     long states = scratchOffset + statesFrom(kernels, spec);
     int floats = kernels.attentionState(spec);
     fill(segment, states, states + (long) ROWS * floats, floats);
+    if (tile.rows() == 0) {
+      return;
+    }
     kernels.attention(spec, type, q, tile, kv, keys, values, scratch, scratchOffset, scratch);
     for (int r = 0; r < rows; r++) {
       if (sees(r, segment) && from[r] / SEGMENT < segment) {
@@ -182,6 +212,9 @@ public final class AttentionRows {
     int floats = kernels.attentionState(spec);
     long here = at + (long) (segment - firstSegment()) * rows * floats;
     fill(segment, here, here, floats);
+    if (tile.rows() == 0) {
+      return;
+    }
     kernels.attention(spec, type, q, tile, kv, keys, values, scratch, scratchOffset, states);
   }
 
@@ -219,10 +252,11 @@ public final class AttentionRows {
     for (int r = 0; r < rows; r++) {
       if (sees(r, segment)) {
         boolean first = from[r] >= begin;
-        // Without overflow at the last positions that there can be.
-        int end = Math.min(to[r] - begin, SEGMENT) + begin;
         tile.add(
-            query[r], Math.max(from[r], begin), end, (first ? firsts : others) + (long) r * floats);
+            query[r],
+            Math.max(from[r], begin),
+            end(r, segment),
+            (first ? firsts : others) + (long) r * floats);
       }
     }
   }

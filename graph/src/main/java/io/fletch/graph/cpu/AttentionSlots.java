@@ -5,9 +5,9 @@ import io.fletch.graph.AttentionSpec;
 import java.lang.foreign.MemorySegment;
 
 /**
- * Where a worker finds the keys and values of one segment of a row's positions: in the cache if
- * they lie side by side there, else in memory into which they are gathered. Gathered ones give the
- * bits that the same slots in place give.
+ * Where a worker finds the keys and values of one segment of the positions of a tile's rows: in the
+ * cache if they lie side by side there, else in memory into which they are gathered. Gathered ones
+ * give the bits that the same slots in place give.
  */
 final class AttentionSlots implements AutoCloseable {
   private NativeMemory gathered = NativeMemory.allocate(1);
@@ -15,24 +15,25 @@ final class AttentionSlots implements AutoCloseable {
   private long keys;
   private long values;
 
-  /** Finds what a row sees of a segment for one key/value head. */
-  void find(Frame f, AttentionSpec spec, int window, int row, int head, int segment) {
+  /**
+   * Finds positions for one key/value head.
+   *
+   * @param row one of the rows that have them in the same slots
+   * @param begin first position that any of these sees, of one segment
+   * @param end end of the positions that any of these sees
+   */
+  void find(Frame f, AttentionSpec spec, int window, int row, int head, int begin, int end) {
     CpuKvCache kv = (CpuKvCache) f.batch.cache(row);
-    int position = f.firstVisible(window, row);
-    int begin = Math.max(position, segment * Kernels.ATTENTION_SEGMENT);
-    int end = position + AttentionPlan.visible(f, window, row);
-    end =
-        begin
-            + Math.min(end - begin, Kernels.ATTENTION_SEGMENT - begin % Kernels.ATTENTION_SEGMENT);
     int ranges = f.rangeCount(window, row);
-    int at = position;
+    int at = f.firstVisible(window, row);
+    // What the row does not see at the ends of its ranges lies on in the same way.
     for (int r = 0; r < ranges; r++) {
-      int from = f.rangeFrom(window, row, r);
-      int next = at + f.rangeTo(window, row, r) - from;
-      if (ranges == 1 || at <= begin && end <= next) {
+      int slot = f.rangeFrom(window, row, r) - at;
+      int next = f.rangeTo(window, row, r) - slot;
+      if ((r == 0 || at <= begin) && (r == ranges - 1 || end <= next)) {
         memory = kv.segment();
-        keys = kv.keyOffset(spec.layer(), head, 0) + (from - at) * kv.keyBytes(spec.layer());
-        values = kv.valueOffset(spec.layer(), head, 0) + (from - at) * kv.valueBytes(spec.layer());
+        keys = kv.keyOffset(spec.layer(), head, 0) + slot * kv.keyBytes(spec.layer());
+        values = kv.valueOffset(spec.layer(), head, 0) + slot * kv.valueBytes(spec.layer());
         return;
       }
       at = next;
@@ -56,12 +57,13 @@ final class AttentionSlots implements AutoCloseable {
     memory = gathered.segment();
     keys = -begin * keyBytes;
     values = (end - begin) * keyBytes - begin * valueBytes;
+    int ranges = f.rangeCount(window, row);
     int at = f.firstVisible(window, row);
-    for (int r = 0; r < f.rangeCount(window, row); r++) {
+    for (int r = 0; r < ranges; r++) {
       int slot = f.rangeFrom(window, row, r) - at;
       int next = f.rangeTo(window, row, r) - slot;
-      int from = Math.max(at, begin);
-      int count = Math.min(next, end) - from;
+      int from = r == 0 ? begin : Math.max(at, begin);
+      int count = (r == ranges - 1 ? end : Math.min(next, end)) - from;
       if (count > 0) {
         long source = kv.keyOffset(spec.layer(), head, slot + from);
         MemorySegment.copy(kv.segment(), source, memory, keys + from * keyBytes, count * keyBytes);

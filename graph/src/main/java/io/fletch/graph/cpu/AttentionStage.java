@@ -87,7 +87,7 @@ final class AttentionStage extends WorkerPool.Stage<Frame> {
     if (!plan.split()) {
       int end = rows.endSegment();
       for (int s = rows.firstSegment(); s < end; s++) {
-        slots.find(f, spec, window, first, head, s);
+        slots.find(f, spec, window, first, head, rows.begin(s), rows.end(s));
         rows.segment(
             f.kernels,
             spec,
@@ -105,7 +105,7 @@ final class AttentionStage extends WorkerPool.Stage<Frame> {
     }
     int s = plan.segment(task);
     long at = plan.states(tile, head, f.kernels.attentionState(spec));
-    slots.find(f, spec, window, first, head, s);
+    slots.find(f, spec, window, first, head, rows.begin(s), rows.end(s));
     rows.part(
         f.kernels,
         spec,

@@ -161,6 +161,40 @@ class AttentionDivisionTest {
     }
   }
 
+  /** Rows between others of a canvas, from whose slots they keep away. */
+  @ParameterizedTest
+  @CsvSource({"0,1015", "3,1015", "0,30", "900,2040"})
+  void windowsOfACanvasElsewhereHaveTheBitsOfThoseInPlace(int window, int slots) {
+    Graph graph = graph(1, window);
+    int rows = 20;
+    int canvas = slots + rows + 60;
+    for (KvCache.Type type : KvCache.Type.values()) {
+      for (int threads : new int[] {1, 3}) {
+        try (Executable e =
+                CpuBackendTest.compile(graph, rows, threads, KernelSets.best().kernels());
+            KvCache kv = e.newKvCache(canvas + rows, type);
+            Batch b = e.newBatch(rows, rows)) {
+          fill(e, kv, canvas);
+          float[][][] logits = new float[2][][];
+          for (int i = 0; i < 2; i++) {
+            int slot = i == 0 ? canvas : slots;
+            b.clear();
+            b.add(
+                new Span(
+                    kv, rows, slots, slot, slots, slots + rows, canvas, Span.Own.BIDIRECTIONAL, 0),
+                tokens,
+                0);
+            logits[i] = forward(e, b, rows);
+          }
+          for (int r = 0; r < rows; r++) {
+            assertArrayEquals(
+                logits[1][r], logits[0][r], type + " threads=" + threads + " row=" + r);
+          }
+        }
+      }
+    }
+  }
+
   /** A real prompt, over more than a segment, against its tokens one by one. */
   @Test
   void promptsHaveTheBitsOfDecoding() {
@@ -262,6 +296,30 @@ class AttentionDivisionTest {
     assertEquals(twice, calls(2, 2, 10, 40));
     assertEquals(List.of(new Call(4, 0, 14, false), new Call(4, 0, 18, false)), calls(1, 2, 10, 8));
     assertEquals(3, calls(1, 5, 10, 3).size(), "no more workers than rows");
+  }
+
+  /** Rows that have their positions in the same slots are one tile, also where these are apart. */
+  @Test
+  void rowsShareSlotsThatAreApart() {
+    try (Executable e = CpuBackendTest.compile(graph(1, 0), 12, 1, noting());
+        KvCache kv = e.newKvCache(60, KvCache.Type.F32);
+        Batch b = e.newBatch(12, 1)) {
+      fill(e, kv, 40);
+      b.add(new Span(kv, 4, 20, 40, 20, 0, 0, Span.Own.CAUSAL, 0), tokens, 0);
+      b.add(new Span(kv, 5, 20, 44, 20, 25, 40, Span.Own.BIDIRECTIONAL, 0), tokens, 0);
+      // The suffix comes behind the own rows, another place in each row.
+      b.add(new Span(kv, 2, 20, 49, 20, 25, 40, Span.Own.CAUSAL, 0), tokens, 0);
+      b.wantLogits(0);
+      calls.clear();
+      e.forward(b);
+      assertEquals(
+          List.of(
+              new Call(1, 0, 37, false),
+              new Call(1, 0, 36, false),
+              new Call(5, 0, 40, false),
+              new Call(4, 0, 24, false)),
+          calls);
+    }
   }
 
   @Test
