@@ -27,6 +27,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
@@ -547,7 +548,7 @@ class EmbedderTest {
     assertThrows(NullPointerException.class, () -> e.embed((String) null));
     assertTrue(e.embed(List.of()).isEmpty());
     // Calls that have begun finish, later ones are refused.
-    AtomicInteger refused = new AtomicInteger();
+    List<Exception> ends = Collections.synchronizedList(new ArrayList<>());
     AtomicInteger done = new AtomicInteger();
     List<Thread> threads = new ArrayList<>();
     for (int t = 0; t < 8; t++) {
@@ -559,8 +560,8 @@ class EmbedderTest {
                     e.embed(List.of("a b c", "the quick brown fox", "x"));
                     done.incrementAndGet();
                   }
-                } catch (IllegalStateException closed) {
-                  refused.incrementAndGet();
+                } catch (Exception x) {
+                  ends.add(x);
                 }
               }));
     }
@@ -572,7 +573,12 @@ class EmbedderTest {
     for (Thread t : threads) {
       t.join();
     }
-    assertEquals(8, refused.get());
+    assertEquals(8, ends.size());
+    for (Exception x : ends) {
+      if (!(x instanceof IllegalStateException)) {
+        throw new AssertionError("a call ended otherwise", x);
+      }
+    }
     assertThrows(IllegalStateException.class, () -> e.embed("x"));
   }
 

@@ -68,7 +68,7 @@ public final class FletchServer implements AutoCloseable {
   /** How long a client that waits for an answer hears nothing. */
   private static final Duration PATIENCE = Duration.ofSeconds(1);
 
-  /** Connections of which each holds a file descriptor and some 16 KB. */
+  /** Connections of which each holds a file descriptor and 22 KB of heap, see docs/server.md. */
   private static final int LEAST_CONNECTIONS = 1024;
 
   /** Texts of a request that are embedded before it looks at its time limit again. */
@@ -364,7 +364,7 @@ public final class FletchServer implements AutoCloseable {
    *
    * @throws IOException if the client has gone, or its answer breaks off. The JDK's server closes
    *     and forgets a connection whose handler fails; one that is closed here it would keep in its
-   *     tables, with 16 KB of buffers, until the time limit of its response.
+   *     tables, with its buffers, until the time limit of its response.
    */
   private void handle(HttpExchange exchange) throws IOException {
     inFlight.incrementAndGet();
@@ -918,14 +918,14 @@ public final class FletchServer implements AutoCloseable {
     draining = true;
     slots.close();
     long end = System.nanoTime() + options.drain().toNanos();
-    while (inFlight.get() > 0 && System.nanoTime() < end) {
+    while (inFlight.get() > 0 && System.nanoTime() - end < 0) {
       pause();
     }
     if (inFlight.get() > 0) {
       LOG.log(Level.INFO, "cancelling {0} answers", running.size());
     }
     long patience = System.nanoTime() + TimeUnit.SECONDS.toNanos(10);
-    while (inFlight.get() > 0 && System.nanoTime() < patience) {
+    while (inFlight.get() > 0 && System.nanoTime() - patience < 0) {
       running.forEach(Generation::cancel);
       pause();
     }
