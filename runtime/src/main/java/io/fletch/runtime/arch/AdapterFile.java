@@ -26,6 +26,7 @@ import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
@@ -68,6 +69,9 @@ public final class AdapterFile {
           "ffn_gate_shexp",
           "ffn_up_shexp",
           "ffn_down_shexp");
+
+  /** Ends the name of a product whose rows an adapter given at open makes grow. */
+  static final String WHOLE = ".whole";
 
   /** The graph's name of the embedding, whose factors PEFT names otherwise. */
   static final String EMBEDDING = "token_embd";
@@ -684,7 +688,16 @@ public final class AdapterFile {
   }
 
   private FletchException unknown(Delta d) {
-    return fail("matrix " + d.stem(), "one that the model adapts", "none");
+    return fail("matrix " + d.stem(), "a matrix of the model", "no such matrix");
+  }
+
+  /** A product whose rows an adapter given at open makes grow has no place for another one. */
+  private FletchException growsAtOpen(Delta d) {
+    return fail(
+        "matrix " + d.stem(),
+        "a matrix that no DoRA given when the model was opened (--lora) changes; give all adapters"
+            + " of it when the model is opened, or all to the session",
+        "changed by DoRA");
   }
 
   /** Adapters of sessions add to products alone. */
@@ -709,25 +722,33 @@ public final class AdapterFile {
   /**
    * What is added to the products of a graph.
    *
-   * @throws FletchException if the graph has no such product, or its shape differs
+   * @throws FletchException if the graph has no such product, its shape differs, or its rows grow
+   *     by an adapter that the model was opened with
    */
   public Map<Value, LowRankDelta> deltas(Graph graph) {
+    Set<String> wholes = new HashSet<>();
     // A chain of experts uses some of its matrices several times.
     Map<String, List<Op.Linear>> products = new HashMap<>();
     for (Op op : graph.ops()) {
       if (op instanceof Op.Linear l) {
-        boolean isOutput = l.out().name().equals("logits");
+        String name = l.out().name();
+        if (name.endsWith(WHOLE)) {
+          String layer = name.substring(0, name.length() - WHOLE.length());
+          wholes.add(layer.equals("logits") ? "output" : layer);
+        }
+        boolean isOutput = name.equals("logits");
         // An output matrix that is the embedding too changes where logits are made alone, as in
         // PEFT until it merges.
-        products
-            .computeIfAbsent(isOutput ? "output" : l.out().name(), n -> new ArrayList<>())
-            .add(l);
+        products.computeIfAbsent(isOutput ? "output" : name, n -> new ArrayList<>()).add(l);
       }
     }
     Map<Value, LowRankDelta> out = new LinkedHashMap<>();
     deltas.forEach((layer, d) -> {
       List<Op.Linear> uses = products.getOrDefault(layer, List.of());
       if (uses.isEmpty()) {
+        if (wholes.contains(layer)) {
+          throw growsAtOpen(d);
+        }
         boolean isKnown = layer.equals(EMBEDDING) || layer.matches(".*_exps\\.\\d+");
         throw isKnown ? onlyAtOpen(d) : unknown(d);
       }

@@ -556,7 +556,7 @@ public final class ModelGraph {
         gain[i] += g.gain()[i] - 1;
       }
     }
-    Value y = graph.linear(name + ".whole", in, weight, Optional.empty(), gate);
+    Value y = graph.linear(name + AdapterFile.WHOLE, in, weight, Optional.empty(), gate);
     y = graph.affine(name + ".grown", y, weights.row(name + ".gain", gain), bias, gate);
     List<LinearOp.Term> terms = new ArrayList<>(weights.terms(matrix));
     all.forEach(g -> terms.add(g.term()));

@@ -234,6 +234,20 @@ class AdapterTargetsTest {
     Graph plain = graph(model, tensors, List.of(), 1);
     e = assertThrows(FletchException.class, () -> file.deltas(plain));
     assertTrue(e.getMessage().contains("model is opened"), e.getMessage());
+    // Nor a product that DoRA changed when the model was opened.
+    for (String stem : List.of("model.layers.1.mlp.up_proj", "lm_head")) {
+      factors.clear();
+      lora(model, stem, 2, 1);
+      int rows = (int) model.shapes().get(stem + ".weight")[0];
+      factor(stem + ".lora_magnitude_vector", floats(rows, 1), rows);
+      Path dora = peft(",\"use_dora\":true");
+      Graph grown = graph(model, tensors, List.of(dora), 1);
+      AdapterFile again = AdapterFile.open(dora, 1, store, Format.SAFETENSORS, hp);
+      e = assertThrows(FletchException.class, () -> again.deltas(grown));
+      assertTrue(e.getMessage().contains("matrix " + stem), e.getMessage());
+      assertTrue(e.getMessage().contains("no DoRA given when the model was opened"));
+      assertTrue(e.getMessage().contains("actual=changed by DoRA"), e.getMessage());
+    }
     factors.clear();
     factor("model.embed_tokens.lora_A.weight", floats(64, 1), 2, 32);
     factor("model.embed_tokens.lora_B.weight", floats(160, 1), 80, 2);
