@@ -66,9 +66,7 @@ public final class CodeAttention {
   private static final Gpr NEXT_KEYS = Gpr.R14;
   private static final Gpr NEXT_VALUES = Gpr.R15;
 
-  /** How far a prefetch of an entry goes on: not at all after the first one. */
-  private static final Gpr STEP = Gpr.RBP;
-
+  private static final Gpr C = Gpr.RBP;
   private static final Gpr ENTRY = Gpr.R10;
   private static final Gpr COUNT = Gpr.R11;
   private static final Gpr X = Gpr.RAX;
@@ -87,6 +85,7 @@ public final class CodeAttention {
   private final int minAmaxBits;
   private final int bytes;
   private final int perVector;
+
   private final int heads;
   private final int keyDim;
   private final int valueDim;
@@ -94,6 +93,12 @@ public final class CodeAttention {
   private final int valueStride;
   private final int keyBlocks;
   private final int valueBlocks;
+
+  /** Whether what is emitted prefetches. */
+  private boolean paced = true;
+
+  /** Lines that are prefetched from where the cursors are. */
+  private int ahead;
 
   private CodeAttention(Layout layout, boolean capped, Isa isa, int limit, int minAmaxBits) {
     this.limit = limit;
@@ -188,7 +193,6 @@ public final class CodeAttention {
     private final int keyScales;
     private final int valueScales;
     private final int visibleScales;
-    private final int weights;
     private final int weightCodes;
     private final int weightScales;
     private final int packedKeys;
@@ -232,12 +236,10 @@ public final class CodeAttention {
       at += valueBlocks * CHUNK * 16;
       visibleScales = at;
       at += valueBlocks * CHUNK * 16;
-      weights = at;
-      at += CHUNK * 16;
       weightCodes = at;
       at += valueBlocks * CHUNK / 2 * 16;
       weightScales = at;
-      at = aligned(at + valueBlocks * 16);
+      at = aligned(at + 2 * valueBlocks * 16);
       packedKeys = at;
       at += keyDim / 2 * PAIR_BYTES;
       packedValues = at;
@@ -405,20 +407,38 @@ public final class CodeAttention {
     a.lea(NEXT_KEYS, Mem.of(KEYS, AHEAD * CHUNK * keyStride));
     a.lea(NEXT_VALUES, Mem.of(VALUES, AHEAD * CHUNK * valueStride));
     copyVisible();
+    scalesOfKeys();
     packKeys();
-    packValues();
-    convert(layout.keyHalves, layout.keyScales, keyBlocks * CHUNK);
-    convert(layout.valueHalves, layout.valueScales, valueBlocks * CHUNK * 4);
-    a.mov(STEP, 64);
+    if (lanes.parts > 1) {
+      convert(layout.keyHalves, layout.keyScales, keyBlocks * CHUNK);
+      convert(layout.valueHalves, layout.valueScales, valueBlocks * CHUNK * 4);
+    }
+    Label apart = a.label();
+    Label entry = a.label();
+    Label next = a.label();
     a.mov(ENTRY, Mem.of(WORK, layout.entries));
     a.mov(COUNT, Mem.of(WORK, layout.entryCount));
-    Label entry = a.here();
-    Label next = a.label();
+    // Usually values are packed where the first entry waits for something.
+    visible(Mem.of(WORK, layout.from), Mem.of(WORK, layout.to));
+    ifAllVisible(apart, Condition.NE);
+    visible(Mem.of(ENTRY, Layout.ENTRY_FROM), Mem.of(ENTRY, Layout.ENTRY_TO));
+    a.cmp(FROM, TO);
+    a.jcc(Condition.GE, apart);
+    paced = true;
+    attend(true);
+    paced = false;
+    a.jmp(next);
+    a.bind(apart);
+    visible(Mem.of(WORK, layout.from), Mem.of(WORK, layout.to));
+    scalesOfValues();
+    packValues();
+    a.mov(ENTRY, Mem.of(WORK, layout.entries));
+    a.mov(COUNT, Mem.of(WORK, layout.entryCount));
+    a.bind(entry);
     visible(Mem.of(ENTRY, Layout.ENTRY_FROM), Mem.of(ENTRY, Layout.ENTRY_TO));
     a.cmp(FROM, TO);
     a.jcc(Condition.GE, next);
-    attend();
-    a.xor(STEP, STEP);
+    attend(false);
     a.bind(next);
     a.add(ENTRY, Layout.ENTRY_BYTES);
     a.dec(COUNT);
@@ -447,18 +467,18 @@ public final class CodeAttention {
     a.cmov(Condition.G, TO, X);
   }
 
-  /** Jumps where the whole chunk is visible. */
-  private void ifAllVisible(Label label) {
+  /** Jumps where the whole chunk is visible (equal), or where it is not. */
+  private void ifAllVisible(Label label, Condition condition) {
     // 0 and 64 give 64, all else less.
     a.mov(X, TO);
     a.sub(X, FROM);
     a.cmp(X, CHUNK);
-    a.jcc(Condition.E, label);
+    a.jcc(condition, label);
   }
 
   private void copyVisible() {
     Label whole = a.label();
-    ifAllVisible(whole);
+    ifAllVisible(whole, Condition.E);
     copyVisible(KEYS, keyStride, layout.keyCopy);
     copyVisible(VALUES, valueStride, layout.valueCopy);
     a.bind(whole);
@@ -493,25 +513,137 @@ public final class CodeAttention {
     a.mov(from, B);
   }
 
-  /** Prefetches some lines, with a cursor that goes on by the line. */
-  private void prefetch(Gpr cursor, int lines) {
-    for (int i = 0; i < lines; i++) {
-      a.prefetcht1(Mem.of(cursor, 64 * i));
-    }
-    if (lines > 0) {
-      a.add(cursor, 64 * lines);
+  // What is some chunks ahead is prefetched evenly over the time of a chunk, line by line: the
+  // processor drops what comes in bursts.
+
+  /** Prefetches lines of keys and values by turns, at most so many as an entry of a chunk may. */
+  private void line(int lines) {
+    for (int i = 0; paced && i < lines; i++) {
+      a.prefetcht1(Mem.of(ahead % 2 == 0 ? NEXT_KEYS : NEXT_VALUES, 64 * (ahead / 2)));
+      ahead++;
     }
   }
 
-  private static int perSite(int lines, int sites) {
-    return (lines + sites - 1) / sites;
+  /** Moves on by what was prefetched; where a loop ends, at least. */
+  private void advance() {
+    if (ahead > 0) {
+      a.add(NEXT_KEYS, 64 * ((ahead + 1) / 2));
+      a.add(NEXT_VALUES, 64 * (ahead / 2));
+      ahead = 0;
+    }
   }
 
   // ---- packing
 
-  /** Lines of keys that one piece of packing prefetches; a chunk has as many as a key has bytes. */
-  private int keyLines() {
-    return perSite(keyStride, CHUNK / perVector * keyBlocks + CHUNK / TOGETHER);
+  private void scalesOfKeys() {
+    if (lanes.parts == 1) {
+      for (int g = 0; g < CHUNK / 16; g++) {
+        scalesOfGroup(KEYS, keyStride, keyBlocks, g, layout.keyScales, false);
+      }
+    } else {
+      halves(KEYS, keyStride, keyDim, layout.keyHalves, false);
+      halves(VALUES, valueStride, valueDim, layout.valueHalves, true);
+    }
+  }
+
+  private void scalesOfValues() {
+    for (int g = 0; lanes.parts == 1 && g < CHUNK / 16; g++) {
+      scalesOfGroup(VALUES, valueStride, valueBlocks, g, layout.valueScales, true);
+    }
+  }
+
+  /**
+   * Scales of sixteen positions as float32: of each block in the lanes of packed keys, or of each
+   * position four times, positions in order. They come with the sixteen bytes at the end of a
+   * position, transposed, two in a lane; the first of an odd number with two codes.
+   */
+  private void scalesOfGroup(Gpr from, int stride, int blocks, int group, int to, boolean four) {
+    for (int k = 0; 2 * k < blocks; k++) {
+      if (k % 4 == 0) {
+        for (int i = 0; i < 4; i++) {
+          gather(reg(i), from, (16 * group + 4 * i) * stride + stride - 4 * k - 16, stride);
+        }
+        a.vpunpckhdq(reg(4), reg(0), reg(1));
+        a.vpunpckhdq(reg(5), reg(2), reg(3));
+        if (2 * (k + 2) < blocks) {
+          a.vpunpckldq(reg(6), reg(0), reg(1));
+          a.vpunpckldq(reg(7), reg(2), reg(3));
+        }
+      }
+      Vec low = reg(k % 4 < 2 ? 4 : 6);
+      Vec high = reg(k % 4 < 2 ? 5 : 7);
+      if (k % 2 == 0) {
+        a.vpunpckhqdq(reg(8), low, high);
+      } else {
+        a.vpunpcklqdq(reg(8), low, high);
+      }
+      int block = blocks - 1 - 2 * k;
+      a.vpsrld(reg(9), reg(8), 16);
+      storeScales(reg(9), to, block, group, four);
+      if (block > 0) {
+        storeScales(reg(8), to, block - 1, group, four);
+      }
+    }
+  }
+
+  /** The half-precision numbers in the lower words of lanes. */
+  private void storeScales(Vec x, int to, int block, int group, boolean four) {
+    a.vpmovdw(x.ymm(), x);
+    a.vcvtph2ps(x, x.ymm());
+    if (!four) {
+      a.vmovups(Mem.of(WORK, to + 4 * (block * CHUNK + 16 * group)), x);
+      return;
+    }
+    for (int i = 0; i < 4; i++) {
+      int[] order = new int[16];
+      for (int l = 0; l < 16; l++) {
+        order[l] = l / 4 * 4 + i;
+      }
+      a.vmovdqu(reg(10), a.ints(order));
+      a.vpermps(reg(10), reg(10), x);
+      a.vmovups(Mem.of(WORK, to + 16 * (block * CHUNK + 16 * group + 4 * i)), reg(10));
+    }
+  }
+
+  /** Sixteen bytes each of as many positions as a vector has room for, side by side. */
+  private void gather(Vec d, Gpr from, int offset, int stride) {
+    a.vmovdqu(d.xmm(), Mem.of(from, offset));
+    if (lanes.parts > 1) {
+      a.vinserti128(d.ymm(), d.ymm(), Mem.of(from, offset + stride), 1);
+      return;
+    }
+    for (int p = 1; p < 4; p++) {
+      a.vinserti32x4(d, d, Mem.of(from, offset + p * stride), p);
+    }
+  }
+
+  /** Copies scales of all positions by general registers; or each of them four times. */
+  private void halves(Gpr from, int stride, int dim, int to, boolean four) {
+    a.mov(A, from);
+    a.lea(B, Mem.of(WORK, to));
+    a.mov(C, CHUNK / 8);
+    a.mov(Y, 0x0001000100010001L);
+    Label loop = a.here();
+    for (int b = 0; b < dim / 32; b++) {
+      for (int slot = 0; slot < 8; slot++) {
+        a.movzx16(X, Mem.of(A, slot * stride + dim + 2 * b));
+        if (four) {
+          a.imul(X, Y);
+          a.mov(Mem.of(B, 8 * (b * CHUNK + slot)), X);
+        } else {
+          a.mov16(Mem.of(B, 2 * (b * CHUNK + laneOf(slot))), X);
+        }
+      }
+    }
+    a.add(A, 8 * stride);
+    a.add(B, four ? 64 : 16);
+    a.dec(C);
+    a.jcc(Condition.NE, loop);
+  }
+
+  /** Registers for packing: not those that {@link SoftmaxCode} needs meanwhile. */
+  private Vec reg(int i) {
+    return lanes.reg(lanes.parts == 1 ? 16 + i : i < 8 ? i : i == 8 ? 9 : i + 2);
   }
 
   private void packKeys() {
@@ -526,29 +658,21 @@ public final class CodeAttention {
     a.imul(Y, X, perVector * keyStride);
     a.add(KEYS, Y);
     a.shl(X, shift);
-    a.lea(B, Mem.of(WORK, X, 2, layout.keyHalves));
     a.lea(A, Mem.of(WORK, X, 4, layout.packedKeys));
     Label group = a.here();
-    for (int b = 0; b < keyBlocks; b++) {
-      for (int slot = 0; slot < perVector; slot++) {
-        a.movzx16(X, Mem.of(KEYS, slot * keyStride + keyDim + 2 * b));
-        a.mov16(Mem.of(B, 2 * (b * CHUNK + laneOf(slot))), X);
-      }
-    }
     a.mov(X, KEYS);
     a.mov(Y, A);
     a.mov(ENTRY, keyBlocks);
     Label block = a.here();
     packColumn(0);
     packColumn(16);
-    prefetch(NEXT_KEYS, keyLines());
+    advance();
     a.add(X, 32);
     a.add(Y, 16 * PAIR_BYTES);
     a.dec(ENTRY);
     a.jcc(Condition.NE, block);
     a.add(KEYS, perVector * keyStride);
     a.add(A, bytes);
-    a.add(B, 2 * perVector);
     a.dec(COUNT);
     a.jcc(Condition.NE, group);
   }
@@ -560,20 +684,10 @@ public final class CodeAttention {
 
   /** Sixteen elements of the keys of a group. */
   private void packColumn(int column) {
-    int parts = perVector / 4;
     for (int i = 0; i < 4; i++) {
-      Vec d = lanes.reg(i);
-      for (int p = 0; p < parts; p++) {
-        Mem m = Mem.of(X, (parts * i + p) * keyStride + column);
-        if (p == 0) {
-          a.vmovdqu(d.xmm(), m);
-        } else if (p == 1) {
-          a.vinserti128(d.ymm(), d.ymm(), m, 1);
-        } else {
-          a.vinserti32x4(d, d, m, p);
-        }
-      }
+      gather(lanes.reg(i), X, perVector / 4 * i * keyStride + column, keyStride);
     }
+    line(1);
     a.vpunpckldq(lanes.reg(4), lanes.reg(0), lanes.reg(1));
     a.vpunpckhdq(lanes.reg(5), lanes.reg(0), lanes.reg(1));
     a.vpunpckldq(lanes.reg(6), lanes.reg(2), lanes.reg(3));
@@ -590,6 +704,7 @@ public final class CodeAttention {
           Mem.of(Y, pair * PAIR_BYTES),
           Mem.of(Y, (pair + 1) * PAIR_BYTES));
     }
+    line(1);
   }
 
   /** Stores bytes 0 and 2, and 1 and 3, of every lane as words. */
@@ -612,35 +727,28 @@ public final class CodeAttention {
     a.imul(Y, X, TOGETHER * valueStride);
     a.add(VALUES, Y);
     a.imul(A, X, TOGETHER * 2 * valueDim);
-    a.shl(X, 3);
-    a.lea(B, Mem.of(WORK, X, 8, layout.valueHalves));
     a.add(A, WORK);
-    a.add(A, layout.packedValues);
-    a.mov(Y, 0x0001000100010001L);
-    Vec order = lanes.reg(15);
-    a.vmovdqu(order, a.ints(elementOrder()));
     Label group = a.here();
-    for (int b = 0; b < valueBlocks; b++) {
-      for (int slot = 0; slot < TOGETHER; slot++) {
-        a.movzx16(X, Mem.of(VALUES, slot * valueStride + valueDim + 2 * b));
-        a.imul(X, Y);
-        a.mov(Mem.of(B, 8 * (b * CHUNK + slot)), X);
-      }
-    }
+    packGroup(0, A);
+    a.add(VALUES, TOGETHER * valueStride);
+    a.add(A, TOGETHER * 2 * valueDim);
+    a.dec(COUNT);
+    a.jcc(Condition.NE, group);
+  }
+
+  /** Packs the values of eight positions. */
+  private void packGroup(int group, Gpr to) {
+    a.vmovdqu(reg(12), a.ints(elementOrder()));
     // Pairs are those of positions whose weights lie in the same lane of two vectors.
     int apart = perVector / 4;
     for (int at = 0; at < valueDim; at += bytes) {
       for (int i = 0; i < TOGETHER / 4; i++) {
-        int slot = apart == 4 ? 2 * i : 4 * i;
-        packQuad(order, slot, apart, at, i);
+        int slot = TOGETHER * group + (apart == 4 ? 2 * i : 4 * i);
+        int pair = TOGETHER / 2 * group + 2 * i;
+        packQuad(slot, apart, at, Mem.of(to, layout.packedValues + (pair * valueDim + at) * 4));
+        line(1);
       }
     }
-    prefetch(NEXT_KEYS, keyLines());
-    a.add(VALUES, TOGETHER * valueStride);
-    a.add(A, TOGETHER * 2 * valueDim);
-    a.add(B, 8 * TOGETHER);
-    a.dec(COUNT);
-    a.jcc(Condition.NE, group);
   }
 
   /** Lane {@code 4 q + i} gets the elements that are to be in lane {@code q} of vector i. */
@@ -653,32 +761,31 @@ public final class CodeAttention {
   }
 
   /** Positions slot, slot + 1, and those {@code apart} from them: two pairs. */
-  private void packQuad(Vec order, int slot, int apart, int at, int quad) {
+  private void packQuad(int slot, int apart, int at, Mem to) {
     boolean half = bytes > valueDim - at;
     int[] slots = {slot, slot + 1, slot + apart, slot + apart + 1};
     for (int i = 0; i < 4; i++) {
       Mem m = Mem.of(VALUES, slots[i] * valueStride + at);
-      Vec d = lanes.reg(i);
       if (half) {
-        a.vmovdqu(d.ymm(), m);
-        a.vpermd(d, order, d);
+        a.vmovdqu(reg(i).ymm(), m);
+        a.vpermd(reg(i), reg(12), reg(i));
       } else {
-        a.vpermd(d, order, m);
+        a.vpermd(reg(i), reg(12), m);
       }
     }
-    a.vpunpcklbw(lanes.reg(4), lanes.reg(0), lanes.reg(1));
-    a.vpunpckhbw(lanes.reg(5), lanes.reg(0), lanes.reg(1));
-    a.vpunpcklbw(lanes.reg(6), lanes.reg(2), lanes.reg(3));
-    a.vpunpckhbw(lanes.reg(7), lanes.reg(2), lanes.reg(3));
-    a.vpunpcklwd(lanes.reg(0), lanes.reg(4), lanes.reg(6));
-    a.vpunpckhwd(lanes.reg(1), lanes.reg(4), lanes.reg(6));
+    a.vpunpcklbw(reg(4), reg(0), reg(1));
+    a.vpunpckhbw(reg(5), reg(0), reg(1));
+    a.vpunpcklbw(reg(6), reg(2), reg(3));
+    a.vpunpckhbw(reg(7), reg(2), reg(3));
+    a.vpunpcklwd(reg(0), reg(4), reg(6));
+    a.vpunpckhwd(reg(1), reg(4), reg(6));
     if (!half) {
-      a.vpunpcklwd(lanes.reg(2), lanes.reg(5), lanes.reg(7));
-      a.vpunpckhwd(lanes.reg(3), lanes.reg(5), lanes.reg(7));
+      a.vpunpcklwd(reg(2), reg(5), reg(7));
+      a.vpunpckhwd(reg(3), reg(5), reg(7));
     }
     for (int i = 0; i < (half ? 2 : 4); i++) {
-      Mem m = Mem.of(A, 2 * quad * 4 * valueDim + 4 * (at + i * perVector));
-      words(lanes.reg(i), lanes.reg(8 + i), m, m.plus(4 * valueDim));
+      Mem m = to.plus(4 * i * perVector);
+      words(reg(i), reg(8 + i), m, m.plus(4 * valueDim));
     }
   }
 
@@ -698,7 +805,10 @@ public final class CodeAttention {
 
   // ---- an entry
 
-  private void attend() {
+  /**
+   * @param pack whether values are still to be packed, all of the chunk
+   */
+  private void attend(boolean pack) {
     scores();
     a.mov(B, Mem.of(ENTRY, Layout.ENTRY_STATE));
     new SoftmaxCode(
@@ -710,9 +820,33 @@ public final class CodeAttention {
             Mem.of(WORK, layout.factor),
             null,
             Mem.of(WORK, layout.cap))
-        .emit(FROM, TO, X, Y);
+        .emit(
+            FROM,
+            TO,
+            X,
+            Y,
+            i -> {
+              packSome(pack && i == 0, true, 0, 3);
+              line(1);
+            });
+    advance();
+    largestWeights();
+    packSome(pack, false, 3, 7);
     quantizeWeights();
+    packSome(pack, false, 7, 8);
     results();
+  }
+
+  private void packSome(boolean pack, boolean scales, int from, int to) {
+    if (pack && scales) {
+      scalesOfValues();
+    }
+    for (int g = from; pack && g < to; g++) {
+      packGroup(g, WORK);
+    }
+    if (pack) {
+      advance();
+    }
   }
 
   private void product(Vec sum, Vec x, Operand y, Vec temp) {
@@ -732,14 +866,13 @@ public final class CodeAttention {
     final int vectors = lanes.parts == 1 ? 4 : 2;
     final int passes = CHUNK / (vectors * perVector);
     final int sumBytes = CHUNK * 4;
-    final int lines = perSite(valueStride - valueLines() * valueSites(), passes * keyBlocks * 8);
     Vec zero = lanes.reg(0);
     a.vpxor(zero.xmm(), zero.xmm(), zero.xmm());
     for (int i = 0; i < heads * sumBytes; i += bytes) {
       a.vmovups(Mem.of(WORK, layout.sums + i), zero);
     }
     Gpr pass = KEYS;
-    Gpr codes = VALUES;
+    Gpr codes = C;
     a.xor(pass, pass);
     Label positions = a.here();
     a.mov(codes, Mem.of(ENTRY, Layout.ENTRY_CODES));
@@ -764,11 +897,8 @@ public final class CodeAttention {
           product(lanes.reg(h * vectors + v), query, lanes.reg(keyBase + v), temp);
         }
       }
-      if (pair % 2 == 0) {
-        for (int i = 0; i < lines; i++) {
-          a.prefetcht1(Mem.of(NEXT_VALUES));
-          a.add(NEXT_VALUES, STEP);
-        }
+      if (passes == 1 || pair % passes == 0) {
+        line(1);
       }
     }
     for (int v = 0; v < vectors; v++) {
@@ -782,6 +912,7 @@ public final class CodeAttention {
         a.vmovups(m, sum);
       }
     }
+    advance();
     a.add(codes, BLOCK_QUERY);
     a.add(A, 16 * PAIR_BYTES);
     a.add(B, 4 * CHUNK);
@@ -828,45 +959,37 @@ public final class CodeAttention {
     }
   }
 
-  /** Weights times the scales of values, quantized: pairs of codes for every block. */
-  private void quantizeWeights() {
-    Gpr scales = VALUES;
+  /** Scales of the codes of weights, and their inverses, for all blocks. */
+  private void largestWeights() {
+    Gpr scales = C;
     Label whole = a.label();
     a.lea(scales, Mem.of(WORK, layout.valueScales));
-    ifAllVisible(whole);
+    ifAllVisible(whole, Condition.E);
     hideScales();
     a.lea(scales, Mem.of(WORK, layout.visibleScales));
     a.bind(whole);
-    a.lea(A, Mem.of(WORK, layout.weightCodes));
+    a.mov(A, scales);
     a.lea(Y, Mem.of(WORK, layout.weightScales));
     a.mov(X, valueBlocks);
-    if (lanes.parts == 1) {
-      a.vmovdqu(lanes.reg(15), a.repeated(0x7fffffff, bytes));
-      a.vmovdqu(lanes.reg(14), a.repeated(0xffff, bytes));
-    } else {
-      a.vmovdqu(lanes.reg(15), a.repeated(0x7fffffff, bytes));
-    }
+    a.vmovdqu(lanes.reg(15), a.repeated(0x7fffffff, bytes));
     Label block = a.here();
-    int vectors = CHUNK * 16 / bytes;
-    boolean registers = lanes.parts == 1;
-    for (int j = 0; j < 4; j++) {
-      a.vpxor(lanes.reg(4 + j).xmm(), lanes.reg(4 + j).xmm(), lanes.reg(4 + j).xmm());
-    }
-    for (int j = 0; j < vectors; j++) {
-      Vec w = registers ? lanes.reg(16 + j) : lanes.reg(j % 4);
-      Vec t = registers ? lanes.reg(j % 4) : w;
-      a.vmovups(w, Mem.of(WORK, j * bytes));
-      a.vmulps(w, w, Mem.of(scales, j * bytes));
-      if (!registers) {
-        a.vmovups(Mem.of(WORK, layout.weights + j * bytes), w);
+    for (int j = 0; j < CHUNK * 16 / bytes; j++) {
+      Vec t = lanes.reg(j % 4);
+      Vec max = lanes.reg(4 + j % 4);
+      a.vmovups(t, Mem.of(WORK, j * bytes));
+      a.vmulps(t, t, Mem.of(A, j * bytes));
+      if (j < 4) {
+        a.vpand(max, t, lanes.reg(15));
+      } else {
+        a.vpand(t, t, lanes.reg(15));
+        a.vpmaxsd(max, max, t);
       }
-      a.vpand(t, w, lanes.reg(15));
-      a.vpmaxsd(lanes.reg(4 + j % 4), lanes.reg(4 + j % 4), t);
+      line(j % (CHUNK * 4 / bytes) == 0 ? 1 : 0);
     }
     a.vpmaxsd(lanes.reg(4), lanes.reg(4), lanes.reg(5));
     a.vpmaxsd(lanes.reg(6), lanes.reg(6), lanes.reg(7));
     a.vpmaxsd(lanes.reg(4), lanes.reg(4), lanes.reg(6));
-    if (registers) {
+    if (lanes.parts == 1) {
       a.vextracti64x4(Ymm.YMM5, Zmm.ZMM4, 1);
       a.vpmaxsd(Ymm.YMM4, Ymm.YMM4, Ymm.YMM5);
     }
@@ -874,23 +997,41 @@ public final class CodeAttention {
     a.vpmaxsd(Xmm.XMM4, Xmm.XMM4, Xmm.XMM5);
     scales(a, limit, minAmaxBits, Xmm.XMM4, Xmm.XMM7, Xmm.XMM8, Xmm.XMM6, Xmm.XMM5);
     a.vmovups(Mem.of(Y), Xmm.XMM7);
+    a.vmovups(Mem.of(Y, 16 * valueBlocks), Xmm.XMM8);
+    advance();
+    a.add(A, CHUNK * 16);
+    a.add(Y, 16);
+    a.dec(X);
+    a.jcc(Condition.NE, block);
+  }
+
+  /** Weights times the scales of values, quantized: pairs of codes for every block. */
+  private void quantizeWeights() {
+    Gpr scales = C;
+    a.lea(A, Mem.of(WORK, layout.weightCodes));
+    a.lea(Y, Mem.of(WORK, layout.weightScales + 16 * valueBlocks));
+    a.mov(X, valueBlocks);
+    a.vmovdqu(lanes.reg(14), a.repeated(0xffff, bytes));
+    Label block = a.here();
     Vec inverse = lanes.reg(8);
-    if (registers) {
-      a.vshufi32x4(inverse, inverse, inverse, 0);
+    if (lanes.parts == 1) {
+      a.vbroadcasti32x4(inverse, Mem.of(Y));
     } else {
-      a.vinserti128(Ymm.YMM8, Ymm.YMM8, Xmm.XMM8, 1);
+      a.vbroadcasti128(inverse.ymm(), Mem.of(Y));
     }
-    for (int j = 0; j < vectors; j += 2) {
-      Vec low = registers ? lanes.reg(16 + j) : lanes.reg(j % 4);
-      Vec high = registers ? lanes.reg(17 + j) : lanes.reg(j % 4 + 1);
+    for (int j = 0; j < CHUNK * 16 / bytes; j += 2) {
+      Vec low = lanes.reg(j % 8);
+      Vec high = lanes.reg(j % 8 + 1);
       for (int i = 0; i < 2; i++) {
         Vec w = i == 0 ? low : high;
-        a.vmulps(w, inverse, registers ? w : Mem.of(WORK, layout.weights + (j + i) * bytes));
+        a.vmovups(w, Mem.of(WORK, (j + i) * bytes));
+        a.vmulps(w, w, Mem.of(scales, (j + i) * bytes));
+        a.vmulps(w, w, inverse);
         // The low word of what is no integer is 0.
         a.vcvtps2dq(w, w);
       }
       a.vpslld(high, high, 16);
-      if (registers) {
+      if (lanes.parts == 1) {
         // Bits of the first where the mask has ones, of the second elsewhere.
         a.vpternlogd(low, high, lanes.reg(14), 0xe4);
       } else {
@@ -961,21 +1102,6 @@ public final class CodeAttention {
     return Math.min(most, valueDim / perVector);
   }
 
-  private int resultPasses() {
-    int vectors = valueDim / perVector;
-    return (vectors + vectorsPerPass() - 1) / vectorsPerPass();
-  }
-
-  /** Iterations of the loops over values of a chunk. */
-  private int valueSites() {
-    return CHUNK / TOGETHER * resultPasses();
-  }
-
-  /** Lines of values that each of them prefetches: about half of all. */
-  private int valueLines() {
-    return perSite(valueStride / 2, valueSites());
-  }
-
   private void results() {
     int vectors = valueDim / perVector;
     int perPass = vectorsPerPass();
@@ -1025,11 +1151,9 @@ public final class CodeAttention {
           }
         }
       }
+      line(1);
     }
-    for (int i = 0; i < valueLines(); i++) {
-      a.prefetcht1(Mem.of(NEXT_VALUES));
-      a.add(NEXT_VALUES, STEP);
-    }
+    advance();
     a.add(A, TOGETHER * 2 * valueDim);
     a.add(B, TOGETHER / 2 * 16);
     a.dec(Y);

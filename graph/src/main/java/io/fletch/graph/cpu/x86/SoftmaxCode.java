@@ -90,7 +90,9 @@ final class SoftmaxCode {
    * The same.
    *
    * @param pause emits what is to be done between two vectors of exponentials, told how many came
-   *     before: what does not need the units that they need, and changes no register
+   *     before: what does not need the units that they need, and changes no register; before the
+   *     first one, which waits for the maxima, it may change the temporaries and all vector
+   *     registers but 8 and 10
    */
   void emit(Gpr from, Gpr to, Gpr temp, Gpr pointer, IntConsumer pause) {
     final int vectors = CHUNK * SCORE_BYTES / bytes;
