@@ -5,9 +5,16 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertSame;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import io.fletch.ffm.Affinity;
 import io.fletch.graph.GraphException;
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ThreadFactory;
 import java.util.concurrent.atomic.AtomicInteger;
@@ -89,7 +96,7 @@ class WorkerPoolTest {
   }
 
   @ParameterizedTest
-  @ValueSource(ints = {1, 2, 3, 8})
+  @ValueSource(ints = {1, 2, 3, 8, 40})
   void everyTaskRunsOnceAndInOrder(int threads) {
     int[] tasks = {5, 1, 0, 40, 1, 1, 2, 3, 0, 0, 17, 1};
     WorkerPool.Stage<AtomicIntegerArray>[] program = counting(tasks);
@@ -239,6 +246,52 @@ class WorkerPoolTest {
     // One core more than there are: the system places them.
     try (WorkerPool pool = new WorkerPool(cores + 1, new CpuBackend.Workers(factory, true))) {
       assertFalse(pool.pinned());
+    }
+  }
+
+  /** What the system says, not what the pool says. */
+  @Test
+  void pinnedWorkersHaveACoreOfTheirOwn() {
+    List<Integer> cores = Affinity.cores();
+    assumeTrue(cores.size() > 1, "one core, nothing is pinned");
+    int threads = Math.min(cores.size(), 4);
+    ConcurrentHashMap<Integer, String> allowed = new ConcurrentHashMap<>();
+    CountDownLatch all = new CountDownLatch(threads);
+    String before = allowed();
+    CpuBackend.Workers pinned =
+        new CpuBackend.Workers(CpuBackend.Workers.defaults().factory(), true);
+    try (WorkerPool pool = new WorkerPool(threads, pinned)) {
+      pool.run(
+          stages(
+              stage(
+                  threads,
+                  (task, worker) -> {
+                    allowed.put(worker, allowed());
+                    all.countDown();
+                    try {
+                      all.await();
+                    } catch (InterruptedException e) {
+                      throw new IllegalStateException(e);
+                    }
+                  })),
+          "");
+    }
+    assertEquals(before, allowed.get(0), "the caller is not bound");
+    for (int w = 1; w < threads; w++) {
+      assertEquals(cores.get(w).toString(), allowed.get(w), "worker " + w);
+    }
+  }
+
+  /** CPUs that the calling thread may use. */
+  private static String allowed() {
+    try {
+      return Files.readAllLines(Path.of("/proc/thread-self/status")).stream()
+          .filter(l -> l.startsWith("Cpus_allowed_list:"))
+          .map(l -> l.substring(l.indexOf(':') + 1).strip())
+          .findFirst()
+          .orElseThrow();
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
     }
   }
 
