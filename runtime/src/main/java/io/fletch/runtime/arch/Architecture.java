@@ -70,7 +70,8 @@ public enum Architecture {
       Trait.EXPERTS,
       Trait.DEEPSEEK),
   /**
-   * DeepSeek-V2: the same with multi-head latent attention, with one matrix for keys and values.
+   * DeepSeek-V2: the same with multi-head latent attention, with one matrix for keys and values or
+   * one for each head of both.
    */
   DEEPSEEK2(
       "deepseek2",

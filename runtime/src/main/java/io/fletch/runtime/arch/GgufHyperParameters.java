@@ -152,6 +152,16 @@ final class GgufHyperParameters {
     }
     int keyDim = keyLength.orElse(embedding / mostHeads);
     int valueDim = s.integer("attention.value_length", keyDim, 1, 1 << 16);
+    Optional<Integer> keysOfHeads =
+        arch.has(Trait.LATENT)
+            ? s.optionalInteger("attention.key_length_mla", 1, 1 << 16)
+            : Optional.empty();
+    if (keysOfHeads.isPresent()) {
+      // The other lengths, and one head of keys, are what llama.cpp keeps of the short vector.
+      keyDim = keysOfHeads.get();
+      valueDim = s.integer("attention.value_length_mla", 1, 1 << 16);
+      kvHeads = heads;
+    }
     int rotated = s.integer("rope.dimension_count", keyDim, 2, 1 << 16);
     Optional<BlockSpec.Latent> latent =
         arch.has(Trait.LATENT)

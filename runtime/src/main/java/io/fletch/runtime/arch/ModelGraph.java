@@ -329,12 +329,25 @@ public final class ModelGraph {
                 }));
     Value both = linear(at + "attn_kv_a_mqa", in, rank + rotated, Optional.empty());
     Value inner = norm(at + "attn_kv_a_norm", graph.slice(at + "attn_kv", both, 0, rank), 1);
-    int part = plain + spec.valueDim();
-    Value kv = linear(at + "attn_kv_b", inner, heads * part, Optional.empty());
     RopeSpec rope = ropes.computeIfAbsent(parameters, r -> r.spec(contextLength));
     q = graph.rope(at + "attn_q_rope", q, rope, heads, spec.keyDim());
     Value shared = graph.slice(at + "attn_k_shared", both, rank, rotated);
     shared = graph.rope(at + "attn_k_rope", shared, rope, 1, rotated);
+    if (weights.hasKeysOfHeads(at)) {
+      Value keys = keysOfHeads(at, inner, heads, plain);
+      Value k =
+          graph.gather(
+              at + "attn_k_heads",
+              keys,
+              Optional.of(shared),
+              columns(
+                  heads, h -> List.of(new Run(heads * plain, rotated), new Run(h * plain, plain))));
+      LinearOp w = weights.valuesOfHeads(at, heads, spec.valueDim(), rank);
+      Value v = graph.linear(at + "attn_v_b", inner, w, Optional.empty(), Optional.empty());
+      return attend(at, spec, q, k, v, gate);
+    }
+    int part = plain + spec.valueDim();
+    Value kv = linear(at + "attn_kv_b", inner, heads * part, Optional.empty());
     Value k =
         graph.gather(
             at + "attn_k_heads",
@@ -348,6 +361,11 @@ public final class ModelGraph {
             Optional.empty(),
             columns(heads, h -> List.of(new Run(h * part + plain, spec.valueDim()))));
     return attend(at, spec, q, k, v, gate);
+  }
+
+  private Value keysOfHeads(String at, Value inner, int heads, int plain) {
+    LinearOp w = weights.keysOfHeads(at, heads, plain, inner.width());
+    return graph.linear(at + "attn_k_b", inner, w, Optional.empty(), Optional.empty());
   }
 
   /** Elements that lie one after the other. */

@@ -204,6 +204,47 @@ public final class WeightTensors {
         .orElseGet(() -> LinearOp.dense(required(name + ".weight")));
   }
 
+  /** Whether keys and values of latent attention have matrices of their own for each head. */
+  boolean hasKeysOfHeads(String at) {
+    return optional(at + "attn_k_b.weight").isPresent();
+  }
+
+  /**
+   * The matrix {@code [heads * dim, rank]} of the keys of latent attention. The file has that of
+   * each head transposed, {@code [heads, rank, dim]}, as llama.cpp multiplies queries by it. Types
+   * with blocks become F32.
+   */
+  LinearOp keysOfHeads(String at, int heads, int dim, int rank) {
+    Tensor t = check(required(at + "attn_k_b.weight"), heads, rank, dim);
+    int bytes =
+        switch (t.type()) {
+          case F16, BF16 -> 2;
+          default -> 4;
+        };
+    boolean isStored = bytes == 2 || t.type() == TensorType.F32;
+    Tensor out =
+        derived.allocate(
+            t.name() + ".rows", isStored ? t.type() : TensorType.F32, (long) heads * dim, rank);
+    MemorySegment to = out.segment();
+    MemorySegment from = isStored ? t.segment() : MemorySegment.ofArray(Dequantizer.toFloats(t));
+    for (long h = 0; h < heads; h++) {
+      for (long r = 0; r < rank; r++) {
+        for (long i = 0; i < dim; i++) {
+          long source = (h * rank + r) * dim + i;
+          long target = (h * dim + i) * rank + r;
+          MemorySegment.copy(from, bytes * source, to, bytes * target, bytes);
+        }
+      }
+    }
+    return LinearOp.dense(out);
+  }
+
+  /** The matrix {@code [heads * dim, rank]} of the values of latent attention. */
+  LinearOp valuesOfHeads(String at, int heads, int dim, int rank) {
+    Tensor t = check(required(at + "attn_v_b.weight"), heads, dim, rank);
+    return LinearOp.dense(t.view(t.name(), 0, (long) heads * dim, rank));
+  }
+
   /** A matrix of at least one row of {@code in} weights, if the file has it. */
   Optional<Tensor> optionalTable(String name, long in) {
     return optional(name).map(t -> check(t, t.rank() == 2 ? Math.max(1, t.rows()) : 1, in));
