@@ -232,12 +232,16 @@ public final class AttentionCode {
    */
   private void prefetch(int part, int parts, int slots, int stride, int left) {
     int lines = (slots * stride + 63) / 64;
-    for (int n = part * lines / parts; n < (part + 1) * lines / parts; n++) {
-      a.prefetcht0(Mem.of(SLOT, NEXT * stride + 64 * n));
+    for (int n = 0; n < lines; n++) {
+      if (n * parts / lines == part) {
+        a.prefetcht0(Mem.of(SLOT, NEXT * stride + 64 * n));
+      }
     }
     lines -= left;
-    for (int n = part * lines / parts; n < (part + 1) * lines / parts; n++) {
-      a.prefetcht1(Mem.of(SLOT, AHEAD * CHUNK * stride + 64 * n));
+    for (int n = 0; n < lines; n++) {
+      if (n * parts / lines == part) {
+        a.prefetcht1(Mem.of(SLOT, AHEAD * CHUNK * stride + 64 * n));
+      }
     }
   }
 
@@ -447,6 +451,8 @@ public final class AttentionCode {
   /** As many columns of the results as registers hold. */
   private void pass(int from, int count) {
     int base = lanes.parts == 1 ? 16 : 8;
+    // Passes of 256 bits are so many that the first one prefetches for all.
+    int parts = lanes.parts == 1 ? valueDim * 4 / bytes : count;
     Vec v = lanes.reg(base);
     for (int h = 0; h < heads; h++) {
       a.vbroadcastss(v, Mem.of(STATE, 4 * (FACTOR + h)));
@@ -469,7 +475,7 @@ public final class AttentionCode {
             for (int h = 0; h < heads; h++) {
               a.vfmadd231ps(lanes.reg(count * h + i), lanes.reg(base + 1 + h), v);
             }
-            prefetch(from + i, valueDim * 4 / bytes, 1, valueStride, 0);
+            prefetch(from + i, parts, 1, valueStride, 0);
           }
         });
     for (int h = 0; h < heads; h++) {
