@@ -107,8 +107,7 @@ public class SharedContextBenchmark {
   public void open() {
     // As if all were halves: within a factor of two.
     long layerBytes = 4L * HEAD * kvHeads * context;
-    layers =
-        rows > 1 ? 1 : (int) Math.clamp(ReadBandwidth.workingSet() / layerBytes, 1, MOST_LAYERS);
+    layers = rows > 1 ? 1 : Math.clamp(ReadBandwidth.workingSet() / layerBytes, 1, MOST_LAYERS);
     CpuBackend.Options options = CpuBackend.Options.defaults().withThreads(threads);
     executable = new CpuBackend(options).compile(graph(), Math.max(rows, 8));
     kv = executable.newKvCache(context, type);

@@ -88,12 +88,16 @@ final class AttentionPlan {
       int end = from + 1;
       int row = f.batchRow(kind, from);
       boolean skipped = f.skips(gate, row);
-      while (end < rows
-          && end - from < most
-          && follows(f, window, gate, row, skipped, f.batchRow(kind, end))) {
+      while (end < rows && follows(f, window, gate, row, skipped, f.batchRow(kind, end))) {
         end++;
       }
-      add(f, kind, window, skipped, from, end);
+      // As equal as can be, so that tiles take equally long.
+      int parts = (end - from + most - 1) / most;
+      for (int p = 0; p < parts; p++) {
+        int before = (int) ((long) (end - from) * p / parts);
+        int next = (int) ((long) (end - from) * (p + 1) / parts);
+        add(f, kind, window, skipped, from + before, from + next);
+      }
       from = end;
     }
     rowFrom[tiles] = rows;

@@ -290,7 +290,7 @@ class AttentionDivisionTest {
   @Test
   void rowsAreTakenTogether() {
     List<Call> tiles =
-        List.of(new Call(16, 0, 26, false), new Call(16, 0, 42, false), new Call(8, 0, 50, false));
+        List.of(new Call(13, 0, 23, false), new Call(13, 0, 36, false), new Call(14, 0, 50, false));
     assertEquals(tiles, calls(1, 1, 10, 40));
     List<Call> twice = tiles.stream().flatMap(c -> Stream.of(c, c)).toList();
     assertEquals(twice, calls(2, 2, 10, 40));
