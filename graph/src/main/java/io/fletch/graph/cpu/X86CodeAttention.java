@@ -50,8 +50,33 @@ final class X86CodeAttention {
     return new Layout(spec.keyDim(), spec.valueDim(), (spec.group() + parts - 1) / parts);
   }
 
-  /** Room for a tile, wherever it begins. */
+  /**
+   * Working memory of a shape.
+   *
+   * @param floats room for a tile, wherever it begins
+   */
+  private record Room(int keyDim, int valueDim, int group, int floats) {}
+
+  /** Copied on every addition, as {@link #entries}. */
+  private static volatile Room[] rooms = {};
+
+  /** Room for a tile, wherever it begins. Asked for by every attention: it allocates once. */
   static int scratchFloats(AttentionSpec spec) {
+    for (Room r : rooms) {
+      if (r.keyDim == spec.keyDim() && r.valueDim == spec.valueDim() && r.group == spec.group()) {
+        return r.floats;
+      }
+    }
+    int floats = computeScratch(spec);
+    synchronized (X86CodeAttention.class) {
+      Room[] more = Arrays.copyOf(rooms, rooms.length + 1);
+      more[rooms.length] = new Room(spec.keyDim(), spec.valueDim(), spec.group(), floats);
+      rooms = more;
+    }
+    return floats;
+  }
+
+  private static int computeScratch(AttentionSpec spec) {
     Layout l = layout(spec);
     long row = factorBytes(spec) + codeBytes(spec, l);
     long entry = Layout.ENTRY_BYTES + (long) l.stateBytes();
