@@ -460,7 +460,7 @@ final class LoadedModel implements Model {
    * @throws IllegalStateException if the model is closed
    */
   synchronized void own(AutoCloseable part) {
-    // closeOwned() comes after the end and waits for this.
+    // owned() comes after the end and waits for this.
     if (users.isClosed()) {
       throw new IllegalStateException("the model is closed");
     }
@@ -532,16 +532,18 @@ final class LoadedModel implements Model {
     if (!users.close()) {
       return;
     }
-    List<Runnable> parts =
+    // Each by itself, so that one that fails keeps no other from being closed.
+    List<Runnable> parts = new ArrayList<>();
+    owned().forEach(part -> parts.add(() -> closeOwned(part)));
+    adapters().forEach(adapter -> parts.add(adapter::close));
+    parts.addAll(
         List.of(
-            this::closeOwned,
-            () -> adapters().forEach(Adapter::close),
             scheduler::close,
             prefixes::close,
             executable::close,
             units::close,
             derived::close,
-            file::close);
+            file::close));
     RuntimeException failure = null;
     for (Runnable part : parts) {
       try {
@@ -559,16 +561,17 @@ final class LoadedModel implements Model {
     }
   }
 
-  private synchronized void closeOwned() {
-    for (AutoCloseable part : owned) {
-      try {
-        part.close();
-      } catch (RuntimeException e) {
-        throw e;
-      } catch (Exception e) {
-        throw new FletchException("closing what belongs to " + name + ": " + e.getMessage(), e);
-      }
+  private synchronized List<AutoCloseable> owned() {
+    return List.copyOf(owned);
+  }
+
+  private void closeOwned(AutoCloseable part) {
+    try {
+      part.close();
+    } catch (RuntimeException e) {
+      throw e;
+    } catch (Exception e) {
+      throw new FletchException("closing what belongs to " + name + ": " + e.getMessage(), e);
     }
-    owned.clear();
   }
 }

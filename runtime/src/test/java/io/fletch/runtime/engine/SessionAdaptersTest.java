@@ -86,6 +86,29 @@ class SessionAdaptersTest {
   }
 
   @Test
+  void whatFailsToCloseKeepsNothingElseFromBeingClosed() {
+    LoadedModel model = (LoadedModel) TestModels.open("demo-small", options());
+    model.adapter(strong);
+    model.adapter(weak);
+    List<String> closed = new ArrayList<>();
+    for (String name : List.of("first", "second", "third")) {
+      model.own(() -> {
+        closed.add(name);
+        if (!name.equals("second")) {
+          throw new IllegalStateException(name);
+        }
+      });
+    }
+    IllegalStateException e = assertThrows(IllegalStateException.class, model::close);
+    assertEquals("first", e.getMessage());
+    assertEquals("third", e.getSuppressed()[0].getMessage());
+    assertEquals(1, e.getSuppressed().length);
+    assertEquals(List.of("first", "second", "third"), closed);
+    assertEquals(List.of(), model.adapters());
+    model.close();
+  }
+
+  @Test
   void logitsAreThoseOfTheAdapterThatIsAttachedAtOpen() {
     int[] text = {5, 6, 7, 300, 12};
     ModelOptions open =
