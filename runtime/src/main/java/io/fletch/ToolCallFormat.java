@@ -26,8 +26,16 @@ public enum ToolCallFormat {
    * and the arguments.
    */
   MISTRAL,
-  /** {@code <|tool_call|>} and an array of objects with name and arguments: Granite 3. */
-  GRANITE;
+  /**
+   * {@code <|tool_call|>} and an array of objects with name and arguments: Granite 3, Phi 4 mini;
+   * Granite 3.1 also writes {@code <tool_call>} there.
+   */
+  GRANITE,
+  /**
+   * {@code <tool_call><function=NAME><parameter=KEY>value</parameter></function></tool_call>}:
+   * Qwen3-Coder. Values are texts as they are, or JSON where the schema says so.
+   */
+  QWEN_CODER;
 
   /**
    * A call.
@@ -40,6 +48,8 @@ public enum ToolCallFormat {
   /** The text besides the calls, and the calls in their order. */
   public record Parsed(String content, List<Call> calls) {}
 
+  private static final String TAG = "<tool_call>";
+  private static final String END_TAG = "</tool_call>";
   private static final String GRANITE_TAG = "<|tool_call|>";
   private static final String PYTHON_TAG = "<|python_tag|>";
 
@@ -51,11 +61,18 @@ public enum ToolCallFormat {
     if (template.contains(GRANITE_TAG)) {
       return Optional.of(GRANITE);
     }
-    if (template.contains("<tool_call>")) {
-      return Optional.of(HERMES);
+    if (template.contains(TAG)) {
+      boolean isXml =
+          template.contains(XmlToolCalls.FUNCTION) && template.contains(XmlToolCalls.PARAMETER);
+      return Optional.of(isXml ? QWEN_CODER : HERMES);
     }
     boolean isLlama = template.contains("<|start_header_id|>") && template.contains("tools");
     return isLlama || template.contains(PYTHON_TAG) ? Optional.of(LLAMA3) : Optional.empty();
+  }
+
+  /** As {@link #parse(String, Map)}, of tools whose schemas are not known. */
+  public Parsed parse(String text) {
+    return parse(text, Map.of());
   }
 
   /**
@@ -63,13 +80,17 @@ public enum ToolCallFormat {
    *
    * @param text the answer with its special tokens written out ({@code tokenizer.decode(ids,
    *     true)})
+   * @param tools the JSON schemas of the arguments, as parsed JSON, by the names of the tools; they
+   *     say which values are texts where the notation does not ({@link #QWEN_CODER}): what no
+   *     schema describes is one
    */
-  public Parsed parse(String text) {
+  public Parsed parse(String text, Map<String, ?> tools) {
     return switch (this) {
       case HERMES -> hermes(text);
       case LLAMA3 -> llama3(text);
       case MISTRAL -> mistral(text);
       case GRANITE -> granite(text);
+      case QWEN_CODER -> xml(text, tools);
     };
   }
 
@@ -84,6 +105,9 @@ public enum ToolCallFormat {
   public Grammar grammar(Map<String, ?> tools) {
     if (tools.isEmpty()) {
       throw new IllegalArgumentException("tools: expected=one or more actual=none");
+    }
+    if (this == QWEN_CODER) {
+      return XmlToolCalls.grammar(tools);
     }
     String key = this == LLAMA3 ? "parameters" : "arguments";
     StringBuilder calls = new StringBuilder();
@@ -116,6 +140,7 @@ public enum ToolCallFormat {
           case LLAMA3 -> "call";
           case MISTRAL -> "\"[TOOL_CALLS] [\" call \"]\"";
           case GRANITE -> "\"<|tool_call|>[\" call \"]\"";
+          case QWEN_CODER -> throw new IllegalStateException("has a grammar of its own");
         };
     return Grammar.parse("root ::= " + root + "\ncall ::= " + calls + "\n" + rules);
   }
@@ -129,9 +154,10 @@ public enum ToolCallFormat {
    */
   public int plainLength(String text) {
     return switch (this) {
-      case HERMES -> before("<tool_call>", text);
+      case HERMES -> before(TAG, text);
       case MISTRAL -> before("[TOOL_CALLS]", text);
-      case GRANITE -> before(GRANITE_TAG, text);
+      case GRANITE -> Math.min(before(GRANITE_TAG, text), before(TAG, text));
+      case QWEN_CODER -> Math.min(before(TAG, text), before(XmlToolCalls.FUNCTION, text));
       case LLAMA3 -> {
         int start = skipBlanks(text, 0);
         boolean isOpen =
@@ -163,28 +189,57 @@ public enum ToolCallFormat {
   }
 
   private static Parsed hermes(String text) {
-    String open = "<tool_call>";
-    String close = "</tool_call>";
     StringBuilder content = new StringBuilder();
     List<Call> calls = new ArrayList<>();
     int at = 0;
     while (true) {
-      int start = text.indexOf(open, at);
+      int start = text.indexOf(TAG, at);
       if (start < 0) {
         content.append(text, at, text.length());
         return parsed(content, calls);
       }
-      int json = skipBlanks(text, start + open.length());
+      int json = skipBlanks(text, start + TAG.length());
       int end = endOfValue(text, json);
       Optional<Call> call = end < 0 ? Optional.empty() : call(text.substring(json, end));
       if (call.isPresent()) {
         content.append(text, at, start);
         calls.add(call.get());
-        at = skipBlanks(text, end);
-        at = text.startsWith(close, at) ? at + close.length() : end;
+        at = behind(END_TAG, text, end);
       } else {
-        content.append(text, at, start + open.length());
-        at = start + open.length();
+        content.append(text, at, start + TAG.length());
+        at = start + TAG.length();
+      }
+    }
+  }
+
+  /** Where the text goes on behind a mark that may follow at {@code end}. */
+  private static int behind(String mark, String text, int end) {
+    int at = skipBlanks(text, end);
+    return text.startsWith(mark, at) ? at + mark.length() : end;
+  }
+
+  private static Parsed xml(String text, Map<String, ?> tools) {
+    StringBuilder content = new StringBuilder();
+    List<Call> calls = new ArrayList<>();
+    int at = 0;
+    while (true) {
+      int function = text.indexOf(XmlToolCalls.FUNCTION, at);
+      if (function < 0) {
+        content.append(text, at, text.length());
+        return parsed(content, calls);
+      }
+      Optional<XmlToolCalls.Found> call = XmlToolCalls.read(text, function, tools);
+      if (call.isPresent()) {
+        // Some models leave the opening tag out.
+        int tag = text.lastIndexOf(TAG, function);
+        boolean isTagged = tag >= at && skipBlanks(text, tag + TAG.length()) == function;
+        content.append(text, at, isTagged ? tag : function);
+        calls.add(call.get().call());
+        at = behind(END_TAG, text, call.get().end());
+      } else {
+        int next = function + XmlToolCalls.FUNCTION.length();
+        content.append(text, at, next);
+        at = next;
       }
     }
   }
@@ -244,9 +299,13 @@ public enum ToolCallFormat {
 
   private static Parsed granite(String text) {
     int start = text.indexOf(GRANITE_TAG);
-    return start < 0
-        ? new Parsed(text, List.of())
-        : array(text, start, skipBlanks(text, start + GRANITE_TAG.length()));
+    int at = start < 0 ? -1 : skipBlanks(text, start + GRANITE_TAG.length());
+    int tag = text.indexOf(TAG);
+    if (tag >= 0 && (start < 0 || tag == at)) {
+      start = start < 0 ? tag : start;
+      at = skipBlanks(text, tag + TAG.length());
+    }
+    return start < 0 ? new Parsed(text, List.of()) : array(text, start, at);
   }
 
   /** Calls in an array at {@code at}, which a marker at {@code start} announces. */
@@ -263,7 +322,8 @@ public enum ToolCallFormat {
     } catch (IOException _) {
       return new Parsed(text, List.of());
     }
-    return parsed(text.substring(0, start) + text.substring(end), calls);
+    int rest = behind("<|/tool_call|>", text, end);
+    return parsed(text.substring(0, start) + text.substring(rest), calls);
   }
 
   private static Parsed parsed(CharSequence content, List<Call> calls) {
@@ -295,7 +355,7 @@ public enum ToolCallFormat {
     };
   }
 
-  private static int skipBlanks(String text, int from) {
+  static int skipBlanks(String text, int from) {
     int at = from;
     while (at < text.length() && Character.isWhitespace(text.charAt(at))) {
       at++;
@@ -304,7 +364,7 @@ public enum ToolCallFormat {
   }
 
   /** End of the object or array that begins at {@code from}; -1 if there is none. */
-  private static int endOfValue(String text, int from) {
+  static int endOfValue(String text, int from) {
     if (from >= text.length() || text.charAt(from) != '{' && text.charAt(from) != '[') {
       return -1;
     }

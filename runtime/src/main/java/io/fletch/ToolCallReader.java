@@ -1,5 +1,6 @@
 package io.fletch;
 
+import java.util.Map;
 import java.util.Objects;
 
 /**
@@ -10,16 +11,28 @@ import java.util.Objects;
 public final class ToolCallReader {
   private final ToolCallFormat format;
   private final Tokenizer tokenizer;
+  private final Map<String, ?> tools;
   private final StringBuilder text = new StringBuilder();
   private int given;
 
   /** After a control token, which a call may begin with: the text is not decided before the end. */
   private boolean isHeld;
 
-  /** Makes a reader of one answer. */
+  /** As {@link #ToolCallReader(ToolCallFormat, Tokenizer, Map)}, without schemas. */
   public ToolCallReader(ToolCallFormat format, Tokenizer tokenizer) {
+    this(format, tokenizer, Map.of());
+  }
+
+  /**
+   * Makes a reader of one answer.
+   *
+   * @param tools the JSON schemas of the arguments by the names of the tools, see {@link
+   *     ToolCallFormat#parse(String, Map)}
+   */
+  public ToolCallReader(ToolCallFormat format, Tokenizer tokenizer, Map<String, ?> tools) {
     this.format = Objects.requireNonNull(format, "format");
     this.tokenizer = Objects.requireNonNull(tokenizer, "tokenizer");
+    this.tools = Map.copyOf(tools);
   }
 
   /**
@@ -46,7 +59,7 @@ public final class ToolCallReader {
    */
   public ToolCallFormat.Parsed parse(Generation.Result result) {
     int[] ids = result.ids().stream().mapToInt(Integer::intValue).toArray();
-    ToolCallFormat.Parsed out = format.parse(tokenizer.decode(ids, true));
+    ToolCallFormat.Parsed out = format.parse(tokenizer.decode(ids, true), tools);
     // Without a call the answer is what it would be without tools.
     return out.calls().isEmpty() ? new ToolCallFormat.Parsed(result.text(), out.calls()) : out;
   }

@@ -145,7 +145,10 @@ final class Chats implements AutoCloseable {
       }
       reader.started(generation);
       ToolCallReader calls =
-          prompt.tools().map(f -> new ToolCallReader(f, model.tokenizer())).orElse(null);
+          prompt
+              .tools()
+              .map(f -> new ToolCallReader(f, model.tokenizer(), prompt.schemas()))
+              .orElse(null);
       while (!reader.isCancelled() && next(generation)) {
         Generation.Chunk chunk = generation.next();
         give(reader, calls == null ? chunk.text() : calls.accept(chunk));

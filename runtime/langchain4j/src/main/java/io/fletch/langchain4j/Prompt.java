@@ -38,8 +38,13 @@ import java.util.Optional;
  * @param ids the prompt
  * @param options how to answer
  * @param tools how calls of tools are written; empty if the request has no tools
+ * @param schemas of the arguments of the tools by their names
  */
-record Prompt(int[] ids, GenerationOptions options, Optional<ToolCallFormat> tools) {
+record Prompt(
+    int[] ids,
+    GenerationOptions options,
+    Optional<ToolCallFormat> tools,
+    Map<String, Object> schemas) {
   /**
    * Converts.
    *
@@ -74,6 +79,7 @@ record Prompt(int[] ids, GenerationOptions options, Optional<ToolCallFormat> too
     Optional<ToolCallFormat> format = Optional.empty();
     Optional<Grammar> calls = Optional.empty();
     List<ToolSpecification> tools = request.toolSpecifications();
+    Map<String, Object> schemas = new LinkedHashMap<>();
     boolean isRequired = request.toolChoice() == ToolChoice.REQUIRED;
     if (tools != null && !tools.isEmpty() && request.toolChoice() != ToolChoice.NONE) {
       ToolCallFormat found =
@@ -83,7 +89,6 @@ record Prompt(int[] ids, GenerationOptions options, Optional<ToolCallFormat> too
                   new UnsupportedFeatureException(
                       "the chat template of model " + model.name() + " knows no tools"));
       format = Optional.of(found);
-      Map<String, Object> schemas = new LinkedHashMap<>();
       List<Object> described = new ArrayList<>();
       for (ToolSpecification tool : tools) {
         Map<String, Object> schema =
@@ -117,7 +122,7 @@ record Prompt(int[] ids, GenerationOptions options, Optional<ToolCallFormat> too
       options = options.withGrammar(grammar.get());
     }
     String prompt = model.chatPrompt(messages, true, all);
-    return new Prompt(model.tokenizer().encode(prompt, false, true), options, format);
+    return new Prompt(model.tokenizer().encode(prompt, false, true), options, format, schemas);
   }
 
   private static boolean isJson(ResponseFormat format) {

@@ -6,6 +6,10 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.ToolCallFormat;
 import io.fletch.ToolCallFormat.Call;
+import io.fletch.sampling.Grammar;
+import io.fletch.sampling.GrammarTokens;
+import java.nio.charset.StandardCharsets;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
@@ -91,12 +95,210 @@ class ToolCallFormatTest {
     check(f, "[{\"name\": \"a\"}]", "[{\"name\": \"a\"}]");
   }
 
+  /** As vLLM's parser for Granite 3.1, and Phi 4 mini with its closing tag. */
+  @Test
+  void graniteAndItsRelatives() {
+    ToolCallFormat f = ToolCallFormat.GRANITE;
+    Call call = new Call("a", "{\"x\":1}");
+    check(f, "<tool_call>[{\"name\": \"a\", \"arguments\": {\"x\": 1}}]", "", call);
+    check(f, "<|tool_call|> <tool_call> [{\"name\":\"a\",\"arguments\":{\"x\":1}}]", "", call);
+    check(
+        f,
+        "Yes.<|tool_call|>[{\"name\":\"a\",\"arguments\":{\"x\":1}}]<|/tool_call|>",
+        "Yes.",
+        call);
+    check(f, "<tool_call>{\"name\":\"a\"}", "<tool_call>{\"name\":\"a\"}");
+    assertEquals(2, f.plainLength("Ok <tool_"));
+    assertEquals(2, f.plainLength("Ok <tool_call>[ <|tool_call|>"));
+  }
+
+  /** The example that the template of Qwen3-Coder shows the model. */
+  private static final String EXAMPLE =
+      """
+      <tool_call>
+      <function=example_function_name>
+      <parameter=example_parameter_1>
+      value_1
+      </parameter>
+      <parameter=example_parameter_2>
+      This is the value for the second parameter
+      that can span
+      multiple lines
+      </parameter>
+      </function>
+      </tool_call>\
+      """;
+
+  private static final Map<String, ?> TOOLS =
+      Map.of(
+          "f",
+          Map.of(
+              "$defs",
+              Map.of("n", Map.of("type", "integer")),
+              "type",
+              "object",
+              "properties",
+              Map.of(
+                  "s", Map.of("type", "string"),
+                  "i", Map.of("$ref", "#/$defs/n"),
+                  "d", Map.of("type", "number"),
+                  "b", Map.of("type", "boolean"),
+                  "o", Map.of("type", "object"),
+                  "a", Map.of("type", "array"),
+                  "e", Map.of("enum", List.of("on", "off")),
+                  "n", Map.of("anyOf", List.of(Map.of("type", "string"), Map.of("type", "null"))),
+                  "l", Map.of("type", List.of("integer", "null"))),
+              "required",
+              List.of("s")));
+
+  /** The argument as JSON that a value of {@link #TOOLS} is read as. */
+  private static String argument(String key, String value) {
+    ToolCallFormat.Parsed parsed =
+        ToolCallFormat.QWEN_CODER.parse(
+            "<tool_call><function=f><parameter="
+                + key
+                + ">"
+                + value
+                + "</parameter></function></tool_call>",
+            TOOLS);
+    assertEquals("", parsed.content());
+    String all = parsed.calls().getFirst().arguments();
+    String begin = "{\"" + key + "\":";
+    assertTrue(all.startsWith(begin) && all.endsWith("}"), all);
+    return all.substring(begin.length(), all.length() - 1);
+  }
+
+  @Test
+  void qwenCoder() {
+    ToolCallFormat f = ToolCallFormat.QWEN_CODER;
+    Call example =
+        new Call(
+            "example_function_name",
+            "{\"example_parameter_1\":\"value_1\",\"example_parameter_2\":\"This is the value for"
+                + " the second parameter\\nthat can span\\nmultiple lines\"}");
+    check(f, EXAMPLE, "", example);
+    Call none = new Call("list", "{}");
+    check(
+        f,
+        "I look.\n\n" + EXAMPLE + "\n<tool_call>\n<function=list>\n</function>\n</tool_call>",
+        "I look.",
+        example,
+        none);
+    // Without the tag that opens, or the one that closes.
+    check(f, "Well: <function=list>\n</function>\n</tool_call>", "Well:", none);
+    check(f, "<tool_call><function=list></function>", "", none);
+    // What stands in a value is text, whatever it looks like, but for the end itself.
+    check(
+        f,
+        "<function=w><parameter=c>\n<p>&amp;\n</parameter>x</p>\n\n</parameter></function>",
+        "",
+        new Call("w", "{\"c\":\"<p>&amp;\\n</parameter>x</p>\\n\"}"));
+    for (String text :
+        List.of(
+            "<tool_call>",
+            "<tool_call>\n<function=a",
+            "<function=a>",
+            "<function=></function>",
+            "<function=a><parameter=b",
+            "<function=a><parameter=b>c",
+            "<function=a><parameter=b>c</parameter>",
+            "<function=a>text</function>",
+            "<tool_call>{\"name\":\"a\"}</tool_call>")) {
+      check(f, text, text);
+    }
+    for (int n = 0; n < EXAMPLE.length(); n++) {
+      String part = "Yes <b>. " + EXAMPLE.substring(0, n);
+      assertEquals(8, f.plainLength(part), part);
+    }
+    assertEquals(2, f.plainLength("Ok\n<func"));
+    assertEquals(2, f.plainLength("Ok\n<function=a>"));
+  }
+
+  @Test
+  void valuesOfQwenCoderHaveTheTypesOfTheSchema() {
+    assertEquals("\"12\"", argument("s", "\n12\n"));
+    assertEquals("\"null\"", argument("s", "null"));
+    assertEquals("12", argument("i", "\n 12\n"));
+    assertEquals("\"twelve\"", argument("i", "twelve"), "never lost");
+    assertEquals("\"1.5\"", argument("i", "1.5"));
+    assertEquals("-1.5", argument("d", "-1.5"));
+    assertEquals("123456789012345678901234567890", argument("i", "123456789012345678901234567890"));
+    assertEquals("true", argument("b", "True"));
+    assertEquals("false", argument("b", "false"));
+    assertEquals("\"tRUE\"", argument("b", "tRUE"));
+    assertEquals("{\"x\":[null,1]}", argument("o", "\n{\"x\": [null, 1]}\n"));
+    assertEquals("\"{} x\"", argument("o", "{} x"));
+    assertEquals("[\"]\"]", argument("a", "[\"]\"]"));
+    assertEquals("\"on\"", argument("e", "\non\n"));
+    assertEquals("null", argument("n", "None"));
+    assertEquals("\"7\"", argument("n", "7"));
+    assertEquals("null", argument("l", "null"));
+    assertEquals("7", argument("l", "7"));
+    assertEquals("\"7\"", argument("unknown", "7"));
+    assertEquals("\"\"", argument("s", "\n\n"));
+    assertEquals("\"\"", argument("s", ""));
+  }
+
+  /** How many octets of a text the grammar allows, one more if the text is then complete. */
+  private static int allowed(Grammar grammar, String text) {
+    byte[][] octets = new byte[257][];
+    for (int i = 0; i < octets.length; i++) {
+      octets[i] = i < 256 ? new byte[] {(byte) i} : new byte[0];
+    }
+    GrammarTokens.Mask mask = new GrammarTokens(grammar, octets, new int[] {256}).newMask();
+    byte[] bytes = text.getBytes(StandardCharsets.UTF_8);
+    for (int i = 0; i < bytes.length; i++) {
+      int b = bytes[i] & 0xff;
+      if ((mask.allowed()[b >> 6] >>> b & 1) == 0) {
+        return i;
+      }
+      mask.commit(b);
+    }
+    return bytes.length + (mask.isComplete() ? 1 : 0);
+  }
+
+  @Test
+  void grammarOfQwenCoder() {
+    Map<String, Object> properties = new LinkedHashMap<>();
+    properties.put("s", Map.of("type", "string"));
+    properties.put("i", Map.of("$ref", "#/$defs/n"));
+    properties.put("e", Map.of("enum", List.of("on", "\"off\"")));
+    Map<String, Object> schema =
+        Map.of(
+            "$defs",
+            Map.of("n", Map.of("type", "integer")),
+            "properties",
+            properties,
+            "required",
+            List.of("s"));
+    Grammar grammar = ToolCallFormat.QWEN_CODER.grammar(Map.of("f", schema));
+    String begin = "<tool_call>\n<function=f>\n<parameter=s>\n";
+    String end = "\n</parameter>\n</function>\n</tool_call>";
+    for (String value :
+        List.of("", "two\nlines", "<b>x</b>", "<</p></pre>", "</p</p/a", "\u00e9", "</<b")) {
+      String text = begin + value + end;
+      assertEquals(text.getBytes(StandardCharsets.UTF_8).length + 1, allowed(grammar, text), text);
+      String json = value.replace("\n", "\\n");
+      check(ToolCallFormat.QWEN_CODER, text, "", new Call("f", "{\"s\":\"" + json + "\"}"));
+    }
+    String all =
+        begin + "x\n</parameter>\n<parameter=i>\n-12\n</parameter>\n<parameter=e>\n\"off\"" + end;
+    assertEquals(all.length() + 1, allowed(grammar, all));
+    // The end of the value, whatever comes then; and what is required is there.
+    assertEquals(begin.length() + 14, allowed(grammar, begin + "x\n</parameter> </parameter>"));
+    String without = "<tool_call>\n<function=f>\n</function>";
+    assertEquals(without.indexOf("</") + 1, allowed(grammar, without));
+    String word = all.replace("-12", "twelve");
+    assertEquals(word.indexOf("twelve"), allowed(grammar, word));
+  }
+
   @Test
   void familiesByTemplate() {
     assertEquals(
         Optional.of(ToolCallFormat.GRANITE),
         ToolCallFormat.of("respond with <|tool_call|> followed by a JSON list of tools used"));
     assertEquals(Optional.of(ToolCallFormat.HERMES), ToolCallFormat.of("{{ '<tool_call>' }}"));
+    assertEquals(Optional.of(ToolCallFormat.QWEN_CODER), ToolCallFormat.of(EXAMPLE));
     assertEquals(
         Optional.of(ToolCallFormat.MISTRAL), ToolCallFormat.of("[AVAILABLE_TOOLS] [TOOL_CALLS]"));
     assertEquals(

@@ -41,7 +41,11 @@ final class Answers {
   void choose(int choice) {
     index = choice;
     textOffset = 0;
-    reader = request.tools().map(format -> new ToolCallReader(format, tokenizer)).orElse(null);
+    reader =
+        request
+            .tools()
+            .map(format -> new ToolCallReader(format, tokenizer, request.schemas()))
+            .orElse(null);
   }
 
   private Map<String, Object> envelope(String object, List<?> of) {

@@ -30,6 +30,7 @@ import java.util.TreeMap;
  * @param choices how many answers
  * @param logprobs whether the client wants log-probabilities
  * @param tools how calls of tools are written, where the request has tools
+ * @param schemas of the arguments of the tools by their names
  * @param adapters those of the request; empty for the server's
  */
 record Request(
@@ -41,6 +42,7 @@ record Request(
     boolean usageInStream,
     boolean logprobs,
     Optional<ToolCallFormat> tools,
+    Map<String, Object> schemas,
     Optional<List<Adapter.Scaled>> adapters) {
   private static final SecureRandom SEEDS = new SecureRandom();
   private static final int MOST_CHOICES = 128;
@@ -128,6 +130,7 @@ record Request(
           usage(body),
           logprobs,
           tools.format(),
+          tools.schemas(),
           adapters(body, model));
     } catch (FletchException | SamplingException | IllegalArgumentException e) {
       throw ApiException.invalid(null, e.getMessage());
@@ -173,6 +176,7 @@ record Request(
           usage(body),
           top >= 0,
           Optional.empty(),
+          Map.of(),
           adapters(body, model));
     } catch (SamplingException e) {
       throw ApiException.invalid("grammar", e.getMessage());

@@ -778,27 +778,30 @@ class FletchServerTest {
   }
 
   /** The demo model with a template of the same length that knows tools. */
-  private static Path withTools(Path folder) throws IOException {
+  private static Path withTools(Path folder, String marks) throws IOException {
     byte[] file = Files.readAllBytes(Model.demoFile("demo-small"));
     String text = new String(file, StandardCharsets.ISO_8859_1);
     int start = text.indexOf("{% for message in messages %}");
     int end = text.indexOf("{% endif %}", start) + "{% endif %}".length();
     String template =
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] +"
-            + " '<|im_end|>\\n' }}{% endfor %}{{ '<|im_start|>assistant\\n' }}{#<tool_call>";
+            + " '<|im_end|>\\n' }}{% endfor %}{{ '<|im_start|>assistant\\n' }}{#"
+            + marks;
     template += " ".repeat(end - start - template.length() - 2) + "#}";
     System.arraycopy(template.getBytes(StandardCharsets.ISO_8859_1), 0, file, start, end - start);
     return Files.write(folder.resolve("tools.gguf"), file);
   }
 
-  @Test
-  void callsTools(@TempDir Path folder) throws IOException {
+  @ParameterizedTest
+  @ValueSource(strings = {"<tool_call>", "<tool_call><function=<parameter="})
+  void callsTools(String marks, @TempDir Path folder) throws IOException {
     String tools =
         "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"add\",\"parameters\":{\"type\":\"object\","
             + "\"properties\":{\"a\":{\"type\":\"integer\",\"minimum\":0,\"maximum\":999}},\"required\":[\"a\"]}}}],";
     try (Model own =
         Model.open(
-            withTools(folder), ModelOptions.defaults().withThreads(1).withContextLength(512))) {
+            withTools(folder, marks),
+            ModelOptions.defaults().withThreads(1).withContextLength(512))) {
       server.close();
       server = FletchServer.start(own, options());
       try {
