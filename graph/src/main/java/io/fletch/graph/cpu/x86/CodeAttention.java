@@ -595,12 +595,8 @@ public final class CodeAttention {
       return;
     }
     for (int i = 0; i < 4; i++) {
-      int[] order = new int[16];
-      for (int l = 0; l < 16; l++) {
-        order[l] = l / 4 * 4 + i;
-      }
-      a.vmovdqu(reg(10), a.ints(order));
-      a.vpermps(reg(10), reg(10), x);
+      // Lane i of each quarter: four positions in order.
+      a.vpermilps(reg(10), x, 0x55 * i);
       a.vmovups(Mem.of(WORK, to + 16 * (block * CHUNK + 16 * group + 4 * i)), reg(10));
     }
   }
