@@ -660,8 +660,12 @@ public final class CodeAttention {
     a.mov(Y, A);
     a.mov(ENTRY, keyBlocks);
     Label block = a.here();
-    packColumn(0);
-    packColumn(16);
+    if (lanes.parts == 1) {
+      packColumns();
+    } else {
+      packColumn(0);
+      packColumn(16);
+    }
     advance();
     a.add(X, 32);
     a.add(Y, 16 * PAIR_BYTES);
@@ -684,14 +688,7 @@ public final class CodeAttention {
       gather(lanes.reg(i), X, perVector / 4 * i * keyStride + column, keyStride);
     }
     line(1);
-    a.vpunpckldq(lanes.reg(4), lanes.reg(0), lanes.reg(1));
-    a.vpunpckhdq(lanes.reg(5), lanes.reg(0), lanes.reg(1));
-    a.vpunpckldq(lanes.reg(6), lanes.reg(2), lanes.reg(3));
-    a.vpunpckhdq(lanes.reg(7), lanes.reg(2), lanes.reg(3));
-    a.vpunpcklqdq(lanes.reg(0), lanes.reg(4), lanes.reg(6));
-    a.vpunpckhqdq(lanes.reg(1), lanes.reg(4), lanes.reg(6));
-    a.vpunpcklqdq(lanes.reg(2), lanes.reg(5), lanes.reg(7));
-    a.vpunpckhqdq(lanes.reg(3), lanes.reg(5), lanes.reg(7));
+    transpose(0, 4);
     for (int e = 0; e < 4; e++) {
       int pair = column / 2 + 2 * e;
       words(
@@ -701,6 +698,46 @@ public final class CodeAttention {
           Mem.of(Y, (pair + 1) * PAIR_BYTES));
     }
     line(1);
+  }
+
+  /** Thirty-two elements of the keys of a group of sixteen: what two columns would be. */
+  private void packColumns() {
+    for (int i = 0; i < 4; i++) {
+      for (int set = 0; set < 2; set++) {
+        Vec d = lanes.reg(8 * set + i);
+        int slot = 4 * i + 2 * set;
+        a.vmovdqu(d.ymm(), Mem.of(X, slot * keyStride));
+        a.vinserti64x4((Zmm) d, (Zmm) d, Mem.of(X, (slot + 1) * keyStride), 1);
+      }
+    }
+    line(1);
+    transpose(0, 4);
+    transpose(8, 12);
+    for (int e = 0; e < 4; e++) {
+      for (int column = 0; column < 2; column++) {
+        int pair = 8 * column + 2 * e;
+        Vec x = lanes.reg(16 + 2 * column);
+        a.vshufi32x4(x, lanes.reg(e), lanes.reg(8 + e), column == 0 ? 0x88 : 0xdd);
+        words(
+            x,
+            lanes.reg(17 + 2 * column),
+            Mem.of(Y, pair * PAIR_BYTES),
+            Mem.of(Y, (pair + 1) * PAIR_BYTES));
+      }
+      line(e < 3 ? 1 : 0);
+    }
+  }
+
+  /** Transposes four registers from {@code x} on within their quarters; four from t on are lost. */
+  private void transpose(int x, int t) {
+    a.vpunpckldq(lanes.reg(t), lanes.reg(x), lanes.reg(x + 1));
+    a.vpunpckhdq(lanes.reg(t + 1), lanes.reg(x), lanes.reg(x + 1));
+    a.vpunpckldq(lanes.reg(t + 2), lanes.reg(x + 2), lanes.reg(x + 3));
+    a.vpunpckhdq(lanes.reg(t + 3), lanes.reg(x + 2), lanes.reg(x + 3));
+    a.vpunpcklqdq(lanes.reg(x), lanes.reg(t), lanes.reg(t + 2));
+    a.vpunpckhqdq(lanes.reg(x + 1), lanes.reg(t), lanes.reg(t + 2));
+    a.vpunpcklqdq(lanes.reg(x + 2), lanes.reg(t + 1), lanes.reg(t + 3));
+    a.vpunpckhqdq(lanes.reg(x + 3), lanes.reg(t + 1), lanes.reg(t + 3));
   }
 
   /** Stores bytes 0 and 2, and 1 and 3, of every lane as words. */
