@@ -97,6 +97,9 @@ public final class CodeAttention {
   /** Whether what is emitted prefetches. */
   private boolean paced = true;
 
+  /** Where packed values are. */
+  private int valuesAt;
+
   /** Lines that are prefetched from where the cursors are. */
   private int ahead;
 
@@ -424,10 +427,18 @@ public final class CodeAttention {
     visible(Mem.of(ENTRY, Layout.ENTRY_FROM), Mem.of(ENTRY, Layout.ENTRY_TO));
     a.cmp(FROM, TO);
     a.jcc(Condition.GE, apart);
-    paced = true;
+    Label several = a.label();
+    a.cmp(COUNT, 1);
+    a.jcc(Condition.NE, several);
+    // The keys have been used then: one place for both halves what the level-1 cache has to hold.
+    valuesAt = layout.packedKeys;
     attend(true);
-    paced = false;
     a.jmp(next);
+    a.bind(several);
+    valuesAt = layout.packedValues;
+    attend(true);
+    a.jmp(next);
+    paced = false;
     a.bind(apart);
     visible(Mem.of(WORK, layout.from), Mem.of(WORK, layout.to));
     scalesOfValues();
@@ -778,7 +789,7 @@ public final class CodeAttention {
       for (int i = 0; i < TOGETHER / 4; i++) {
         int slot = TOGETHER * group + (apart == 4 ? 2 * i : 4 * i);
         int pair = TOGETHER / 2 * group + 2 * i;
-        packQuad(slot, apart, at, Mem.of(to, layout.packedValues + (pair * valueDim + at) * 4));
+        packQuad(slot, apart, at, Mem.of(to, valuesAt + (pair * valueDim + at) * 4));
         line(1);
       }
     }
@@ -1159,7 +1170,7 @@ public final class CodeAttention {
     a.shl(X, 6);
     a.lea(B, Mem.of(WORK, X, 1, layout.weightCodes));
     a.add(A, WORK);
-    a.add(A, layout.packedValues + from * bytes);
+    a.add(A, valuesAt + from * bytes);
     int base = lanes.parts == 1 ? 16 : 8;
     int temps = lanes.parts == 1 ? 28 : 12;
     Label loop = a.here();
