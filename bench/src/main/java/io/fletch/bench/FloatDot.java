@@ -4,6 +4,8 @@ import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.nio.ByteOrder;
+import java.util.EnumSet;
+import java.util.Set;
 import jdk.incubator.vector.ByteVector;
 import jdk.incubator.vector.FloatVector;
 import jdk.incubator.vector.VectorOperators;
@@ -25,11 +27,14 @@ final class FloatDot {
   private static final VectorSpecies<Float> F = FloatVector.SPECIES_PREFERRED;
   private static final boolean WIDE = F.length() == 16;
 
+  private static final Set<TensorType> TYPES =
+      EnumSet.of(TensorType.Q4_0, TensorType.Q8_0, TensorType.Q4_K);
+
   private FloatDot() {}
 
-  /** Whether this machine has registers that it was written for. */
-  static boolean supported() {
-    return F.length() == 8 || F.length() == 16;
+  /** Whether it was written for a type, and for the registers that this machine has. */
+  static boolean supports(TensorType type) {
+    return TYPES.contains(type) && (F.length() == 8 || F.length() == 16);
   }
 
   /** {@code y[r * yStride + o]} for the rows {@code [from, to)} of a matrix in its file layout. */

@@ -193,7 +193,7 @@ public final class KernelLadder {
           rung.gigabytes(0.9),
           reads ? "" : round(rate / rung.bytesPerRow * 2 * IN * rows),
           100 * rate / peak,
-          reads ? "" : round(rate / rung.bytesPerRow / base));
+          reads || Double.isNaN(base) ? "" : round(rate / rung.bytesPerRow / base));
     }
   }
 
@@ -221,7 +221,7 @@ public final class KernelLadder {
     float[] expected = reference(scalar, type, weights, out, rows, floats, arena);
     List<Rung> rungs = new ArrayList<>();
     rungs.add(rung("scalar", scalar, false, type, rows, weights, out, floats, y, expected, held));
-    if (KernelSets.vector().isPresent() && FloatDot.supported()) {
+    if (KernelSets.vector().isPresent() && FloatDot.supports(type)) {
       Product product =
           (from, to) -> FloatDot.product(type, weights, IN, from, to, x, rows, y, out);
       checkFloatWay(type, scalar, weights, x, out, rows, product, y, arena);
@@ -249,7 +249,8 @@ public final class KernelLadder {
             .toList()
             .reversed();
     for (Kernels set : code) {
-      if (set == code.getFirst() || set == code.getLast()) {
+      boolean packs = set.matmul(type, IN).packs();
+      if (packs && (set == code.getFirst() || set == code.getLast())) {
         rungs.add(
             rung(
                 "emitted, mapped, " + set.name(),
@@ -268,7 +269,7 @@ public final class KernelLadder {
     for (Kernels set : code) {
       rungs.add(
           rung(
-              "emitted, packed, " + set.name(),
+              "emitted, " + (set.matmul(type, IN).packs() ? "packed, " : "") + set.name(),
               set,
               false,
               type,
@@ -337,9 +338,23 @@ public final class KernelLadder {
     long stride = set.activationBytes(format, IN);
     MemorySegment x = allocate(stride * rows, held);
     for (int r = 0; r < rows; r++) {
-      set.quantize(format, floats, (long) r * IN, IN, x, r * stride);
+      quantize(set, format, floats, r, x, r * stride);
     }
     return x;
+  }
+
+  private static void quantize(
+      Kernels set,
+      Kernels.ActivationFormat format,
+      MemorySegment floats,
+      int row,
+      MemorySegment to,
+      long at) {
+    if (format == Kernels.ActivationFormat.F32) {
+      MemorySegment.copy(floats, 4L * row * IN, to, at, 4L * IN);
+    } else {
+      set.quantize(format, floats, (long) row * IN, IN, to, at);
+    }
   }
 
   // ---- what is expected
@@ -356,7 +371,7 @@ public final class KernelLadder {
     long stride = scalar.activationBytes(matmul.activation(), IN);
     MemorySegment x = arena.allocate(stride * rows, 64);
     for (int r = 0; r < rows; r++) {
-      scalar.quantize(matmul.activation(), floats, (long) r * IN, IN, x, r * stride);
+      quantize(scalar, matmul.activation(), floats, r, x, r * stride);
     }
     MemorySegment y = arena.allocate(4L * CHECKED_OUTPUTS * rows, 64);
     matmul.run(weights, out, 0, CHECKED_OUTPUTS, x, 0, rows, y, 0, CHECKED_OUTPUTS);
