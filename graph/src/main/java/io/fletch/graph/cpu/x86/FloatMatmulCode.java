@@ -24,6 +24,7 @@ import io.fletch.quant.TensorType;
 public final class FloatMatmulCode {
   private static final int LANES = 16;
   private static final int PREFETCH = 1024;
+  private static final int LINE = 64;
 
   private static final Gpr W = Gpr.RDI;
   private static final Gpr X = Gpr.RSI;
@@ -69,7 +70,7 @@ public final class FloatMatmulCode {
     this.bytes = isa.bytes();
     this.wide = bytes == 64;
     this.parts = wide ? 1 : 2;
-    Math.toIntExact(8L * rowBytes + tokens * xStride);
+    Math.toIntExact(16L * rowBytes + PREFETCH + tokens * xStride);
   }
 
   /** The most rows of activations that one call can take. */
@@ -184,15 +185,14 @@ public final class FloatMatmulCode {
     }
     a.mov(WP, W);
     a.mov(XP, X);
-    if (in >= LANES) {
-      a.mov(COUNT, (long) (in / LANES));
-      a.align(32);
-      Label loop = a.here();
-      step();
-      a.add(WP, LANES * elementBytes);
-      a.add(XP, LANES * 4);
-      a.dec(COUNT);
-      a.jcc(Condition.NE, loop);
+    int steps = in / LANES;
+    if (tokens == 1) {
+      // What is ahead of the end of a row is the next tile's, so many rows further on.
+      int last = Math.min(steps, PREFETCH / (LANES * elementBytes));
+      steps(steps - last, PREFETCH);
+      steps(last, PREFETCH + (rows - 1) * rowBytes);
+    } else {
+      steps(steps, 0);
     }
     if (tail() != 0) {
       tailStep();
@@ -213,19 +213,53 @@ public final class FloatMatmulCode {
     a.add(W, rows * rowBytes);
   }
 
-  /** Sixteen elements of every row and token. */
-  private void step() {
+  /**
+   * So many times sixteen elements of every row and token.
+   *
+   * @param ahead bytes from what is read to what is prefetched; 0 for nothing
+   */
+  private void steps(int count, int ahead) {
+    int stepBytes = LANES * elementBytes;
+    // Each row is prefetched once per line.
+    int unroll = ahead == 0 ? 1 : LINE / stepBytes;
+    if (count >= unroll) {
+      a.mov(COUNT, (long) (count / unroll));
+      a.align(32);
+      Label loop = a.here();
+      for (int i = 0; i < unroll; i++) {
+        step(i, unroll, ahead);
+      }
+      a.add(WP, unroll * stepBytes);
+      a.add(XP, unroll * LANES * 4);
+      a.dec(COUNT);
+      a.jcc(Condition.NE, loop);
+    }
+    for (int i = 0; i < count % unroll; i++) {
+      step(0, 1, ahead);
+      a.add(WP, stepBytes);
+      a.add(XP, LANES * 4);
+    }
+  }
+
+  /**
+   * Sixteen elements of every row and token.
+   *
+   * @param index which of {@code unroll} steps: each prefetches its share of the rows
+   */
+  private void step(int index, int unroll, int ahead) {
+    int wAt = index * LANES * elementBytes;
+    int xAt = index * LANES * 4;
     for (int r = 0; r < rows; r++) {
       int offset = r * rowBytes;
-      if (tokens == 1 && r * LANES * elementBytes % 64 == 0) {
-        a.prefetcht0(Mem.of(WP, offset + PREFETCH));
+      if (ahead != 0 && r % unroll == index) {
+        a.prefetcht0(Mem.of(WP, offset + ahead));
       }
       for (int i = 0; i < parts; i++) {
-        Lanes.load(a, type, w[i], Mem.of(WP, offset + i * bytes / 4 * elementBytes));
+        Lanes.load(a, type, w[i], Mem.of(WP, wAt + offset + i * bytes / 4 * elementBytes));
       }
       for (int t = 0; t < tokens; t++) {
         for (int i = 0; i < parts; i++) {
-          a.vfmadd231ps(sums[r][t][i], w[i], Mem.of(XP, t * xStride + i * bytes));
+          a.vfmadd231ps(sums[r][t][i], w[i], Mem.of(XP, xAt + t * xStride + i * bytes));
         }
       }
     }
