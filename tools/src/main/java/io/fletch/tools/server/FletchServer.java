@@ -301,8 +301,8 @@ public final class FletchServer implements AutoCloseable {
       server.http.start();
       return server;
     } catch (IOException e) {
-      throw new UncheckedIOException(
-          "cannot listen on " + options.address() + ": " + e.getMessage(), e);
+      String message = "cannot listen on " + options.address() + ": " + e.getMessage();
+      throw new UncheckedIOException(message, new IOException(message, e));
     }
   }
 
@@ -385,10 +385,13 @@ public final class FletchServer implements AutoCloseable {
               .getResponseHeaders()
               .set("Access-Control-Allow-Headers", "Authorization, Content-Type");
           exchange.sendResponseHeaders(204, -1);
-        } else if (method.equals(found.method())) {
+        } else if (method.equals(found.method())
+            || method.equals("HEAD") && found.method().equals("GET")) {
           found.handler().handle(exchange);
         } else {
-          exchange.getResponseHeaders().set("Allow", found.method());
+          exchange
+              .getResponseHeaders()
+              .set("Allow", found.method().equals("GET") ? "GET, HEAD" : found.method());
           throw ApiException.of(
               405,
               "method_not_allowed",
@@ -441,6 +444,11 @@ public final class FletchServer implements AutoCloseable {
             .startsWith(JSON_TYPE)) {
       throw ApiException.of(415, "unsupported_media_type", "Content-Type: expected=" + JSON_TYPE);
     }
+    String coding = in.getFirst("Content-Encoding");
+    if (coding != null && !coding.equalsIgnoreCase("identity")) {
+      throw ApiException.of(
+          415, "unsupported_media_type", "Content-Encoding: expected=identity actual=" + coding);
+    }
   }
 
   private static boolean isLocal(String host) {
@@ -473,6 +481,11 @@ public final class FletchServer implements AutoCloseable {
   private static void send(HttpExchange exchange, int status, String type, byte[] body)
       throws IOException {
     exchange.getResponseHeaders().set("Content-Type", type);
+    if (exchange.getRequestMethod().equals("HEAD")) {
+      exchange.getResponseHeaders().set("Content-Length", Integer.toString(body.length));
+      exchange.sendResponseHeaders(status, -1);
+      return;
+    }
     exchange.sendResponseHeaders(status, body.length);
     // Closed here: closing the exchange would hide that the client has gone.
     try (OutputStream out = exchange.getResponseBody()) {

@@ -82,7 +82,8 @@ record Request(
           "store",
           "service_tier",
           "safety_identifier",
-          "prompt_cache_key");
+          "prompt_cache_key",
+          "chat_template_kwargs");
 
   static Request chat(Wire body, Model model, SamplingOptions defaults) {
     body.only(union(CHAT));
@@ -118,8 +119,13 @@ record Request(
       if (grammar.isPresent()) {
         options = options.withGrammar(grammar.get());
       }
-      Map<String, Object> variables =
-          tools.tools().isEmpty() ? Map.of() : Map.of("tools", tools.tools());
+      Map<String, Object> variables = new LinkedHashMap<>();
+      if (body.has("chat_template_kwargs")) {
+        variables.putAll(body.object("chat_template_kwargs").map());
+      }
+      if (!tools.tools().isEmpty()) {
+        variables.put("tools", tools.tools());
+      }
       String prompt = model.chatPrompt(messages, true, variables);
       return new Request(
           true,
@@ -138,7 +144,10 @@ record Request(
   }
 
   static Request completion(Wire body, Model model, SamplingOptions defaults) {
-    body.only(union(Set.of("prompt", "best_of")));
+    body.only(union(Set.of("prompt", "best_of", "echo")));
+    if (body.flag("echo", false)) {
+      throw body.wrong("echo", "false", true);
+    }
     int choices = choices(body);
     if (body.whole("best_of", choices, 1, MOST_CHOICES) != choices) {
       throw ApiException.invalid(
@@ -154,8 +163,9 @@ record Request(
           case String s -> model.tokenizer().encode(s);
           case List<?> l when l.size() == 1 && l.getFirst() instanceof String s ->
               model.tokenizer().encode(s);
-          case List<?> l when !l.isEmpty() && l.stream().allMatch(Integer.class::isInstance) ->
-              l.stream().mapToInt(Integer.class::cast).toArray();
+          case List<?> l when isIds(l) -> ids(l);
+          case List<?> l when l.size() == 1 && l.getFirst() instanceof List<?> one && isIds(one) ->
+              ids(one);
           case Object o -> throw body.wrong("prompt", "one text or array of token ids", o);
           case null -> throw body.wrong("prompt", "a text", null);
         };
@@ -181,6 +191,14 @@ record Request(
     } catch (SamplingException e) {
       throw ApiException.invalid("grammar", e.getMessage());
     }
+  }
+
+  private static boolean isIds(List<?> list) {
+    return !list.isEmpty() && list.stream().allMatch(Integer.class::isInstance);
+  }
+
+  private static int[] ids(List<?> list) {
+    return list.stream().mapToInt(Integer.class::cast).toArray();
   }
 
   private static Optional<List<Adapter.Scaled>> adapters(Wire body, Model model) {
@@ -228,7 +246,12 @@ record Request(
   }
 
   private static boolean usage(Wire body) {
-    return body.has("stream_options") && body.object("stream_options").flag("include_usage", false);
+    if (!body.has("stream_options")) {
+      return false;
+    }
+    Wire options = body.object("stream_options");
+    options.only(Set.of("include_usage", "include_obfuscation"));
+    return options.flag("include_usage", false);
   }
 
   private static Optional<Grammar> grammar(Wire body) {
@@ -242,7 +265,12 @@ record Request(
       return Optional.empty();
     }
     Wire format = body.object("response_format");
+    format.only(Set.of("type", "json_schema", "schema"));
     String type = format.text("type", "text");
+    if (type.equals("json_object") && format.has("schema")) {
+      // As llama.cpp's server has it.
+      return Optional.of(Grammar.ofJsonSchema(format.object("schema").map()));
+    }
     return switch (type) {
       case "text" -> Optional.empty();
       case "json_object" -> Optional.of(Grammar.ofJsonObject());

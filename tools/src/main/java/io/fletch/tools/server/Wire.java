@@ -1,5 +1,6 @@
 package io.fletch.tools.server;
 
+import com.fasterxml.jackson.core.JsonParser;
 import com.fasterxml.jackson.jr.ob.JSON;
 import java.io.IOException;
 import java.io.UncheckedIOException;
@@ -39,8 +40,14 @@ record Wire(Map<String, Object> map, String path) {
   }
 
   private static Object any(byte[] body) {
-    try {
-      return JSON.std.anyFrom(body);
+    try (JsonParser parser = JSON.std.createParser(body)) {
+      Object value = JSON.std.anyFrom(parser);
+      if (parser.nextToken() != null) {
+        throw ApiException.invalid(null, "the body: expected=one JSON value actual=more behind it");
+      }
+      return value;
+    } catch (ApiException e) {
+      throw e;
     } catch (IOException | RuntimeException e) {
       // What Jackson says contains pieces of the body; the place is what helps.
       String message = String.valueOf(e.getMessage());

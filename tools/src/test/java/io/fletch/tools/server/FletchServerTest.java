@@ -15,6 +15,7 @@ import io.fletch.sampling.SamplingOptions;
 import io.fletch.sampling.TokenRouter;
 import java.io.IOException;
 import java.io.InputStream;
+import java.io.UncheckedIOException;
 import java.net.InetAddress;
 import java.net.InetSocketAddress;
 import java.net.Socket;
@@ -332,6 +333,11 @@ class FletchServerTest {
         "{ ~ not JSON",
         "[] ~ expected=an object",
         "{} ~ messages",
+        "{Q} x ~ not JSON",
+        "{Q}{} ~ more behind it",
+        "{\"stream_options\":{\"x\":1},Q} ~ stream_options.x",
+        "{\"response_format\":{\"type\":\"text\",\"x\":1},Q} ~ response_format.x",
+        "{\"chat_template_kwargs\":[],Q} ~ chat_template_kwargs",
         "{\"messages\":{}} ~ messages: expected=an array",
         "{\"messages\":[1]} ~ messages[0]: expected=an object",
         "{\"messages\":[{\"role\":\"wizard\",\"content\":\"x\"}]} ~ messages[0].role",
@@ -422,6 +428,82 @@ class FletchServerTest {
         raw("GET /v1/models HTTP/1.1\r\nHost: LocalHost:80\r\n\r\n").startsWith("HTTP/1.1 200"));
     // The server still works.
     assertEquals(200, send(to("/health").build()).statusCode());
+  }
+
+  @Test
+  void saysWhereItCannotListen() {
+    FletchServer.Options o = options();
+    FletchServer.Options taken =
+        new FletchServer.Options(
+            server.address(),
+            o.modelId(),
+            o.sampling(),
+            1,
+            0,
+            o.maxBody(),
+            o.timeLimit(),
+            o.drain(),
+            o.apiKey(),
+            o.corsOrigin());
+    UncheckedIOException e =
+        assertThrows(UncheckedIOException.class, () -> FletchServer.start(model, taken));
+    // The command line shows the cause.
+    assertTrue(e.getCause().getMessage().contains(":" + server.address().getPort() + ": "));
+  }
+
+  @Test
+  void answersHeads() throws Exception {
+    for (String path : List.of("/health", "/v1/models", "/metrics", "/", "/v1/models/none")) {
+      HttpResponse<String> head =
+          send(to(path).method("HEAD", HttpRequest.BodyPublishers.noBody()).build());
+      HttpResponse<String> get = send(to(path).build());
+      assertEquals(get.statusCode(), head.statusCode());
+      assertEquals("", head.body());
+      if (!path.equals("/metrics")) {
+        assertEquals(
+            get.headers().firstValue("Content-Length"),
+            head.headers().firstValue("Content-Length"));
+      }
+    }
+    HttpResponse<String> post =
+        send(to("/v1/completions").method("HEAD", HttpRequest.BodyPublishers.noBody()).build());
+    assertEquals(405, post.statusCode());
+    assertEquals("POST", post.headers().firstValue("Allow").orElseThrow());
+  }
+
+  /** What clients of other servers send. */
+  @Test
+  void takesHabitsOfClients() throws IOException {
+    Map<String, Object> a =
+        ok(
+            "/v1/chat/completions",
+            "{\"response_format\":{\"type\":\"json_object\",\"schema\":{\"type\":\"object\","
+                + "\"properties\":{\"a\":{\"type\":\"integer\",\"maximum\":99,\"minimum\":0}},\"required\":[\"a\"],"
+                + "\"additionalProperties\":false}},"
+                + QUESTION
+                + "}");
+    assertEquals(
+        List.of("a"),
+        List.copyOf(json((String) at(a, "choices", 0, "message", "content")).keySet()));
+    a =
+        ok(
+            "/v1/chat/completions",
+            "{\"chat_template_kwargs\":{\"enable_thinking\":false,\"messages\":[]},"
+                + QUESTION
+                + "}");
+    assertEquals(ANSWER, at(a, "choices", 0, "message", "content"));
+    ok("/v1/completions", "{\"prompt\":[[1,2,3]],\"echo\":false,\"suffix\":null,\"max_tokens\":2}");
+    assertEquals(
+        400, send(post("/v1/completions", "{\"prompt\":\"x\",\"echo\":true}")).statusCode());
+    HttpResponse<String> zipped =
+        send(
+            to("/v1/completions")
+                .header("Content-Type", "application/json")
+                .header("Content-Encoding", "gzip")
+                .POST(HttpRequest.BodyPublishers.ofString("{}"))
+                .build());
+    assertEquals(415, zipped.statusCode());
+    assertTrue(zipped.body().contains("Content-Encoding"), zipped.body());
   }
 
   private String raw(String text) throws IOException {
