@@ -30,11 +30,11 @@ import java.util.stream.Stream;
  * minutes, as Markdown.
  *
  * <p>Rungs take turns, so a busy neighbour troubles all of them; rates are per second of CPU time
- * of the thread, medians with the 10th and 90th percentile. One row of activations (decode) walks
- * through a matrix of more than twice the last-level cache; many rows (prefill) go over a smaller
- * one. Every rung is checked before it is timed: against the scalar kernels with the same
- * activations, the float rung against dequantized weights. Weights are random: speed is right,
- * output is noise.
+ * of the thread, medians with the 10th and 90th percentile. One row of activations (decode) and few
+ * (small batches) walk through a matrix of more than twice the last-level cache; many rows
+ * (prefill) go over a smaller one. Every rung is checked before it is timed: against the scalar
+ * kernels with the same activations, the float rung against dequantized weights. Weights are
+ * random: speed is right, output is noise.
  *
  * <pre>
  *   java --add-modules jdk.incubator.vector --enable-native-access=ALL-UNNAMED \
@@ -44,6 +44,9 @@ import java.util.stream.Stream;
 public final class KernelLadder {
   private static final int IN = 2048;
   private static final int PREFILL_OUT = 8192;
+
+  /** Rows of activations from which weights need not come from memory. */
+  private static final int PREFILL_ROWS = 32;
 
   /** CPU time of one sample, about. */
   private static final long SAMPLE_NANOS = 30_000_000;
@@ -206,7 +209,7 @@ public final class KernelLadder {
   private static List<Rung> rungs(TensorType type, int rows, Arena arena, List<NativeMemory> held) {
     long rowBytes = type.bytes(IN);
     long working = ReadBandwidth.workingSet();
-    long out = rows == 1 ? working / rowBytes / STEP * STEP : PREFILL_OUT;
+    long out = rows < PREFILL_ROWS ? working / rowBytes / STEP * STEP : PREFILL_OUT;
     MemorySegment weights = matrix(type, out, held);
     MemorySegment y = allocate(4L * out * rows, held);
     float[] x = new float[IN * rows];

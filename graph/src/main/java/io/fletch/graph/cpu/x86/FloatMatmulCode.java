@@ -186,14 +186,10 @@ public final class FloatMatmulCode {
     a.mov(WP, W);
     a.mov(XP, X);
     int steps = in / LANES;
-    if (tokens == 1) {
-      // What is ahead of the end of a row is the next tile's, so many rows further on.
-      int last = Math.min(steps, PREFETCH / (LANES * elementBytes));
-      steps(steps - last, PREFETCH);
-      steps(last, PREFETCH + (rows - 1) * rowBytes);
-    } else {
-      steps(steps, 0);
-    }
+    // What is ahead of the end of a row is the next tile's, so many rows further on.
+    int last = Math.min(steps, PREFETCH / (LANES * elementBytes));
+    steps(steps - last, PREFETCH);
+    steps(last, PREFETCH + (rows - 1) * rowBytes);
     if (tail() != 0) {
       tailStep();
     }
@@ -216,12 +212,12 @@ public final class FloatMatmulCode {
   /**
    * So many times sixteen elements of every row and token.
    *
-   * @param ahead bytes from what is read to what is prefetched; 0 for nothing
+   * @param ahead bytes from what is read to what is prefetched
    */
   private void steps(int count, int ahead) {
     int stepBytes = LANES * elementBytes;
     // Each row is prefetched once per line.
-    int unroll = ahead == 0 ? 1 : LINE / stepBytes;
+    int unroll = LINE / stepBytes;
     if (count >= unroll) {
       a.mov(COUNT, (long) (count / unroll));
       a.align(32);
@@ -251,7 +247,7 @@ public final class FloatMatmulCode {
     int xAt = index * LANES * 4;
     for (int r = 0; r < rows; r++) {
       int offset = r * rowBytes;
-      if (ahead != 0 && r % unroll == index) {
+      if (r % unroll == index) {
         a.prefetcht0(Mem.of(WP, offset + ahead));
       }
       for (int i = 0; i < parts; i++) {
