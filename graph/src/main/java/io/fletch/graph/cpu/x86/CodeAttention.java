@@ -66,13 +66,16 @@ public final class CodeAttention {
   private static final Gpr NEXT_KEYS = Gpr.R14;
   private static final Gpr NEXT_VALUES = Gpr.R15;
 
-  private static final Gpr C = Gpr.RBP;
   private static final Gpr ENTRY = Gpr.R10;
   private static final Gpr COUNT = Gpr.R11;
+
+  // Temporaries of whatever is at work.
+
   private static final Gpr X = Gpr.RAX;
   private static final Gpr Y = Gpr.RCX;
   private static final Gpr A = Gpr.R8;
   private static final Gpr B = Gpr.R9;
+  private static final Gpr C = Gpr.RBP;
 
   private static final Gpr[] SAVED = {Gpr.RBX, Gpr.RBP, Gpr.R12, Gpr.R13, Gpr.R14, Gpr.R15};
 
@@ -85,7 +88,6 @@ public final class CodeAttention {
   private final int minAmaxBits;
   private final int bytes;
   private final int perVector;
-
   private final int heads;
   private final int keyDim;
   private final int valueDim;
@@ -94,7 +96,7 @@ public final class CodeAttention {
   private final int keyBlocks;
   private final int valueBlocks;
 
-  /** Whether what is emitted prefetches. */
+  /** Whether what is emitted prefetches: what runs once for a chunk that is visible as a whole. */
   private boolean paced = true;
 
   /** Where packed values are. */
@@ -527,7 +529,7 @@ public final class CodeAttention {
   // What is some chunks ahead is prefetched evenly over the time of a chunk, line by line: the
   // processor drops what comes in bursts.
 
-  /** Prefetches lines of keys and values by turns, at most so many as an entry of a chunk may. */
+  /** Prefetches lines, of keys and values by turns, where {@link #paced} says so. */
   private void line(int lines) {
     for (int i = 0; paced && i < lines; i++) {
       a.prefetcht1(Mem.of(ahead % 2 == 0 ? NEXT_KEYS : NEXT_VALUES, 64 * (ahead / 2)));
@@ -535,7 +537,7 @@ public final class CodeAttention {
     }
   }
 
-  /** Moves on by what was prefetched; where a loop ends, at least. */
+  /** Moves the cursors on by what was prefetched: wherever a loop ends. */
   private void advance() {
     if (ahead > 0) {
       a.add(NEXT_KEYS, 64 * ((ahead + 1) / 2));
