@@ -4,6 +4,7 @@ import java.io.File;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Locale;
+import java.util.Objects;
 import java.util.Optional;
 import java.util.stream.Collectors;
 import org.apache.commons.cli.CommandLine;
@@ -45,7 +46,13 @@ final class Arguments {
     try {
       return new Arguments(parser.parse(options, args.toArray(String[]::new)));
     } catch (UnrecognizedOptionException e) {
-      throw new UsageException("unknown option " + e.getOption());
+      String name = e.getOption().replaceFirst("^-+", "").replaceFirst("=.*", "");
+      List<String> names =
+          options.getOptions().stream().map(Option::getLongOpt).filter(Objects::nonNull).toList();
+      throw new UsageException(
+          "unknown option "
+              + e.getOption()
+              + Similar.to(name, names).map(n -> ", perhaps --" + n).orElse(""));
     } catch (MissingArgumentException e) {
       throw new UsageException(
           spelled(e.getOption()) + " needs a value (" + e.getOption().getArgName() + ")");

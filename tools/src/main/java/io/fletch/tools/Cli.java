@@ -129,7 +129,11 @@ final class Cli {
     Entry entry = commands().get(name);
     if (entry == null) {
       throw new UsageException(
-          name.startsWith("-") ? "unknown option " + name : "unknown command " + name);
+          name.startsWith("-")
+              ? "unknown option " + name
+              : "unknown command "
+                  + name
+                  + Similar.to(name, commands().keySet()).map(n -> ", perhaps " + n).orElse(""));
     }
     return entry.make().get();
   }

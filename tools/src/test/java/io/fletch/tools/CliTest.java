@@ -98,7 +98,14 @@ class CliTest {
         "run --raw --system s x ~ fletch run: --system needs the chat template, which --raw leaves"
             + " out (see: fletch run --help)",
         // No abbreviations: the next release may have two options that begin like this.
-        "run --max-tok 3 x ~ fletch run: unknown option --max-tok (see: fletch run --help)",
+        "run --max-tok 3 x ~ fletch run: unknown option --max-tok, perhaps --max-tokens (see:"
+            + " fletch run --help)",
+        "run --temperature=1 x ~ fletch run: unknown option --temperature=1, perhaps --temp (see:"
+            + " fletch run --help)",
+        "run --modle x ~ fletch run: unknown option --modle, perhaps --model (see: fletch run"
+            + " --help)",
+        "chta ~ fletch: unknown command chta, perhaps chat (see: fletch help)",
+        "run --set x ~ fletch run: unknown option --set (see: fletch run --help)",
         "logits --ids 1 ~ fletch logits: --out is required (see: fletch logits --help)",
         "logits --out x.npy ~ fletch logits: either --ids or --prompt is required (see: fletch"
             + " logits --help)",
@@ -134,8 +141,8 @@ class CliTest {
 
   @Test
   void outputIsUtf8WhateverTheLocale() {
-    Fletch.Outcome outcome = Fletch.run("run", "--modèle", "x");
-    assertEquals("fletch run: unknown option --modèle (see: fletch run --help)\n", outcome.err());
+    Fletch.Outcome outcome = Fletch.run("run", "--élan", "x");
+    assertEquals("fletch run: unknown option --élan (see: fletch run --help)\n", outcome.err());
   }
 
   /** Fails like the standard output of a process whose reader went away, or whose disk is full. */
