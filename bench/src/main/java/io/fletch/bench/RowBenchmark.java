@@ -98,6 +98,12 @@ public class RowBenchmark {
     arena.close();
   }
 
+  /** A call with its checks that finds nothing to do: what every call of a kernel costs. */
+  @Benchmark
+  public void emptyCall() {
+    set.scale(x, 0, 1, 0, out, 0);
+  }
+
   @Benchmark
   public void rmsNorm(CachedRates rates) {
     set.rmsNorm(x, 0, weight, WIDTH, 1e-5f, 1, out, 0);
