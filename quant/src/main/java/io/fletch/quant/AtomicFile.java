@@ -8,6 +8,7 @@ import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.channels.OverlappingFileLockException;
 import java.nio.file.Files;
+import java.nio.file.LinkOption;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
@@ -60,27 +61,41 @@ final class AtomicFile implements AutoCloseable {
     if (clean) {
       removeLeftovers(this.target);
     }
-    String suffix = HexFormat.of().toHexDigits(ThreadLocalRandom.current().nextLong());
-    this.temporary =
-        this.target.resolveSibling("." + this.target.getFileName() + "." + suffix + ".tmp");
-    OWN.add(temporary);
-    try {
-      this.channel =
-          FileChannel.open(temporary, StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE);
-    } catch (IOException | RuntimeException e) {
-      OWN.remove(temporary);
-      throw e;
+    Begun begun = begin(this.target);
+    while (!begun.isOurs()) {
+      begun.channel.close();
+      OWN.remove(begun.path);
+      begun = begin(this.target);
     }
-    // Held until the channel is closed. Without one nobody takes it for a leftover either.
-    isLocked(channel);
+    temporary = begun.path;
+    channel = begun.channel;
   }
 
-  /** Takes the lock of a file; false if somebody has it or there are no locks. */
-  private static boolean isLocked(FileChannel channel) {
+  /** A temporary file and the channel that writes it, not yet known to be kept. */
+  record Begun(Path path, FileChannel channel) {
+    /**
+     * Locks it until the channel is closed; false if another writer took it for a leftover before.
+     * Where files cannot be locked nobody does.
+     */
+    boolean isOurs() {
+      try {
+        return channel.tryLock() != null && Files.exists(path);
+      } catch (IOException _) {
+        return true;
+      }
+    }
+  }
+
+  static Begun begin(Path target) throws IOException {
+    String suffix = HexFormat.of().toHexDigits(ThreadLocalRandom.current().nextLong());
+    Path path = target.resolveSibling("." + target.getFileName() + "." + suffix + ".tmp");
+    OWN.add(path);
     try {
-      return channel.tryLock() != null;
-    } catch (IOException | OverlappingFileLockException _) {
-      return false;
+      return new Begun(
+          path, FileChannel.open(path, StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE));
+    } catch (IOException | RuntimeException e) {
+      OWN.remove(path);
+      throw e;
     }
   }
 
@@ -89,17 +104,20 @@ final class AtomicFile implements AutoCloseable {
     String name = Pattern.quote("." + target.getFileName() + ".") + SUFFIX + "\\.tmp";
     List<Path> left = new ArrayList<>();
     try (Stream<Path> files = Files.list(target.getParent())) {
-      files.filter(p -> p.getFileName().toString().matches(name)).forEach(left::add);
+      files
+          .filter(p -> p.getFileName().toString().matches(name))
+          .filter(p -> Files.isRegularFile(p, LinkOption.NOFOLLOW_LINKS))
+          .forEach(left::add);
     } catch (IOException | UncheckedIOException _) {
       return; // A folder that lists nothing can still take files.
     }
     for (Path file : left) {
       if (!OWN.contains(file)) {
         try (FileChannel channel = FileChannel.open(file, StandardOpenOption.WRITE)) {
-          if (isLocked(channel)) {
+          if (channel.tryLock() != null) {
             Files.deleteIfExists(file);
           }
-        } catch (IOException _) {
+        } catch (IOException | OverlappingFileLockException _) {
           // Somebody else's, or gone: not what the new file needs.
         }
       }

@@ -102,6 +102,18 @@ class AtomicFileTest {
     assertEquals(Set.of("a.gguf"), names());
   }
 
+  /** Between its making and its lock a file looks like a leftover. */
+  @Test
+  void aFileThatAnotherWriterRemovedBeforeItsLockIsNotWritten() throws IOException {
+    AtomicFile.Begun kept = AtomicFile.begin(folder.resolve("a.gguf"));
+    assertTrue(kept.isOurs());
+    kept.channel().close();
+    AtomicFile.Begun begun = AtomicFile.begin(folder.resolve("a.gguf"));
+    Files.delete(begun.path());
+    assertFalse(begun.isOurs());
+    begun.channel().close();
+  }
+
   @Test
   void onlyLeftoversOfTheSameTargetAreRemoved() throws IOException {
     Path target = folder.resolve("a.gguf");
@@ -115,6 +127,7 @@ class AtomicFileTest {
     for (String name : others) {
       Files.write(folder.resolve(name), BYTES);
     }
+    Files.createSymbolicLink(folder.resolve(".a.gguf.1111111111111111.tmp"), target);
     Path left = folder.resolve(".a.gguf.0123456789abcdef.tmp");
     Files.write(left, BYTES);
     try (AtomicFile first = new AtomicFile(target);
@@ -126,7 +139,8 @@ class AtomicFileTest {
     }
     assertArrayEquals(BYTES, Files.readAllBytes(target));
     Set<String> expected =
-        Stream.concat(others.stream(), Stream.of("a.gguf")).collect(Collectors.toSet());
+        Stream.concat(others.stream(), Stream.of("a.gguf", ".a.gguf.1111111111111111.tmp"))
+            .collect(Collectors.toSet());
     assertEquals(expected, names());
   }
 }
