@@ -231,8 +231,8 @@ public enum ToolCallFormat {
       Optional<XmlToolCalls.Found> call = XmlToolCalls.read(text, function, tools);
       if (call.isPresent()) {
         // Some models leave the opening tag out.
-        int tag = text.lastIndexOf(TAG, function);
-        boolean isTagged = tag >= at && skipBlanks(text, tag + TAG.length()) == function;
+        int tag = text.substring(at, function).stripTrailing().length() + at - TAG.length();
+        boolean isTagged = tag >= at && text.startsWith(TAG, tag);
         content.append(text, at, isTagged ? tag : function);
         calls.add(call.get().call());
         at = behind(END_TAG, text, call.get().end());

@@ -3,9 +3,14 @@ package io.fletch;
 import com.fasterxml.jackson.jr.ob.JSON;
 import io.fletch.sampling.Grammar;
 import java.io.IOException;
+import java.util.ArrayDeque;
+import java.util.Collections;
+import java.util.Deque;
+import java.util.IdentityHashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 import java.util.Optional;
 import java.util.Set;
 import java.util.TreeSet;
@@ -31,10 +36,10 @@ final class XmlToolCalls {
   static final String PARAMETER = "<parameter=";
   private static final String END_FUNCTION = "</function>";
   private static final String END_PARAMETER = "</parameter>";
-  private static final JSON WITH_NULLS = JSON.std.with(JSON.Feature.WRITE_NULL_PROPERTIES);
 
-  /** References of a schema to others that are followed. */
-  private static final int MOST_REFERENCES = 8;
+  /** Numbers stay as they are written, however long or large. */
+  private static final JSON EXACT =
+      JSON.std.with(JSON.Feature.WRITE_NULL_PROPERTIES, JSON.Feature.USE_BIG_DECIMAL_FOR_FLOATS);
 
   /** A call and where it ends. */
   record Found(ToolCallFormat.Call call, int end) {}
@@ -67,13 +72,15 @@ final class XmlToolCalls {
       arguments.put(key, value(value, types(tools.get(name), key)));
       next = ToolCallFormat.skipBlanks(text, end + END_PARAMETER.length());
     }
-    if (name.isEmpty() || !text.startsWith(END_FUNCTION, next)) {
+    // Text about the notation has no name of a function there.
+    boolean isName = tools.containsKey(name) || name.matches("[^\\s<]+");
+    if (!isName || !text.startsWith(END_FUNCTION, next)) {
       return Optional.empty();
     }
     try {
       return Optional.of(
           new Found(
-              new ToolCallFormat.Call(name, WITH_NULLS.asString(arguments)),
+              new ToolCallFormat.Call(name, EXACT.asString(arguments)),
               next + END_FUNCTION.length()));
     } catch (IOException e) {
       throw new IllegalStateException(e);
@@ -102,36 +109,47 @@ final class XmlToolCalls {
   /** The types that a schema allows for an argument; empty if it does not say. */
   private static Set<String> types(Object schema, String key) {
     Set<String> out = new TreeSet<>();
-    if (schema instanceof Map<?, ?> map && map.get("properties") instanceof Map<?, ?> properties) {
-      add(properties.get(key), map, MOST_REFERENCES, out);
+    if (!(schema instanceof Map<?, ?> root)
+        || !(root.get("properties") instanceof Map<?, ?> properties)) {
+      return out;
+    }
+    // Each schema once: references may go in circles, and meet.
+    Set<Object> seen = Collections.newSetFromMap(new IdentityHashMap<>());
+    Deque<Object> rest = new ArrayDeque<>();
+    Object next = properties.get(key);
+    while (next != null) {
+      if (next instanceof Map<?, ?> map && seen.add(map)) {
+        add(map, root, out, rest);
+      }
+      next = rest.poll();
     }
     return out;
   }
 
-  private static void add(Object schema, Map<?, ?> root, int depth, Set<String> out) {
-    if (depth == 0 || !(schema instanceof Map<?, ?> map)) {
-      return;
-    }
-    if (map.get("$ref") instanceof String reference && reference.startsWith("#/")) {
+  /** Adds the types that a schema names itself, and the schemas that it refers to. */
+  private static void add(Map<?, ?> schema, Map<?, ?> root, Set<String> out, Deque<Object> others) {
+    if (schema.get("$ref") instanceof String reference && reference.startsWith("#/")) {
       Object at = root;
       for (String step : reference.substring(2).split("/")) {
         at = at instanceof Map<?, ?> parent ? parent.get(step) : null;
       }
-      add(at, root, depth - 1, out);
+      if (at != null) {
+        others.add(at);
+      }
     }
-    switch (map.get("type")) {
+    switch (schema.get("type")) {
       case String type -> out.add(type);
       case List<?> types -> types.forEach(t -> out.add(String.valueOf(t)));
       case null, default -> {
-        if (map.get("enum") instanceof List<?> values
+        if (schema.get("enum") instanceof List<?> values
             && values.stream().anyMatch(String.class::isInstance)) {
           out.add("string");
         }
       }
     }
     for (String either : List.of("anyOf", "oneOf")) {
-      if (map.get(either) instanceof List<?> schemas) {
-        schemas.forEach(s -> add(s, root, depth - 1, out));
+      if (schema.get(either) instanceof List<?> schemas) {
+        schemas.stream().filter(Objects::nonNull).forEach(others::add);
       }
     }
   }
@@ -161,7 +179,7 @@ final class XmlToolCalls {
             || types.contains("object") && isValue('{', word)
             || types.contains("array") && isValue('[', word);
     try {
-      return isJson ? JSON.std.anyFrom(word) : text;
+      return isJson ? EXACT.anyFrom(word) : text;
     } catch (IOException _) {
       return text;
     }

@@ -9,6 +9,7 @@ import io.fletch.ToolCallFormat.Call;
 import io.fletch.sampling.Grammar;
 import io.fletch.sampling.GrammarTokens;
 import java.nio.charset.StandardCharsets;
+import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -203,6 +204,7 @@ class ToolCallFormatTest {
             "<function=a><parameter=b>c",
             "<function=a><parameter=b>c</parameter>",
             "<function=a>text</function>",
+            "After <function= it is clear that a > </function>",
             "<tool_call>{\"name\":\"a\"}</tool_call>")) {
       check(f, text, text);
     }
@@ -223,6 +225,8 @@ class ToolCallFormatTest {
     assertEquals("\"1.5\"", argument("i", "1.5"));
     assertEquals("-1.5", argument("d", "-1.5"));
     assertEquals("123456789012345678901234567890", argument("i", "123456789012345678901234567890"));
+    assertEquals("1E+999", argument("d", "1e999"));
+    assertEquals("0.1234567890123456789", argument("d", "0.1234567890123456789"));
     assertEquals("true", argument("b", "True"));
     assertEquals("false", argument("b", "false"));
     assertEquals("\"tRUE\"", argument("b", "tRUE"));
@@ -237,6 +241,27 @@ class ToolCallFormatTest {
     assertEquals("\"7\"", argument("unknown", "7"));
     assertEquals("\"\"", argument("s", "\n\n"));
     assertEquals("\"\"", argument("s", ""));
+  }
+
+  /** Each reference goes to all others: paths through them are without number. */
+  @Test
+  void referencesInCirclesAreFollowedOnce() {
+    Map<String, Object> all = Map.of("$ref", "#/$defs/a");
+    Map<String, Object> schema =
+        Map.of(
+            "$defs",
+            Map.of(
+                "a",
+                Map.of("anyOf", Collections.nCopies(1000, all), "oneOf", List.of(Map.of(), all))),
+            "properties",
+            Map.of("x", all));
+    String text = "<function=f><parameter=x>1</parameter></function>";
+    assertEquals(
+        List.of(new Call("f", "{\"x\":\"1\"}")),
+        ToolCallFormat.QWEN_CODER.parse(text, Map.of("f", schema)).calls());
+    Grammar grammar = ToolCallFormat.QWEN_CODER.grammar(Map.of("f", schema));
+    String begin = "<tool_call>\n<function=f>\n";
+    assertEquals(begin.length(), allowed(grammar, begin));
   }
 
   /** How many octets of a text the grammar allows, one more if the text is then complete. */
