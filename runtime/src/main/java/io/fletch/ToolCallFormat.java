@@ -27,8 +27,9 @@ public enum ToolCallFormat {
    */
   MISTRAL,
   /**
-   * {@code <|tool_call|>} and an array of objects with name and arguments: Granite 3, Phi 4 mini;
-   * Granite 3.1 also writes {@code <tool_call>} there.
+   * {@code <|tool_call|>} and an array of objects with name and arguments: Granite 3, of which 3.1
+   * also writes {@code <tool_call>} there. Phi 4 mini writes the same, closed by {@code
+   * <|/tool_call|>}, but its own template does not show it.
    */
   GRANITE,
   /**
@@ -47,6 +48,10 @@ public enum ToolCallFormat {
 
   /** The text besides the calls, and the calls in their order. */
   public record Parsed(String content, List<Call> calls) {}
+
+  /** Arguments stay as models write them: those that are null, and numbers of any length. */
+  static final JSON EXACT =
+      JSON.std.with(JSON.Feature.WRITE_NULL_PROPERTIES, JSON.Feature.USE_BIG_DECIMAL_FOR_FLOATS);
 
   private static final String TAG = "<tool_call>";
   private static final String END_TAG = "</tool_call>";
@@ -289,7 +294,7 @@ public enum ToolCallFormat {
       // Newer templates put an identifier between name and arguments.
       String name = text.substring(nameAt, argsAt).split("\\[CALL_ID\\]", 2)[0].strip();
       try {
-        calls.add(new Call(name, JSON.std.asString(JSON.std.mapFrom(text.substring(json, stop)))));
+        calls.add(new Call(name, EXACT.asString(EXACT.mapFrom(text.substring(json, stop)))));
       } catch (IOException _) {
         return new Parsed(text, List.of());
       }
@@ -316,7 +321,7 @@ public enum ToolCallFormat {
       if (end < 0 || text.charAt(at) != '[') {
         return new Parsed(text, List.of());
       }
-      for (Object one : JSON.std.listFrom(text.substring(at, end))) {
+      for (Object one : EXACT.listFrom(text.substring(at, end))) {
         calls.add(call(one).orElseThrow(() -> new IOException("not a call")));
       }
     } catch (IOException _) {
@@ -333,7 +338,7 @@ public enum ToolCallFormat {
 
   private static Optional<Call> call(String json) {
     try {
-      return call(JSON.std.anyFrom(json));
+      return call(EXACT.anyFrom(json));
     } catch (IOException _) {
       return Optional.empty();
     }
@@ -346,11 +351,11 @@ public enum ToolCallFormat {
     Object arguments = map.containsKey("arguments") ? map.get("arguments") : map.get("parameters");
     if (arguments instanceof String text) {
       // Some models quote them once more.
-      arguments = JSON.std.anyFrom(text);
+      arguments = EXACT.anyFrom(text);
     }
     return switch (arguments) {
       case null -> Optional.of(new Call(name, "{}"));
-      case Map<?, ?> object -> Optional.of(new Call(name, JSON.std.asString(object)));
+      case Map<?, ?> object -> Optional.of(new Call(name, EXACT.asString(object)));
       default -> Optional.empty();
     };
   }

@@ -1,6 +1,5 @@
 package io.fletch;
 
-import com.fasterxml.jackson.jr.ob.JSON;
 import io.fletch.sampling.Grammar;
 import java.io.IOException;
 import java.util.ArrayDeque;
@@ -36,10 +35,6 @@ final class XmlToolCalls {
   static final String PARAMETER = "<parameter=";
   private static final String END_FUNCTION = "</function>";
   private static final String END_PARAMETER = "</parameter>";
-
-  /** Numbers stay as they are written, however long or large. */
-  private static final JSON EXACT =
-      JSON.std.with(JSON.Feature.WRITE_NULL_PROPERTIES, JSON.Feature.USE_BIG_DECIMAL_FOR_FLOATS);
 
   /** A call and where it ends. */
   record Found(ToolCallFormat.Call call, int end) {}
@@ -80,7 +75,7 @@ final class XmlToolCalls {
     try {
       return Optional.of(
           new Found(
-              new ToolCallFormat.Call(name, EXACT.asString(arguments)),
+              new ToolCallFormat.Call(name, ToolCallFormat.EXACT.asString(arguments)),
               next + END_FUNCTION.length()));
     } catch (IOException e) {
       throw new IllegalStateException(e);
@@ -179,7 +174,7 @@ final class XmlToolCalls {
             || types.contains("object") && isValue('{', word)
             || types.contains("array") && isValue('[', word);
     try {
-      return isJson ? EXACT.anyFrom(word) : text;
+      return isJson ? ToolCallFormat.EXACT.anyFrom(word) : text;
     } catch (IOException _) {
       return text;
     }

@@ -96,6 +96,18 @@ class ToolCallFormatTest {
     check(f, "[{\"name\": \"a\"}]", "[{\"name\": \"a\"}]");
   }
 
+  @Test
+  void argumentsStayAsTheyAre() {
+    String arguments = "{\"x\":null,\"y\":[0.1234567890123456789,1E+999,{\"z\":null}]}";
+    Call call = new Call("a", arguments);
+    String object = "{\"name\":\"a\",\"arguments\":" + arguments + "}";
+    check(ToolCallFormat.HERMES, "<tool_call>" + object + "</tool_call>", "", call);
+    check(ToolCallFormat.LLAMA3, object, "", call);
+    check(ToolCallFormat.MISTRAL, "[TOOL_CALLS][" + object + "]", "", call);
+    check(ToolCallFormat.MISTRAL, "[TOOL_CALLS]a[ARGS]" + arguments, "", call);
+    check(ToolCallFormat.GRANITE, "<|tool_call|>[" + object + "]", "", call);
+  }
+
   /** As vLLM's parser for Granite 3.1, and Phi 4 mini with its closing tag. */
   @Test
   void graniteAndItsRelatives() {
