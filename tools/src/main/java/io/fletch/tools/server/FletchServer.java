@@ -575,6 +575,7 @@ public final class FletchServer implements AutoCloseable {
         exchange,
         WatchedResponse.Form.JSON,
         deadline,
+        () -> {},
         response -> {
           List<float[]> vectors = new ArrayList<>();
           int n = request.inputs().size();
@@ -605,13 +606,16 @@ public final class FletchServer implements AutoCloseable {
    * Does work in one of the slots, when there is one. The client is asked meanwhile whether it is
    * still there, so the request has to be known to be valid.
    *
+   * @param check of the request what takes time, a grammar: not for those that find no place
    * @throws IOException if the client is gone
    */
-  private void inSlot(HttpExchange exchange, WatchedResponse.Form form, long deadline, Work work)
+  private void inSlot(
+      HttpExchange exchange, WatchedResponse.Form form, long deadline, Runnable check, Work work)
       throws IOException {
     try (WatchedResponse response = new WatchedResponse(exchange, form, clock, threads, patience);
         Slots.Turn turn = slots.enter().orElseThrow(this::full)) {
       try {
+        check.run();
         response.watch(turn::leave);
         await(turn, response, deadline);
         metrics.active.incrementAndGet();
@@ -684,16 +688,18 @@ public final class FletchServer implements AutoCloseable {
               + " actual="
               + request.prompt().length);
     }
-    try {
-      model.check(request.prompt(), completed(request, 0));
-    } catch (FletchException | SamplingException | IllegalArgumentException e) {
-      throw ApiException.invalid(null, e.getMessage());
-    }
     long deadline = System.nanoTime() + options.timeLimit().toNanos();
     inSlot(
         exchange,
         request.stream() ? WatchedResponse.Form.EVENTS : WatchedResponse.Form.JSON,
         deadline,
+        () -> {
+          try {
+            model.check(request.prompt(), completed(request, 0));
+          } catch (FletchException | SamplingException | IllegalArgumentException e) {
+            throw ApiException.invalid(null, e.getMessage());
+          }
+        },
         response -> {
           try (SessionPool.Lease lease =
               lease(request.prompt(), request.adapters().orElse(adapters))) {

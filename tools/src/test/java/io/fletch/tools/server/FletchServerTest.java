@@ -781,6 +781,11 @@ class FletchServerTest {
         send(post("/v1/chat/completions", "{\"logit_bias\":{\"999999999\":1}," + QUESTION + "}"));
     assertEquals(400, refused.statusCode(), refused.body());
     assertEquals(400, send(post("/v1/completions", "{\"prompt\":[99999999]}")).statusCode());
+    assertEquals(0, metric("fletch_queued"));
+    // Nor is it checked where there is no place, for a grammar takes time.
+    blockers.add(ask(ENDLESS.formatted(true), 1 << 16));
+    await("fletch_queued", 1);
+    assertEquals(429, send(post("/v1/completions", "{\"prompt\":[99999999]}")).statusCode());
     for (Socket socket : blockers) {
       socket.close();
     }
