@@ -294,8 +294,8 @@ public interface Kernels {
    * {@code q[query + h * keyDim ..]}. The key of position {@code p} is at byte {@code keys + p *
    * kvBytes(type, keyDim)} of {@code kv}, the value at {@code values + p * kvBytes(type,
    * valueDim)}; those of positions that a row does not see have no influence on its result, and
-   * those that none sees need not be there. Layer, head counts beyond the group and window of the
-   * shape do not matter here.
+   * those in front of the first and behind the last one that some row sees need not be there.
+   * Layer, head counts beyond the group and window of the shape do not matter here.
    *
    * <p>Positions are taken by chunks of {@link #ATTENTION_CHUNK}, so rows with other ends share
    * their chunks. The state of every row is written, also of one that sees nothing: -inf, 0, zeros.

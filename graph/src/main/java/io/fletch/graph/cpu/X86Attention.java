@@ -105,7 +105,7 @@ final class X86Attention {
       long scratchOffset,
       MemorySegment states) {
     Objects.checkFromIndexSize(4 * scratchOffset, 4L * scratchFloats(spec), scratch.byteSize());
-    if (X86AttentionTiles.pays(spec, type, tile.rows())) {
+    if (X86AttentionTiles.pays(spec, tile.rows())) {
       tiles.run(spec, type, q, tile, kv, keys, values, scratch, scratchOffset, states);
       return;
     }

@@ -92,10 +92,8 @@ final class X86AttentionTiles {
   }
 
   /** Whether rows of a tile are done faster together than one by one: measured. */
-  static boolean pays(AttentionSpec spec, KvCache.Type type, int rows) {
-    return rows >= LEAST_ROWS
-        && rows * spec.group() >= LEAST_QUERIES
-        && AttentionTileCode.supports(type, spec.keyDim(), spec.valueDim());
+  static boolean pays(AttentionSpec spec, int rows) {
+    return rows >= LEAST_ROWS && rows * spec.group() >= LEAST_QUERIES;
   }
 
   /** Floats of scratch memory for a full tile. */
@@ -134,10 +132,11 @@ final class X86AttentionTiles {
       long block = blocks + first / blockLanes * blockBytes;
       begin(spec, q, tile, code, first, scratch, block, states);
     }
-    int end = tile.end();
-    for (int at = tile.start() & -AttentionTileCode.CHUNK;
-        at < end;
-        at += AttentionTileCode.CHUNK) {
+    // A number, not an end: behind the last chunk there may be no int.
+    int firstChunk = tile.start() / AttentionTileCode.CHUNK;
+    int chunks = tile.start() < tile.end() ? (tile.end() - 1) / AttentionTileCode.CHUNK + 1 : 0;
+    for (int chunk = firstChunk; chunk < chunks; chunk++) {
+      int at = chunk * AttentionTileCode.CHUNK;
       int from = from(tile, at, 0, tile.rows());
       int to = to(tile, at, 0, tile.rows());
       if (from >= to) {
@@ -255,7 +254,7 @@ final class X86AttentionTiles {
     int endRow = (Math.min(first + blockLanes, queries) - 1) / group + 1;
     boolean ragged = false;
     for (int r = firstRow; r < endRow; r++) {
-      ragged |= tile.from(r) > at || tile.to(r) < at + AttentionTileCode.CHUNK;
+      ragged |= tile.from(r) > at || tile.to(r) - at < AttentionTileCode.CHUNK;
     }
     int from = from(tile, at, firstRow, endRow);
     int to = to(tile, at, firstRow, endRow);
@@ -303,7 +302,7 @@ final class X86AttentionTiles {
   private static int to(AttentionTile tile, int at, int firstRow, int endRow) {
     int to = 0;
     for (int r = firstRow; r < endRow; r++) {
-      if (tile.from(r) < tile.to(r) && tile.from(r) < at + AttentionTileCode.CHUNK) {
+      if (tile.from(r) < tile.to(r) && tile.from(r) - at < AttentionTileCode.CHUNK) {
         to = Math.max(to, inChunk(tile.to(r) - at));
       }
     }

@@ -16,7 +16,8 @@ import java.util.function.IntConsumer;
  * in the order of operations of the scalar kernel. A lane is a query, whatever row and head it
  * belongs to: sums of products, maxima and sums of weights of all lanes go side by side and nothing
  * is added across a vector. Keys and values are widened once for all of them ({@link #emitWiden}),
- * queries are laid out {@code [element][lane]} once ({@link #emitQueries}).
+ * queries are laid out {@code [element][lane]} once ({@link #emitQueries}). It takes the heads that
+ * {@link AttentionCode} takes.
  *
  * <p>What {@link #emitWeights} and {@link #emitResults} work on are a block, the queries of one or
  * two vectors with their scores ({@link #blockBytes}), and memory that blocks share ({@link
@@ -129,11 +130,6 @@ public final class AttentionTileCode {
     this.tiles = isa.bytes() / 8;
     this.lanes = new Lanes(a, isa);
     this.scoreBytes = vectors * bytes;
-  }
-
-  /** Whether heads of these widths can be taken. */
-  public static boolean supports(KvCache.Type type, int keyDim, int valueDim) {
-    return type != KvCache.Type.Q8_0 && AttentionCode.supports(type, keyDim, valueDim);
   }
 
   /** Bytes of a block, a multiple of 64. */
