@@ -1,6 +1,7 @@
 package io.fletch.graph.cpu;
 
 import io.fletch.graph.Value;
+import java.util.Arrays;
 import java.util.concurrent.atomic.AtomicIntegerArray;
 
 /**
@@ -202,11 +203,8 @@ final class AttentionPlan {
     if (!split) {
       return tiles - 1 - unit;
     }
-    int tile = 0;
-    while (unitFrom[tile + 1] <= unit) {
-      tile++;
-    }
-    return tile;
+    int at = Arrays.binarySearch(unitFrom, 0, tiles, unit);
+    return at >= 0 ? at : -2 - at;
   }
 
   /** The key/value head of a task. */
@@ -214,9 +212,8 @@ final class AttentionPlan {
     return task % heads;
   }
 
-  /** The segment of a task of a split stage. */
-  int segment(int task) {
-    int tile = tile(task);
+  /** The segment of a task, and its tile, of a split stage. */
+  int segment(int task, int tile) {
     return firstSegment[tile] + task / heads - unitFrom[tile];
   }
 

@@ -103,7 +103,7 @@ final class AttentionStage extends WorkerPool.Stage<Frame> {
       rows.finish(f.kernels, spec, scratch, scratchOffset, out.segment(f));
       return;
     }
-    int s = plan.segment(task);
+    int s = plan.segment(task, tile);
     long at = plan.states(tile, head, f.kernels.attentionState(spec));
     slots.find(f, spec, window, first, head, rows.begin(s), rows.end(s));
     rows.part(

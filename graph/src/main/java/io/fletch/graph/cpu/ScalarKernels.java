@@ -19,9 +19,7 @@ import java.lang.foreign.MemorySegment;
 final class ScalarKernels implements Kernels {
   static final ScalarKernels INSTANCE = new ScalarKernels();
 
-  /** Slots whose scores are computed before the running maximum and sums are updated once. */
   private static final float NAN = Float.intBitsToFloat(0x7fc00000);
-
   private static final int INFINITY_BITS = 0x7f800000;
   private static final int MIN_AMAX_BITS = Float.floatToRawIntBits(ActivationLayout.MIN_AMAX);
 
