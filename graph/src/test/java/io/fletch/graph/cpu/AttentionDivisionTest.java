@@ -2,6 +2,7 @@ package io.fletch.graph.cpu;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.graph.Activation;
@@ -10,6 +11,7 @@ import io.fletch.graph.Batch;
 import io.fletch.graph.Executable;
 import io.fletch.graph.Gate;
 import io.fletch.graph.Graph;
+import io.fletch.graph.GraphException;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.RopeSpec;
 import io.fletch.graph.Span;
@@ -22,7 +24,10 @@ import java.lang.reflect.Proxy;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.Comparator;
+import java.util.EnumMap;
 import java.util.List;
+import java.util.Map;
+import java.util.concurrent.atomic.AtomicInteger;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
@@ -110,25 +115,28 @@ class AttentionDivisionTest {
 
   /** A window of 2 is left by the rows of a piece themselves, others lie across segments. */
   @ParameterizedTest
-  @CsvSource({"1,0,1000", "1,700,2040", "2,0,2040", "2,1500,3060", "2,2,1015"})
+  @CsvSource({"1,0,1012", "1,700,2040", "2,0,2040", "2,1500,3062", "2,2,1015"})
   void piecesAndThreadsDoNotMatter(int kvHeads, int window, int slots) {
     Graph graph = graph(kvHeads, window);
-    int rows = 40;
+    int rows = 22;
     Kernels kernels = KernelSets.best().kernels();
-    for (KvCache.Type type : KvCache.Type.values()) {
-      float[][] expected = {};
-      for (int threads : new int[] {1, 2, 5}) {
-        try (Executable e = CpuBackendTest.compile(graph, rows, threads, kernels);
-            KvCache kv = e.newKvCache(slots + rows, type)) {
-          fill(e, kv, slots);
-          for (int piece : new int[] {1, 7, rows}) {
-            float[][] actual = pieces(e, kv, slots, rows, piece);
-            expected = expected.length == 0 ? actual : expected;
-            for (int r = 0; r < rows; r++) {
-              assertArrayEquals(
-                  expected[r],
-                  actual[r],
-                  type + " threads=" + threads + " piece=" + piece + " row=" + r);
+    Map<KvCache.Type, float[][]> expected = new EnumMap<>(KvCache.Type.class);
+    for (int threads : new int[] {1, 2, 5}) {
+      try (Executable e = CpuBackendTest.compile(graph, rows, threads, kernels)) {
+        for (KvCache.Type type : KvCache.Type.values()) {
+          try (KvCache kv = e.newKvCache(slots + rows, type)) {
+            fill(e, kv, slots);
+            // The last piece of seven rows is a row alone; several workers are slow to decode many.
+            int[] sizes = threads == 1 ? new int[] {1, 7, rows} : new int[] {7, rows};
+            for (int piece : sizes) {
+              float[][] actual = pieces(e, kv, slots, rows, piece);
+              expected.putIfAbsent(type, actual);
+              for (int r = 0; r < rows; r++) {
+                assertArrayEquals(
+                    expected.get(type)[r],
+                    actual[r],
+                    type + " threads=" + threads + " piece=" + piece + " row=" + r);
+              }
             }
           }
         }
@@ -144,17 +152,18 @@ class AttentionDivisionTest {
     int rows = 9;
     int elsewhere = slots + 77;
     Kernels kernels = KernelSets.best().kernels();
-    for (KvCache.Type type : KvCache.Type.values()) {
-      for (int threads : new int[] {1, 3}) {
-        try (Executable e = CpuBackendTest.compile(graph, rows, threads, kernels);
-            KvCache kv = e.newKvCache(elsewhere + rows, type);
-            Batch b = e.newBatch(rows, rows)) {
-          fill(e, kv, elsewhere);
-          b.add(new Span(kv, rows, slots, elsewhere, slots, 0, 0, Span.Own.CAUSAL, 0), tokens, 0);
-          float[][] draft = forward(e, b, rows);
-          float[][] expected = pieces(e, kv, slots, rows, 1 + window % 2);
-          for (int r = 0; r < rows; r++) {
-            assertArrayEquals(expected[r], draft[r], type + " threads=" + threads + " row=" + r);
+    for (int threads : new int[] {1, 3}) {
+      try (Executable e = CpuBackendTest.compile(graph, rows, threads, kernels)) {
+        for (KvCache.Type type : KvCache.Type.values()) {
+          try (KvCache kv = e.newKvCache(elsewhere + rows, type);
+              Batch b = e.newBatch(rows, rows)) {
+            fill(e, kv, elsewhere);
+            b.add(new Span(kv, rows, slots, elsewhere, slots, 0, 0, Span.Own.CAUSAL, 0), tokens, 0);
+            float[][] draft = forward(e, b, rows);
+            float[][] expected = pieces(e, kv, slots, rows, 1 + window % 2);
+            for (int r = 0; r < rows; r++) {
+              assertArrayEquals(expected[r], draft[r], type + " threads=" + threads + " row=" + r);
+            }
           }
         }
       }
@@ -204,7 +213,7 @@ class AttentionDivisionTest {
     int[] prompt = graphs.tokens(rows, 97);
     List<float[][]> all = new ArrayList<>();
     for (int piece : new int[] {1, 400}) {
-      try (Executable e = CpuBackendTest.compile(graph, piece, 2, kernels);
+      try (Executable e = CpuBackendTest.compile(graph, piece, piece == 1 ? 1 : 2, kernels);
           KvCache kv = e.newKvCache(rows, KvCache.Type.F16);
           Batch b = e.newBatch(piece, 1)) {
         float[][] logits = new float[rows][97];
@@ -228,9 +237,12 @@ class AttentionDivisionTest {
   /** A call of the attention kernel. */
   private record Call(int rows, int from, int to, boolean shared) {}
 
+  /** Calls of attention that are still to succeed before one fails. */
+  private final AtomicInteger untilFailure = new AtomicInteger(Integer.MAX_VALUE);
+
   private final List<Call> calls = Collections.synchronizedList(new ArrayList<>());
 
-  /** The scalar kernels, noting calls of attention in layer 0. */
+  /** The best kernels, noting calls of attention in layer 0. */
   private Kernels noting() {
     return (Kernels)
         Proxy.newProxyInstance(
@@ -242,9 +254,12 @@ class AttentionDivisionTest {
                 boolean shared =
                     ((MemorySegment) args[7]).address() != ((MemorySegment) args[9]).address();
                 calls.add(new Call(tile.rows(), tile.start(), tile.end(), shared));
+                if (untilFailure.getAndDecrement() == 0) {
+                  throw new IllegalStateException("failed by the test");
+                }
               }
               try {
-                return method.invoke(KernelSets.scalar(), args);
+                return method.invoke(KernelSets.best().kernels(), args);
               } catch (InvocationTargetException e) {
                 throw e.getCause();
               }
@@ -285,6 +300,24 @@ class AttentionDivisionTest {
     // Both at once: rows that share keys, and segments.
     assertEquals(
         List.of(new Call(8, 0, 1024, true), new Call(8, 1024, 1038, true)), calls(1, 2, 1030, 8));
+  }
+
+  /** Whichever segment fails, and whatever was done by then, the next forward starts anew. */
+  @Test
+  void aFailureLeavesNothingToTheNextForward() {
+    try (Executable e = CpuBackendTest.compile(graph(1, 0), 8, 3, noting());
+        KvCache kv = e.newKvCache(2601, KvCache.Type.F32)) {
+      fill(e, kv, 2600);
+      float[] expected = pieces(e, kv, 2600, 1, 1)[0];
+      for (int failing = 0; failing < 3; failing++) {
+        calls.clear();
+        untilFailure.set(failing);
+        assertThrows(GraphException.class, () -> pieces(e, kv, 2600, 1, 1));
+        assertTrue(calls.stream().allMatch(Call::shared));
+        untilFailure.set(Integer.MAX_VALUE);
+        assertArrayEquals(expected, pieces(e, kv, 2600, 1, 1)[0], "after " + failing);
+      }
+    }
   }
 
   @Test
