@@ -129,14 +129,11 @@ final class X86Attention {
     int group = spec.group();
     int keyDim = spec.keyDim();
     int valueDim = spec.valueDim();
-    long kStride = KvLayout.bytes(type, keyDim);
-    long vStride = KvLayout.bytes(type, valueDim);
+    final long kStride = KvLayout.bytes(type, keyDim);
+    final long vStride = KvLayout.bytes(type, valueDim);
     int from = tile.from(row);
     int to = tile.to(row);
-    if (from < to) {
-      Objects.checkFromIndexSize(keys + from * kStride, (to - from) * kStride, kv.byteSize());
-      Objects.checkFromIndexSize(values + from * vStride, (to - from) * vStride, kv.byteSize());
-    }
+    checkPositions(spec, type, from, to, kv, keys, values);
     Objects.checkFromIndexSize(4 * tile.query(row), 4L * group * keyDim, q.byteSize());
     long stateFloats = AttentionCode.VALUES + (long) AttentionCode.MAX_HEADS * valueDim;
     for (int first = 0; first < group; first += AttentionCode.MAX_HEADS) {
@@ -178,6 +175,23 @@ final class X86Attention {
       copy(scratch, state + AttentionCode.SUM, states, into + group + first, heads);
       into += 2L * group + (long) first * valueDim;
       copy(scratch, state + AttentionCode.VALUES, states, into, heads * valueDim);
+    }
+  }
+
+  /** Refuses keys and values of positions that are not all in the segment. */
+  static void checkPositions(
+      AttentionSpec spec,
+      KvCache.Type type,
+      int from,
+      int to,
+      MemorySegment kv,
+      long keys,
+      long values) {
+    if (from < to) {
+      long key = KvLayout.bytes(type, spec.keyDim());
+      long value = KvLayout.bytes(type, spec.valueDim());
+      Objects.checkFromIndexSize(keys + from * key, (to - from) * key, kv.byteSize());
+      Objects.checkFromIndexSize(values + from * value, (to - from) * value, kv.byteSize());
     }
   }
 

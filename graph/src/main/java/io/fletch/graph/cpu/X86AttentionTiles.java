@@ -187,14 +187,7 @@ final class X86AttentionTiles {
       MemorySegment scratch,
       long scratchOffset,
       MemorySegment states) {
-    long start = tile.start();
-    long count = tile.end() - start;
-    if (count > 0) {
-      long keyBytes = KvLayout.bytes(type, spec.keyDim());
-      long valueBytes = KvLayout.bytes(type, spec.valueDim());
-      Objects.checkFromIndexSize(keys + start * keyBytes, count * keyBytes, kv.byteSize());
-      Objects.checkFromIndexSize(values + start * valueBytes, count * valueBytes, kv.byteSize());
-    }
+    X86Attention.checkPositions(spec, type, tile.start(), tile.end(), kv, keys, values);
     long queryBytes = 4L * spec.group() * spec.keyDim();
     long stateBytes = 4L * spec.group() * (2 + spec.valueDim());
     for (int r = 0; r < tile.rows(); r++) {

@@ -146,12 +146,7 @@ final class X86CodeAttention {
     int group = spec.group();
     int from = tile.start();
     int to = tile.end();
-    long kStride = KvLayout.bytes(KvCache.Type.Q8_0, spec.keyDim());
-    long vStride = KvLayout.bytes(KvCache.Type.Q8_0, spec.valueDim());
-    if (from < to) {
-      Objects.checkFromIndexSize(keys + from * kStride, (to - from) * kStride, kv.byteSize());
-      Objects.checkFromIndexSize(values + from * vStride, (to - from) * vStride, kv.byteSize());
-    }
+    X86Attention.checkPositions(spec, KvCache.Type.Q8_0, from, to, kv, keys, values);
     Objects.checkFromIndexSize(4 * scratchOffset, 4L * scratchFloats(spec), scratch.byteSize());
     Entry code = entry(spec);
     Layout l = code.layout;
