@@ -74,6 +74,10 @@ public class AttentionBenchmark {
   @Param({"1", "16"})
   int rows;
 
+  /** Deviation of the queries' elements, and of the scores. */
+  @Param({"1"})
+  float spread;
+
   private Kernels set;
   private AttentionSpec spec;
   private Arena arena;
@@ -129,7 +133,7 @@ public class AttentionBenchmark {
     }
     query = arena.allocate(4L * rows * headDim * group, 64);
     for (int i = 0; i < rows * headDim * group; i++) {
-      query.setAtIndex(ValueLayout.JAVA_FLOAT, i, (float) random.nextGaussian());
+      query.setAtIndex(ValueLayout.JAVA_FLOAT, i, spread * (float) random.nextGaussian());
     }
     scratch = arena.allocate(4L * AttentionRows.floats(set, spec), 64);
     out = arena.allocate(4L * rows * headDim * group, 64);

@@ -15,8 +15,9 @@ import java.lang.foreign.MemorySegment;
  *   L = fma(L, F, l * f);  V_i = fma(V_i, F, v_i * f)
  * </pre>
  *
- * and at the end {@code out = V * (1 / L)}, zero where L is. So the bits do not depend on which
- * thread computed which segment, nor on the rows beside a row.
+ * with exp as {@link FloatMath#weight} takes it, and at the end {@code out = V * (1 / L)}, zero
+ * where L is. So the bits do not depend on which thread computed which segment, nor on the rows
+ * beside a row.
  *
  * <p>Made once and filled again and again by one thread; nothing allocates. Floats of working
  * memory: {@link #floats}.
@@ -271,8 +272,8 @@ public final class AttentionRows {
       float here = Segments.f32(states, next + h);
       float max = Math.max(before, here);
       float base = max == Float.NEGATIVE_INFINITY ? 0f : max;
-      float factor = FloatMath.exp(before - base);
-      float worth = FloatMath.exp(here - base);
+      float factor = FloatMath.weight(before - base);
+      float worth = FloatMath.weight(here - base);
       float sum = Segments.f32(states, merged + group + h);
       float added = Segments.f32(states, next + group + h) * worth;
       Segments.f32(states, merged + h, max);

@@ -21,6 +21,9 @@ final class FloatMath {
   /** Arguments are clamped to this range, beyond which the result is 0 or infinite anyway. */
   static final float EXP_MIN = -105f;
 
+  /** What {@link #weight} takes for anything less: its power of two is -101. */
+  static final float WEIGHT_MIN = -70f;
+
   static final float EXP_MAX = 90f;
 
   // exp(r) = 1 + r + r^2 (E2 + E3 r + ...), |r| <= ln(2)/2: minimax, relative error 3.1e-9.
@@ -60,17 +63,35 @@ final class FloatMath {
     c = c < EXP_MIN ? EXP_MIN : c;
     float t = Math.fma(c, LOG2E, ROUND);
     int n = Float.floatToRawIntBits(t) - ROUND_BITS;
-    float k = t - ROUND;
-    float r = Math.fma(k, -LN2_HI, c);
+    float p = fraction(c, t - ROUND);
+    // Two factors, because 2^n itself may be subnormal or overflow.
+    int half = n >> 1;
+    return p * powerOfTwo(half) * powerOfTwo(n - half);
+  }
+
+  /**
+   * The weight of a score in a softmax: {@code exp(x)} of {@code x <= 0} or NaN, and zero where
+   * {@code x log2(e)} rounds to less than -100. Subnormal weights change no result, but on many
+   * CPUs make each product that they are in take ten times as long or more.
+   */
+  static float weight(float x) {
+    float c = x < WEIGHT_MIN ? WEIGHT_MIN : x;
+    float t = Math.fma(c, LOG2E, ROUND);
+    int n = Float.floatToRawIntBits(t) - ROUND_BITS;
+    float p = fraction(c, t - ROUND);
+    // The last factor is 2^(n - 26), and zero where n is -101.
+    return p * 0x1p26f * Float.intBitsToFloat((n + 101) << 23);
+  }
+
+  /** {@code exp(x - k log(2))}, the whole number k next to {@code x log2(e)}. */
+  private static float fraction(float x, float k) {
+    float r = Math.fma(k, -LN2_HI, x);
     r = Math.fma(k, -LN2_LO, r);
     float p = Math.fma(E6, r, E5);
     p = Math.fma(p, r, E4);
     p = Math.fma(p, r, E3);
     p = Math.fma(p, r, E2);
-    p = Math.fma(p, r * r, r) + 1f;
-    // Two factors, because 2^n itself may be subnormal or overflow.
-    int half = n >> 1;
-    return p * powerOfTwo(half) * powerOfTwo(n - half);
+    return Math.fma(p, r * r, r) + 1f;
   }
 
   private static float powerOfTwo(int n) {

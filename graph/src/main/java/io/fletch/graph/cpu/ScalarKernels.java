@@ -362,8 +362,9 @@ final class ScalarKernels implements Kernels {
    *   v = v * f;             v_i = fma(p_j, value_j[i], v_i)  positions ascending
    * </pre>
    *
-   * with {@code j} the position's place in its chunk and p_j = 0 where the row does not see it.
-   * What a Q8_0 cache has instead of dot16 and the sum over positions is in {@link CodeProducts}.
+   * with exp as {@link FloatMath#weight} takes it, {@code j} the position's place in its chunk and
+   * p_j = 0 where the row does not see it. What a Q8_0 cache has instead of dot16 and the sum over
+   * positions is in {@link CodeProducts}.
    */
   @Override
   public void attention(
@@ -477,10 +478,10 @@ final class ScalarKernels implements Kernels {
     float base = max == Float.NEGATIVE_INFINITY ? 0f : max;
     float[] p = ScalarScratch.get().row(ATTENTION_CHUNK);
     for (int j = 0; j < ATTENTION_CHUNK; j++) {
-      p[j] = FloatMath.exp(Segments.f32(scratch, score + j) - base);
+      p[j] = FloatMath.weight(Segments.f32(scratch, score + j) - base);
       Segments.f32(scratch, score + j, p[j]);
     }
-    float factor = FloatMath.exp(before - base);
+    float factor = FloatMath.weight(before - base);
     float added = ScalarScratch.reduce(p, ATTENTION_CHUNK);
     Segments.f32(states, maximum, max);
     Segments.f32(states, sum, Math.fma(Segments.f32(states, sum), factor, added));

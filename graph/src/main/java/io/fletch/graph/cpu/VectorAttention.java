@@ -217,14 +217,14 @@ final class VectorAttention {
       FloatVector p3 = weight(scores, at + l + 3 * LANES, base);
       p0.add(p2).add(p1.add(p3)).intoArray(lanes, l);
     }
-    float factor = FloatMath.exp(before - base);
+    float factor = FloatMath.weight(before - base);
     scores[state] = max;
     scores[state + 1] = Math.fma(scores[state + 1], factor, ScalarScratch.reduce(lanes));
     multiply(values, vo, n, factor);
   }
 
   private static FloatVector weight(float[] scores, int at, float base) {
-    FloatVector p = VectorMath.exp(FloatVector.fromArray(F, scores, at).sub(base));
+    FloatVector p = VectorMath.weight(FloatVector.fromArray(F, scores, at).sub(base));
     p.intoArray(scores, at);
     return p;
   }

@@ -30,16 +30,27 @@ final class VectorMath {
     c = c.blend(FloatMath.EXP_MIN, c.compare(VectorOperators.LT, FloatMath.EXP_MIN));
     FloatVector t = c.fma(splat(FloatMath.LOG2E), splat(ROUND));
     IntVector n = t.reinterpretAsInts().sub(FloatMath.ROUND_BITS);
-    FloatVector k = t.sub(ROUND);
-    FloatVector r = k.fma(splat(-FloatMath.LN2_HI), c);
+    FloatVector p = fraction(c, t.sub(ROUND));
+    IntVector half = n.lanewise(VectorOperators.ASHR, 1);
+    return p.mul(powerOfTwo(half)).mul(powerOfTwo(n.sub(half)));
+  }
+
+  static FloatVector weight(FloatVector x) {
+    FloatVector c =
+        x.blend(FloatMath.WEIGHT_MIN, x.compare(VectorOperators.LT, FloatMath.WEIGHT_MIN));
+    FloatVector t = c.fma(splat(FloatMath.LOG2E), splat(ROUND));
+    IntVector n = t.reinterpretAsInts().sub(FloatMath.ROUND_BITS);
+    return fraction(c, t.sub(ROUND)).mul(0x1p26f).mul(powerOfTwo(n.sub(26)));
+  }
+
+  private static FloatVector fraction(FloatVector x, FloatVector k) {
+    FloatVector r = k.fma(splat(-FloatMath.LN2_HI), x);
     r = k.fma(splat(-FloatMath.LN2_LO), r);
     FloatVector p = splat(FloatMath.E6).fma(r, splat(FloatMath.E5));
     p = p.fma(r, splat(FloatMath.E4));
     p = p.fma(r, splat(FloatMath.E3));
     p = p.fma(r, splat(FloatMath.E2));
-    p = p.fma(r.mul(r), r).add(1f);
-    IntVector half = n.lanewise(VectorOperators.ASHR, 1);
-    return p.mul(powerOfTwo(half)).mul(powerOfTwo(n.sub(half)));
+    return p.fma(r.mul(r), r).add(1f);
   }
 
   private static FloatVector powerOfTwo(IntVector n) {

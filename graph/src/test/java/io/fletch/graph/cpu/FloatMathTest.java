@@ -34,6 +34,22 @@ final class FloatMathTest {
   }
 
   @Test
+  void weightsAreThoseOfTheExponentialOrZeroButNeverSubnormal() {
+    assertEquals(1f, FloatMath.weight(0f));
+    assertEquals(1f, FloatMath.weight(-0f));
+    assertEquals(0f, FloatMath.weight(Float.NEGATIVE_INFINITY));
+    assertEquals(0f, FloatMath.weight(-Float.MAX_VALUE));
+    assertTrue(Float.isNaN(FloatMath.weight(Float.NaN)));
+    for (float x = -110f; x <= 0f; x += 0.001f) {
+      float w = FloatMath.weight(x);
+      assertEquals(w == 0f ? 0f : FloatMath.exp(x), w, "x=" + x);
+      if (Math.abs(x + 100.5 * Math.log(2)) > 1e-4) {
+        assertEquals(x < -100.5 * Math.log(2), w == 0f, "x=" + x);
+      }
+    }
+  }
+
+  @Test
   void activationsOfExtremes() {
     assertEquals(0f, FloatMath.silu(-200f), 0f);
     assertEquals(Float.MAX_VALUE, FloatMath.silu(Float.MAX_VALUE));

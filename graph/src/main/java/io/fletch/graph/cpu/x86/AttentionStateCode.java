@@ -71,7 +71,7 @@ public final class AttentionStateCode {
     a.vunpcklps(before, before, here);
     a.vbroadcastss(max, max);
     a.vsubps(before, before, max);
-    lanes.exp(before, Xmm.XMM3, Xmm.XMM4, Xmm.XMM5);
+    lanes.weight(before, Xmm.XMM3, Xmm.XMM4, Xmm.XMM5);
     a.vmovshdup(here, before);
     // Now what the merged state and the next one are worth.
     a.vmovss(max, Mem.of(NEXT, 4 * group));

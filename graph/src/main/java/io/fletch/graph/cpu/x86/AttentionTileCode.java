@@ -504,7 +504,7 @@ public final class AttentionTileCode {
         a.vandnps(max, t, max);
       }
       a.vsubps(factor, factor, max);
-      lanes.expOfNegative(factor, lanes.reg(12), lanes.reg(13), lanes.reg(14));
+      lanes.weight(factor, lanes.reg(12), lanes.reg(13), lanes.reg(14));
       a.vmovups(lane(FACTORS, v), factor);
     }
     a.mov(Gpr.R9, BLOCK);
@@ -543,7 +543,7 @@ public final class AttentionTileCode {
     }
     a.vmovups(x, score(Gpr.R9, first, vector));
     a.vsubps(x, x, maximum(vector, 0));
-    lanes.expOfNegative(x, lanes.reg(12), lanes.reg(13), lanes.reg(14));
+    lanes.weight(x, lanes.reg(12), lanes.reg(13), lanes.reg(14));
     a.vmovups(score(Gpr.R9, first, vector), x);
   }
 

@@ -121,12 +121,10 @@ final class Lanes {
     a.vmulps(x, x, n);
   }
 
-  /**
-   * {@code x = exp(x)} of {@code x <= 0} or NaN with the bits that {@link #exp} gives, in two
-   * thirds of its instructions.
-   */
-  void expOfNegative(Vec x, Vec t, Vec n, Vec p) {
-    a.vmovups(t, all(-105f));
+  /** The weight of a score, {@code FloatMath.weight}: two thirds of the instructions of exp. */
+  void weight(Vec x, Vec t, Vec n, Vec p) {
+    // The operand that comes second is the result when one of them is NaN.
+    a.vmovups(t, all(-70f));
     a.vmaxps(x, t, x);
     a.vmovups(t, all(1.442695f));
     a.vfmadd213ps(t, x, all(12582912f));
@@ -134,11 +132,11 @@ final class Lanes {
     a.vfmadd231ps(x, n, all(-0.6931472f));
     a.vfmadd231ps(x, n, all(1.9046542e-9f));
     polynomial(x, n, p);
-    // 2^(n + 64) is normal, so the second product is the only one that rounds.
+    // 2^(n - 26), and zero where n is -101.
     a.vpslld(t, t, 23);
-    a.vpaddd(t, t, a.repeated(127 + 64 << 23, bytes));
-    a.vmulps(p, p, t);
-    a.vmulps(x, p, all(0x1p-64f));
+    a.vpaddd(t, t, a.repeated(101 << 23, bytes));
+    a.vmulps(p, p, all(0x1p26f));
+    a.vmulps(x, p, t);
   }
 
   /** {@code p = exp(x)}, {@code |x| <= ln(2) / 2}. */

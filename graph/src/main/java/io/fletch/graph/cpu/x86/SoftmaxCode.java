@@ -157,7 +157,7 @@ final class SoftmaxCode {
     a.vcmpps(t.xmm(), max.xmm(), minusInfinity, 0);
     a.vandnps(max.xmm(), t.xmm(), max.xmm());
     a.vsubps(f, f, max.xmm());
-    lanes.expOfNegative(f, Xmm.XMM12, Xmm.XMM13, Xmm.XMM14);
+    lanes.weight(f, Xmm.XMM12, Xmm.XMM13, Xmm.XMM14);
     a.vmovups(factor, f);
     if (bytes == 64) {
       a.vshufi32x4(max, max, max, 0);
@@ -239,7 +239,7 @@ final class SoftmaxCode {
     pause.accept(pauses++);
     a.vmovups(x, Mem.of(scores, first * bytes));
     a.vsubps(x, x, base);
-    lanes.expOfNegative(x, lanes.reg(12), lanes.reg(13), lanes.reg(14));
+    lanes.weight(x, lanes.reg(12), lanes.reg(13), lanes.reg(14));
     a.vmovups(Mem.of(scores, first * bytes), x);
   }
 }
