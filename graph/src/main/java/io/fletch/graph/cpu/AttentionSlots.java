@@ -30,10 +30,14 @@ final class AttentionSlots implements AutoCloseable {
     for (int r = 0; r < ranges; r++) {
       int slot = f.rangeFrom(window, row, r) - at;
       int next = f.rangeTo(window, row, r) - slot;
-      if ((r == 0 || at <= begin) && (r == ranges - 1 || end <= next)) {
+      if ((r == 0 || at <= begin)
+          && (r == ranges - 1 || end <= next)
+          && end - begin <= kv.run(slot + begin)) {
         memory = kv.segment();
-        keys = kv.keyOffset(spec.layer(), head, 0) + slot * kv.keyBytes(spec.layer());
-        values = kv.valueOffset(spec.layer(), head, 0) + slot * kv.valueBytes(spec.layer());
+        long first = begin;
+        keys = kv.keyOffset(spec.layer(), head, slot + begin) - first * kv.keyBytes(spec.layer());
+        values =
+            kv.valueOffset(spec.layer(), head, slot + begin) - first * kv.valueBytes(spec.layer());
         return;
       }
       at = next;
@@ -63,13 +67,15 @@ final class AttentionSlots implements AutoCloseable {
       int slot = f.rangeFrom(window, row, r) - at;
       int next = f.rangeTo(window, row, r) - slot;
       int from = r == 0 ? begin : Math.max(at, begin);
-      int count = (r == ranges - 1 ? end : Math.min(next, end)) - from;
-      if (count > 0) {
+      int until = r == ranges - 1 ? end : Math.min(next, end);
+      while (from < until) {
+        long count = Math.min(until - from, kv.run(slot + from));
         long source = kv.keyOffset(spec.layer(), head, slot + from);
         MemorySegment.copy(kv.segment(), source, memory, keys + from * keyBytes, count * keyBytes);
         source = kv.valueOffset(spec.layer(), head, slot + from);
         MemorySegment.copy(
             kv.segment(), source, memory, values + from * valueBytes, count * valueBytes);
+        from += (int) count;
       }
       at = next;
     }

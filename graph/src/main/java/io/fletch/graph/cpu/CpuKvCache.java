@@ -8,19 +8,16 @@ import java.lang.foreign.MemorySegment;
 import java.nio.ByteBuffer;
 import java.nio.channels.ReadableByteChannel;
 import java.nio.channels.WritableByteChannel;
-import java.util.Arrays;
 import java.util.List;
 import java.util.Objects;
 import java.util.Optional;
 
 /**
- * Keys and values in one block of native memory: per layer, per key/value head, {@code [slot][dim]}
- * keys, then the same for values. Memory is reserved at once and taken from the system as slots are
- * written, in long caches in huge pages ({@link HugeSlots}).
+ * Keys and values in one block of native memory, layer after layer ({@link KvBlocks}). Memory is
+ * reserved at once and taken from the system as slots are written, in long caches in huge pages
+ * ({@link HugeSlots}).
  */
 final class CpuKvCache implements KvCache {
-  private static final long ALIGNMENT = 64;
-
   /** Largest piece that is handed to a channel at once. */
   private static final long MOST_BYTES = 1 << 24;
 
@@ -29,8 +26,7 @@ final class CpuKvCache implements KvCache {
   private final int capacity;
   private final NativeMemory memory;
   private final MemorySegment segment;
-  private final long[] keyBase;
-  private final long[] valueBase;
+  private final KvBlocks blocks;
   private final long[] keyBytes;
   private final long[] valueBytes;
   private final int[] heads;
@@ -49,46 +45,20 @@ final class CpuKvCache implements KvCache {
     this.type = type;
     this.capacity = capacity;
     int n = layers.size();
-    keyBase = new long[n];
-    valueBase = new long[n];
     keyBytes = new long[n];
     valueBytes = new long[n];
     heads = new int[n];
-    long end = 0;
     for (int l = 0; l < n; l++) {
       AttentionSpec spec = layers.get(l);
       AttentionStage.checkType(spec, type);
       heads[l] = spec.kvHeads();
       keyBytes[l] = kernels.kvBytes(type, spec.keyDim());
       valueBytes[l] = kernels.kvBytes(type, spec.valueDim());
-      keyBase[l] = end;
-      end = Math.addExact(end, Math.multiplyExact(headStride(keyBytes[l]), spec.kvHeads()));
-      valueBase[l] = end;
-      end = Math.addExact(end, Math.multiplyExact(headStride(valueBytes[l]), spec.kvHeads()));
     }
-    memory = NativeMemory.allocateSparse(Math.max(end, ALIGNMENT));
+    blocks = new KvBlocks(capacity, heads, keyBytes, valueBytes);
+    memory = NativeMemory.allocateSparse(Math.max(blocks.bytes(), 64));
     segment = memory.segment();
-    huge = hugePages ? Optional.of(hugeSlots()) : Optional.empty();
-  }
-
-  private HugeSlots hugeSlots() {
-    int runs = 2 * Arrays.stream(heads).sum();
-    long[] base = new long[runs];
-    long[] bytes = new long[runs];
-    int i = 0;
-    for (int l = 0; l < heads.length; l++) {
-      for (int h = 0; h < heads[l]; h++) {
-        base[i] = keyOffset(l, h, 0);
-        bytes[i++] = keyBytes[l];
-        base[i] = valueOffset(l, h, 0);
-        bytes[i++] = valueBytes[l];
-      }
-    }
-    return new HugeSlots(memory, capacity, base, bytes);
-  }
-
-  private long headStride(long slotBytes) {
-    return Math.addExact(Math.multiplyExact(slotBytes, capacity), ALIGNMENT - 1) & -ALIGNMENT;
+    huge = hugePages ? Optional.of(new HugeSlots(memory, blocks)) : Optional.empty();
   }
 
   void check(CpuExecutable executable) {
@@ -115,11 +85,16 @@ final class CpuKvCache implements KvCache {
   }
 
   long keyOffset(int layer, int head, int slot) {
-    return keyBase[layer] + head * headStride(keyBytes[layer]) + slot * keyBytes[layer];
+    return blocks.key(layer, head, slot);
   }
 
   long valueOffset(int layer, int head, int slot) {
-    return valueBase[layer] + head * headStride(valueBytes[layer]) + slot * valueBytes[layer];
+    return blocks.value(layer, head, slot);
+  }
+
+  /** How many slots lie side by side from a slot on, it included. */
+  int run(int slot) {
+    return blocks.run(slot);
   }
 
   @Override
@@ -161,6 +136,16 @@ final class CpuKvCache implements KvCache {
     from.check(owner);
     KvCache.checkCopy(source, sourceSlot, this, slot, count);
     huge.ifPresent(h -> h.expect(slot + count));
+    for (int done = 0; done < count; ) {
+      int n = Math.min(from.run(sourceSlot + done), run(slot + done));
+      n = Math.min(n, count - done);
+      copyRun(from, sourceSlot + done, slot + done, n);
+      done += n;
+    }
+  }
+
+  /** Copies slots that lie side by side in both caches. */
+  private void copyRun(CpuKvCache from, int sourceSlot, int slot, int count) {
     for (int l = 0; l < heads.length; l++) {
       for (int h = 0; h < heads[l]; h++) {
         MemorySegment.copy(
@@ -210,8 +195,14 @@ final class CpuKvCache implements KvCache {
     checkCount(count);
     for (int l = 0; l < heads.length; l++) {
       for (int h = 0; h < heads[l]; h++) {
-        piece(keyOffset(l, h, 0), count * keyBytes[l], piece);
-        piece(valueOffset(l, h, 0), count * valueBytes[l], piece);
+        for (int slot = 0; slot < count; slot += run(slot)) {
+          long bytes = Math.min(run(slot), count - slot) * keyBytes[l];
+          piece(keyOffset(l, h, slot), bytes, piece);
+        }
+        for (int slot = 0; slot < count; slot += run(slot)) {
+          long bytes = Math.min(run(slot), count - slot) * valueBytes[l];
+          piece(valueOffset(l, h, slot), bytes, piece);
+        }
       }
     }
   }

@@ -4,96 +4,63 @@ import io.fletch.ffm.NativeMemory;
 
 /**
  * Lets a cache grow into huge pages, whose borders do not end the prefetching of a core every 4
- * KiB. A run of slots, one head's keys or values, asks for its next piece of 2 MiB when it has
- * filled half of the one before: so a cache takes at most about twice the memory of its slots, and
- * an empty one none. The first piece is written in small pages, which the system may join later.
- * Used by the thread that owns the cache.
+ * KiB. Each block of slots but the first ({@link KvBlocks}) asks for them when half of the one
+ * before is filled, before any of it is written: so a cache takes at most about twice the memory of
+ * its slots, and a short one no huge page. Used by the thread that owns the cache.
  */
 final class HugeSlots {
   private static final long PAGE = NativeMemory.HUGE_PAGE;
 
   private final NativeMemory memory;
-  private final int capacity;
+  private final KvBlocks blocks;
 
-  /** Per run: byte of the first slot, bytes of one, and the piece that is asked for next. */
-  private final long[] base;
+  /** The block that is asked for next. */
+  private long next = KvBlocks.FIRST;
 
-  private final long[] slotBytes;
-  private final long[] next;
+  private long asked;
 
-  /** With fewer slots nothing is asked for. */
-  private long due;
-
-  /**
-   * Nothing is asked for yet.
-   *
-   * @param base where each run of {@code capacity} slots begins in the memory
-   * @param slotBytes bytes of a slot, for each run
-   */
-  HugeSlots(NativeMemory memory, int capacity, long[] base, long[] slotBytes) {
+  /** Nothing is asked for yet. */
+  HugeSlots(NativeMemory memory, KvBlocks blocks) {
     this.memory = memory;
-    this.capacity = capacity;
-    this.base = base;
-    this.slotBytes = slotBytes;
-    next = new long[base.length];
-    for (int i = 0; i < next.length; i++) {
-      next[i] = (base[i] + PAGE - 1) & -PAGE;
-    }
-    due = least();
-  }
-
-  /** Slots with which a run asks for its next piece; {@link Long#MAX_VALUE} after the last one. */
-  private long slots(int run) {
-    if (next[run] + PAGE > base[run] + capacity * slotBytes[run]) {
-      return Long.MAX_VALUE;
-    }
-    long filled = Math.max(next[run] - PAGE / 2 - base[run], PAGE / 2);
-    return (filled + slotBytes[run] - 1) / slotBytes[run];
-  }
-
-  private long least() {
-    long least = Long.MAX_VALUE;
-    for (int i = 0; i < base.length; i++) {
-      least = Math.min(least, slots(i));
-    }
-    return least;
+    this.blocks = blocks;
   }
 
   /** Tells that so many slots are filled. */
   void filled(int slots) {
-    if (slots < due) {
-      return;
-    }
-    for (int i = 0; i < base.length; i++) {
-      while (slots(i) <= slots) {
-        advise(i);
-      }
-    }
-    due = least();
+    // A block is as long as all of those before it, and this asks for it at half of the last.
+    ask(slots < KvBlocks.FIRST ? 2L * slots : 4L * slots / 3);
   }
 
   /** Tells that so many slots will be filled at once. */
   void expect(int slots) {
-    for (int i = 0; i < base.length; i++) {
-      while (next[i] + PAGE <= base[i] + slots * slotBytes[i]) {
-        advise(i);
+    ask(slots - 1L);
+  }
+
+  /** Asks for the blocks up to the one that a slot lies in. */
+  private void ask(long slot) {
+    while (next <= slot && next < blocks.capacity()) {
+      for (int l = 0; l < blocks.layers(); l++) {
+        advise(l, (int) next);
       }
+      next *= 2;
     }
-    due = least();
   }
 
-  private void advise(int run) {
-    // Advice that is not taken leaves the pages as they are, which is all right.
-    memory.adviseHugePages(next[run], PAGE);
-    next[run] += PAGE;
+  private void advise(int layer, int start) {
+    // The page in which the block before ends is used from now on, the one in which the next block
+    // or layer begins is not.
+    long block = blocks.offset(layer, start);
+    long from = Math.max(block & -PAGE, (blocks.base(layer) + PAGE - 1) & -PAGE);
+    long to = (block + blocks.blockBytes(layer, start)) & -PAGE;
+    if (from < to) {
+      // Advice that is not taken leaves the pages as they are, which is all right.
+      memory.adviseHugePages(from, to - from);
+      asked += to - from;
+    }
   }
 
-  /** Bytes that were asked for. */
+  /** Bytes that were asked for; pages that two blocks share count twice. */
   long asked() {
-    long sum = 0;
-    for (int i = 0; i < base.length; i++) {
-      sum += next[i] - ((base[i] + PAGE - 1) & -PAGE);
-    }
-    return sum;
+    return asked;
   }
 }

@@ -15,37 +15,32 @@ import org.junit.jupiter.api.Test;
 /** Caches grow into huge pages as they fill, and not before. */
 class HugeSlotsTest {
   private static final long PAGE = NativeMemory.HUGE_PAGE;
-  private static final int SLOT = 128;
-  private static final int CAPACITY = (int) (5 * PAGE / 2 / SLOT);
-  private static final int HALF = (int) (PAGE / 2 / SLOT);
+  private static final int CAPACITY = 8192;
 
-  private static HugeSlots slots(NativeMemory memory, int runs, int capacity) {
-    long[] base = new long[runs];
-    long[] bytes = new long[runs];
-    for (int i = 0; i < runs; i++) {
-      base[i] = i * (long) capacity * SLOT;
-      bytes[i] = SLOT;
-    }
-    return new HugeSlots(memory, capacity, base, bytes);
+  /** One layer of four heads with keys and values of 128 bytes: 8 MiB. */
+  private static KvBlocks blocks(int capacity) {
+    return new KvBlocks(capacity, new int[] {4}, new long[] {128}, new long[] {128});
   }
 
   @Test
-  void aPieceIsAskedForWhenHalfOfTheOneBeforeIsFilled() {
-    int runs = 6;
-    try (NativeMemory memory = NativeMemory.allocateSparse(runs * (long) CAPACITY * SLOT)) {
-      HugeSlots slots = slots(memory, runs, CAPACITY);
+  void aBlockIsAskedForWhenHalfOfTheOneBeforeIsFilled() {
+    KvBlocks blocks = blocks(CAPACITY);
+    try (NativeMemory memory = NativeMemory.allocateSparse(blocks.bytes())) {
+      HugeSlots slots = new HugeSlots(memory, blocks);
       for (long at = 0; at < memory.segment().byteSize(); at += 64) {
         memory.segment().set(ValueLayout.JAVA_LONG, at, at * 31);
       }
-      // Every other run begins in the middle of a piece, which is shared and left alone.
-      slots.filled(HALF - 1);
+      slots.filled(511);
       assertEquals(0, slots.asked());
-      slots.filled(HALF);
-      assertEquals((3 * 2 + 3) * PAGE, slots.asked(), "the piece at hand and the next");
-      slots.filled(HALF + 1);
-      assertEquals(9 * PAGE, slots.asked());
+      slots.filled(512);
+      assertEquals(PAGE, slots.asked(), "slots 1024 to 2048, and the half page before them");
+      slots.filled(1535);
+      assertEquals(PAGE, slots.asked());
+      slots.filled(1536);
+      assertEquals(2 * PAGE, slots.asked(), "slots 2048 to 4096");
+      slots.filled(100);
       slots.filled(CAPACITY);
-      assertEquals(12 * PAGE, slots.asked());
+      assertEquals(4 * PAGE, slots.asked());
       for (long at = 0; at < memory.segment().byteSize(); at += 64) {
         assertEquals(at * 31, memory.segment().get(ValueLayout.JAVA_LONG, at));
       }
@@ -54,10 +49,13 @@ class HugeSlotsTest {
 
   @Test
   void whatIsRestoredIsAskedForBeforeItIsWritten() {
-    try (NativeMemory memory = NativeMemory.allocateSparse(2L * CAPACITY * SLOT)) {
-      HugeSlots slots = slots(memory, 2, CAPACITY);
-      slots.expect(HALF);
+    KvBlocks blocks = blocks(CAPACITY);
+    try (NativeMemory memory = NativeMemory.allocateSparse(blocks.bytes())) {
+      HugeSlots slots = new HugeSlots(memory, blocks);
+      slots.expect(KvBlocks.FIRST);
       assertEquals(0, slots.asked());
+      slots.expect(KvBlocks.FIRST + 1);
+      assertEquals(PAGE, slots.asked());
       slots.expect(CAPACITY);
       assertEquals(4 * PAGE, slots.asked());
     }
@@ -65,11 +63,27 @@ class HugeSlotsTest {
 
   @Test
   void shortCachesStayAsTheyAre() {
-    try (NativeMemory memory = NativeMemory.allocateSparse(PAGE)) {
-      HugeSlots slots = slots(memory, 2, HALF);
-      slots.filled(HALF);
-      slots.expect(HALF);
+    KvBlocks blocks = blocks(KvBlocks.FIRST);
+    try (NativeMemory memory = NativeMemory.allocateSparse(blocks.bytes())) {
+      HugeSlots slots = new HugeSlots(memory, blocks);
+      slots.filled(KvBlocks.FIRST);
+      slots.expect(KvBlocks.FIRST);
       assertEquals(0, slots.asked());
+    }
+  }
+
+  /** A page that the first block of the next layer begins in is left alone. */
+  @Test
+  void layersDoNotShareWhatIsAskedFor() {
+    KvBlocks blocks =
+        new KvBlocks(5000, new int[] {3, 5, 1}, new long[] {68, 128, 64}, new long[] {136, 64, 32});
+    try (NativeMemory memory = NativeMemory.allocateSparse(blocks.bytes())) {
+      HugeSlots slots = new HugeSlots(memory, blocks);
+      slots.filled(5000);
+      // Layers of 2.9, 4.6 and 0.5 MiB: pages [0, 1), [2, 3) and none.
+      assertEquals(0, blocks.base(0));
+      assertEquals(5 * PAGE / 4, blocks.base(1), PAGE / 4.0);
+      assertEquals(2 * PAGE, slots.asked());
     }
   }
 
