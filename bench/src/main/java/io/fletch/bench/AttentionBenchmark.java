@@ -12,11 +12,9 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Random;
 import java.util.concurrent.TimeUnit;
-import org.openjdk.jmh.annotations.AuxCounters;
 import org.openjdk.jmh.annotations.Benchmark;
 import org.openjdk.jmh.annotations.BenchmarkMode;
 import org.openjdk.jmh.annotations.Fork;
-import org.openjdk.jmh.annotations.Level;
 import org.openjdk.jmh.annotations.Measurement;
 import org.openjdk.jmh.annotations.Mode;
 import org.openjdk.jmh.annotations.OutputTimeUnit;
@@ -91,22 +89,6 @@ public class AttentionBenchmark {
   private int next;
   private double bandwidth;
 
-  /** What one second moves and computes. */
-  @AuxCounters(AuxCounters.Type.OPERATIONS)
-  @State(Scope.Thread)
-  public static class Rates {
-    public double gigabytes;
-    public double gigaops;
-    public double percent;
-
-    @Setup(Level.Iteration)
-    public void clear() {
-      gigabytes = 0;
-      gigaops = 0;
-      percent = 0;
-    }
-  }
-
   @Setup
   public void prepare() {
     set =
@@ -149,7 +131,7 @@ public class AttentionBenchmark {
 
   /** All rows, the last ones of the context. */
   @Benchmark
-  public float attention(Rates rates) {
+  public float attention(StreamRates rates) {
     long keys = 2L * next * context * slotBytes;
     next = next + 1 == heads ? 0 : next + 1;
     tile.clear();

@@ -10,11 +10,9 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Random;
 import java.util.concurrent.TimeUnit;
-import org.openjdk.jmh.annotations.AuxCounters;
 import org.openjdk.jmh.annotations.Benchmark;
 import org.openjdk.jmh.annotations.BenchmarkMode;
 import org.openjdk.jmh.annotations.Fork;
-import org.openjdk.jmh.annotations.Level;
 import org.openjdk.jmh.annotations.Measurement;
 import org.openjdk.jmh.annotations.Mode;
 import org.openjdk.jmh.annotations.OutputTimeUnit;
@@ -78,22 +76,6 @@ public class KernelBenchmark {
   private MemorySegment y;
   private int next;
   private double bandwidth;
-
-  /** What one second moves and computes. */
-  @AuxCounters(AuxCounters.Type.OPERATIONS)
-  @State(Scope.Thread)
-  public static class Rates {
-    public double gigabytes;
-    public double gigaops;
-    public double percent;
-
-    @Setup(Level.Iteration)
-    public void clear() {
-      gigabytes = 0;
-      gigaops = 0;
-      percent = 0;
-    }
-  }
 
   @Setup
   public void prepare() {
@@ -172,7 +154,7 @@ public class KernelBenchmark {
   }
 
   @Benchmark
-  public void product(Rates rates) {
+  public void product(StreamRates rates) {
     MemorySegment weight = weights[next];
     next = next + 1 == weights.length ? 0 : next + 1;
     matmul.run(weight, OUT, 0, OUT, x, 0, rows, y, 0, OUT);

@@ -13,11 +13,9 @@ import io.fletch.quant.TensorStore;
 import java.util.Optional;
 import java.util.Random;
 import java.util.concurrent.TimeUnit;
-import org.openjdk.jmh.annotations.AuxCounters;
 import org.openjdk.jmh.annotations.Benchmark;
 import org.openjdk.jmh.annotations.BenchmarkMode;
 import org.openjdk.jmh.annotations.Fork;
-import org.openjdk.jmh.annotations.Level;
 import org.openjdk.jmh.annotations.Measurement;
 import org.openjdk.jmh.annotations.Mode;
 import org.openjdk.jmh.annotations.OutputTimeUnit;
@@ -86,22 +84,6 @@ public class SharedContextBenchmark {
   private int layers;
   private int[] tokens;
   private double bandwidth;
-
-  /** What one second takes in. */
-  @AuxCounters(AuxCounters.Type.OPERATIONS)
-  @State(Scope.Thread)
-  public static class Rates {
-    public double gigabytes;
-    public double gigaops;
-    public double percent;
-
-    @Setup(Level.Iteration)
-    public void clear() {
-      gigabytes = 0;
-      gigaops = 0;
-      percent = 0;
-    }
-  }
 
   @Setup
   public void open() {
@@ -182,7 +164,7 @@ public class SharedContextBenchmark {
 
   /** The last rows of the context. */
   @Benchmark
-  public int attention(Rates rates) {
+  public int attention(StreamRates rates) {
     double gigabytes = 1e-9 * kv.slotBytes() * context;
     rates.gigabytes += gigabytes;
     rates.percent += 100 * gigabytes / bandwidth;

@@ -126,12 +126,12 @@ class PrefixStoreInterleavingsTest {
 
     @Override
     public void save(int count, WritableByteChannel to) {
-      throw new UnsupportedOperationException();
+      throw new AssertionError("the store copies, it does not write files");
     }
 
     @Override
     public void load(int count, ReadableByteChannel from) {
-      throw new UnsupportedOperationException();
+      throw new AssertionError("the store copies, it does not read files");
     }
 
     @Override
