@@ -5,7 +5,6 @@ import io.fletch.graph.KvCache;
 import io.fletch.graph.cpu.x86.AttentionCode;
 import io.fletch.graph.cpu.x86.Isa;
 import java.lang.foreign.MemorySegment;
-import java.util.Arrays;
 import java.util.Objects;
 
 /**
@@ -15,38 +14,34 @@ import java.util.Objects;
 final class X86Attention {
   /** A function and what it was emitted for. */
   private record Entry(
-      KvCache.Type type, int keyDim, int valueDim, int heads, boolean capped, MemorySegment code) {}
+      KvCache.Type type, int keyDim, int valueDim, int heads, boolean capped, MemorySegment code)
+      implements X86AttentionTable.Entry {
+    @Override
+    public boolean fits(AttentionSpec spec, KvCache.Type type, int heads) {
+      return this.type == type
+          && keyDim == spec.keyDim()
+          && valueDim == spec.valueDim()
+          && this.heads == heads
+          && capped == (spec.softCap() != 0f);
+    }
+  }
 
   /** Slots that all heads of a group take before the next ones: they fit a level-2 cache. */
   private static final int PIECE = 8 * AttentionCode.CHUNK;
 
   private final Isa isa;
   private final X86AttentionTiles tiles;
-
-  /** Copied on every addition: a model has very few, and looking one up must not allocate. */
-  private volatile Entry[] entries = {};
+  private final X86AttentionTable<Entry> functions = new X86AttentionTable<>(this::emit);
 
   X86Attention(Isa isa) {
     this.isa = isa;
     this.tiles = new X86AttentionTiles(isa);
   }
 
-  private MemorySegment code(
-      KvCache.Type type, int keyDim, int valueDim, int heads, boolean capped) {
-    for (Entry e : entries) {
-      if (e.type == type
-          && e.keyDim == keyDim
-          && e.valueDim == valueDim
-          && e.heads == heads
-          && e.capped == capped) {
-        return e.code;
-      }
-    }
-    return add(type, keyDim, valueDim, heads, capped);
-  }
-
-  private synchronized MemorySegment add(
-      KvCache.Type type, int keyDim, int valueDim, int heads, boolean capped) {
+  private Entry emit(AttentionSpec spec, KvCache.Type type, int heads) {
+    int keyDim = spec.keyDim();
+    int valueDim = spec.valueDim();
+    boolean capped = spec.softCap() != 0f;
     String name =
         "attention "
             + type
@@ -71,10 +66,7 @@ final class X86Attention {
                     heads,
                     capped,
                     isa));
-    Entry[] more = Arrays.copyOf(entries, entries.length + 1);
-    more[entries.length] = new Entry(type, keyDim, valueDim, heads, capped, code);
-    entries = more;
-    return code;
+    return new Entry(type, keyDim, valueDim, heads, capped, code);
   }
 
   /** Whether there is code for a shape. */
@@ -154,7 +146,7 @@ final class X86Attention {
       end = Math.min(to - (at & -piece), piece) + (at & -piece);
       for (int first = 0; first < group; first += AttentionCode.MAX_HEADS) {
         int heads = Math.min(AttentionCode.MAX_HEADS, group - first);
-        MemorySegment code = code(type, keyDim, valueDim, heads, spec.softCap() != 0f);
+        MemorySegment code = functions.get(spec, type, heads).code;
         long query = q.address() + 4 * (tile.query(row) + (long) first * keyDim);
         long state = scratchOffset + first / AttentionCode.MAX_HEADS * stateFloats;
         scratch.set(Segments.LONG, 4 * (state + AttentionCode.FRONT), at % AttentionCode.CHUNK);

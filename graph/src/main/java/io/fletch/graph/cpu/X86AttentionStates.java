@@ -1,21 +1,25 @@
 package io.fletch.graph.cpu;
 
 import io.fletch.graph.AttentionSpec;
+import io.fletch.graph.KvCache;
 import io.fletch.graph.cpu.x86.AttentionStateCode;
 import io.fletch.graph.cpu.x86.Isa;
 import java.lang.foreign.MemorySegment;
-import java.util.Arrays;
 import java.util.Objects;
 
 /** Merging and finishing states of attention in machine code; checks are here. */
 final class X86AttentionStates {
   /** Functions and what they were emitted for. */
-  private record Entry(int group, int valueDim, MemorySegment merge, MemorySegment finish) {}
+  private record Entry(int group, int valueDim, MemorySegment merge, MemorySegment finish)
+      implements X86AttentionTable.Entry {
+    @Override
+    public boolean fits(AttentionSpec spec, KvCache.Type type, int heads) {
+      return group == heads && valueDim == spec.valueDim();
+    }
+  }
 
   private final Isa isa;
-
-  /** Copied on every addition: a model has very few, and looking one up must not allocate. */
-  private volatile Entry[] entries = {};
+  private final X86AttentionTable<Entry> functions = new X86AttentionTable<>(this::emit);
 
   X86AttentionStates(Isa isa) {
     this.isa = isa;
@@ -26,28 +30,19 @@ final class X86AttentionStates {
     return AttentionStateCode.supports(spec.valueDim());
   }
 
-  private Entry entry(int group, int valueDim) {
-    for (Entry e : entries) {
-      if (e.group == group && e.valueDim == valueDim) {
-        return e;
-      }
-    }
-    return add(group, valueDim);
+  /** States are floats, whatever the type of the cache. */
+  private Entry code(AttentionSpec spec) {
+    return functions.get(spec, KvCache.Type.F32, spec.group());
   }
 
-  private synchronized Entry add(int group, int valueDim) {
+  private Entry emit(AttentionSpec spec, KvCache.Type type, int group) {
+    int valueDim = spec.valueDim();
     String name = " of states " + group + " " + valueDim + " " + isa.label();
-    Entry entry =
-        new Entry(
-            group,
-            valueDim,
-            X86Code.function("merge" + name, () -> AttentionStateCode.merge(group, valueDim, isa)),
-            X86Code.function(
-                "finish" + name, () -> AttentionStateCode.finish(group, valueDim, isa)));
-    Entry[] more = Arrays.copyOf(entries, entries.length + 1);
-    more[entries.length] = entry;
-    entries = more;
-    return entry;
+    return new Entry(
+        group,
+        valueDim,
+        X86Code.function("merge" + name, () -> AttentionStateCode.merge(group, valueDim, isa)),
+        X86Code.function("finish" + name, () -> AttentionStateCode.finish(group, valueDim, isa)));
   }
 
   /** See {@link Kernels#attentionMerge}. */
@@ -55,7 +50,7 @@ final class X86AttentionStates {
     long bytes = 4L * spec.group() * (2 + spec.valueDim());
     Objects.checkFromIndexSize(4 * merged, bytes, states.byteSize());
     Objects.checkFromIndexSize(4 * next, bytes, states.byteSize());
-    MemorySegment code = entry(spec.group(), spec.valueDim()).merge;
+    MemorySegment code = code(spec).merge;
     X86Code.call(code, states.address() + 4 * merged, states.address() + 4 * next, 0, 0, 0);
   }
 
@@ -65,7 +60,7 @@ final class X86AttentionStates {
     long values = 4L * spec.group() * spec.valueDim();
     Objects.checkFromIndexSize(4 * state, 8L * spec.group() + values, states.byteSize());
     Objects.checkFromIndexSize(4 * outOffset, values, out.byteSize());
-    MemorySegment code = entry(spec.group(), spec.valueDim()).finish;
+    MemorySegment code = code(spec).finish;
     X86Code.call(code, states.address() + 4 * state, out.address() + 4 * outOffset, 0, 0, 0);
   }
 }

@@ -5,7 +5,6 @@ import io.fletch.graph.KvCache;
 import io.fletch.graph.cpu.x86.AttentionTileCode;
 import io.fletch.graph.cpu.x86.Isa;
 import java.lang.foreign.MemorySegment;
-import java.util.Arrays;
 import java.util.Objects;
 
 /**
@@ -23,7 +22,17 @@ final class X86AttentionTiles {
       MemorySegment widen,
       MemorySegment queries,
       MemorySegment[] weights,
-      MemorySegment[] results) {}
+      MemorySegment[] results)
+      implements X86AttentionTable.Entry {
+    @Override
+    public boolean fits(AttentionSpec spec, KvCache.Type type, int heads) {
+      return this.type == type
+          && keyDim == spec.keyDim()
+          && valueDim == spec.valueDim()
+          && capped == (spec.softCap() != 0f)
+          && mixed == mixesRows(spec);
+    }
+  }
 
   private static final int LEAST_ROWS = 4;
   private static final int LEAST_QUERIES = 6;
@@ -36,8 +45,7 @@ final class X86AttentionTiles {
   /** Queries of a block. */
   private final int blockLanes;
 
-  /** Copied on every addition: a model has very few, and looking one up must not allocate. */
-  private volatile Entry[] entries = {};
+  private final X86AttentionTable<Entry> functions = new X86AttentionTable<>(this::emit);
 
   X86AttentionTiles(Isa isa) {
     this.isa = isa;
@@ -45,23 +53,16 @@ final class X86AttentionTiles {
     this.blockLanes = AttentionTileCode.MAX_VECTORS * lanes;
   }
 
-  private Entry entry(AttentionSpec spec, KvCache.Type type) {
-    boolean capped = spec.softCap() != 0f;
-    boolean mixed = spec.group() % AttentionTileCode.QUAD != 0;
-    for (Entry e : entries) {
-      if (e.type == type
-          && e.keyDim == spec.keyDim()
-          && e.valueDim == spec.valueDim()
-          && e.capped == capped
-          && e.mixed == mixed) {
-        return e;
-      }
-    }
-    return add(type, spec.keyDim(), spec.valueDim(), capped, mixed);
+  /** Whether queries that are taken together may be of several rows. */
+  private static boolean mixesRows(AttentionSpec spec) {
+    return spec.group() % AttentionTileCode.QUAD != 0;
   }
 
-  private synchronized Entry add(
-      KvCache.Type type, int keyDim, int valueDim, boolean capped, boolean mixed) {
+  private Entry emit(AttentionSpec spec, KvCache.Type type, int heads) {
+    int keyDim = spec.keyDim();
+    int valueDim = spec.valueDim();
+    boolean capped = spec.softCap() != 0f;
+    boolean mixed = mixesRows(spec);
     MemorySegment widen =
         X86Code.function(
             "attention widen " + type + " " + isa.label(),
@@ -84,11 +85,7 @@ final class X86AttentionTiles {
               "attention results " + valueDim + (mixed ? " mixed" : "") + name,
               () -> AttentionTileCode.emitResults(valueDim, vectors, mixed, isa));
     }
-    Entry[] more = Arrays.copyOf(entries, entries.length + 1);
-    Entry made = new Entry(type, keyDim, valueDim, capped, mixed, widen, queries, weights, results);
-    more[entries.length] = made;
-    entries = more;
-    return made;
+    return new Entry(type, keyDim, valueDim, capped, mixed, widen, queries, weights, results);
   }
 
   /** Whether rows of a tile are done faster together than one by one: measured. */
@@ -116,7 +113,7 @@ final class X86AttentionTiles {
       long scratchOffset,
       MemorySegment states) {
     check(spec, type, q, tile, kv, keys, values, scratch, scratchOffset, states);
-    final Entry code = entry(spec, type);
+    final Entry code = functions.get(spec, type, AttentionTileCode.QUAD);
     final int keyDim = spec.keyDim();
     final int valueDim = spec.valueDim();
     final long keyBytes = KvLayout.bytes(type, keyDim);

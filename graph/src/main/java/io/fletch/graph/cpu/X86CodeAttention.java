@@ -6,7 +6,6 @@ import io.fletch.graph.cpu.x86.CodeAttention;
 import io.fletch.graph.cpu.x86.CodeAttention.Layout;
 import io.fletch.graph.cpu.x86.Isa;
 import java.lang.foreign.MemorySegment;
-import java.util.Arrays;
 import java.util.Objects;
 
 /**
@@ -25,12 +24,19 @@ final class X86CodeAttention {
       boolean capped,
       Layout layout,
       MemorySegment quantize,
-      MemorySegment attend) {}
+      MemorySegment attend)
+      implements X86AttentionTable.Entry {
+    @Override
+    public boolean fits(AttentionSpec spec, KvCache.Type type, int heads) {
+      return keyDim == spec.keyDim()
+          && valueDim == spec.valueDim()
+          && group == heads
+          && capped == (spec.softCap() != 0f);
+    }
+  }
 
   private final Isa isa;
-
-  /** Copied on every addition: a model has very few, and looking one up must not allocate. */
-  private volatile Entry[] entries = {};
+  private final X86AttentionTable<Entry> functions = new X86AttentionTable<>(this::emit);
 
   X86CodeAttention(Isa isa) {
     this.isa = isa;
@@ -55,25 +61,22 @@ final class X86CodeAttention {
    *
    * @param floats room for a tile, wherever it begins
    */
-  private record Room(int keyDim, int valueDim, int group, int floats) {}
+  private record Room(int keyDim, int valueDim, int group, int floats)
+      implements X86AttentionTable.Entry {
+    @Override
+    public boolean fits(AttentionSpec spec, KvCache.Type type, int heads) {
+      return keyDim == spec.keyDim() && valueDim == spec.valueDim() && group == heads;
+    }
+  }
 
-  /** Copied on every addition, as {@link #entries}. */
-  private static volatile Room[] rooms = {};
+  /** Apart from the functions: caches of other types need the room, too, but not the code. */
+  private static final X86AttentionTable<Room> ROOMS =
+      new X86AttentionTable<>((spec, _, group) ->
+          new Room(spec.keyDim(), spec.valueDim(), group, computeScratch(spec)));
 
   /** Room for a tile, wherever it begins. Asked for by every attention: it allocates once. */
   static int scratchFloats(AttentionSpec spec) {
-    for (Room r : rooms) {
-      if (r.keyDim == spec.keyDim() && r.valueDim == spec.valueDim() && r.group == spec.group()) {
-        return r.floats;
-      }
-    }
-    int floats = computeScratch(spec);
-    synchronized (X86CodeAttention.class) {
-      Room[] more = Arrays.copyOf(rooms, rooms.length + 1);
-      more[rooms.length] = new Room(spec.keyDim(), spec.valueDim(), spec.group(), floats);
-      rooms = more;
-    }
-    return floats;
+    return ROOMS.get(spec, KvCache.Type.Q8_0, spec.group()).floats;
   }
 
   private static int computeScratch(AttentionSpec spec) {
@@ -92,20 +95,8 @@ final class X86CodeAttention {
     return (spec.group() * layout.queryBytes() + 63) & -64;
   }
 
-  private Entry entry(AttentionSpec spec) {
+  private Entry emit(AttentionSpec spec, KvCache.Type type, int group) {
     boolean capped = spec.softCap() != 0f;
-    for (Entry e : entries) {
-      if (e.keyDim == spec.keyDim()
-          && e.valueDim == spec.valueDim()
-          && e.group == spec.group()
-          && e.capped == capped) {
-        return e;
-      }
-    }
-    return add(spec, capped);
-  }
-
-  private synchronized Entry add(AttentionSpec spec, boolean capped) {
     Layout layout = layout(spec);
     int keyDim = spec.keyDim();
     int minAmax = Float.floatToRawIntBits(CodeProducts.MIN_AMAX);
@@ -126,11 +117,7 @@ final class X86CodeAttention {
         X86Code.function(
             name,
             () -> CodeAttention.emit(layout, capped, isa, CodeProducts.WEIGHT_LIMIT, minAmax));
-    Entry e = new Entry(keyDim, spec.valueDim(), spec.group(), capped, layout, quantize, attend);
-    Entry[] more = Arrays.copyOf(entries, entries.length + 1);
-    more[entries.length] = e;
-    entries = more;
-    return e;
+    return new Entry(keyDim, spec.valueDim(), group, capped, layout, quantize, attend);
   }
 
   void run(
@@ -148,7 +135,7 @@ final class X86CodeAttention {
     int to = tile.end();
     X86Attention.checkPositions(spec, KvCache.Type.Q8_0, from, to, kv, keys, values);
     Objects.checkFromIndexSize(4 * scratchOffset, 4L * scratchFloats(spec), scratch.byteSize());
-    Entry code = entry(spec);
+    Entry code = functions.get(spec, KvCache.Type.Q8_0, group);
     Layout l = code.layout;
     int parts = parts(spec);
     // Byte offsets in the scratch.
