@@ -46,11 +46,42 @@ public record TensorCopy(String name, Tensor source, long[] shape, LongUnaryOper
    *     names the tensor
    */
   public TensorSource as(TensorType type, float[] importance) {
-    return sink -> write(type, importance, sink);
+    FloatRows values = FloatRows.of(source);
+    return sink ->
+        write(type, type == source.type() ? this::copy : quantizer(values, type, importance), sink);
   }
 
-  private void write(TensorType type, float[] importance, TensorSource.Sink sink)
-      throws IOException {
+  /**
+   * The bytes of other values in the place of the source's.
+   *
+   * @param values rows as the source has them
+   * @throws IllegalArgumentException if they have another shape; when written, if an element does
+   *     not fit the type (F32 takes all)
+   */
+  public TensorSource with(FloatRows values, TensorType type) {
+    if (values.rows() != source.rows() || values.cols() != source.cols()) {
+      throw new IllegalArgumentException(
+          "tensor "
+              + name
+              + ": values: expected="
+              + source.rows()
+              + "x"
+              + source.cols()
+              + " actual="
+              + values.rows()
+              + "x"
+              + values.cols());
+    }
+    return sink ->
+        write(type, type == TensorType.F32 ? floats(values) : quantizer(values, type, null), sink);
+  }
+
+  /** Writes a row of the source to a place. */
+  private interface RowWriter {
+    void write(long from, MemorySegment to, long at);
+  }
+
+  private void write(TensorType type, RowWriter writer, TensorSource.Sink sink) throws IOException {
     int cols = Math.toIntExact(source.cols());
     long rows = cols == 0 ? 0 : LongStream.of(shape).reduce(1, Math::multiplyExact) / cols;
     long rowBytes = type.bytes(cols);
@@ -65,26 +96,35 @@ public record TensorCopy(String name, Tensor source, long[] shape, LongUnaryOper
         long n = Math.min(step, rows - from);
         LongStream.range(0, n)
             .parallel()
-            .forEach(i -> row(type, importance, first + i, piece, i * rowBytes));
+            .forEach(i -> writer.write(order.applyAsLong(first + i), piece, i * rowBytes));
         sink.write(piece.asSlice(0, n * rowBytes));
       }
     }
   }
 
-  private void row(TensorType type, float[] importance, long row, MemorySegment to, long at) {
-    long from = order.applyAsLong(row);
-    if (type == source.type()) {
-      long bytes = source.rowBytes();
-      MemorySegment.copy(source.segment(), from * bytes, to, at, bytes);
-      return;
-    }
-    float[] values = new float[Math.toIntExact(source.cols())];
-    Dequantizer.row(source, from, values, 0);
-    try {
-      Quantizer.quantize(type, values, 0, values.length, importance, to, at);
-    } catch (IllegalArgumentException e) {
-      throw new IllegalArgumentException(
-          "tensor " + name + " row " + row + " as " + type + ": " + e.getMessage(), e);
-    }
+  private void copy(long from, MemorySegment to, long at) {
+    long bytes = source.rowBytes();
+    MemorySegment.copy(source.segment(), from * bytes, to, at, bytes);
+  }
+
+  private static RowWriter floats(FloatRows values) {
+    return (from, to, at) -> {
+      float[] row = new float[values.cols()];
+      values.row(from, row);
+      MemorySegment.copy(row, 0, to, ByteCursor.FLOAT, at, row.length);
+    };
+  }
+
+  private RowWriter quantizer(FloatRows values, TensorType type, float[] importance) {
+    return (from, to, at) -> {
+      float[] row = new float[values.cols()];
+      values.row(from, row);
+      try {
+        Quantizer.quantize(type, row, 0, row.length, importance, to, at);
+      } catch (IllegalArgumentException e) {
+        throw new IllegalArgumentException(
+            "tensor " + name + " row " + from + " as " + type + ": " + e.getMessage(), e);
+      }
+    };
   }
 }

@@ -2,8 +2,10 @@ package io.fletch.tools;
 
 import com.fasterxml.jackson.jr.ob.JSON;
 import io.fletch.quant.Dequantizer;
+import io.fletch.quant.FloatRows;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.WeightFile;
+import io.fletch.quant.Workspace;
 import io.fletch.quant.merge.Merges;
 import java.io.IOException;
 import java.nio.file.Files;
@@ -97,20 +99,24 @@ final class Adapter implements AutoCloseable {
     return parts.keySet();
   }
 
+  /** What tells it from others of the same path. */
+  String fingerprint() {
+    return Workspace.fingerprint(file) + config;
+  }
+
   boolean changes(String matrix) {
     return parts.containsKey(matrix);
   }
 
-  /** The base's values with the adapter in them. */
-  float[] merged(String matrix, float[] w, double strength) {
+  /** The base's values with the adapter in them; A is held in memory, nothing else. */
+  FloatRows merged(String matrix, FloatRows w, double strength) {
     Parts p = parts.get(matrix);
     int rank = Math.toIntExact(p.a.rows());
     return Merges.lora(
         w,
         Dequantizer.toFloats(p.a),
-        Dequantizer.toFloats(p.b),
+        FloatRows.of(p.b),
         p.middle == null ? null : Dequantizer.toFloats(p.middle),
-        rank,
         strength * scale(matrix, rank),
         p.magnitude == null ? null : Dequantizer.toFloats(p.magnitude));
   }

@@ -2,7 +2,7 @@ package io.fletch.tools;
 
 import com.fasterxml.jackson.jr.ob.JSON;
 import io.fletch.Model;
-import io.fletch.quant.Dequantizer;
+import io.fletch.quant.FloatRows;
 import io.fletch.quant.GgufType;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorCopy;
@@ -125,13 +125,27 @@ final class MergeCommand implements Command {
       Optional<LayerRecipe> recipe,
       Optional<Method> method,
       Optional<Adapter> adapter,
-      Optional<TensorType> type) {}
+      Optional<TensorType> type,
+      Numbers numbers) {}
+
+  /** Numbers of the methods. */
+  private record Numbers(float lambda, float drop, float keep, long seed, float loraScale) {
+    static Numbers of(Arguments arguments) {
+      return new Numbers(
+          arguments.real("lambda", 1, -Float.MAX_VALUE, Float.MAX_VALUE),
+          arguments.real("drop", 0.5f, 0, 0.9999f),
+          arguments.real("keep", 0.2f, 1e-6f, 1),
+          arguments.whole("seed", 0, Long.MIN_VALUE, Long.MAX_VALUE),
+          arguments.real("lora-scale", 1, -Float.MAX_VALUE, Float.MAX_VALUE));
+    }
+  }
 
   @Override
   public int run(Arguments arguments, Io io) throws IOException {
     arguments.checkNoRest();
     Path output = Path.of(arguments.required("output"));
     checkRequest(arguments);
+    Numbers numbers = Numbers.of(arguments);
     List<WeightFile> others = new ArrayList<>();
     try (WeightFile base = WeightFile.open(ModelFlags.path(arguments));
         TensorStore derived = TensorStore.create();
@@ -158,6 +172,9 @@ final class MergeCommand implements Command {
         key.append(' ').append(option).append('=').append(arguments.string(option).orElse(""));
       }
       others.forEach(o -> key.append('\n').append(Workspace.fingerprint(o)));
+      if (adapter != null) {
+        key.append('\n').append(adapter.fingerprint());
+      }
       ModelOutput.View view = ModelOutput.View.of(base, ModelOutput.format(output), derived);
       view.notes().forEach(note -> io.note("fletch: " + note));
       if (arguments.has("condense")) {
@@ -178,7 +195,8 @@ final class MergeCommand implements Command {
               Optional.ofNullable(adapter),
               arguments.has("type")
                   ? Optional.of(TensorType.valueOf(arguments.choice("type", Type.F16).name()))
-                  : Optional.empty());
+                  : Optional.empty(),
+              numbers);
       if (adapter != null) {
         for (String name : adapter.matrices()) {
           if (base.tensor(name).isEmpty()) {
@@ -187,7 +205,7 @@ final class MergeCommand implements Command {
         }
       }
       ModelOutput out = new ModelOutput(output, base, key.toString());
-      int changed = merge(work, view, out, arguments, io);
+      int changed = merge(work, view, out, io);
       long bytes = out.bytes();
       ModelOutput.View described = recipe.isPresent() ? withLayers(view, base, recipe.get()) : view;
       out.write(described);
@@ -265,8 +283,7 @@ final class MergeCommand implements Command {
   }
 
   /** Writes all tensors; returns how many of them are new. */
-  private static int merge(
-      Work work, ModelOutput.View view, ModelOutput out, Arguments arguments, Io io) {
+  private static int merge(Work work, ModelOutput.View view, ModelOutput out, Io io) {
     WeightFile.Format to =
         view.gguf() != null ? WeightFile.Format.GGUF : WeightFile.Format.SAFETENSORS;
     int changed = 0;
@@ -276,21 +293,17 @@ final class MergeCommand implements Command {
         if (work.recipe().isPresent() && m.matches()) {
           continue;
         }
-        changed += one(work, copy, copy.name(), copy.source().name(), null, to, out, arguments);
+        changed += one(work, copy, copy.name(), copy.source().name(), null, to, out);
       }
       if (work.recipe().isPresent()) {
-        changed += layers(work, view, to, out, arguments);
+        changed += layers(work, view, to, out);
       }
     }
     return changed;
   }
 
   private static int layers(
-      Work work,
-      ModelOutput.View view,
-      WeightFile.Format to,
-      ModelOutput out,
-      Arguments arguments) {
+      Work work, ModelOutput.View view, WeightFile.Format to, ModelOutput out) {
     int changed = 0;
     List<List<LayerRecipe.Source>> layers = work.recipe().orElseThrow().layers();
     for (int l = 0; l < layers.size(); l++) {
@@ -299,7 +312,7 @@ final class MergeCommand implements Command {
         Matcher m = LAYER.matcher(copy.name());
         if (m.matches() && Integer.parseInt(m.group(2)) == layers.get(l).getFirst().layer()) {
           String name = m.group(1) + "." + l + "." + m.group(3);
-          changed += one(work, copy, name, copy.source().name(), layers.get(l), to, out, arguments);
+          changed += one(work, copy, name, copy.source().name(), layers.get(l), to, out);
         }
       }
     }
@@ -313,8 +326,7 @@ final class MergeCommand implements Command {
       String source,
       List<LayerRecipe.Source> layer,
       WeightFile.Format to,
-      ModelOutput out,
-      Arguments arguments) {
+      ModelOutput out) {
     List<Tensor> tensors = new ArrayList<>();
     if (layer != null) {
       for (LayerRecipe.Source s : layer) {
@@ -347,49 +359,37 @@ final class MergeCommand implements Command {
               return ModelConversion.defaultType(copy, to);
             });
     TensorType stored = copy.shape().length > 1 ? type : ModelConversion.defaultType(copy, to);
-    float[] base = Dequantizer.toFloats(tensors.isEmpty() ? copy.source() : tensors.getFirst());
-    float[] merged =
-        adapted
-            ? work.adapter()
-                .orElseThrow()
-                .merged(
-                    source,
-                    base,
-                    arguments.real("lora-scale", 1, -Float.MAX_VALUE, Float.MAX_VALUE))
-            : merged(work, name, base, tensors, arguments);
-    try (TensorStore store = TensorStore.create()) {
-      Tensor values = store.floats(source, merged, copy.source().shape());
-      out.add(
-          name,
-          stored,
-          copy.shape(),
-          new TensorCopy(name, values, copy.shape(), copy.order()).as(stored, null));
-    }
+    FloatRows base = FloatRows.of(tensors.isEmpty() ? copy.source() : tensors.getFirst());
+    out.add(
+        name,
+        stored,
+        copy.shape(),
+        // Merged when it is written: not at all if an earlier run made it.
+        sink -> {
+          FloatRows merged =
+              adapted
+                  ? work.adapter().orElseThrow().merged(source, base, work.numbers().loraScale())
+                  : merged(work, name, base, tensors);
+          new TensorCopy(name, copy.source(), copy.shape(), copy.order())
+              .with(merged, stored)
+              .writeTo(sink);
+        });
     return 1;
   }
 
-  private static float[] merged(
-      Work work, String name, float[] base, List<Tensor> tensors, Arguments arguments) {
-    List<float[]> rest =
-        tensors.subList(1, tensors.size()).stream().map(Dequantizer::toFloats).toList();
-    float lambda = arguments.real("lambda", 1, -Float.MAX_VALUE, Float.MAX_VALUE);
-    if (work.method().isEmpty() || work.method().get() == Method.AVERAGE) {
-      List<float[]> all = new ArrayList<>(List.of(base));
-      all.addAll(rest);
-      return Merges.average(all);
-    }
-    return switch (work.method().get()) {
-      case TASK -> Merges.task(base, rest, lambda);
-      case DARE ->
-          Merges.dare(
-              base,
-              rest,
-              lambda,
-              arguments.real("drop", 0.5f, 0, 0.9999f),
-              // Another stream for every tensor, whatever their order.
-              31 * arguments.whole("seed", 0, Long.MIN_VALUE, Long.MAX_VALUE) + name.hashCode());
-      case TIES -> Merges.ties(base, rest, lambda, arguments.real("keep", 0.2f, 1e-6f, 1));
-      case AVERAGE -> throw new AssertionError();
+  private static FloatRows merged(Work work, String name, FloatRows base, List<Tensor> tensors) {
+    List<FloatRows> rest = tensors.subList(1, tensors.size()).stream().map(FloatRows::of).toList();
+    Numbers n = work.numbers();
+    return switch (work.method().orElse(Method.AVERAGE)) {
+      case AVERAGE -> {
+        List<FloatRows> all = new ArrayList<>(List.of(base));
+        all.addAll(rest);
+        yield Merges.average(all);
+      }
+      case TASK -> Merges.task(base, rest, n.lambda());
+      // Another stream for every tensor, whatever their order.
+      case DARE -> Merges.dare(base, rest, n.lambda(), n.drop(), 31 * n.seed() + name.hashCode());
+      case TIES -> Merges.ties(base, rest, n.lambda(), n.keep());
     };
   }
 

@@ -4,6 +4,8 @@ import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 
+import io.fletch.quant.FloatRows;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.SplittableRandom;
 import java.util.stream.IntStream;
@@ -22,6 +24,82 @@ class MergesPropertyTest {
     return x;
   }
 
+  private static FloatRows rows(float[] x) {
+    return FloatRows.of(x, x.length % 5 == 0 ? 5 : 1);
+  }
+
+  /** All rows, the last one first. */
+  private static float[] all(FloatRows rows) {
+    int cols = rows.cols();
+    float[] x = new float[Math.toIntExact(rows.rows() * cols)];
+    float[] row = new float[cols];
+    for (int r = x.length / cols - 1; r >= 0; r--) {
+      rows.row(r, row);
+      System.arraycopy(row, 0, x, r * cols, cols);
+    }
+    return x;
+  }
+
+  /** Row by row is the same as array by array, whatever the values: bits are compared. */
+  @Property(tries = 200)
+  void rowsAreThoseOfWholeArrays(
+      @ForAll long seed,
+      @ForAll @IntRange(min = 0, max = 9) int rows,
+      @ForAll @IntRange(min = 1, max = 40) int cols,
+      @ForAll @IntRange(min = 1, max = 3) int models) {
+    SplittableRandom random = new SplittableRandom(seed);
+    float[] base = odd(random, rows * cols);
+    List<float[]> others = new ArrayList<>();
+    for (int m = 0; m < models; m++) {
+      others.add(odd(random, rows * cols));
+    }
+    FloatRows of = FloatRows.of(base, cols);
+    List<FloatRows> rest = others.stream().map(x -> FloatRows.of(x, cols)).toList();
+    double lambda = random.nextDouble(-1, 2);
+    double share = random.nextDouble(0.01, 0.99);
+    assertBits(MergeOracle.average(others), Merges.average(rest));
+    assertBits(MergeOracle.task(base, others, lambda), Merges.task(of, rest, lambda));
+    assertBits(
+        MergeOracle.dare(base, others, lambda, share, seed),
+        Merges.dare(of, rest, lambda, share, seed));
+    assertBits(MergeOracle.ties(base, others, lambda, share), Merges.ties(of, rest, lambda, share));
+    int rank = models;
+    float[] a = normal(random, rank * cols);
+    float[] b = odd(random, rows * rank);
+    float[] middle = random.nextBoolean() ? normal(random, rank * rank) : null;
+    float[] norms = random.nextBoolean() ? normal(random, rows) : null;
+    assertBits(
+        MergeOracle.lora(base, a, b, middle, rank, lambda, norms),
+        Merges.lora(of, a, FloatRows.of(b, rank), middle, lambda, norms));
+  }
+
+  private static void assertBits(float[] expected, FloatRows actual) {
+    assertEquals(bits(expected), bits(all(actual)));
+  }
+
+  private static List<Integer> bits(float[] x) {
+    return IntStream.range(0, x.length).mapToObj(i -> Float.floatToIntBits(x[i])).toList();
+  }
+
+  /** Few different values, zeros of both signs, and sometimes what is no number. */
+  private static float[] odd(SplittableRandom random, int n) {
+    float[] x = new float[n];
+    boolean finite = random.nextInt(4) > 0;
+    for (int i = 0; i < n; i++) {
+      x[i] =
+          switch (random.nextInt(finite ? 6 : 9)) {
+            case 0 -> 0f;
+            case 1 -> -0f;
+            case 2 -> random.nextInt(-2, 3);
+            case 6 -> Float.NaN;
+            case 7 -> Float.POSITIVE_INFINITY;
+            case 8 -> Float.NEGATIVE_INFINITY;
+            default -> (float) random.nextGaussian();
+          };
+    }
+    return x;
+  }
+
   /** 26. */
   @Property(tries = 30)
   void taskArithmeticAndDareAtTheirEnds(@ForAll long seed) {
@@ -29,12 +107,14 @@ class MergesPropertyTest {
     float[] base = normal(random, 50);
     float[] a = normal(random, 50);
     float[] b = normal(random, 50);
-    assertArrayEquals(base, Merges.task(base, List.of(a, b), 0));
-    assertArrayEquals(a, Merges.task(base, List.of(a), 1));
-    assertArrayEquals(
-        Merges.task(base, List.of(a, b), 0.3), Merges.dare(base, List.of(a, b), 0.3, 0, seed));
-    assertArrayEquals(a, Merges.ties(base, List.of(a), 1, 1), 1e-6f);
-    assertArrayEquals(a, Merges.average(List.of(a, a, a)));
+    FloatRows zero = rows(base);
+    List<FloatRows> one = List.of(rows(a));
+    List<FloatRows> two = List.of(rows(a), rows(b));
+    assertArrayEquals(base, all(Merges.task(zero, two, 0)));
+    assertArrayEquals(a, all(Merges.task(zero, one, 1)));
+    assertArrayEquals(all(Merges.task(zero, two, 0.3)), all(Merges.dare(zero, two, 0.3, 0, seed)));
+    assertArrayEquals(a, all(Merges.ties(zero, one, 1, 1)), 1e-6f);
+    assertArrayEquals(a, all(Merges.average(List.of(rows(a), rows(a), rows(a)))));
   }
 
   /** 26: without bias over seeds. */
@@ -47,7 +127,7 @@ class MergesPropertyTest {
     int n = 4000;
     double[] sum = new double[20];
     for (int t = 0; t < n; t++) {
-      float[] merged = Merges.dare(base, List.of(model), 1, p, random.nextLong());
+      float[] merged = all(Merges.dare(rows(base), List.of(rows(model)), 1, p, random.nextLong()));
       for (int i = 0; i < 20; i++) {
         sum[i] += merged[i] - base[i];
       }
@@ -66,7 +146,10 @@ class MergesPropertyTest {
     float[] a = {3, 1, -2, 0.1f};
     float[] b = {1, -4, -2, 0.1f};
     // Half stay: of a elements 0 and 2, of b elements 1 and 2.
-    assertArrayEquals(new float[] {3, -4, -2, 0}, Merges.ties(base, List.of(a, b), 1, 0.5), 1e-6f);
+    assertArrayEquals(
+        new float[] {3, -4, -2, 0},
+        all(Merges.ties(rows(base), List.of(rows(a), rows(b)), 1, 0.5)),
+        1e-6f);
   }
 
   /** 24: merged and run beside each other is the same; 25: a middle factor of ones is none. */
@@ -79,7 +162,9 @@ class MergesPropertyTest {
     float[] a = normal(random, rank * in);
     float[] b = normal(random, out * rank);
     float[] x = normal(random, in);
-    float[] merged = Merges.lora(w, a, b, null, rank, 0.5, null);
+    FloatRows matrix = FloatRows.of(w, in);
+    FloatRows factor = FloatRows.of(b, rank);
+    float[] merged = all(Merges.lora(matrix, a, factor, null, 0.5, null));
     for (int o = 0; o < out; o++) {
       double expected = 0;
       double actual = 0;
@@ -100,13 +185,14 @@ class MergesPropertyTest {
     }
     float[] ones = new float[rank * rank];
     IntStream.range(0, rank).forEach(k -> ones[k * rank + k] = 1);
-    assertArrayEquals(merged, Merges.lora(w, a, b, ones, rank, 0.5, null));
-    assertArrayEquals(w, Merges.lora(w, a, new float[out * rank], null, rank, 2, null));
+    assertArrayEquals(merged, all(Merges.lora(matrix, a, factor, ones, 0.5, null)));
+    assertArrayEquals(
+        w, all(Merges.lora(matrix, a, FloatRows.of(new float[out * rank], rank), null, 2, null)));
     float[] norms = new float[out];
     for (int o = 0; o < out; o++) {
       norms[o] = o + 1;
     }
-    float[] dora = Merges.lora(w, a, b, null, rank, 0.5, norms);
+    float[] dora = all(Merges.lora(matrix, a, factor, null, 0.5, norms));
     for (int o = 0; o < out; o++) {
       double squares = 0;
       for (int j = 0; j < in; j++) {
