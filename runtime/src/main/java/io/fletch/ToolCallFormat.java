@@ -57,10 +57,12 @@ public enum ToolCallFormat {
   private static final String END_TAG = "</tool_call>";
   private static final String GRANITE_TAG = "<|tool_call|>";
   private static final String PYTHON_TAG = "<|python_tag|>";
+  private static final String CALLS = "[TOOL_CALLS]";
+  private static final String ARGUMENTS = "[ARGS]";
 
   /** The format of a chat template's text; empty if it has none that is known. */
   public static Optional<ToolCallFormat> of(String template) {
-    if (template.contains("[TOOL_CALLS]")) {
+    if (template.contains(CALLS)) {
       return Optional.of(MISTRAL);
     }
     if (template.contains(GRANITE_TAG)) {
@@ -90,6 +92,11 @@ public enum ToolCallFormat {
    *     schema describes is one
    */
   public Parsed parse(String text, Map<String, ?> tools) {
+    return parse(new AnswerText(text), tools);
+  }
+
+  /** In time proportional to the length, whatever the answer looks like. */
+  Parsed parse(AnswerText text, Map<String, ?> tools) {
     return switch (this) {
       case HERMES -> hermes(text);
       case LLAMA3 -> llama3(text);
@@ -158,177 +165,153 @@ public enum ToolCallFormat {
    * @return a number of characters, which never falls as the text grows
    */
   public int plainLength(String text) {
+    return plainText().append(text);
+  }
+
+  /** As {@link #plainLength}, of an answer that grows. */
+  PlainText plainText() {
     return switch (this) {
-      case HERMES -> before(TAG, text);
-      case MISTRAL -> before("[TOOL_CALLS]", text);
-      case GRANITE -> Math.min(before(GRANITE_TAG, text), before(TAG, text));
-      case QWEN_CODER -> Math.min(before(TAG, text), before(XmlToolCalls.FUNCTION, text));
-      case LLAMA3 -> {
-        int start = skipBlanks(text, 0);
-        boolean isOpen =
-            start == text.length()
-                || text.charAt(start) == '{'
-                || text.startsWith(PYTHON_TAG, start)
-                || PYTHON_TAG.startsWith(text.substring(start));
-        yield isOpen ? 0 : text.length();
-      }
+      case HERMES -> new PlainText(List.of(TAG));
+      case MISTRAL -> new PlainText(List.of(CALLS));
+      case GRANITE -> new PlainText(List.of(GRANITE_TAG, TAG));
+      case QWEN_CODER -> new PlainText(List.of(TAG, XmlToolCalls.FUNCTION));
+      case LLAMA3 -> new PlainText(PYTHON_TAG);
     };
   }
 
-  /** The length without the first marker, or without an end that may become one. */
-  private static int before(String marker, String text) {
-    int found = text.indexOf(marker);
-    int end = found;
-    if (found < 0) {
-      int n = Math.min(marker.length() - 1, text.length());
-      while (!text.endsWith(marker.substring(0, n))) {
-        n--;
-      }
-      end = text.length() - n;
-    }
-    // Blanks before a call are no content.
-    while (end > 0 && Character.isWhitespace(text.charAt(end - 1))) {
-      end--;
-    }
-    return end;
-  }
-
-  private static Parsed hermes(String text) {
+  private static Parsed hermes(AnswerText text) {
+    String all = text.text();
     StringBuilder content = new StringBuilder();
     List<Call> calls = new ArrayList<>();
     int at = 0;
     while (true) {
-      int start = text.indexOf(TAG, at);
+      int start = text.find(TAG, at);
       if (start < 0) {
-        content.append(text, at, text.length());
+        content.append(all, at, all.length());
         return parsed(content, calls);
       }
-      int json = skipBlanks(text, start + TAG.length());
-      int end = endOfValue(text, json);
-      Optional<Call> call = end < 0 ? Optional.empty() : call(text.substring(json, end));
-      if (call.isPresent()) {
-        content.append(text, at, start);
-        calls.add(call.get());
-        at = behind(END_TAG, text, end);
-      } else {
-        content.append(text, at, start + TAG.length());
-        at = start + TAG.length();
-      }
+      int behind = start + TAG.length();
+      Optional<AnswerText.Value> value = text.value(text.skipBlanks(behind));
+      Optional<Call> call = value.flatMap(v -> call(v.value()));
+      content.append(all, at, call.isPresent() ? start : behind);
+      call.ifPresent(calls::add);
+      at = call.isPresent() ? text.behind(END_TAG, value.get().end()) : behind;
     }
   }
 
-  /** Where the text goes on behind a mark that may follow at {@code end}. */
-  private static int behind(String mark, String text, int end) {
-    int at = skipBlanks(text, end);
-    return text.startsWith(mark, at) ? at + mark.length() : end;
-  }
-
-  private static Parsed xml(String text, Map<String, ?> tools) {
+  private static Parsed xml(AnswerText text, Map<String, ?> tools) {
+    String all = text.text();
+    XmlToolCalls reader = new XmlToolCalls(text, tools);
     StringBuilder content = new StringBuilder();
     List<Call> calls = new ArrayList<>();
     int at = 0;
     while (true) {
-      int function = text.indexOf(XmlToolCalls.FUNCTION, at);
+      int function = text.find(XmlToolCalls.FUNCTION, at);
       if (function < 0) {
-        content.append(text, at, text.length());
+        content.append(all, at, all.length());
         return parsed(content, calls);
       }
-      Optional<XmlToolCalls.Found> call = XmlToolCalls.read(text, function, tools);
+      Optional<XmlToolCalls.Found> call = reader.read(function);
       if (call.isPresent()) {
         // Some models leave the opening tag out.
-        int tag = text.substring(at, function).stripTrailing().length() + at - TAG.length();
-        boolean isTagged = tag >= at && text.startsWith(TAG, tag);
-        content.append(text, at, isTagged ? tag : function);
+        int tag = all.substring(at, function).stripTrailing().length() + at - TAG.length();
+        boolean isTagged = tag >= at && all.startsWith(TAG, tag);
+        content.append(all, at, isTagged ? tag : function);
         calls.add(call.get().call());
-        at = behind(END_TAG, text, call.get().end());
+        at = text.behind(END_TAG, call.get().end());
       } else {
         int next = function + XmlToolCalls.FUNCTION.length();
-        content.append(text, at, next);
+        content.append(all, at, next);
         at = next;
       }
     }
   }
 
-  private static Parsed llama3(String text) {
-    int start = skipBlanks(text, 0);
+  private static Parsed llama3(AnswerText text) {
+    int start = text.skipBlanks(0);
     if (text.startsWith(PYTHON_TAG, start)) {
       start += PYTHON_TAG.length();
     }
     List<Call> calls = new ArrayList<>();
-    for (int at = skipBlanks(text, start); ; ) {
-      int end = endOfValue(text, at);
-      Optional<Call> call = end < 0 ? Optional.empty() : call(text.substring(at, end));
+    for (int at = text.skipBlanks(start); ; ) {
+      Optional<AnswerText.Value> value = text.value(at);
+      Optional<Call> call = value.flatMap(v -> call(v.value()));
       if (call.isEmpty()) {
-        return new Parsed(text, List.of());
+        return new Parsed(text.text(), List.of());
       }
       calls.add(call.get());
-      at = skipBlanks(text, end);
+      at = text.skipBlanks(value.get().end());
       if (at == text.length()) {
         return new Parsed("", calls);
       }
-      at = text.charAt(at) == ';' ? skipBlanks(text, at + 1) : at;
+      at = text.startsWith(";", at) ? text.skipBlanks(at + 1) : at;
     }
   }
 
-  private static Parsed mistral(String text) {
-    String open = "[TOOL_CALLS]";
-    String args = "[ARGS]";
-    int start = text.indexOf(open);
+  private static Parsed mistral(AnswerText text) {
+    String all = text.text();
+    Parsed none = new Parsed(all, List.of());
+    int start = text.find(CALLS, 0);
     if (start < 0) {
-      return new Parsed(text, List.of());
+      return none;
     }
-    StringBuilder content = new StringBuilder(text.substring(0, start));
+    int array = text.skipBlanks(start + CALLS.length());
+    if (text.startsWith("[", array) && !text.startsWith(ARGUMENTS, array)) {
+      return array(text, start, array);
+    }
+    StringBuilder content = new StringBuilder(all.substring(0, start));
     List<Call> calls = new ArrayList<>();
-    int at = skipBlanks(text, start + open.length());
-    if (at < text.length() && text.charAt(at) == '[' && endOfValue(text, at) >= 0) {
-      return array(text, start, at);
-    }
-    for (int from = start; from >= 0; from = text.indexOf(open, from + 1)) {
-      int nameAt = from + open.length();
-      int argsAt = text.indexOf(args, nameAt);
-      int json = argsAt < 0 ? -1 : skipBlanks(text, argsAt + args.length());
-      int stop = json < 0 ? -1 : endOfValue(text, json);
-      if (stop < 0) {
-        return new Parsed(text, List.of());
+    for (int from = start; from >= 0; ) {
+      int nameAt = from + CALLS.length();
+      int argumentsAt = text.find(ARGUMENTS, nameAt);
+      if (argumentsAt < 0) {
+        return none;
       }
       // Newer templates put an identifier between name and arguments.
-      String name = text.substring(nameAt, argsAt).split("\\[CALL_ID\\]", 2)[0].strip();
-      try {
-        calls.add(new Call(name, EXACT.asString(EXACT.mapFrom(text.substring(json, stop)))));
-      } catch (IOException _) {
-        return new Parsed(text, List.of());
+      String name = all.substring(nameAt, argumentsAt).split("\\[CALL_ID\\]", 2)[0].strip();
+      Optional<AnswerText.Value> value =
+          text.value(text.skipBlanks(argumentsAt + ARGUMENTS.length()));
+      if (value.isEmpty()
+          || !(value.get().value() instanceof Map<?, ?> arguments)
+          || name.isEmpty()
+          || name.contains(CALLS)) {
+        return none;
       }
+      calls.add(new Call(name, written(arguments)));
+      from = text.find(CALLS, value.get().end());
+      content.append(all, value.get().end(), from < 0 ? all.length() : from);
     }
     return parsed(content, calls);
   }
 
-  private static Parsed granite(String text) {
-    int start = text.indexOf(GRANITE_TAG);
-    int at = start < 0 ? -1 : skipBlanks(text, start + GRANITE_TAG.length());
-    int tag = text.indexOf(TAG);
+  private static Parsed granite(AnswerText text) {
+    int start = text.find(GRANITE_TAG, 0);
+    int at = start < 0 ? -1 : text.skipBlanks(start + GRANITE_TAG.length());
+    int tag = text.find(TAG, 0);
     if (tag >= 0 && (start < 0 || tag == at)) {
       start = start < 0 ? tag : start;
-      at = skipBlanks(text, tag + TAG.length());
+      at = text.skipBlanks(tag + TAG.length());
     }
-    return start < 0 ? new Parsed(text, List.of()) : array(text, start, at);
+    return start < 0 ? new Parsed(text.text(), List.of()) : array(text, start, at);
   }
 
   /** Calls in an array at {@code at}, which a marker at {@code start} announces. */
-  private static Parsed array(String text, int start, int at) {
-    int end = endOfValue(text, at);
-    List<Call> calls = new ArrayList<>();
-    try {
-      if (end < 0 || text.charAt(at) != '[') {
-        return new Parsed(text, List.of());
-      }
-      for (Object one : EXACT.listFrom(text.substring(at, end))) {
-        calls.add(call(one).orElseThrow(() -> new IOException("not a call")));
-      }
-    } catch (IOException _) {
-      return new Parsed(text, List.of());
+  private static Parsed array(AnswerText text, int start, int at) {
+    Parsed none = new Parsed(text.text(), List.of());
+    Optional<AnswerText.Value> value = text.value(at);
+    if (value.isEmpty() || !(value.get().value() instanceof List<?> list)) {
+      return none;
     }
-    int rest = behind("<|/tool_call|>", text, end);
-    return parsed(text.substring(0, start) + text.substring(rest), calls);
+    List<Call> calls = new ArrayList<>();
+    for (Object one : list) {
+      Optional<Call> call = call(one);
+      if (call.isEmpty()) {
+        return none;
+      }
+      calls.add(call.get());
+    }
+    int rest = text.behind("<|/tool_call|>", value.get().end());
+    return parsed(text.text().substring(0, start) + text.text().substring(rest), calls);
   }
 
   private static Parsed parsed(CharSequence content, List<Call> calls) {
@@ -336,61 +319,32 @@ public enum ToolCallFormat {
         calls.isEmpty() ? content.toString() : content.toString().strip(), List.copyOf(calls));
   }
 
-  private static Optional<Call> call(String json) {
-    try {
-      return call(EXACT.anyFrom(json));
-    } catch (IOException _) {
-      return Optional.empty();
-    }
-  }
-
-  private static Optional<Call> call(Object value) throws IOException {
+  private static Optional<Call> call(Object value) {
     if (!(value instanceof Map<?, ?> map) || !(map.get("name") instanceof String name)) {
       return Optional.empty();
     }
     Object arguments = map.containsKey("arguments") ? map.get("arguments") : map.get("parameters");
     if (arguments instanceof String text) {
       // Some models quote them once more.
-      arguments = EXACT.anyFrom(text);
+      try {
+        arguments = EXACT.anyFrom(text);
+      } catch (IOException _) {
+        return Optional.empty();
+      }
     }
     return switch (arguments) {
       case null -> Optional.of(new Call(name, "{}"));
-      case Map<?, ?> object -> Optional.of(new Call(name, EXACT.asString(object)));
+      case Map<?, ?> object -> Optional.of(new Call(name, written(object)));
       default -> Optional.empty();
     };
   }
 
-  static int skipBlanks(String text, int from) {
-    int at = from;
-    while (at < text.length() && Character.isWhitespace(text.charAt(at))) {
-      at++;
+  /** An object as JSON. */
+  static String written(Map<?, ?> object) {
+    try {
+      return EXACT.asString(object);
+    } catch (IOException e) {
+      throw new IllegalStateException(e);
     }
-    return at;
-  }
-
-  /** End of the object or array that begins at {@code from}; -1 if there is none. */
-  static int endOfValue(String text, int from) {
-    if (from >= text.length() || text.charAt(from) != '{' && text.charAt(from) != '[') {
-      return -1;
-    }
-    int depth = 0;
-    boolean isText = false;
-    for (int i = from; i < text.length(); i++) {
-      char c = text.charAt(i);
-      if (isText) {
-        if (c == '\\') {
-          i++;
-        } else if (c == '"') {
-          isText = false;
-        }
-      } else if (c == '"') {
-        isText = true;
-      } else if (c == '{' || c == '[') {
-        depth++;
-      } else if ((c == '}' || c == ']') && --depth == 0) {
-        return i + 1;
-      }
-    }
-    return -1;
   }
 }

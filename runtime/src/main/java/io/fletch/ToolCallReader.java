@@ -12,7 +12,7 @@ public final class ToolCallReader {
   private final ToolCallFormat format;
   private final Tokenizer tokenizer;
   private final Map<String, ?> tools;
-  private final StringBuilder text = new StringBuilder();
+  private final PlainText plain;
   private int given;
 
   /** After a control token, which a call may begin with: the text is not decided before the end. */
@@ -33,6 +33,7 @@ public final class ToolCallReader {
     this.format = Objects.requireNonNull(format, "format");
     this.tokenizer = Objects.requireNonNull(tokenizer, "tokenizer");
     this.tools = Map.copyOf(tools);
+    this.plain = format.plainText();
   }
 
   /**
@@ -42,12 +43,8 @@ public final class ToolCallReader {
    */
   public String accept(Generation.Chunk chunk) {
     isHeld |= chunk.ids().stream().anyMatch(tokenizer::isSpecial);
-    text.append(chunk.text());
-    if (isHeld) {
-      return "";
-    }
-    int end = format.plainLength(text.toString());
-    String out = text.substring(given, end);
+    int end = isHeld ? given : plain.append(chunk.text());
+    String out = plain.text().substring(given, end);
     given = end;
     return out;
   }
@@ -66,7 +63,7 @@ public final class ToolCallReader {
 
   /** The text of a parsed answer that {@link #accept} has not given. */
   public String rest(ToolCallFormat.Parsed parsed) {
-    String before = text.substring(0, given);
+    String before = plain.text().substring(0, given);
     if (!parsed.calls().isEmpty()) {
       // Content next to calls has no blanks around it.
       before = before.strip();

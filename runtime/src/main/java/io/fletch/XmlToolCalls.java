@@ -1,10 +1,15 @@
 package io.fletch;
 
 import io.fletch.sampling.Grammar;
+import io.fletch.sampling.SamplingException;
 import java.io.IOException;
 import java.util.ArrayDeque;
+import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.Deque;
+import java.util.HashMap;
+import java.util.HashSet;
 import java.util.IdentityHashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -13,6 +18,7 @@ import java.util.Objects;
 import java.util.Optional;
 import java.util.Set;
 import java.util.TreeSet;
+import java.util.stream.IntStream;
 
 /**
  * Calls in the notation of Qwen3-Coder, which is XML to the eye alone: nothing is escaped.
@@ -39,59 +45,125 @@ final class XmlToolCalls {
   /** A call and where it ends. */
   record Found(ToolCallFormat.Call call, int end) {}
 
-  private XmlToolCalls() {}
+  private final AnswerText text;
+  private final Map<String, ?> tools;
+
+  /** Names of tools that hold what ends other names. */
+  private final List<String> oddNames;
+
+  /** Types of arguments by tool and key. */
+  private final Map<List<String>, Set<String>> types = new HashMap<>();
+
+  /** Where the parameters go on that do not lead to the end of a function. */
+  private final Set<Integer> dead = new HashSet<>();
+
+  /** Where parameters end, ascending; null before the first is looked for. */
+  private int[] ends;
+
+  /**
+   * Reads the calls of an answer.
+   *
+   * @param tools schemas by name
+   */
+  XmlToolCalls(AnswerText text, Map<String, ?> tools) {
+    this.text = text;
+    this.tools = tools;
+    oddNames = tools.keySet().stream().filter(n -> n.contains("<") && !n.contains(">")).toList();
+  }
 
   /**
    * Reads a call.
    *
-   * @param at where {@link #FUNCTION} begins
-   * @param tools schemas by name
+   * @param at where {@link #FUNCTION} begins; later than those before
    * @return empty if it is none, or not whole
    */
-  static Optional<Found> read(String text, int at, Map<String, ?> tools) {
-    int nameEnd = text.indexOf('>', at);
-    if (nameEnd < 0) {
+  Optional<Found> read(int at) {
+    int nameEnd = endOfName(at + FUNCTION.length());
+    int first = nameEnd < 0 ? -1 : text.skipBlanks(nameEnd + 1);
+    int end = first < 0 ? -1 : endOfFunction(first);
+    if (end < 0) {
       return Optional.empty();
     }
-    String name = text.substring(at + FUNCTION.length(), nameEnd).strip();
+    String all = text.text();
+    String name = all.substring(at + FUNCTION.length(), nameEnd).strip();
     Map<String, Object> arguments = new LinkedHashMap<>();
-    int next = ToolCallFormat.skipBlanks(text, nameEnd + 1);
-    while (text.startsWith(PARAMETER, next)) {
-      int keyEnd = text.indexOf('>', next);
-      int end = keyEnd < 0 ? -1 : endOfParameter(text, keyEnd + 1);
-      if (end < 0) {
-        return Optional.empty();
-      }
-      String key = text.substring(next + PARAMETER.length(), keyEnd).strip();
-      String value = withoutLineEnds(text.substring(keyEnd + 1, end));
-      arguments.put(key, value(value, types(tools.get(name), key)));
-      next = ToolCallFormat.skipBlanks(text, end + END_PARAMETER.length());
+    for (int next = first; next < end; ) {
+      int keyEnd = text.find(">", next);
+      int valueEnd = endOfParameter(keyEnd + 1);
+      String key = all.substring(next + PARAMETER.length(), keyEnd).strip();
+      String value = withoutLineEnds(all.substring(keyEnd + 1, valueEnd));
+      arguments.put(
+          key,
+          value(
+              value, types.computeIfAbsent(List.of(name, key), _ -> types(tools.get(name), key))));
+      next = text.skipBlanks(valueEnd + END_PARAMETER.length());
     }
-    // Text about the notation has no name of a function there.
-    boolean isName = tools.containsKey(name) || name.matches("[^\\s<]+");
-    if (!isName || !text.startsWith(END_FUNCTION, next)) {
-      return Optional.empty();
-    }
-    try {
-      return Optional.of(
-          new Found(
-              new ToolCallFormat.Call(name, ToolCallFormat.EXACT.asString(arguments)),
-              next + END_FUNCTION.length()));
-    } catch (IOException e) {
-      throw new IllegalStateException(e);
-    }
+    return Optional.of(
+        new Found(
+            new ToolCallFormat.Call(name, ToolCallFormat.written(arguments)),
+            end + END_FUNCTION.length()));
   }
 
-  private static int endOfParameter(String text, int from) {
-    for (int end = text.indexOf(END_PARAMETER, from);
-        end >= 0;
-        end = text.indexOf(END_PARAMETER, end + 1)) {
-      int next = ToolCallFormat.skipBlanks(text, end + END_PARAMETER.length());
-      if (text.startsWith(PARAMETER, next) || text.startsWith(END_FUNCTION, next)) {
-        return end;
+  /** Where the name ends that begins there; -1 for text about the notation, which has none. */
+  private int endOfName(int from) {
+    int end = text.findEither('>', '<', from);
+    if (end >= 0 && text.startsWith(">", end)) {
+      String name = text.text().substring(from, end).strip();
+      boolean isWord = !name.isEmpty() && name.chars().noneMatch(Character::isWhitespace);
+      return isWord || tools.containsKey(name) ? end : -1;
+    }
+    for (String name : oddNames) {
+      if (text.startsWith(name + ">", from)) {
+        return from + name.length();
       }
     }
     return -1;
+  }
+
+  /**
+   * Where {@link #END_FUNCTION} begins behind all parameters; -1 if something else comes. From a
+   * place where parameters go on there is one way, so none is gone twice in vain.
+   */
+  private int endOfFunction(int first) {
+    List<Integer> way = new ArrayList<>();
+    int next = first;
+    while (text.startsWith(PARAMETER, next) && !dead.contains(next)) {
+      way.add(next);
+      int keyEnd = text.find(">", next);
+      int end = keyEnd < 0 ? -1 : endOfParameter(keyEnd + 1);
+      if (end < 0) {
+        break;
+      }
+      next = text.skipBlanks(end + END_PARAMETER.length());
+    }
+    if (text.startsWith(END_FUNCTION, next)) {
+      return next;
+    }
+    dead.addAll(way);
+    return -1;
+  }
+
+  /** The first {@link #END_PARAMETER} from there that ends one; -1 if there is none. */
+  private int endOfParameter(int from) {
+    if (ends == null) {
+      ends = ends();
+    }
+    int found = Arrays.binarySearch(ends, from);
+    int index = found < 0 ? -found - 1 : found;
+    return index < ends.length ? ends[index] : -1;
+  }
+
+  private int[] ends() {
+    IntStream.Builder out = IntStream.builder();
+    for (int end = text.find(END_PARAMETER, 0); end >= 0; ) {
+      int behind = end + END_PARAMETER.length();
+      int next = text.skipBlanks(behind);
+      if (text.startsWith(PARAMETER, next) || text.startsWith(END_FUNCTION, next)) {
+        out.add(end);
+      }
+      end = text.find(END_PARAMETER, behind);
+    }
+    return out.build().toArray();
   }
 
   /** Without the line ends that the notation puts around a value. */
@@ -168,22 +240,23 @@ final class XmlToolCalls {
     }
     boolean isWhole = word.matches("-?(0|[1-9][0-9]*)");
     boolean isNumber = word.matches("-?(0|[1-9][0-9]*)(\\.[0-9]+)?([eE][+-]?[0-9]+)?");
-    boolean isJson =
-        types.contains("integer") && isWhole
-            || types.contains("number") && isNumber
-            || types.contains("object") && isValue('{', word)
-            || types.contains("array") && isValue('[', word);
-    try {
-      return isJson ? ToolCallFormat.EXACT.anyFrom(word) : text;
-    } catch (IOException _) {
-      return text;
+    if (types.contains("integer") && isWhole || types.contains("number") && isNumber) {
+      try {
+        return ToolCallFormat.EXACT.anyFrom(word);
+      } catch (IOException _) {
+        return text;
+      }
     }
-  }
-
-  private static boolean isValue(char begin, String text) {
-    return !text.isEmpty()
-        && text.charAt(0) == begin
-        && ToolCallFormat.endOfValue(text, 0) == text.length();
+    boolean isJson =
+        types.contains("object") && word.startsWith("{")
+            || types.contains("array") && word.startsWith("[");
+    return isJson
+        ? new AnswerText(word)
+            .value(0)
+            .filter(v -> v.end() == word.length())
+            .map(AnswerText.Value::value)
+            .orElse(text)
+        : text;
   }
 
   /** As {@link ToolCallFormat#grammar}: the arguments come in the order of the schema. */
@@ -204,6 +277,13 @@ final class XmlToolCalls {
       int argument = 0;
       for (Map.Entry<?, ?> property : properties.entrySet()) {
         String key = String.valueOf(property.getKey());
+        if (key.contains(">") || !key.equals(key.strip())) {
+          throw new SamplingException(
+              "tool "
+                  + tool.getKey()
+                  + ": name of a parameter expected=none of > and blanks around it actual="
+                  + key);
+        }
         String rule = "t" + index + "-" + argument++;
         calls
             .append(" (")
@@ -252,13 +332,33 @@ final class XmlToolCalls {
     return name + "-root ::= text";
   }
 
-  /** Any text in which {@code </pa} does not begin: what ends a value is then unambiguous. */
-  private static final String TEXT =
-      """
-      text ::= ( [^<] | cut* lt [^</] | cut* lt "/" [^<p] | cut* lt "/p" [^<a] )*
-      cut ::= lt "/" "p"?
-      lt ::= "<"+
-      """;
+  /** Any text in which {@link #END_PARAMETER} does not stand: what ends a value is certain then. */
+  private static final String TEXT = without(END_PARAMETER);
+
+  /**
+   * The rule {@code text}: an automaton whose state is how much of a mark has just been read
+   * (Knuth, Morris, Pratt). Every alternative ends with the next state, so texts take no room on
+   * the stack.
+   *
+   * @param mark whose first character stands nowhere else in it, and is nothing special in a class
+   */
+  private static String without(String mark) {
+    StringBuilder out = new StringBuilder();
+    char first = mark.charAt(0);
+    for (int n = 0; n < mark.length(); n++) {
+      char next = mark.charAt(n);
+      out.append("text").append(n == 0 ? "" : "-" + n).append(" ::= ( [^").append(first);
+      if (n > 0) {
+        out.append(next);
+      }
+      out.append("] text | \"").append(first).append("\" text-1");
+      if (n > 0 && n + 1 < mark.length()) {
+        out.append(" | \"").append(next).append("\" text-").append(n + 1);
+      }
+      out.append(" )?\n");
+    }
+    return out.toString();
+  }
 
   private static String literal(String text) {
     return '"'

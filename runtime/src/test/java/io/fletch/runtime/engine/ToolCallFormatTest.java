@@ -8,6 +8,7 @@ import io.fletch.ToolCallFormat;
 import io.fletch.ToolCallFormat.Call;
 import io.fletch.sampling.Grammar;
 import io.fletch.sampling.GrammarTokens;
+import io.fletch.sampling.SamplingException;
 import java.nio.charset.StandardCharsets;
 import java.util.Collections;
 import java.util.LinkedHashMap;
@@ -197,6 +198,17 @@ class ToolCallFormatTest {
         "I look.",
         example,
         none);
+    // Text between calls and behind them is content, also in other notations.
+    check(
+        ToolCallFormat.MISTRAL,
+        "1 [TOOL_CALLS]a[ARGS]{\"x\":\"[TOOL_CALLS]b[ARGS]{}\"} 2 [TOOL_CALLS]c[ARGS]{} 3",
+        "1  2  3",
+        new Call("a", "{\"x\":\"[TOOL_CALLS]b[ARGS]{}\"}"),
+        new Call("c", "{}"));
+    check(
+        ToolCallFormat.MISTRAL,
+        "[TOOL_CALLS]a [TOOL_CALLS]b[ARGS]{}",
+        "[TOOL_CALLS]a [TOOL_CALLS]b[ARGS]{}");
     // Without the tag that opens, or the one that closes.
     check(f, "Well: <function=list>\n</function>\n</tool_call>", "Well:", none);
     check(f, "<tool_call><function=list></function>", "", none);
@@ -312,7 +324,19 @@ class ToolCallFormatTest {
     String begin = "<tool_call>\n<function=f>\n<parameter=s>\n";
     String end = "\n</parameter>\n</function>\n</tool_call>";
     for (String value :
-        List.of("", "two\nlines", "<b>x</b>", "<</p></pre>", "</p</p/a", "\u00e9", "</<b")) {
+        List.of(
+            "",
+            "two\nlines",
+            "<b>x</b>",
+            "<</p></pre>",
+            "</p</p/a",
+            "\u00e9",
+            "</<b",
+            "<",
+            "</part> </pa",
+            "</parameter",
+            "</parameter </function><parameter=s>",
+            "</</parameter\n</param")) {
       String text = begin + value + end;
       assertEquals(text.getBytes(StandardCharsets.UTF_8).length + 1, allowed(grammar, text), text);
       String json = value.replace("\n", "\\n");
@@ -322,6 +346,11 @@ class ToolCallFormatTest {
         begin + "x\n</parameter>\n<parameter=i>\n-12\n</parameter>\n<parameter=e>\n\"off\"" + end;
     assertEquals(all.length() + 1, allowed(grammar, all));
     // The end of the value, whatever comes then; and what is required is there.
+    assertThrows(
+        SamplingException.class,
+        () ->
+            ToolCallFormat.QWEN_CODER.grammar(
+                Map.of("f", Map.of("properties", Map.of("a>b", Map.of())))));
     assertEquals(begin.length() + 14, allowed(grammar, begin + "x\n</parameter> </parameter>"));
     String without = "<tool_call>\n<function=f>\n</function>";
     assertEquals(without.indexOf("</") + 1, allowed(grammar, without));

@@ -808,12 +808,12 @@ public final class FletchServer implements AutoCloseable {
     for (int i = 0; i < request.choices(); i++) {
       answers.choose(i);
       run(
+          response,
           request,
           i,
           session,
           deadline,
           generation -> {
-            response.watch(generation::cancel);
             List<TokenLogprob> logprobs = new ArrayList<>();
             while (hasNext(generation, deadline)) {
               logprobs.addAll(generation.next().logprobs());
@@ -829,8 +829,17 @@ public final class FletchServer implements AutoCloseable {
     void read(Generation generation) throws IOException;
   }
 
-  /** Generates a choice; all choices of a request use its session, so the prompt runs once. */
-  private void run(Request request, int choice, Session session, long deadline, Reading reading)
+  /**
+   * Generates a choice; all choices of a request use its session, so the prompt runs once. The
+   * choice ends when the client of the response has gone.
+   */
+  private void run(
+      WatchedResponse response,
+      Request request,
+      int choice,
+      Session session,
+      long deadline,
+      Reading reading)
       throws IOException {
     Generation generation;
     try {
@@ -843,6 +852,7 @@ public final class FletchServer implements AutoCloseable {
         clock.schedule(generation::cancel, deadline - System.nanoTime(), TimeUnit.NANOSECONDS);
     boolean isDone = false;
     try (generation) {
+      response.watch(generation::cancel);
       reading.read(generation);
       isDone = true;
     } finally {
@@ -887,14 +897,12 @@ public final class FletchServer implements AutoCloseable {
       // Nothing of the answer is written before the request is known to be valid, which it is when
       // it runs.
       run(
+          response,
           request,
           i,
           session,
           deadline,
-          generation -> {
-            response.watch(generation::cancel);
-            choice(response, generation, answers, deadline);
-          });
+          generation -> choice(response, generation, answers, deadline));
     }
     Map<String, Object> last = answers.last();
     if (last != null) {
