@@ -12,6 +12,7 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.EnumSet;
 import java.util.List;
@@ -24,7 +25,10 @@ import java.util.Set;
  * <p>Features count only when the operating system also saves their registers (XGETBV). They are
  * read with CPUID where machine code can run, else from {@code /proc/cpuinfo}. The system property
  * {@code fletch.cpu} caps them for tests and comparisons: {@code native} (default), {@code avx512},
- * {@code avx2} or {@code none}.
+ * {@code avx-vnni}, {@code avx2} or {@code none}. {@code fletch.cpu.assume} lists features, by the
+ * names of {@code /proc/cpuinfo} and separated by commas, that count as there whatever CPUID says,
+ * before the cap: hypervisors hide some that the CPU executes. Where the CPU does not, the process
+ * dies of an illegal instruction.
  */
 public final class CpuFeatures {
   /** Instruction set extensions that kernels choose by. */
@@ -65,7 +69,10 @@ public final class CpuFeatures {
 
   private static final class Host {
     static final CpuFeatures DETECTED = detect();
-    static final CpuFeatures CAPPED = DETECTED.cap(System.getProperty("fletch.cpu", "native"));
+    static final CpuFeatures CAPPED =
+        DETECTED
+            .assume(named(System.getProperty("fletch.cpu.assume", "")))
+            .cap(System.getProperty("fletch.cpu", "native"));
   }
 
   private final String model;
@@ -98,8 +105,8 @@ public final class CpuFeatures {
   /**
    * These features without those above a level.
    *
-   * @param level {@code native}, {@code avx512} (no AMX), {@code avx2} (nothing newer), {@code
-   *     none}
+   * @param level {@code native}, {@code avx512} (no AMX), {@code avx-vnni} (AVX2 with AVX-VNNI where
+   *     it is there: what desktop CPUs of Intel have), {@code avx2} (nothing newer), {@code none}
    */
   public CpuFeatures cap(String level) {
     Set<Feature> kept = EnumSet.noneOf(Feature.class);
@@ -107,13 +114,39 @@ public final class CpuFeatures {
     switch (level.toLowerCase(Locale.ROOT)) {
       case "native" -> {}
       case "avx512" -> kept.removeIf(Feature::isAmx);
+      case "avx-vnni" -> kept.removeIf(f -> f.isAmx() || f.isAvx512());
       case "avx2" -> kept.removeIf(f -> f.isAmx() || f.isAvx512() || f == Feature.AVX_VNNI);
       case "none" -> kept.clear();
       default ->
           throw new IllegalArgumentException(
-              "fletch.cpu: expected=native|avx512|avx2|none actual=" + level);
+              "fletch.cpu: expected=native|avx512|avx-vnni|avx2|none actual=" + level);
     }
     return new CpuFeatures(model, source, kept, l1, l2, l3);
+  }
+
+  /** These features and more, for tests of what is chosen, and what {@code fletch.cpu.assume} says. */
+  public CpuFeatures assume(Set<Feature> more) {
+    Set<Feature> all = EnumSet.noneOf(Feature.class);
+    all.addAll(features);
+    return new CpuFeatures(model, all.addAll(more) ? source + ", assumed" : source, all, l1, l2, l3);
+  }
+
+  private static Set<Feature> named(String list) {
+    Set<Feature> named = EnumSet.noneOf(Feature.class);
+    for (String name : list.split(",")) {
+      String wanted = name.strip();
+      if (!wanted.isEmpty()) {
+        named.add(
+            Arrays.stream(Feature.values())
+                .filter(f -> f.procName.equals(wanted))
+                .findFirst()
+                .orElseThrow(
+                    () ->
+                        new IllegalArgumentException(
+                            "fletch.cpu.assume: expected=names like avx_vnni actual=" + wanted)));
+      }
+    }
+    return named;
   }
 
   /** Whether all of these are usable. */
