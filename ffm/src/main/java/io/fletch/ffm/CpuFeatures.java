@@ -105,8 +105,9 @@ public final class CpuFeatures {
   /**
    * These features without those above a level.
    *
-   * @param level {@code native}, {@code avx512} (no AMX), {@code avx-vnni} (AVX2 with AVX-VNNI where
-   *     it is there: what desktop CPUs of Intel have), {@code avx2} (nothing newer), {@code none}
+   * @param level {@code native}, {@code avx512} (no AMX), {@code avx-vnni} (AVX2 with AVX-VNNI
+   *     where it is there: what desktop CPUs of Intel have), {@code avx2} (nothing newer), {@code
+   *     none}
    */
   public CpuFeatures cap(String level) {
     Set<Feature> kept = EnumSet.noneOf(Feature.class);
@@ -124,11 +125,14 @@ public final class CpuFeatures {
     return new CpuFeatures(model, source, kept, l1, l2, l3);
   }
 
-  /** These features and more, for tests of what is chosen, and what {@code fletch.cpu.assume} says. */
+  /**
+   * These features and more, for tests of what is chosen, and what {@code fletch.cpu.assume} says.
+   */
   public CpuFeatures assume(Set<Feature> more) {
     Set<Feature> all = EnumSet.noneOf(Feature.class);
     all.addAll(features);
-    return new CpuFeatures(model, all.addAll(more) ? source + ", assumed" : source, all, l1, l2, l3);
+    return new CpuFeatures(
+        model, all.addAll(more) ? source + ", assumed" : source, all, l1, l2, l3);
   }
 
   private static Set<Feature> named(String list) {
@@ -140,10 +144,9 @@ public final class CpuFeatures {
             Arrays.stream(Feature.values())
                 .filter(f -> f.procName.equals(wanted))
                 .findFirst()
-                .orElseThrow(
-                    () ->
-                        new IllegalArgumentException(
-                            "fletch.cpu.assume: expected=names like avx_vnni actual=" + wanted)));
+                .orElseThrow(() ->
+                    new IllegalArgumentException(
+                        "fletch.cpu.assume: expected=names like avx_vnni actual=" + wanted)));
       }
     }
     return named;

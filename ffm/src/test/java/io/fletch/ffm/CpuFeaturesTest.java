@@ -6,6 +6,8 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
+import java.util.EnumSet;
+import java.util.Set;
 import org.junit.jupiter.api.Test;
 
 class CpuFeaturesTest {
@@ -29,6 +31,22 @@ class CpuFeaturesTest {
     assertFalse(avx2.has(CpuFeatures.Feature.AVX_VNNI));
     assertEquals(host.has(CpuFeatures.Feature.AVX2), avx2.has(CpuFeatures.Feature.AVX2), "kept");
     assertThrows(IllegalArgumentException.class, () -> host.cap("avx3"));
+  }
+
+  @Test
+  void desktopCpusKeepTheirDotProducts() {
+    CpuFeatures none = CpuFeatures.fromProc().cap("none");
+    CpuFeatures all = none.assume(EnumSet.allOf(CpuFeatures.Feature.class));
+    CpuFeatures desktop = all.cap("avx-vnni");
+    assertTrue(desktop.has(CpuFeatures.Feature.AVX_VNNI, CpuFeatures.Feature.AVX2));
+    for (CpuFeatures.Feature f : desktop.features()) {
+      assertFalse(f.name().startsWith("AVX512") || f.name().startsWith("AMX"), f.name());
+    }
+    assertFalse(
+        none.assume(Set.of(CpuFeatures.Feature.AVX2))
+            .cap("avx-vnni")
+            .has(CpuFeatures.Feature.AVX_VNNI));
+    assertTrue(all.toString().contains("assumed"), all.toString());
   }
 
   @Test

@@ -29,9 +29,12 @@ import java.util.SplittableRandom;
 import net.jqwik.api.ForAll;
 import net.jqwik.api.Property;
 import net.jqwik.api.constraints.IntRange;
+import net.jqwik.api.lifecycle.AddLifecycleHook;
 import org.junit.jupiter.api.Test;
 
 /** Products with quantized weights that leave out columns whose activation is zero. */
+@NeedsIsa(Isa.AVX512_VNNI)
+@AddLifecycleHook(NeedsIsa.Hook.class)
 class CodeColumnsMatmulTest {
   private static final Isa ISA = Isa.AVX512_VNNI;
 

@@ -286,6 +286,8 @@ class PackCacheTest {
                   Path.of(System.getProperty("java.home"), "bin", "java").toString(),
                   "-XX:+UseSerialGC",
                   "-XX:TieredStopAtLevel=1",
+                  "-Dfletch.cpu=" + System.getProperty("fletch.cpu", "native"),
+                  "-Dfletch.cpu.assume=" + System.getProperty("fletch.cpu.assume", ""),
                   "--enable-native-access=ALL-UNNAMED",
                   "-cp",
                   System.getProperty(
