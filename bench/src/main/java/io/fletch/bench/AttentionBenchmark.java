@@ -7,6 +7,7 @@ import io.fletch.graph.KvCache;
 import io.fletch.graph.cpu.AttentionRows;
 import io.fletch.graph.cpu.KernelSets;
 import io.fletch.graph.cpu.Kernels;
+import io.fletch.graph.cpu.KvRun;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
@@ -79,10 +80,10 @@ public class AttentionBenchmark {
   private Kernels set;
   private AttentionSpec spec;
   private Arena arena;
-  private final AttentionRows tile = new AttentionRows();
+  private final KvRun run = new KvRun();
+  private AttentionRows tile;
   private NativeMemory kv;
   private MemorySegment query;
-  private MemorySegment scratch;
   private MemorySegment out;
   private long slotBytes;
   private int heads;
@@ -117,7 +118,7 @@ public class AttentionBenchmark {
     for (int i = 0; i < rows * headDim * group; i++) {
       query.setAtIndex(ValueLayout.JAVA_FLOAT, i, spread * (float) random.nextGaussian());
     }
-    scratch = arena.allocate(4L * AttentionRows.floats(set, spec), 64);
+    tile = new AttentionRows(arena.allocate(4L * AttentionRows.floats(set, spec), 64));
     out = arena.allocate(4L * rows * headDim * group, 64);
     next = 0;
     bandwidth = ReadBandwidth.gigabytes(1);
@@ -134,13 +135,12 @@ public class AttentionBenchmark {
   public float attention(StreamRates rates) {
     long keys = 2L * next * context * slotBytes;
     next = next + 1 == heads ? 0 : next + 1;
-    tile.clear();
+    tile.begin(set, spec, query, out);
     long width = (long) headDim * group;
     for (int r = 0; r < rows; r++) {
       tile.add(r * width, 0, context - rows + 1 + r, r * width);
     }
-    tile.run(
-        set, spec, type, query, kv.segment(), keys, keys + context * slotBytes, scratch, 0, out);
+    tile.run(run.set(type, kv.segment(), keys, keys + context * slotBytes));
     double gigabytes = 2e-9 * context * slotBytes;
     rates.gigabytes += gigabytes;
     rates.percent += 100 * gigabytes / bandwidth;

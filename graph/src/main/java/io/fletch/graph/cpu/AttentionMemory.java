@@ -4,7 +4,7 @@ import io.fletch.ffm.NativeMemory;
 import java.lang.foreign.MemorySegment;
 
 /**
- * Working memory of attention. Apart for each worker: rows, what kernels ask for, and room for
+ * Working memory of attention. Apart for each worker: rows, with what kernels ask for, and room for
  * gathered keys and values. Shared: how the stage at hand is divided, and states of segments that
  * several workers take. What grows does so when first needed. Owned by an executable, one stage of
  * which runs at a time.
@@ -13,7 +13,6 @@ final class AttentionMemory implements AutoCloseable {
   private static final int LINE_FLOATS = 32;
 
   private final NativeMemory scratch;
-  private final long stride;
   private final AttentionRows[] rows;
   private final AttentionSlots[] slots;
   private final AttentionPlan plan;
@@ -26,12 +25,12 @@ final class AttentionMemory implements AutoCloseable {
    * @param maxRows most rows of a forward
    */
   AttentionMemory(int workers, int floats, int maxRows) {
-    stride = (floats + LINE_FLOATS - 1L) / LINE_FLOATS * LINE_FLOATS;
-    scratch = NativeMemory.allocate(Math.max(1, workers * stride * Float.BYTES));
+    long stride = (floats + LINE_FLOATS - 1L) / LINE_FLOATS * LINE_FLOATS * Float.BYTES;
+    scratch = NativeMemory.allocate(Math.max(1, workers * stride));
     slots = new AttentionSlots[workers];
     rows = new AttentionRows[workers];
     for (int w = 0; w < workers; w++) {
-      rows[w] = new AttentionRows();
+      rows[w] = new AttentionRows(scratch.segment().asSlice(w * stride, stride));
       slots[w] = new AttentionSlots();
     }
     plan = new AttentionPlan(workers, maxRows);
@@ -50,15 +49,6 @@ final class AttentionMemory implements AutoCloseable {
   /** For a worker to find keys and values with. */
   AttentionSlots slots(int worker) {
     return slots[worker];
-  }
-
-  MemorySegment scratch() {
-    return scratch.segment();
-  }
-
-  /** In floats. */
-  long scratchOffset(int worker) {
-    return worker * stride;
   }
 
   /** Makes room for states, in no parallel stage; what there were is lost. */

@@ -1,8 +1,8 @@
 package io.fletch.graph.cpu;
 
 import io.fletch.graph.AttentionSpec;
-import io.fletch.graph.KvCache;
 import java.lang.foreign.MemorySegment;
+import java.util.Objects;
 
 /**
  * Attention of up to {@link AttentionTile#ROWS} rows over all that they see, for one key/value
@@ -19,8 +19,9 @@ import java.lang.foreign.MemorySegment;
  * where L is. So the bits do not depend on which thread computed which segment, nor on the rows
  * beside a row.
  *
- * <p>Made once and filled again and again by one thread; nothing allocates. Floats of working
- * memory: {@link #floats}.
+ * <p>Made once, with working memory of its own, and filled again and again by one thread; nothing
+ * allocates. The working memory is what kernels ask for, then, from {@link #statesFrom} on, {@code
+ * [2][ROWS]} states: of what is merged so far, and of the next segment.
  */
 public final class AttentionRows {
   private static final int ROWS = AttentionTile.ROWS;
@@ -33,8 +34,26 @@ public final class AttentionRows {
   private final long[] out = new long[ROWS];
   private int rows;
 
-  /** No rows. */
-  public AttentionRows() {}
+  private final MemorySegment scratch;
+
+  // Of all rows, as begin says.
+  private Kernels kernels;
+  private AttentionSpec spec;
+  private MemorySegment queries;
+  private MemorySegment results;
+
+  // Of the shape: floats of a state, and where states are in the working memory.
+  private int stateFloats;
+  private int statesFrom;
+
+  /**
+   * No rows.
+   *
+   * @param scratch working memory: {@link #floats} for each shape that will come
+   */
+  public AttentionRows(MemorySegment scratch) {
+    this.scratch = scratch;
+  }
 
   /** Floats of working memory of one thread for rows of a shape. */
   public static int floats(Kernels kernels, AttentionSpec spec) {
@@ -47,8 +66,20 @@ public final class AttentionRows {
     return Math.addExact(kernels.attentionScratch(spec), 15) & -16;
   }
 
-  /** Removes all rows. */
-  public void clear() {
+  /**
+   * Removes all rows; says what those that will be added are rows of.
+   *
+   * @param queries floats {@code [group][keyDim]} of every row
+   * @param results takes floats {@code [group][valueDim]} of every row
+   */
+  public void begin(
+      Kernels kernels, AttentionSpec spec, MemorySegment queries, MemorySegment results) {
+    this.kernels = kernels;
+    this.spec = spec;
+    this.queries = Objects.requireNonNull(queries);
+    this.results = Objects.requireNonNull(results);
+    stateFloats = kernels.attentionState(spec);
+    statesFrom = statesFrom(kernels, spec);
     rows = 0;
   }
 
@@ -123,70 +154,39 @@ public final class AttentionRows {
     return Math.min(to[row] - segment * SEGMENT, SEGMENT) + segment * SEGMENT;
   }
 
-  /**
-   * Attention over keys and values that lie side by side.
-   *
-   * @param q queries
-   * @param keys byte at which the key of position 0 would be, possibly outside of {@code kv}
-   * @param values byte at which the value of position 0 would be, possibly outside of {@code kv}
-   * @param scratch working memory, from its float {@code scratchOffset} on
-   */
-  public void run(
-      Kernels kernels,
-      AttentionSpec spec,
-      KvCache.Type type,
-      MemorySegment q,
-      MemorySegment kv,
-      long keys,
-      long values,
-      MemorySegment scratch,
-      long scratchOffset,
-      MemorySegment into) {
+  /** Attention over keys and values that all lie side by side, and the results of all rows. */
+  public void run(KvRun kv) {
     int end = endSegment();
     for (int s = firstSegment(); s < end; s++) {
-      segment(kernels, spec, type, q, s, kv, keys, values, scratch, scratchOffset);
+      segment(s, kv);
     }
-    finish(kernels, spec, scratch, scratchOffset, into);
+    finish();
   }
 
-  /** Takes the next segment, in ascending order, into the working memory. */
-  void segment(
-      Kernels kernels,
-      AttentionSpec spec,
-      KvCache.Type type,
-      MemorySegment q,
-      int segment,
-      MemorySegment kv,
-      long keys,
-      long values,
-      MemorySegment scratch,
-      long scratchOffset) {
-    long states = scratchOffset + statesFrom(kernels, spec);
-    int floats = kernels.attentionState(spec);
-    fill(segment, states, states + (long) ROWS * floats, floats);
+  /**
+   * Takes the next segment, in ascending order, into the working memory.
+   *
+   * @param kv keys and values of the positions of the segment that rows see
+   */
+  void segment(int segment, KvRun kv) {
+    long next = statesFrom + (long) ROWS * stateFloats;
+    fill(segment, scratch, statesFrom, next);
     if (tile.rows() == 0) {
       return;
     }
-    kernels.attention(spec, type, q, tile, kv, keys, values, scratch, scratchOffset, scratch);
+    kernels.attention(spec, tile, kv, scratch);
     for (int r = 0; r < rows; r++) {
       if (sees(r, segment) && from[r] / SEGMENT < segment) {
-        long state = states + (long) r * floats;
-        kernels.attentionMerge(spec, scratch, state, state + (long) ROWS * floats);
+        long state = (long) r * stateFloats;
+        kernels.attentionMerge(spec, scratch, statesFrom + state, next + state);
       }
     }
   }
 
   /** Writes the results of all rows after the last segment. */
-  void finish(
-      Kernels kernels,
-      AttentionSpec spec,
-      MemorySegment scratch,
-      long scratchOffset,
-      MemorySegment into) {
-    long states = scratchOffset + statesFrom(kernels, spec);
-    int floats = kernels.attentionState(spec);
+  void finish() {
     for (int r = 0; r < rows; r++) {
-      finish(kernels, spec, r, scratch, states + (long) r * floats, into);
+      finish(r, scratch, statesFrom + (long) r * stateFloats);
     }
   }
 
@@ -194,44 +194,30 @@ public final class AttentionRows {
    * Leaves the states of one segment where {@link #join} finds them. Other threads may take other
    * segments meanwhile.
    *
+   * @param kv keys and values of the positions of the segment that rows see
    * @param states states of the first segment's rows, then those of the next segment and so on,
    *     from float {@code at} on
    */
-  void part(
-      Kernels kernels,
-      AttentionSpec spec,
-      KvCache.Type type,
-      MemorySegment q,
-      int segment,
-      MemorySegment kv,
-      long keys,
-      long values,
-      MemorySegment scratch,
-      long scratchOffset,
-      MemorySegment states,
-      long at) {
-    int floats = kernels.attentionState(spec);
-    long here = at + (long) (segment - firstSegment()) * rows * floats;
-    fill(segment, here, here, floats);
-    if (tile.rows() == 0) {
-      return;
+  void part(int segment, KvRun kv, MemorySegment states, long at) {
+    long here = at + (long) (segment - firstSegment()) * rows * stateFloats;
+    fill(segment, states, here, here);
+    if (tile.rows() > 0) {
+      kernels.attention(spec, tile, kv, scratch);
     }
-    kernels.attention(spec, type, q, tile, kv, keys, values, scratch, scratchOffset, states);
   }
 
   /** Merges what {@link #part} left for all segments and writes the results of all rows. */
-  void join(
-      Kernels kernels, AttentionSpec spec, MemorySegment states, long at, MemorySegment into) {
-    int floats = kernels.attentionState(spec);
+  void join(MemorySegment states, long at) {
     int first = firstSegment();
     int end = endSegment();
     for (int r = 0; r < rows; r++) {
-      long merged = at + (long) (from[r] / SEGMENT - first) * rows * floats + (long) r * floats;
+      long row = at + (long) r * stateFloats;
+      long merged = row + (long) (from[r] / SEGMENT - first) * rows * stateFloats;
       for (int s = from[r] / SEGMENT + 1; s < end && sees(r, s); s++) {
-        long state = at + (long) (s - first) * rows * floats + (long) r * floats;
+        long state = row + (long) (s - first) * rows * stateFloats;
         kernels.attentionMerge(spec, states, merged, state);
       }
-      finish(kernels, spec, r, states, merged, into);
+      finish(r, states, merged);
     }
   }
 
@@ -244,12 +230,13 @@ public final class AttentionRows {
   /**
    * Fills the tile with the rows that see something of a segment.
    *
-   * @param firsts where the states of rows go of which it is the first segment
+   * @param firsts float of {@code states} from which on the states of rows go of which it is the
+   *     first segment
    * @param others where those of the other rows go
    */
-  private void fill(int segment, long firsts, long others, int floats) {
+  private void fill(int segment, MemorySegment states, long firsts, long others) {
     int begin = segment * SEGMENT;
-    tile.begin(segment);
+    tile.begin(segment, queries, states);
     for (int r = 0; r < rows; r++) {
       if (sees(r, segment)) {
         boolean first = from[r] >= begin;
@@ -257,7 +244,7 @@ public final class AttentionRows {
             query[r],
             Math.max(from[r], begin),
             end(r, segment),
-            (first ? firsts : others) + (long) r * floats);
+            (first ? firsts : others) + (long) r * stateFloats);
       }
     }
   }
@@ -285,17 +272,11 @@ public final class AttentionRows {
     }
   }
 
-  private void finish(
-      Kernels kernels,
-      AttentionSpec spec,
-      int row,
-      MemorySegment states,
-      long state,
-      MemorySegment into) {
+  private void finish(int row, MemorySegment states, long state) {
     if (from[row] == to[row]) {
-      Segments.zero(into, out[row], (long) spec.group() * spec.valueDim());
+      Segments.zero(results, out[row], (long) spec.group() * spec.valueDim());
     } else {
-      kernels.attentionFinish(spec, states, state, into, out[row]);
+      kernels.attentionFinish(spec, states, state, results, out[row]);
     }
   }
 

@@ -11,9 +11,7 @@ import java.lang.foreign.MemorySegment;
  */
 final class AttentionSlots implements AutoCloseable {
   private NativeMemory gathered = NativeMemory.allocate(1);
-  private MemorySegment memory = MemorySegment.NULL;
-  private long keys;
-  private long values;
+  private final KvRun run = new KvRun();
 
   /**
    * Finds positions for one key/value head.
@@ -21,8 +19,9 @@ final class AttentionSlots implements AutoCloseable {
    * @param row one of the rows that have them in the same slots
    * @param begin first position that any of these sees, of one segment
    * @param end end of the positions that any of these sees
+   * @return where they are, until the next call
    */
-  void find(Frame f, AttentionSpec spec, int window, int row, int head, int begin, int end) {
+  KvRun find(Frame f, AttentionSpec spec, int window, int row, int head, int begin, int end) {
     CpuKvCache kv = (CpuKvCache) f.batch.cache(row);
     int ranges = f.rangeCount(window, row);
     int at = f.firstVisible(window, row);
@@ -33,20 +32,20 @@ final class AttentionSlots implements AutoCloseable {
       if ((r == 0 || at <= begin)
           && (r == ranges - 1 || end <= next)
           && end - begin <= kv.run(slot + begin)) {
-        memory = kv.segment();
         long first = begin;
-        keys = kv.keyOffset(spec.layer(), head, slot + begin) - first * kv.keyBytes(spec.layer());
-        values =
-            kv.valueOffset(spec.layer(), head, slot + begin) - first * kv.valueBytes(spec.layer());
-        return;
+        return run.set(
+            kv.type(),
+            kv.segment(),
+            kv.keyOffset(spec.layer(), head, slot + begin) - first * kv.keyBytes(spec.layer()),
+            kv.valueOffset(spec.layer(), head, slot + begin) - first * kv.valueBytes(spec.layer()));
       }
       at = next;
     }
-    gather(f, kv, spec, window, row, head, begin, end);
+    return gather(f, kv, spec, window, row, head, begin, end);
   }
 
   /** Copies keys, then values of positions next to each other. */
-  private void gather(
+  private KvRun gather(
       Frame f,
       CpuKvCache kv,
       AttentionSpec spec,
@@ -58,9 +57,9 @@ final class AttentionSlots implements AutoCloseable {
     long keyBytes = kv.keyBytes(spec.layer());
     long valueBytes = kv.valueBytes(spec.layer());
     reserve(Kernels.ATTENTION_SEGMENT * (keyBytes + valueBytes));
-    memory = gathered.segment();
-    keys = -begin * keyBytes;
-    values = (end - begin) * keyBytes - begin * valueBytes;
+    MemorySegment memory = gathered.segment();
+    long keys = -begin * keyBytes;
+    long values = (end - begin) * keyBytes - begin * valueBytes;
     int ranges = f.rangeCount(window, row);
     int at = f.firstVisible(window, row);
     for (int r = 0; r < ranges; r++) {
@@ -79,6 +78,7 @@ final class AttentionSlots implements AutoCloseable {
       }
       at = next;
     }
+    return run.set(kv.type(), memory, keys, values);
   }
 
   private void reserve(long bytes) {
@@ -87,20 +87,6 @@ final class AttentionSlots implements AutoCloseable {
       gathered.close();
       gathered = larger;
     }
-  }
-
-  MemorySegment memory() {
-    return memory;
-  }
-
-  /** Byte at which the key of position 0 would be. */
-  long keys() {
-    return keys;
-  }
-
-  /** Byte at which the value of position 0 would be. */
-  long values() {
-    return values;
   }
 
   @Override

@@ -3,7 +3,6 @@ package io.fletch.graph.cpu;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.Value;
-import java.lang.foreign.MemorySegment;
 
 /**
  * Attention. A task is a tile of rows and a key/value head, or, where these are too few, one
@@ -69,10 +68,9 @@ final class AttentionStage extends WorkerPool.Stage<Frame> {
       skip(f, head, from, to);
       return;
     }
-    KvCache.Type type = f.batch.cache(first).type();
     AttentionSlots slots = memory.slots(worker);
     AttentionRows rows = memory.rows(worker);
-    rows.clear();
+    rows.begin(f.kernels, spec, query.segment(f), out.segment(f));
     for (int r = from; r < to; r++) {
       int row = f.batchRow(kind, r);
       int position = f.firstVisible(window, row);
@@ -82,45 +80,20 @@ final class AttentionStage extends WorkerPool.Stage<Frame> {
           position + AttentionPlan.visible(f, window, row),
           out.at(r) + (long) head * spec.group() * spec.valueDim());
     }
-    MemorySegment scratch = memory.scratch();
-    long scratchOffset = memory.scratchOffset(worker);
     if (!plan.split()) {
       int end = rows.endSegment();
       for (int s = rows.firstSegment(); s < end; s++) {
-        slots.find(f, spec, window, first, head, rows.begin(s), rows.end(s));
-        rows.segment(
-            f.kernels,
-            spec,
-            type,
-            query.segment(f),
-            s,
-            slots.memory(),
-            slots.keys(),
-            slots.values(),
-            scratch,
-            scratchOffset);
+        rows.segment(s, slots.find(f, spec, window, first, head, rows.begin(s), rows.end(s)));
       }
-      rows.finish(f.kernels, spec, scratch, scratchOffset, out.segment(f));
+      rows.finish();
       return;
     }
     int s = plan.segment(task, tile);
     long at = plan.states(tile, head, f.kernels.attentionState(spec));
-    slots.find(f, spec, window, first, head, rows.begin(s), rows.end(s));
-    rows.part(
-        f.kernels,
-        spec,
-        type,
-        query.segment(f),
-        s,
-        slots.memory(),
-        slots.keys(),
-        slots.values(),
-        scratch,
-        scratchOffset,
-        memory.states(),
-        at);
+    KvRun kv = slots.find(f, spec, window, first, head, rows.begin(s), rows.end(s));
+    rows.part(s, kv, memory.states(), at);
     if (plan.last(tile, head)) {
-      rows.join(f.kernels, spec, memory.states(), at, out.segment(f));
+      rows.join(memory.states(), at);
     }
   }
 

@@ -1,9 +1,13 @@
 package io.fletch.graph.cpu;
 
+import java.lang.foreign.MemorySegment;
+import java.util.Objects;
+
 /**
  * Rows that attention takes together over one segment of positions. Positions number what a row
  * sees: the order of operations depends on them alone, wherever keys and values lie. Rows of a tile
- * share keys and values, and each sees a contiguous part of the segment, possibly none of it.
+ * share keys and values, and each sees a contiguous part of the segment, possibly none of it. With
+ * the rows it has where their queries are and where their states go.
  *
  * <p>Made once and filled again and again by one thread; nothing allocates.
  */
@@ -15,6 +19,8 @@ public final class AttentionTile {
   private final int[] from = new int[ROWS];
   private final int[] to = new int[ROWS];
   private final long[] state = new long[ROWS];
+  private MemorySegment queries = MemorySegment.NULL;
+  private MemorySegment states = MemorySegment.NULL;
   private long segmentFrom;
   private int rows;
 
@@ -26,11 +32,15 @@ public final class AttentionTile {
    *
    * @param segment number of the segment, whose positions are {@link Kernels#ATTENTION_SEGMENT}
    *     times it and what follows
+   * @param queries floats {@code [group][keyDim]} of every row that will be added
+   * @param states takes a state, {@link Kernels#attentionState} floats, of every row
    */
-  public void begin(int segment) {
+  public void begin(int segment, MemorySegment queries, MemorySegment states) {
     if (segment < 0) {
       throw new IllegalArgumentException("segment: expected>=0 actual=" + segment);
     }
+    this.queries = Objects.requireNonNull(queries);
+    this.states = Objects.requireNonNull(states);
     segmentFrom = (long) segment * Kernels.ATTENTION_SEGMENT;
     rows = 0;
   }
@@ -63,6 +73,16 @@ public final class AttentionTile {
     this.to[rows] = to;
     this.state[rows] = state;
     rows++;
+  }
+
+  /** What the rows' queries lie in. */
+  public MemorySegment queries() {
+    return queries;
+  }
+
+  /** What the rows' states go to. */
+  public MemorySegment states() {
+    return states;
   }
 
   /** Rows that were added. */

@@ -277,7 +277,10 @@ public interface Kernels {
   void kvStore(
       KvCache.Type type, MemorySegment x, long offset, int n, MemorySegment kv, long kvOffset);
 
-  /** Floats of scratch that {@link #attention} needs for up to {@link AttentionTile#ROWS} rows. */
+  /**
+   * Floats of working memory that {@link #attention} needs for up to {@link AttentionTile#ROWS}
+   * rows.
+   */
   int attentionScratch(AttentionSpec spec);
 
   /**
@@ -291,30 +294,19 @@ public interface Kernels {
   /**
    * Softmax attention of the rows of a tile for the {@link AttentionSpec#group} query heads that
    * share a key/value head, over the positions of one segment. Query head {@code h} of a row is
-   * {@code q[query + h * keyDim ..]}. The key of position {@code p} is at byte {@code keys + p *
-   * kvBytes(type, keyDim)} of {@code kv}, the value at {@code values + p * kvBytes(type,
-   * valueDim)}; those of positions that a row does not see have no influence on its result, and
-   * those in front of the first and behind the last one that some row sees need not be there.
-   * Layer, head counts beyond the group and window of the shape do not matter here.
+   * {@code queries[query + h * keyDim ..]}. Keys and values of positions that a row does not see
+   * have no influence on its result, and those in front of the first and behind the last one that
+   * some row sees need not be there. Layer, head counts beyond the group and window of the shape do
+   * not matter here.
    *
    * <p>Positions are taken by chunks of {@link #ATTENTION_CHUNK}, so rows with other ends share
    * their chunks. The state of every row is written, also of one that sees nothing: -inf, 0, zeros.
    *
-   * @param keys may be negative, as {@code values}
-   * @param states takes the state of each row from its float {@link AttentionTile#state} on; may be
-   *     the segment of the scratch memory, elsewhere in it
+   * @param tile the rows; their states may go to the segment of the working memory, behind it
+   * @param kv keys and values of all positions that some row sees
+   * @param scratch working memory: begins with {@link #attentionScratch} floats for this call
    */
-  void attention(
-      AttentionSpec spec,
-      KvCache.Type type,
-      MemorySegment q,
-      AttentionTile tile,
-      MemorySegment kv,
-      long keys,
-      long values,
-      MemorySegment scratch,
-      long scratchOffset,
-      MemorySegment states);
+  void attention(AttentionSpec spec, AttentionTile tile, KvRun kv, MemorySegment scratch);
 
   /**
    * Merges the state of a segment into that of the segments before it, as {@link AttentionRows}

@@ -367,17 +367,10 @@ final class ScalarKernels implements Kernels {
    * positions is in {@link CodeProducts}.
    */
   @Override
-  public void attention(
-      AttentionSpec spec,
-      KvCache.Type type,
-      MemorySegment q,
-      AttentionTile tile,
-      MemorySegment kv,
-      long keys,
-      long values,
-      MemorySegment scratch,
-      long scratchOffset,
-      MemorySegment states) {
+  public void attention(AttentionSpec spec, AttentionTile tile, KvRun kv, MemorySegment scratch) {
+    KvCache.Type type = kv.type();
+    MemorySegment q = tile.queries();
+    MemorySegment states = tile.states();
     int group = spec.group();
     for (int r = 0; r < tile.rows(); r++) {
       for (int h = 0; h < group; h++) {
@@ -399,20 +392,19 @@ final class ScalarKernels implements Kernels {
         for (int from = tile.from(r); from < to; from = end) {
           end =
               Math.min(to - (from & -ATTENTION_CHUNK), ATTENTION_CHUNK) + (from & -ATTENTION_CHUNK);
-          scores(spec, type, scale, q, query, kv, keys, from, end, scratch, scratchOffset);
-          float factor = softmaxStep(scratch, scratchOffset, states, maximum, maximum + group);
+          scores(spec, kv, scale, q, query, from, end, scratch);
+          float factor = softmaxStep(scratch, states, maximum, maximum + group);
           for (int i = 0; i < spec.valueDim(); i++) {
             Segments.f32(states, result + i, Segments.f32(states, result + i) * factor);
           }
           long stride = KvLayout.bytes(type, spec.valueDim());
           if (type == KvCache.Type.Q8_0) {
-            long first = scratchOffset + from % ATTENTION_CHUNK;
             CodeProducts.accumulate(
                 scratch,
-                first,
+                from % ATTENTION_CHUNK,
                 end - from,
-                kv,
-                values + from * stride,
+                kv.memory(),
+                kv.values() + from * stride,
                 spec.valueDim(),
                 ScalarScratch.get().weightCodes,
                 states,
@@ -420,10 +412,10 @@ final class ScalarKernels implements Kernels {
             continue;
           }
           for (int p = from; p < end; p++) {
-            float weight = Segments.f32(scratch, scratchOffset + p % ATTENTION_CHUNK);
-            long value = values + p * stride;
+            float weight = Segments.f32(scratch, p % ATTENTION_CHUNK);
+            long value = kv.values() + p * stride;
             boolean halves = type == KvCache.Type.F16;
-            accumulate(halves, weight, kv, value, spec.valueDim(), states, result);
+            accumulate(halves, weight, kv.memory(), value, spec.valueDim(), states, result);
           }
         }
       }
@@ -433,32 +425,28 @@ final class ScalarKernels implements Kernels {
   /** Scores of the positions of a chunk; -inf at those outside of the range. */
   private static void scores(
       AttentionSpec spec,
-      KvCache.Type type,
+      KvRun kv,
       float scale,
       MemorySegment q,
       long query,
-      MemorySegment kv,
-      long keys,
       int from,
       int to,
-      MemorySegment scratch,
-      long scores) {
+      MemorySegment scores) {
+    KvCache.Type type = kv.type();
     ScalarScratch s = ScalarScratch.get();
     int n = spec.keyDim();
     long stride = KvLayout.bytes(type, n);
     for (int j = 0; j < ATTENTION_CHUNK; j++) {
-      Segments.f32(scratch, scores + j, Float.NEGATIVE_INFINITY);
+      Segments.f32(scores, j, Float.NEGATIVE_INFINITY);
     }
     for (int p = from; p < to; p++) {
-      long key = keys + p * stride;
+      long key = kv.keys() + p * stride;
       float dot =
           type == KvCache.Type.Q8_0
-              ? scale * CodeProducts.product(s.queryCodes(n), 0, kv, key, n)
-              : scale * dot(type == KvCache.Type.F16, q, query, kv, key, n, s.lanes);
+              ? scale * CodeProducts.product(s.queryCodes(n), 0, kv.memory(), key, n)
+              : scale * dot(type == KvCache.Type.F16, q, query, kv.memory(), key, n, s.lanes);
       Segments.f32(
-          scratch,
-          scores + p % ATTENTION_CHUNK,
-          spec.softCap() == 0f ? dot : softCap(dot, spec.softCap()));
+          scores, p % ATTENTION_CHUNK, spec.softCap() == 0f ? dot : softCap(dot, spec.softCap()));
     }
   }
 
@@ -468,18 +456,18 @@ final class ScalarKernels implements Kernels {
    * @return what the results of earlier chunks are worth
    */
   private static float softmaxStep(
-      MemorySegment scratch, long score, MemorySegment states, long maximum, long sum) {
+      MemorySegment scores, MemorySegment states, long maximum, long sum) {
     float before = Segments.f32(states, maximum);
     float max = before;
     for (int j = 0; j < ATTENTION_CHUNK; j++) {
-      max = Math.max(max, Segments.f32(scratch, score + j));
+      max = Math.max(max, Segments.f32(scores, j));
     }
     // All scores -inf: nothing to subtract from; NaN and +inf give NaN weights below.
     float base = max == Float.NEGATIVE_INFINITY ? 0f : max;
     float[] p = ScalarScratch.get().row(ATTENTION_CHUNK);
     for (int j = 0; j < ATTENTION_CHUNK; j++) {
-      p[j] = FloatMath.weight(Segments.f32(scratch, score + j) - base);
-      Segments.f32(scratch, score + j, p[j]);
+      p[j] = FloatMath.weight(Segments.f32(scores, j) - base);
+      Segments.f32(scores, j, p[j]);
     }
     float factor = FloatMath.weight(before - base);
     float added = ScalarScratch.reduce(p, ATTENTION_CHUNK);

@@ -19,15 +19,9 @@ final class VectorAttention {
 
   private VectorAttention() {}
 
-  static void run(
-      AttentionSpec spec,
-      KvCache.Type type,
-      MemorySegment q,
-      AttentionTile tile,
-      MemorySegment kv,
-      long keys,
-      long values,
-      MemorySegment states) {
+  static void run(AttentionSpec spec, AttentionTile tile, KvRun kv) {
+    MemorySegment q = tile.queries();
+    MemorySegment states = tile.states();
     VectorScratch s = VectorScratch.get();
     int heads = tile.rows() * spec.group();
     int keyDim = spec.keyDim();
@@ -35,7 +29,7 @@ final class VectorAttention {
     int keyStride = (keyDim + LANES - 1) & -LANES;
     int valueStride = (valueDim + LANES - 1) & -LANES;
     float[] queries = s.x(heads * keyStride);
-    boolean codes = type == KvCache.Type.Q8_0;
+    boolean codes = kv.type() == KvCache.Type.Q8_0;
     int[] queryCodes = codes ? s.ints(heads * keyDim) : s.ints;
     // Scores of a chunk, then maximum, sum and scale of the scores of every head.
     float[] scores = s.sums(heads * (CHUNK + 3));
@@ -58,7 +52,7 @@ final class VectorAttention {
     for (int start = tile.start(); start < end; start = stop) {
       int chunk = start & -CHUNK;
       stop = Math.min(end - chunk, CHUNK) + chunk;
-      chunk(spec, type, tile, kv, keys, values, start, stop, s);
+      chunk(spec, tile, kv, start, stop, s);
     }
     for (int i = 0; i < heads; i++) {
       int h = i % spec.group();
@@ -72,15 +66,7 @@ final class VectorAttention {
 
   /** Takes positions of one chunk, all that some row sees of it. */
   private static void chunk(
-      AttentionSpec spec,
-      KvCache.Type type,
-      AttentionTile tile,
-      MemorySegment kv,
-      long keys,
-      long values,
-      int start,
-      int stop,
-      VectorScratch s) {
+      AttentionSpec spec, AttentionTile tile, KvRun kv, int start, int stop, VectorScratch s) {
     int group = spec.group();
     int heads = tile.rows() * group;
     int keyDim = spec.keyDim();
@@ -88,9 +74,10 @@ final class VectorAttention {
     int keyStride = (keyDim + LANES - 1) & -LANES;
     int valueStride = (valueDim + LANES - 1) & -LANES;
     float[] scores = s.sums(heads * (CHUNK + 3));
-    boolean codes = type == KvCache.Type.Q8_0;
+    boolean codes = kv.type() == KvCache.Type.Q8_0;
     int n = stop - start;
-    widen(type, kv, keys + start * KvLayout.bytes(type, keyDim), n, keyDim, keyStride, s);
+    long key = kv.keys() + start * KvLayout.bytes(kv.type(), keyDim);
+    widen(kv.type(), kv.memory(), key, n, keyDim, keyStride, s);
     for (int i = 0; i < heads; i++) {
       int from = Math.max(start, tile.from(i / group));
       int to = Math.min(stop, tile.to(i / group));
@@ -112,7 +99,8 @@ final class VectorAttention {
       }
       softmaxStep(scores, at, heads * CHUNK + 2 * i, s.acc, i * valueStride, valueStride, s.lanes);
     }
-    widen(type, kv, values + start * KvLayout.bytes(type, valueDim), n, valueDim, valueStride, s);
+    long value = kv.values() + start * KvLayout.bytes(kv.type(), valueDim);
+    widen(kv.type(), kv.memory(), value, n, valueDim, valueStride, s);
     for (int i = 0; i < heads; i++) {
       int from = Math.max(start, tile.from(i / group));
       int to = Math.min(stop, tile.to(i / group));

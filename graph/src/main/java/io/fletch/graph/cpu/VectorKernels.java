@@ -514,17 +514,7 @@ final class VectorKernels implements Kernels {
    * to float32 once for all rows and heads.
    */
   @Override
-  public void attention(
-      AttentionSpec spec,
-      KvCache.Type type,
-      MemorySegment q,
-      AttentionTile tile,
-      MemorySegment kv,
-      long keys,
-      long values,
-      MemorySegment scratch,
-      long scratchOffset,
-      MemorySegment states) {
-    VectorAttention.run(spec, type, q, tile, kv, keys, values, states);
+  public void attention(AttentionSpec spec, AttentionTile tile, KvRun kv, MemorySegment scratch) {
+    VectorAttention.run(spec, tile, kv);
   }
 }

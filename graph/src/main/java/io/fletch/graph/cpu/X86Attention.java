@@ -85,39 +85,23 @@ final class X86Attention {
     return parts * AttentionCode.VALUES + spec.group() * spec.valueDim();
   }
 
-  void run(
-      AttentionSpec spec,
-      KvCache.Type type,
-      MemorySegment q,
-      AttentionTile tile,
-      MemorySegment kv,
-      long keys,
-      long values,
-      MemorySegment scratch,
-      long scratchOffset,
-      MemorySegment states) {
-    Objects.checkFromIndexSize(4 * scratchOffset, 4L * scratchFloats(spec), scratch.byteSize());
+  /** See {@link Kernels#attention}. */
+  void run(AttentionSpec spec, AttentionTile tile, KvRun kv, MemorySegment scratch) {
+    Objects.checkFromIndexSize(0, 4L * scratchFloats(spec), scratch.byteSize());
     if (X86AttentionTiles.pays(spec, tile.rows())) {
-      tiles.run(spec, type, q, tile, kv, keys, values, scratch, scratchOffset, states);
+      tiles.run(spec, tile, kv, scratch);
       return;
     }
     for (int r = 0; r < tile.rows(); r++) {
-      row(spec, type, q, tile, r, kv, keys, values, scratch, scratchOffset, states);
+      row(spec, tile, r, kv, scratch);
     }
   }
 
   private void row(
-      AttentionSpec spec,
-      KvCache.Type type,
-      MemorySegment q,
-      AttentionTile tile,
-      int row,
-      MemorySegment kv,
-      long keys,
-      long values,
-      MemorySegment scratch,
-      long scratchOffset,
-      MemorySegment states) {
+      AttentionSpec spec, AttentionTile tile, int row, KvRun kv, MemorySegment scratch) {
+    KvCache.Type type = kv.type();
+    MemorySegment q = tile.queries();
+    MemorySegment states = tile.states();
     int group = spec.group();
     int keyDim = spec.keyDim();
     int valueDim = spec.valueDim();
@@ -125,11 +109,11 @@ final class X86Attention {
     final long vStride = KvLayout.bytes(type, valueDim);
     int from = tile.from(row);
     int to = tile.to(row);
-    checkPositions(spec, type, from, to, kv, keys, values);
+    checkPositions(spec, kv, from, to);
     Objects.checkFromIndexSize(4 * tile.query(row), 4L * group * keyDim, q.byteSize());
     long stateFloats = AttentionCode.VALUES + (long) AttentionCode.MAX_HEADS * valueDim;
     for (int first = 0; first < group; first += AttentionCode.MAX_HEADS) {
-      long state = scratchOffset + first / AttentionCode.MAX_HEADS * stateFloats;
+      long state = first / AttentionCode.MAX_HEADS * stateFloats;
       int heads = Math.min(AttentionCode.MAX_HEADS, group - first);
       for (int h = 0; h < AttentionCode.MAX_HEADS; h++) {
         Segments.f32(scratch, state + AttentionCode.MAXIMUM + h, Float.NEGATIVE_INFINITY);
@@ -148,20 +132,20 @@ final class X86Attention {
         int heads = Math.min(AttentionCode.MAX_HEADS, group - first);
         MemorySegment code = functions.get(spec, type, heads).code;
         long query = q.address() + 4 * (tile.query(row) + (long) first * keyDim);
-        long state = scratchOffset + first / AttentionCode.MAX_HEADS * stateFloats;
+        long state = first / AttentionCode.MAX_HEADS * stateFloats;
         scratch.set(Segments.LONG, 4 * (state + AttentionCode.FRONT), at % AttentionCode.CHUNK);
         X86Code.call(
             code,
             query,
-            kv.address() + keys + at * kStride,
-            kv.address() + values + at * vStride,
+            kv.memory().address() + kv.keys() + at * kStride,
+            kv.memory().address() + kv.values() + at * vStride,
             end - at,
             scratch.address() + 4 * state);
       }
     }
     for (int first = 0; first < group; first += AttentionCode.MAX_HEADS) {
       long heads = Math.min(AttentionCode.MAX_HEADS, group - first);
-      long state = scratchOffset + first / AttentionCode.MAX_HEADS * stateFloats;
+      long state = first / AttentionCode.MAX_HEADS * stateFloats;
       long into = tile.state(row);
       copy(scratch, state + AttentionCode.MAXIMUM, states, into + first, heads);
       copy(scratch, state + AttentionCode.SUM, states, into + group + first, heads);
@@ -171,19 +155,13 @@ final class X86Attention {
   }
 
   /** Refuses keys and values of positions that are not all in the segment. */
-  static void checkPositions(
-      AttentionSpec spec,
-      KvCache.Type type,
-      int from,
-      int to,
-      MemorySegment kv,
-      long keys,
-      long values) {
+  static void checkPositions(AttentionSpec spec, KvRun kv, int from, int to) {
     if (from < to) {
-      long key = KvLayout.bytes(type, spec.keyDim());
-      long value = KvLayout.bytes(type, spec.valueDim());
-      Objects.checkFromIndexSize(keys + from * key, (to - from) * key, kv.byteSize());
-      Objects.checkFromIndexSize(values + from * value, (to - from) * value, kv.byteSize());
+      long key = KvLayout.bytes(kv.type(), spec.keyDim());
+      long value = KvLayout.bytes(kv.type(), spec.valueDim());
+      long bytes = kv.memory().byteSize();
+      Objects.checkFromIndexSize(kv.keys() + from * key, (to - from) * key, bytes);
+      Objects.checkFromIndexSize(kv.values() + from * value, (to - from) * value, bytes);
     }
   }
 

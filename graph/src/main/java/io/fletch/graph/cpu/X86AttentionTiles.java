@@ -101,33 +101,26 @@ final class X86AttentionTiles {
     return Math.addExact(shared, Math.multiplyExact(blocks, blockBytes)) / Float.BYTES;
   }
 
-  void run(
-      AttentionSpec spec,
-      KvCache.Type type,
-      MemorySegment q,
-      AttentionTile tile,
-      MemorySegment kv,
-      long keys,
-      long values,
-      MemorySegment scratch,
-      long scratchOffset,
-      MemorySegment states) {
-    check(spec, type, q, tile, kv, keys, values, scratch, scratchOffset, states);
+  /** See {@link Kernels#attention}. */
+  void run(AttentionSpec spec, AttentionTile tile, KvRun kv, MemorySegment scratch) {
+    check(spec, tile, kv, scratch);
+    final KvCache.Type type = kv.type();
     final Entry code = functions.get(spec, type, AttentionTileCode.QUAD);
     final int keyDim = spec.keyDim();
     final int valueDim = spec.valueDim();
     final long keyBytes = KvLayout.bytes(type, keyDim);
     final long valueBytes = KvLayout.bytes(type, valueDim);
-    final long shared = 4 * scratchOffset;
-    final long elements = scratch.address() + shared + AttentionTileCode.ELEMENTS;
-    final long blocks = shared + AttentionTileCode.sharedBytes(keyDim, valueDim);
+    final long keys = kv.memory().address() + kv.keys();
+    final long values = kv.memory().address() + kv.values();
+    final long elements = scratch.address() + AttentionTileCode.ELEMENTS;
+    final long blocks = AttentionTileCode.sharedBytes(keyDim, valueDim);
     final long blockBytes = AttentionTileCode.blockBytes(keyDim, isa);
     final int queries = tile.rows() * spec.group();
-    scratch.set(Segments.FLOAT, shared + AttentionTileCode.SCALE, spec.scale());
-    scratch.set(Segments.FLOAT, shared + AttentionTileCode.CAP, spec.softCap());
+    scratch.set(Segments.FLOAT, AttentionTileCode.SCALE, spec.scale());
+    scratch.set(Segments.FLOAT, AttentionTileCode.CAP, spec.softCap());
     for (int first = 0; first < queries; first += blockLanes) {
       long block = blocks + first / blockLanes * blockBytes;
-      begin(spec, q, tile, code, first, scratch, block, states);
+      begin(spec, tile, code, first, scratch, block);
     }
     // A number, not an end: behind the last chunk there may be no int.
     int firstChunk = tile.start() / AttentionTileCode.CHUNK;
@@ -141,7 +134,7 @@ final class X86AttentionTiles {
       }
       X86Code.call(
           code.widen,
-          kv.address() + keys + (at + from) * keyBytes,
+          keys + (at + from) * keyBytes,
           elements + 4L * from * keyDim,
           (long) (to - from) * keyDim,
           0,
@@ -149,49 +142,39 @@ final class X86AttentionTiles {
       for (int first = 0; first < queries; first += blockLanes) {
         long block = blocks + first / blockLanes * blockBytes;
         see(tile, spec.group(), at, first, scratch, block);
-        run(code.weights, queries, first, scratch, block, shared);
+        run(code.weights, queries, first, scratch, block);
       }
       X86Code.call(
           code.widen,
-          kv.address() + values + (at + from) * valueBytes,
+          values + (at + from) * valueBytes,
           elements + 4L * from * valueDim,
           (long) (to - from) * valueDim,
           0,
           0);
       for (int first = 0; first < queries; first += blockLanes) {
         long block = blocks + first / blockLanes * blockBytes;
-        run(code.results, queries, first, scratch, block, shared);
+        run(code.results, queries, first, scratch, block);
       }
     }
     for (int i = 0; i < queries; i++) {
       long block = blocks + i / blockLanes * blockBytes + Float.BYTES * (i % blockLanes);
       long state = tile.state(i / spec.group()) + i % spec.group();
       float maximum = scratch.get(Segments.FLOAT, block + AttentionTileCode.MAXIMA);
-      Segments.f32(states, state, maximum);
+      Segments.f32(tile.states(), state, maximum);
       float sum = scratch.get(Segments.FLOAT, block + AttentionTileCode.SUMS);
-      Segments.f32(states, state + spec.group(), sum);
+      Segments.f32(tile.states(), state + spec.group(), sum);
     }
   }
 
-  private void check(
-      AttentionSpec spec,
-      KvCache.Type type,
-      MemorySegment q,
-      AttentionTile tile,
-      MemorySegment kv,
-      long keys,
-      long values,
-      MemorySegment scratch,
-      long scratchOffset,
-      MemorySegment states) {
-    X86Attention.checkPositions(spec, type, tile.start(), tile.end(), kv, keys, values);
+  private void check(AttentionSpec spec, AttentionTile tile, KvRun kv, MemorySegment scratch) {
+    X86Attention.checkPositions(spec, kv, tile.start(), tile.end());
     long queryBytes = 4L * spec.group() * spec.keyDim();
     long stateBytes = 4L * spec.group() * (2 + spec.valueDim());
     for (int r = 0; r < tile.rows(); r++) {
-      Objects.checkFromIndexSize(4 * tile.query(r), queryBytes, q.byteSize());
-      Objects.checkFromIndexSize(4 * tile.state(r), stateBytes, states.byteSize());
+      Objects.checkFromIndexSize(4 * tile.query(r), queryBytes, tile.queries().byteSize());
+      Objects.checkFromIndexSize(4 * tile.state(r), stateBytes, tile.states().byteSize());
     }
-    Objects.checkFromIndexSize(4 * scratchOffset, 4L * scratchFloats(spec), scratch.byteSize());
+    Objects.checkFromIndexSize(0, 4L * scratchFloats(spec), scratch.byteSize());
   }
 
   /** Vectors of the block that begins with a query. */
@@ -205,13 +188,13 @@ final class X86AttentionTiles {
    */
   private void begin(
       AttentionSpec spec,
-      MemorySegment q,
       AttentionTile tile,
       Entry code,
       int first,
       MemorySegment scratch,
-      long block,
-      MemorySegment states) {
+      long block) {
+    final MemorySegment q = tile.queries();
+    final MemorySegment states = tile.states();
     int group = spec.group();
     int queries = tile.rows() * group;
     int vectors = vectors(queries, first);
@@ -264,14 +247,9 @@ final class X86AttentionTiles {
   }
 
   private void run(
-      MemorySegment[] code,
-      int queries,
-      int first,
-      MemorySegment scratch,
-      long block,
-      long shared) {
+      MemorySegment[] code, int queries, int first, MemorySegment scratch, long block) {
     long address = scratch.address();
-    X86Code.call(code[vectors(queries, first) - 1], address + block, address + shared, 0, 0, 0);
+    X86Code.call(code[vectors(queries, first) - 1], address + block, address, 0, 0, 0);
   }
 
   private static int inChunk(int position) {

@@ -120,26 +120,20 @@ final class X86CodeAttention {
     return new Entry(keyDim, spec.valueDim(), group, capped, layout, quantize, attend);
   }
 
-  void run(
-      AttentionSpec spec,
-      MemorySegment q,
-      AttentionTile tile,
-      MemorySegment kv,
-      long keys,
-      long values,
-      MemorySegment scratch,
-      long scratchOffset,
-      MemorySegment states) {
+  /** See {@link Kernels#attention}. */
+  void run(AttentionSpec spec, AttentionTile tile, KvRun kv, MemorySegment scratch) {
+    MemorySegment q = tile.queries();
+    MemorySegment states = tile.states();
     int group = spec.group();
     int from = tile.start();
     int to = tile.end();
-    X86Attention.checkPositions(spec, KvCache.Type.Q8_0, from, to, kv, keys, values);
-    Objects.checkFromIndexSize(4 * scratchOffset, 4L * scratchFloats(spec), scratch.byteSize());
+    X86Attention.checkPositions(spec, kv, from, to);
+    Objects.checkFromIndexSize(0, 4L * scratchFloats(spec), scratch.byteSize());
     Entry code = functions.get(spec, KvCache.Type.Q8_0, group);
     Layout l = code.layout;
     int parts = parts(spec);
     // Byte offsets in the scratch.
-    long work = 4 * scratchOffset + (-(scratch.address() + 4 * scratchOffset) & 63);
+    long work = -scratch.address() & 63;
     long table = work + l.bytes();
     long factors = table + (long) ROWS * parts * Layout.ENTRY_BYTES;
     long codes = factors + (long) ROWS * factorBytes(spec);
@@ -185,8 +179,8 @@ final class X86CodeAttention {
     }
     scratch.set(Segments.LONG, work + l.from, from);
     scratch.set(Segments.LONG, work + l.to, to);
-    scratch.set(Segments.LONG, work + l.keys, kv.address() + keys);
-    scratch.set(Segments.LONG, work + l.values, kv.address() + values);
+    scratch.set(Segments.LONG, work + l.keys, kv.memory().address() + kv.keys());
+    scratch.set(Segments.LONG, work + l.values, kv.memory().address() + kv.values());
     scratch.set(Segments.LONG, work + l.entries, base + table);
     scratch.set(Segments.LONG, work + l.entryCount, count);
     X86Code.call(code.attend, base + work, 0, 0, 0, 0);

@@ -248,23 +248,13 @@ final class X86Kernels implements Kernels {
   }
 
   @Override
-  public void attention(
-      AttentionSpec spec,
-      KvCache.Type type,
-      MemorySegment q,
-      AttentionTile tile,
-      MemorySegment kv,
-      long keys,
-      long values,
-      MemorySegment scratch,
-      long scratchOffset,
-      MemorySegment states) {
-    if (type == KvCache.Type.Q8_0 && X86CodeAttention.supports(spec)) {
-      codeAttention.run(spec, q, tile, kv, keys, values, scratch, scratchOffset, states);
-    } else if (X86Attention.supports(spec, type)) {
-      attention.run(spec, type, q, tile, kv, keys, values, scratch, scratchOffset, states);
+  public void attention(AttentionSpec spec, AttentionTile tile, KvRun kv, MemorySegment scratch) {
+    if (kv.type() == KvCache.Type.Q8_0 && X86CodeAttention.supports(spec)) {
+      codeAttention.run(spec, tile, kv, scratch);
+    } else if (X86Attention.supports(spec, kv.type())) {
+      attention.run(spec, tile, kv, scratch);
     } else {
-      other.attention(spec, type, q, tile, kv, keys, values, scratch, scratchOffset, states);
+      other.attention(spec, tile, kv, scratch);
     }
   }
 

@@ -250,9 +250,8 @@ class AttentionDivisionTest {
             new Class<?>[] {Kernels.class},
             (self, method, args) -> {
               if (method.getName().equals("attention") && ((AttentionSpec) args[0]).layer() == 0) {
-                AttentionTile tile = (AttentionTile) args[3];
-                boolean shared =
-                    ((MemorySegment) args[7]).address() != ((MemorySegment) args[9]).address();
+                AttentionTile tile = (AttentionTile) args[1];
+                boolean shared = tile.states().address() != ((MemorySegment) args[3]).address();
                 calls.add(new Call(tile.rows(), tile.start(), tile.end(), shared));
                 if (untilFailure.getAndDecrement() == 0) {
                   throw new IllegalStateException("failed by the test");

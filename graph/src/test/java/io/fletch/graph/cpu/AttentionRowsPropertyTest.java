@@ -55,8 +55,9 @@ class AttentionRowsPropertyTest {
       return spec.group() * spec.valueDim();
     }
 
-    AttentionRows rows(int first, int count) {
-      AttentionRows rows = new AttentionRows();
+    AttentionRows rows(Arena arena, MemorySegment out, int first, int count) {
+      AttentionRows rows = new AttentionRows(scratch(arena));
+      rows.begin(kernels, spec, q, out);
       for (int r = first; r < first + count; r++) {
         long query = (long) r * spec.group() * spec.keyDim();
         rows.add(query, from[r], to[r], (long) (r - first) * width());
@@ -69,22 +70,15 @@ class AttentionRowsPropertyTest {
       return arena.allocate(4L * AttentionRows.floats(kernels, spec)).fill((byte) 0xff);
     }
 
+    KvRun kv(Slots slots) {
+      return new KvRun().set(type, slots.kv, slots.key(0), slots.value(0));
+    }
+
     /** Results of consecutive rows, row by row. */
     int[][] run(Slots slots, int first, int count) {
       try (Arena arena = Arena.ofConfined()) {
         MemorySegment out = arena.allocate(4L * count * width()).fill((byte) 0xff);
-        rows(first, count)
-            .run(
-                kernels,
-                spec,
-                type,
-                q,
-                slots.kv,
-                slots.key(0),
-                slots.value(0),
-                scratch(arena),
-                0,
-                out);
+        rows(arena, out, first, count).run(kv(slots));
         return bits(out, count);
       }
     }
@@ -92,7 +86,8 @@ class AttentionRowsPropertyTest {
     /** The same by segments that are taken in any order. */
     int[][] divided(Slots slots, int first, int count, Random random) {
       try (Arena arena = Arena.ofConfined()) {
-        AttentionRows rows = rows(first, count);
+        MemorySegment out = arena.allocate(4L * count * width()).fill((byte) 0xff);
+        AttentionRows rows = rows(arena, out, first, count);
         List<Integer> segments = new ArrayList<>();
         for (int s = rows.firstSegment(); s < rows.endSegment(); s++) {
           segments.add(s);
@@ -101,22 +96,9 @@ class AttentionRowsPropertyTest {
         MemorySegment states = arena.allocate(4L * (5 + floats)).fill((byte) 0xff);
         Collections.shuffle(segments, random);
         for (int s : segments) {
-          rows.part(
-              kernels,
-              spec,
-              type,
-              q,
-              s,
-              slots.kv,
-              slots.key(0),
-              slots.value(0),
-              scratch(arena),
-              0,
-              states,
-              5);
+          rows(arena, out, first, count).part(s, kv(slots), states, 5);
         }
-        MemorySegment out = arena.allocate(4L * count * width()).fill((byte) 0xff);
-        rows.join(kernels, spec, states, 5, out);
+        rows.join(states, 5);
         return bits(out, count);
       }
     }
@@ -284,7 +266,7 @@ class AttentionRowsPropertyTest {
   @Example
   void tilesRefuseWhatIsNotInTheirSegment() {
     AttentionTile tile = new AttentionTile();
-    tile.begin(2);
+    tile.begin(2, MemorySegment.NULL, MemorySegment.NULL);
     tile.add(0, 2048, 3072, 0);
     tile.add(0, 2100, 2100, 0);
     assertEquals(2048, tile.start());
@@ -296,7 +278,7 @@ class AttentionRowsPropertyTest {
       tile.add(0, 2048, 2048, 0);
     }
     assertThrows(IllegalStateException.class, () -> tile.add(0, 2048, 2048, 0));
-    tile.begin(Integer.MAX_VALUE / SEGMENT);
+    tile.begin(Integer.MAX_VALUE / SEGMENT, MemorySegment.NULL, MemorySegment.NULL);
     assertEquals(0, tile.rows());
     tile.add(0, Integer.MAX_VALUE - 5, Integer.MAX_VALUE, 0);
     assertEquals(Integer.MAX_VALUE, tile.end());

@@ -48,15 +48,16 @@ class CodeProductsTest {
           kernels.kvStore(TYPE, head, 0, DIM, kv, (i * positions + p) * bytes);
         }
       }
-      AttentionRows rows = new AttentionRows();
+      MemorySegment scratch = arena.allocate(4L * AttentionRows.floats(kernels, SPEC), 4);
+      MemorySegment out = arena.allocate(4L * ROWS * GROUP * DIM, 4);
+      MemorySegment query = arena.allocateFrom(ValueLayout.JAVA_FLOAT, q);
+      AttentionRows rows = new AttentionRows(scratch);
+      rows.begin(kernels, SPEC, query, out);
       for (int r = 0; r < ROWS; r++) {
         long at = (long) r * GROUP * DIM;
         rows.add(at, 0, SEEN + r, at);
       }
-      MemorySegment scratch = arena.allocate(4L * AttentionRows.floats(kernels, SPEC), 4);
-      MemorySegment out = arena.allocate(4L * ROWS * GROUP * DIM, 4);
-      MemorySegment query = arena.allocateFrom(ValueLayout.JAVA_FLOAT, q);
-      rows.run(kernels, SPEC, TYPE, query, kv, 0, positions * bytes, scratch, 0, out);
+      rows.run(new KvRun().set(TYPE, kv, 0, positions * bytes));
       return out.toArray(ValueLayout.JAVA_FLOAT);
     }
   }

@@ -575,22 +575,15 @@ abstract class KernelsContract {
       }
       float[] q = gaussians(group * keyDim, 2, random);
       Output out = new Output(arena, group * valueDim);
-      Output scratch = new Output(arena, AttentionRows.floats(kernels(), spec));
+      int floats = AttentionRows.floats(kernels(), spec);
+      Output scratch = new Output(arena, floats);
       // Anywhere in a sequence, also across the end of a segment.
       int shift = random.nextBoolean() ? random.nextInt(5000) : 1024 - random.nextInt(slots + 1);
-      AttentionRows rows = new AttentionRows();
+      AttentionRows rows =
+          new AttentionRows(scratch.segment.asSlice(4L * scratch.offset, 4L * floats));
+      rows.begin(kernels(), spec, floats(arena, q), out.segment);
       rows.add(0, shift + from, shift + slots, out.offset);
-      rows.run(
-          kernels(),
-          spec,
-          type,
-          floats(arena, q),
-          kv,
-          -shift * kBytes,
-          slots * kBytes - shift * vBytes,
-          scratch.segment,
-          scratch.offset,
-          out.segment);
+      rows.run(new KvRun().set(type, kv, -shift * kBytes, slots * kBytes - shift * vBytes));
       out.checkCanaries();
       scratch.checkCanaries();
       for (int h = 0; h < group; h++) {

@@ -107,19 +107,24 @@ final class VectorKernelsPropertyTest extends KernelsContract {
       int segment = random.nextInt(3);
       int begin = 1024 * segment + random.nextInt(1024 - slots);
       int state = kernels().attentionState(spec);
-      AttentionTile tile = new AttentionTile();
-      tile.begin(segment);
+      int[] from = new int[count];
+      int[] to = new int[count];
       for (int r = 0; r < count; r++) {
-        int from = begin + random.nextInt(slots + 1);
-        int to = from + random.nextInt(begin + slots - from + 1);
-        tile.add((long) r * group * dim, from, to, (long) (count - 1 - r) * state);
+        from[r] = begin + random.nextInt(slots + 1);
+        to[r] = from[r] + random.nextInt(begin + slots - from[r] + 1);
       }
-      long keys = -begin * bytes;
-      long values = (slots - begin) * bytes;
+      KvRun run = new KvRun().set(type, kv, -begin * bytes, (slots - begin) * bytes);
       assertSameBits(
           arena,
           count * state,
-          (k, dst) -> k.attention(spec, type, q, tile, kv, keys, values, scratch, 0, dst));
+          (k, dst) -> {
+            AttentionTile tile = new AttentionTile();
+            tile.begin(segment, q, dst);
+            for (int r = 0; r < count; r++) {
+              tile.add((long) r * group * dim, from[r], to[r], (long) (count - 1 - r) * state);
+            }
+            k.attention(spec, tile, run, scratch);
+          });
     }
   }
 
@@ -131,9 +136,10 @@ final class VectorKernelsPropertyTest extends KernelsContract {
       MemorySegment kv = arena.allocate(1, 1);
       AttentionSpec spec = new AttentionSpec(0, 2, 1, 32, 32, 1f, 0f, 0);
       MemorySegment scratch = arena.allocate(4L * AttentionRows.floats(kernels(), spec), 4);
-      AttentionRows rows = new AttentionRows();
+      AttentionRows rows = new AttentionRows(scratch);
+      rows.begin(kernels(), spec, q, out);
       rows.add(0, 5, 5, 0);
-      rows.run(kernels(), spec, type, q, kv, 0, 0, scratch, 0, out);
+      rows.run(new KvRun().set(type, kv, 0, 0));
       assertArrayEquals(new float[64], out.toArray(ValueLayout.JAVA_FLOAT));
       assertEquals(0, kernels().attentionScratch(spec));
     }

@@ -53,28 +53,24 @@ class X86AttentionTest {
           fill(row, valueDim, random, 1f);
           kernels.kvStore(type, row, 0, valueDim, kv, slots * kBytes + s * vBytes);
         }
-        AttentionRows tile = new AttentionRows();
+        int[] from = new int[rows];
+        int[] to = new int[rows];
         for (int r = 0; r < rows; r++) {
-          int from = begin + random.nextInt(slots + 1);
-          int to = begin + slots - random.nextInt(begin + slots - from + 1);
-          tile.add((long) r * group * keyDim, from, to, (long) r * group * valueDim);
+          from[r] = begin + random.nextInt(slots + 1);
+          to[r] = begin + slots - random.nextInt(begin + slots - from[r] + 1);
         }
+        KvRun run = new KvRun().set(type, kv, -begin * kBytes, slots * kBytes - begin * vBytes);
         MemorySegment[] results = new MemorySegment[2];
         for (int i = 0; i < 2; i++) {
           Kernels set = i == 0 ? ScalarKernels.INSTANCE : kernels;
           MemorySegment scratch = arena.allocate(4L * AttentionRows.floats(set, spec));
           results[i] = arena.allocate(4L * rows * group * valueDim);
-          tile.run(
-              set,
-              spec,
-              type,
-              query,
-              kv,
-              -begin * kBytes,
-              slots * kBytes - begin * vBytes,
-              scratch,
-              0,
-              results[i]);
+          AttentionRows tile = new AttentionRows(scratch);
+          tile.begin(set, spec, query, results[i]);
+          for (int r = 0; r < rows; r++) {
+            tile.add((long) r * group * keyDim, from[r], to[r], (long) r * group * valueDim);
+          }
+          tile.run(run);
         }
         for (int i = 0; i < rows * group * valueDim; i++) {
           assertEquals(

@@ -29,28 +29,24 @@ class X86AttentionTilesTest {
       float softCap = random.nextInt(3) == 0 ? 3f : 0f;
       float scale = random.nextInt(4) == 0 ? -0.125f : 0.125f;
       AttentionSpec spec = new AttentionSpec(0, group, 1, keyDim, valueDim, scale, softCap, 0);
-      int segment = random.nextInt(3);
-      int begin = segment * Kernels.ATTENTION_SEGMENT + random.nextInt(200);
+      int begin = random.nextInt(3) * Kernels.ATTENTION_SEGMENT + random.nextInt(200);
       int slots = 1 + random.nextInt(200);
-      AttentionTile tile = new AttentionTile();
-      tile.begin(segment);
       int rows = 1 + random.nextInt(AttentionTile.ROWS);
-      int stateFloats = ScalarKernels.INSTANCE.attentionState(spec);
       int windows = random.nextInt(3);
+      int[] from = new int[rows];
+      int[] to = new int[rows];
       for (int r = 0; r < rows; r++) {
-        int from = begin;
-        int to = begin + Math.max(0, slots - rows + r + 1);
+        from[r] = begin;
+        to[r] = begin + Math.max(0, slots - rows + r + 1);
         if (windows == 1) {
-          from = Math.max(begin, to - 20);
+          from[r] = Math.max(begin, to[r] - 20);
         } else if (windows == 2) {
-          from = begin + random.nextInt(slots + 1);
-          to = from + random.nextInt(begin + slots - from + 1);
+          from[r] = begin + random.nextInt(slots + 1);
+          to[r] = from[r] + random.nextInt(begin + slots - from[r] + 1);
         }
-        int other = (r + 3) % rows;
-        tile.add((long) other * group * keyDim, from, to, (long) (rows - 1 - r) * stateFloats);
       }
       String what = "seed=" + seed + " " + spec + " " + type + " rows=" + rows + " slots=" + slots;
-      compare(tiles, spec, type, tile, begin, slots, random, what);
+      compare(tiles, spec, type, from, to, begin, slots, random, what);
     }
   }
 
@@ -58,15 +54,17 @@ class X86AttentionTilesTest {
       X86AttentionTiles tiles,
       AttentionSpec spec,
       KvCache.Type type,
-      AttentionTile tile,
+      int[] from,
+      int[] to,
       int begin,
       int slots,
       Random random,
       String what) {
     Kernels scalar = ScalarKernels.INSTANCE;
-    int stateFloats = tile.rows() * scalar.attentionState(spec);
+    int rows = from.length;
+    int stateFloats = rows * scalar.attentionState(spec);
     try (Arena arena = Arena.ofConfined()) {
-      MemorySegment q = arena.allocate(4L * tile.rows() * spec.group() * spec.keyDim());
+      MemorySegment q = arena.allocate(4L * rows * spec.group() * spec.keyDim());
       float spread = random.nextInt(3) == 0 ? 40f : 1f;
       for (int i = 0; i < q.byteSize() / 4; i++) {
         Segments.f32(q, i, spread * (float) random.nextGaussian());
@@ -82,14 +80,14 @@ class X86AttentionTilesTest {
         fill(row, spec.valueDim(), random, oddity);
         scalar.kvStore(type, row, 0, spec.valueDim(), kv, slots * keyBytes + s * valueBytes);
       }
-      long keys = -begin * keyBytes;
-      long values = slots * keyBytes - begin * valueBytes;
+      KvRun run =
+          new KvRun().set(type, kv, -begin * keyBytes, slots * keyBytes - begin * valueBytes);
       MemorySegment expected = states(arena, stateFloats);
       MemorySegment scratch = arena.allocate(4L * scalar.attentionScratch(spec));
-      scalar.attention(spec, type, q, tile, kv, keys, values, scratch, 0, expected);
+      scalar.attention(spec, tile(spec, from, to, begin, q, expected), run, scratch);
       MemorySegment actual = states(arena, stateFloats);
-      MemorySegment room = states(arena, 1 + tiles.scratchFloats(spec));
-      tiles.run(spec, type, q, tile, kv, keys, values, room, 1, actual);
+      MemorySegment room = states(arena, 1 + tiles.scratchFloats(spec)).asSlice(4);
+      tiles.run(spec, tile(spec, from, to, begin, q, actual), run, room);
       for (int i = 0; i < stateFloats; i++) {
         float e = Segments.f32(expected, i);
         float a = Segments.f32(actual, i);
@@ -100,6 +98,20 @@ class X86AttentionTilesTest {
         assertEquals(e, a, what + " i=" + i);
       }
     }
+  }
+
+  /** Rows with the queries of others, and states in the opposite order. */
+  private static AttentionTile tile(
+      AttentionSpec spec, int[] from, int[] to, int begin, MemorySegment q, MemorySegment states) {
+    AttentionTile tile = new AttentionTile();
+    tile.begin(begin / Kernels.ATTENTION_SEGMENT, q, states);
+    int rows = from.length;
+    int stateFloats = ScalarKernels.INSTANCE.attentionState(spec);
+    for (int r = 0; r < rows; r++) {
+      long query = (long) (r + 3) % rows * spec.group() * spec.keyDim();
+      tile.add(query, from[r], to[r], (long) (rows - 1 - r) * stateFloats);
+    }
+    return tile;
   }
 
   /** Memory full of NaN, so that what is not written shows. */

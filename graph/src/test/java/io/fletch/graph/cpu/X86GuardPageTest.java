@@ -233,14 +233,15 @@ class X86GuardPageTest {
       // At the start of a chunk, and across the end of one.
       for (int from : new int[] {0, 60}) {
         AttentionTile tile = new AttentionTile();
-        tile.begin(0);
+        tile.begin(0, q, states);
         for (int r = 0; r < rows; r++) {
           int to = from + Math.max(0, slots + r + 1 - rows);
           tile.add((long) r * group * dim, from, to, (long) r * stateFloats);
         }
         long first = -from * kernels.kvBytes(type, dim);
-        kernels.attention(spec, type, q, tile, kv, first, first + bytes, scratch, 0, states);
-        kernels.attention(spec, type, q, tile, kv, first + bytes, first, scratch, 0, states);
+        KvRun run = new KvRun();
+        kernels.attention(spec, tile, run.set(type, kv, first, first + bytes), scratch);
+        kernels.attention(spec, tile, run.set(type, kv, first + bytes, first), scratch);
       }
       MemorySegment two = memory.allocate(8L * stateFloats);
       MemorySegment out = memory.allocate(4L * group * dim);
