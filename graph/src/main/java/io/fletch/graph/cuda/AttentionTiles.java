@@ -336,12 +336,7 @@ final class AttentionTiles {
           () -> {
             PtxRegister h = k.fma(kvHead, group, k.rem(q, group));
             PtxRegister to = k.address(out, k.fma(of, spec.heads(), h), bytes);
-            k.when(
-                k.compare("eq", t, 0),
-                () -> {
-                  k.store(F32, to, 0, topOf[index]);
-                  k.store(F32, to, 4, totalOf[index]);
-                });
+            weigh(to, topOf[index], totalOf[index]);
             PtxRegister elements = k.address(k.address(to, t, 8), share, 4 * width);
             for (int n = 0; n < width / 8; n++) {
               PtxRegister[] two = k.loadVector("shared", F32, 2, place[index], 32L * n);
@@ -447,16 +442,21 @@ final class AttentionTiles {
   }
 
   private void write(PtxRegister to, int j, PtxRegister[][] of) {
-    k.when(
-        k.compare("eq", t, 0),
-        () -> {
-          k.store(F32, to, 0, most[j]);
-          k.store(F32, to, 4, total[j]);
-        });
+    weigh(to, most[j], total[j]);
     PtxRegister elements = k.address(k.address(to, t, 8), share, 4 * width);
     for (int n = 0; n < of.length; n++) {
       k.storeVector("global", F32, elements, 16 + 32L * n, of[n][2 * j], of[n][2 * j + 1]);
     }
+  }
+
+  /** The largest score of a piece and the sum of its weights: all shares know them, one writes. */
+  private void weigh(PtxRegister to, PtxRegister top, PtxRegister sum) {
+    k.when(
+        k.both(k.compare("eq", t, 0), k.compare("eq", share, 0)),
+        () -> {
+          k.store(F32, to, 0, top);
+          k.store(F32, to, 4, sum);
+        });
   }
 
   /** Finds the cache of a row, and where its own slots come; returns the piece's logarithm. */

@@ -1058,13 +1058,16 @@ final class PtxCompiler {
           markWritten(w, i, bytes);
         } else {
           global(w, l, at, bytes);
-          GpuFault race = strong ? null : w.block.launch.races.write(w, l, at, bytes, false);
-          for (int e = 0; e < n; e++) {
-            if (race != null
-                && get(at + e * size, size, false) != value(unsigned(t), r[x[e] + l])) {
-              throw race;
+          Races races = w.block.launch.races;
+          synchronized (races.lock(at)) {
+            GpuFault race = strong ? null : races.write(w, l, at, bytes, false);
+            for (int e = 0; e < n; e++) {
+              if (race != null
+                  && get(at + e * size, size, false) != value(unsigned(t), r[x[e] + l])) {
+                throw race;
+              }
+              put(at + e * size, size, r[x[e] + l]);
             }
-            put(at + e * size, size, r[x[e] + l]);
           }
         }
       }

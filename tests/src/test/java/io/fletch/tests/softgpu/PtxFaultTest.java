@@ -160,6 +160,25 @@ class PtxFaultTest {
     assertEquals(64, run(sum, blocks)[0]);
   }
 
+  /**
+   * Two blocks, each run by a worker, wait for each other and write a word: what one of them has
+   * announced the other finds stored.
+   */
+  @Test
+  void blocksMayWriteTheSame() {
+    String words =
+        "mov.u32 %a, %ctaid.x; setp.ge.u32 %p, %a, 2; @%p bra END;"
+            + "setp.ne.u32 %p, %t, 0; @%p bra END; mov.u64 %x, %out; mov.u32 %a, 2; AGAIN:"
+            + "atom.global.add.u32 %b, [%out], 1; WAIT: ld.volatile.global.u32 %b, [%out];"
+            + "setp.lt.u32 %p, %b, %a; @%p bra WAIT;"
+            + "add.u64 %x, %x, 4; st.global.u32 [%x], %a; add.u32 %a, %a, 2;"
+            + "setp.le.u32 %p, %a, 400; @%p bra AGAIN; END:";
+    int[] out =
+        Bench.run(Bench.kernel(DECLARATIONS, words), LaunchConfig.of(4, 32), new int[8], 201);
+    assertEquals(400, out[0]);
+    assertEquals(400, out[200]);
+  }
+
   @Test
   void launchesThatOverlap() {
     LaunchConfig one = LaunchConfig.of(1, 32).withProgrammatic(true);

@@ -1,5 +1,6 @@
 package io.fletch.tests.softgpu;
 
+import java.util.Arrays;
 import java.util.Locale;
 import java.util.concurrent.ConcurrentHashMap;
 
@@ -57,9 +58,23 @@ final class Races {
     }
   }
 
+  private final Object[] locks = new Object[64];
   private final ConcurrentHashMap<Long, Page> pages = new ConcurrentHashMap<>();
   private int launches;
   private int chain;
+
+  Races() {
+    Arrays.setAll(locks, i -> new Object());
+  }
+
+  /**
+   * What a store to this address holds from {@link #write} until the value is there: a block that
+   * another thread runs may write the same only where it can see it. A store is aligned and has 16
+   * bytes at most.
+   */
+  Object lock(long at) {
+    return locks[(int) (at >>> 4) & locks.length - 1];
+  }
 
   /** A launch begins that may overlap those before it, or none of them. */
   synchronized void begin(Launch launch, boolean overlaps) {
@@ -194,6 +209,8 @@ final class Races {
   /**
    * A write of global memory, aligned to its bytes.
    *
+   * <p>The caller holds the {@link #lock} of the address until it has stored the value.
+   *
    * @return null, or what is to be thrown unless the write changes nothing: several threads may
    *     write the same
    */
@@ -252,8 +269,8 @@ final class Races {
     }
 
     void clear() {
-      java.util.Arrays.fill(writes, 0);
-      java.util.Arrays.fill(reads, 0);
+      Arrays.fill(writes, 0);
+      Arrays.fill(reads, 0);
     }
 
     void read(Warp w, int lane, int at, int bytes) {
@@ -313,12 +330,12 @@ final class Races {
 
     /** A copy in the background arrives; when it began it was a write. */
     void arrive(Warp w, int lane, int at, int bytes) {
-      java.util.Arrays.fill(writes, at >> 1, at + bytes >> 1, w.stamp(lane));
+      Arrays.fill(writes, at >> 1, at + bytes >> 1, w.stamp(lane));
     }
 
     /** A bulk copy arrives, for those who waited for it. */
     void forget(int at, int bytes) {
-      java.util.Arrays.fill(writes, at >> 1, at + bytes >> 1, 0);
+      Arrays.fill(writes, at >> 1, at + bytes >> 1, 0);
     }
   }
 }
