@@ -50,7 +50,7 @@ public final class AttentionCode {
   /** Bytes of the scores of a slot. */
   private static final int SCORE_BYTES = SoftmaxCode.SCORE_BYTES;
 
-  /** Slots whose scores are computed together with 512 bits. */
+  /** Slots that are taken together. */
   private static final int SLOTS = 4;
 
   private static final Gpr Q = Gpr.RDI;
@@ -67,6 +67,9 @@ public final class AttentionCode {
 
   /** The key or value at hand. */
   private static final Gpr SLOT = Gpr.RAX;
+
+  /** What is to be prefetched next of values, with 256 bits. */
+  private static final Gpr NEXT_VALUES = Gpr.RBX;
 
   /** Elements of keys that are in registers together with 512 bits. */
   private static final int COLUMNS = 32;
@@ -159,6 +162,7 @@ public final class AttentionCode {
   }
 
   private byte[] emit() {
+    a.push(NEXT_VALUES);
     constants();
     Label chunk = a.here();
     a.mov(Gpr.RAX, CHUNK);
@@ -181,6 +185,7 @@ public final class AttentionCode {
     a.sub(LEFT, COUNT);
     a.jcc(Condition.NE, chunk);
     a.vzeroupper();
+    a.pop(NEXT_VALUES);
     a.ret();
     return a.assemble();
   }
@@ -247,14 +252,17 @@ public final class AttentionCode {
 
   /** Lines of every four keys that are prefetched during the softmax, when memory would idle. */
   private int later() {
-    return lanes.parts == 1 ? Math.min(LATER, SLOTS * keyStride / 64) : 0;
+    return Math.min(LATER, SLOTS * keyStride / 64);
   }
 
   /** What {@link #prefetch} left of keys; those of the chunk at hand are behind the pointer. */
   private void prefetchLater(int pause) {
-    int end = ((AHEAD - 1) * CHUNK + (pause + 1) * SLOTS) * keyStride;
+    // A pause for every four slots with 512 bits, two with 256.
+    int end = ((AHEAD - 1) * CHUNK + (pause / lanes.parts + 1) * SLOTS) * keyStride;
     for (int i = 1; i <= later(); i++) {
-      a.prefetcht1(Mem.of(KEYS, end - 64 * i));
+      if (i % lanes.parts == pause % lanes.parts) {
+        a.prefetcht1(Mem.of(KEYS, end - 64 * i));
+      }
     }
   }
 
@@ -264,7 +272,7 @@ public final class AttentionCode {
     if (lanes.parts == 1) {
       eachSlot(KEYS, keyStride, SLOTS, this::scoresOfTile);
     } else {
-      eachSlot(KEYS, keyStride, 1, slots -> scoresOfSlot());
+      eachSlot(KEYS, keyStride, SLOTS, this::scoresOfSlots);
     }
   }
 
@@ -384,19 +392,50 @@ public final class AttentionCode {
     a.kmovw(k, Gpr.RAX);
   }
 
-  // 256 bits: one slot at a time, with two registers for each head.
+  // 256 bits: one slot at a time, with two registers for each head. Four slots share the end.
 
-  private void scoresOfSlot() {
+  private void scoresOfSlots(int slots) {
+    for (int s = 0; s < slots; s++) {
+      scoresOfSlot(s, slots);
+    }
+    Vec t = lanes.reg(8);
+    if (slots == 1) {
+      // Heads 0 and 2 are in the lower half, 1 and 3 in the upper one.
+      Vec x = pairs(0);
+      addPairs(x, x, x, 0x88, 0xdd, t);
+      a.vextractf128(t.xmm(), x.ymm(), 1);
+      a.vunpcklps(x.xmm(), x.xmm(), t.xmm());
+      a.vmovups(Mem.of(SCORE), x.xmm());
+      return;
+    }
+    Vec order = lanes.reg(9);
+    a.vmovups(order, a.ints(0, 4, 1, 5, 2, 6, 3, 7));
+    for (int s = 0; s < slots; s += 2) {
+      // Heads 0 and 2 of one slot, then of the other, and so in the upper half 1 and 3.
+      addPairs(pairs(s), pairs(s), pairs(s + 1), 0x88, 0xdd, t);
+      a.vpermps(pairs(s), order, pairs(s));
+      a.vmovups(Mem.of(SCORE, s * SCORE_BYTES), pairs(s));
+    }
+  }
+
+  /** Two partial sums of each head of a slot: of heads 0, 2, 1 and 3. */
+  private Vec pairs(int slot) {
+    return lanes.reg(12 + slot);
+  }
+
+  private void scoresOfSlot(int slot, int slots) {
     for (int i = 0; i < 2 * heads; i++) {
       a.vxorps(lanes.reg(i), lanes.reg(i), lanes.reg(i));
     }
     Vec k = lanes.reg(8);
     for (int i = 0; i < keyDim; i += 8) {
-      load(k, 0, i);
+      load(k, slot * keyStride, i);
       for (int h = 0; h < heads; h++) {
         a.vfmadd231ps(lanes.reg(2 * h + i / 8 % 2), k, Mem.of(Q, 4 * (h * keyDim + i)));
       }
-      prefetch(i / 8, keyDim / 8, 1, keyStride, 0);
+      if (slots == SLOTS) {
+        prefetch((slot * keyDim + i) / 8, SLOTS * keyDim / 8, SLOTS, keyStride, later());
+      }
     }
     for (int h = 0; h < heads; h++) {
       a.vaddps(lanes.reg(2 * h), lanes.reg(2 * h), lanes.reg(2 * h + 1));
@@ -407,12 +446,7 @@ public final class AttentionCode {
     Vec high = lanes.reg(10);
     addQuarters(low, lanes.reg(0), lanes.reg(Math.min(2, last)), t);
     addQuarters(high, lanes.reg(Math.min(4, last)), lanes.reg(last), t);
-    addPairs(low, low, high, 0x44, 0xee, t);
-    addPairs(low, low, low, 0x88, 0xdd, t);
-    // Heads 0 and 2 are in the lower half, 1 and 3 in the upper one.
-    a.vextractf128(t.xmm(), low.ymm(), 1);
-    a.vunpcklps(low.xmm(), low.xmm(), t.xmm());
-    a.vmovups(Mem.of(SCORE), low.xmm());
+    addPairs(pairs(slot), low, high, 0x44, 0xee, t);
   }
 
   /** Four partial sums of x and of y. */
@@ -439,8 +473,12 @@ public final class AttentionCode {
   private void update() {
     int vectors = valueDim * 4 / bytes;
     int perPass = (lanes.parts == 1 ? 16 : 8) / heads;
+    int passes = (vectors + perPass - 1) / perPass;
+    if (lanes.parts > 1) {
+      a.lea(NEXT_VALUES, Mem.of(VALUES_POINTER, AHEAD * CHUNK * valueStride));
+    }
     for (int from = 0; from < vectors; from += perPass) {
-      pass(from, Math.min(perPass, vectors - from));
+      pass(from, Math.min(perPass, vectors - from), passes);
     }
   }
 
@@ -449,10 +487,8 @@ public final class AttentionCode {
   }
 
   /** As many columns of the results as registers hold. */
-  private void pass(int from, int count) {
+  private void pass(int from, int count, int passes) {
     int base = lanes.parts == 1 ? 16 : 8;
-    // Passes of 256 bits are so many that the first one prefetches for all.
-    int parts = lanes.parts == 1 ? valueDim * 4 / bytes : count;
     Vec v = lanes.reg(base);
     for (int h = 0; h < heads; h++) {
       a.vbroadcastss(v, Mem.of(STATE, 4 * (FACTOR + h)));
@@ -460,27 +496,58 @@ public final class AttentionCode {
         a.vmulps(lanes.reg(count * h + i), v, result(h, from + i));
       }
     }
+    // Passes of 256 bits are many: each prefetches a part from memory, the first one for all from
+    // the level-2 cache.
+    boolean apart = lanes.parts > 1;
+    int together = apart ? SLOTS : 1;
+    int lines = (together * valueStride + 64 * passes - 1) / (64 * passes);
     eachSlot(
         VALUES_POINTER,
         valueStride,
-        1,
+        together,
         slots -> {
-          for (int i = 0; i < count; i++) {
-            if (i == 0) {
+          for (int s = 0; s < slots; s++) {
+            for (int i = 0; i < count; i++) {
+              if (i == 0) {
+                for (int h = 0; h < heads; h++) {
+                  a.vbroadcastss(lanes.reg(base + 1 + h), Mem.of(SCORE, s * SCORE_BYTES + 4 * h));
+                }
+              }
+              load(v, s * valueStride, (from + i) * bytes / 4);
               for (int h = 0; h < heads; h++) {
-                a.vbroadcastss(lanes.reg(base + 1 + h), Mem.of(SCORE, 4 * h));
+                a.vfmadd231ps(lanes.reg(count * h + i), lanes.reg(base + 1 + h), v);
+              }
+              if (!apart) {
+                prefetch(from + i, valueDim * 4 / bytes, 1, valueStride, 0);
+              } else if (slots == together) {
+                prefetchApart(s * count + i, together * count, lines, from == 0);
               }
             }
-            load(v, 0, (from + i) * bytes / 4);
-            for (int h = 0; h < heads; h++) {
-              a.vfmadd231ps(lanes.reg(count * h + i), lanes.reg(base + 1 + h), v);
-            }
-            prefetch(from + i, parts, 1, valueStride, 0);
+          }
+          if (apart && slots == together) {
+            a.add(NEXT_VALUES, 64 * lines);
           }
         });
     for (int h = 0; h < heads; h++) {
       for (int i = 0; i < count; i++) {
         a.vmovups(result(h, from + i), lanes.reg(count * h + i));
+      }
+    }
+  }
+
+  /** The share that one of some parts of the work on four values has of their lines. */
+  private void prefetchApart(int part, int parts, int lines, boolean first) {
+    if (first) {
+      int near = (SLOTS * valueStride + 63) / 64;
+      for (int n = 0; n < near; n++) {
+        if (n * parts / near == part) {
+          a.prefetcht0(Mem.of(SLOT, NEXT * valueStride + 64 * n));
+        }
+      }
+    }
+    for (int n = 0; n < lines; n++) {
+      if (n * parts / lines == part) {
+        a.prefetcht1(Mem.of(NEXT_VALUES, 64 * n));
       }
     }
   }
