@@ -10,7 +10,9 @@ import java.io.BufferedReader;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.attribute.PosixFilePermissions;
 import java.util.List;
+import java.util.Optional;
 import java.util.Set;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
@@ -105,13 +107,58 @@ class AtomicFileTest {
   /** Between its making and its lock a file looks like a leftover. */
   @Test
   void aFileThatAnotherWriterRemovedBeforeItsLockIsNotWritten() throws IOException {
-    AtomicFile.Begun kept = AtomicFile.begin(folder.resolve("a.gguf"));
-    assertTrue(kept.isOurs());
-    kept.channel().close();
-    AtomicFile.Begun begun = AtomicFile.begin(folder.resolve("a.gguf"));
-    Files.delete(begun.path());
-    assertFalse(begun.isOurs());
-    begun.channel().close();
+    try (TemporaryFile kept = TemporaryFile.begin(folder.resolve("a.gguf"), false);
+        TemporaryFile begun = TemporaryFile.begin(folder.resolve("a.gguf"), false)) {
+      assertTrue(kept.isOurs());
+      Files.delete(begun.path());
+      assertFalse(begun.isOurs());
+    }
+  }
+
+  /** A link to its folder is the same folder. */
+  @Test
+  void ownFilesAreKnownUnderAllTheirNames() throws Exception {
+    Path real = Files.createDirectory(folder.resolve("real"));
+    Path link = Files.createSymbolicLink(folder.resolve("link"), real);
+    try (TemporaryFile file = TemporaryFile.beside(real.resolve("a"))) {
+      Path other = link.resolve(file.path().getFileName());
+      TemporaryFile.removeLeftovers(link.resolve("a"));
+      TemporaryFile.removeLeftover(other);
+      assertTrue(Files.exists(file.path()));
+      assertEquals(Optional.empty(), TemporaryFile.hold(other));
+    }
+    try (Stream<Path> left = Files.list(real)) {
+      assertEquals(0, left.count());
+    }
+  }
+
+  @Test
+  void filesAreHeldOnce() throws IOException {
+    Path path = folder.resolve(".a.dense.tmp");
+    Files.write(path, BYTES);
+    try (TemporaryFile held = TemporaryFile.hold(path).orElseThrow()) {
+      assertEquals(Optional.empty(), TemporaryFile.hold(path));
+      TemporaryFile.removeLeftover(path);
+      assertArrayEquals(BYTES, Files.readAllBytes(held.path()));
+    }
+    assertFalse(Files.exists(path));
+    assertThrows(IOException.class, () -> TemporaryFile.hold(path));
+    // Not after a failure either.
+    Files.write(path, BYTES);
+    TemporaryFile.removeLeftover(path);
+    assertFalse(Files.exists(path));
+  }
+
+  @Test
+  void privateFilesStayPrivate() throws IOException {
+    Path target = folder.resolve("a");
+    try (AtomicFile file = AtomicFile.ofOwner(target)) {
+      write(file, BYTES);
+    }
+    if (Files.getFileStore(folder).supportsFileAttributeView("posix")) {
+      assertEquals(
+          PosixFilePermissions.fromString("rw-------"), Files.getPosixFilePermissions(target));
+    }
   }
 
   @Test

@@ -4,6 +4,7 @@ import io.fletch.quant.ArrowWriter;
 import io.fletch.quant.LinearOp;
 import io.fletch.quant.LinearOpTensors;
 import io.fletch.quant.Quantizer;
+import io.fletch.quant.TemporaryFile;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
@@ -29,7 +30,7 @@ import java.util.regex.Pattern;
  * A model whose matrices are all dense, for what cannot take others: a Fletch Arrow file with
  * sparse and factorised matrices, written out beside the output for as long as the command runs,
  * one matrix in memory at a time. Models that need none of this are given as they are. Closing
- * removes the file.
+ * removes the file; what a killed process left is removed by the next one with the same output.
  */
 final class DenseCopy implements AutoCloseable {
   /** Names after the stem of a matrix, up to what {@link LinearOpTensors} reads. */
@@ -37,10 +38,10 @@ final class DenseCopy implements AutoCloseable {
       Pattern.compile("(.+?)\\.(?:sp\\..*|[UV]\\..*|[AB]\\.diag_blocks|coefficients)");
 
   private final WeightFile file;
-  private final Optional<Path> temporary;
+  private final Optional<TemporaryFile> temporary;
   private final Set<String> decoded;
 
-  private DenseCopy(WeightFile file, Optional<Path> temporary, Set<String> decoded) {
+  private DenseCopy(WeightFile file, Optional<TemporaryFile> temporary, Set<String> decoded) {
     this.file = file;
     this.temporary = temporary;
     this.decoded = decoded;
@@ -58,10 +59,16 @@ final class DenseCopy implements AutoCloseable {
   static DenseCopy of(WeightFile file, Path output, boolean isNeeded, boolean isExact)
       throws IOException {
     boolean isEncoded = file.tensors().keySet().stream().anyMatch(ModelConversion::isEncoded);
+    Path path = output.toAbsolutePath().resolveSibling("." + output.getFileName() + ".dense.tmp");
+    // Of a process that was killed.
+    TemporaryFile.removeLeftovers(path);
+    TemporaryFile.removeLeftover(path);
     if (!isNeeded || !isEncoded || file.format() != WeightFile.Format.ARROW) {
       return new DenseCopy(file, Optional.empty(), Set.of());
     }
-    Path path = output.resolveSibling("." + output.getFileName() + ".dense.tmp");
+    if (Files.exists(path)) {
+      held(path, output).close();
+    }
     Set<String> decoded = new TreeSet<>();
     try (TensorStore derived = TensorStore.create()) {
       HyperParameters declared = HyperParameters.read(file.format(), file.metadata());
@@ -88,12 +95,18 @@ final class DenseCopy implements AutoCloseable {
       }
       writer.write(path);
     }
+    TemporaryFile held = held(path, output);
     try {
-      return new DenseCopy(WeightFile.open(path), Optional.of(path), decoded);
+      return new DenseCopy(WeightFile.open(path), Optional.of(held), decoded);
     } catch (RuntimeException e) {
-      Files.deleteIfExists(path);
+      held.close();
       throw e;
     }
+  }
+
+  private static TemporaryFile held(Path path, Path output) throws IOException {
+    return TemporaryFile.hold(path)
+        .orElseThrow(() -> new CommandException(path + ": another process makes " + output));
   }
 
   private static Optional<String> stem(String name) {
@@ -176,7 +189,7 @@ final class DenseCopy implements AutoCloseable {
     }
     file.close();
     try {
-      Files.deleteIfExists(temporary.get());
+      temporary.get().close();
     } catch (IOException e) {
       throw new java.io.UncheckedIOException(e);
     }

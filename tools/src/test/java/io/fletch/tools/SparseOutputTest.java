@@ -11,6 +11,7 @@ import io.fletch.Session;
 import io.fletch.quant.Dequantizer;
 import io.fletch.quant.LinearOp;
 import io.fletch.quant.LinearOpTensors;
+import io.fletch.quant.TemporaryFile;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorType;
 import io.fletch.quant.WeightFile;
@@ -312,7 +313,16 @@ class SparseOutputTest {
         "bitmap",
         "--sparse-type",
         "f32");
+    // What a killed process left goes; what another holds stays, and nothing is written over it.
+    Path left = Files.writeString(Path.of(at(".q.gguf.dense.tmp")), "left");
+    try (TemporaryFile _ = TemporaryFile.hold(left).orElseThrow()) {
+      Fletch.Outcome refused = Fletch.run("convert", "-m", at("q.arrow"), "-o", at("q.gguf"));
+      assertTrue(refused.err().contains("another process makes"), refused.err());
+      assertEquals("left", Files.readString(left));
+    }
+    Files.writeString(left, "left");
     Fletch.ok("convert", "-m", at("q.arrow"), "-o", at("q.gguf"), "--type", "f32");
+    assertFalse(Files.exists(left));
     Fletch.ok("convert", "-m", at("b.arrow"), "-o", at("b.gguf"), "--type", "f32");
     assertSame(at("q.gguf"), at("b.gguf"));
     Fletch.ok("quantize", "-m", at("q.arrow"), "--type", "Q8_0", "-o", at("x.gguf"));

@@ -1,15 +1,16 @@
 package io.fletch.runtime.engine;
 
 import io.fletch.FletchException;
+import io.fletch.quant.AtomicFile;
+import io.fletch.quant.TemporaryFile;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.UncheckedIOException;
 import java.net.URL;
-import java.nio.file.AtomicMoveNotSupportedException;
+import java.nio.ByteBuffer;
 import java.nio.file.FileSystemException;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.nio.file.StandardCopyOption;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
@@ -88,6 +89,9 @@ final class DemoModels {
       try {
         if (!Files.isRegularFile(target) || Files.size(target) != content.bytes()) {
           extract(resource, folder, target, content.hash());
+        } else {
+          // What an extraction left that was killed while another went on.
+          TemporaryFile.removeLeftovers(target);
         }
         return target;
       } catch (FileSystemException e) {
@@ -133,38 +137,25 @@ final class DemoModels {
   private static void extract(URL resource, Path folder, Path target, String hash)
       throws IOException {
     Files.createDirectories(folder);
-    Path temporary = Files.createTempFile(folder, ".demo-", ".tmp");
-    try {
-      try (InputStream in = resource.openStream()) {
-        Files.copy(in, temporary, StandardCopyOption.REPLACE_EXISTING);
-      }
-      if (!matches(temporary, hash)) {
-        throw new FletchException(
-            "demo model is damaged: " + resource + ": SHA-256 expected=" + hash);
-      }
-      try {
-        Files.move(temporary, target, StandardCopyOption.ATOMIC_MOVE);
-      } catch (AtomicMoveNotSupportedException e) {
-        Files.move(temporary, target, StandardCopyOption.REPLACE_EXISTING);
-      }
-    } finally {
-      Files.deleteIfExists(temporary);
-    }
-  }
-
-  private static boolean matches(Path file, String hash) throws IOException {
     MessageDigest digest;
     try {
       digest = MessageDigest.getInstance("SHA-256");
     } catch (NoSuchAlgorithmException e) {
       throw new AssertionError(e);
     }
-    try (InputStream in = Files.newInputStream(file)) {
+    try (AtomicFile file = new AtomicFile(target);
+        InputStream in = resource.openStream()) {
       byte[] buffer = new byte[1 << 16];
       for (int n = in.read(buffer); n >= 0; n = in.read(buffer)) {
         digest.update(buffer, 0, n);
+        file.write(ByteBuffer.wrap(buffer, 0, n));
       }
+      if (!HexFormat.of().formatHex(digest.digest()).equals(hash)) {
+        throw new FletchException(
+            "demo model is damaged: " + resource + ": SHA-256 expected=" + hash);
+      }
+      file.complete(new byte[0]);
+      file.commit();
     }
-    return HexFormat.of().formatHex(digest.digest()).equals(hash);
   }
 }

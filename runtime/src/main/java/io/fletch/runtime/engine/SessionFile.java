@@ -2,6 +2,7 @@ package io.fletch.runtime.engine;
 
 import io.fletch.FletchException;
 import io.fletch.graph.KvCache;
+import io.fletch.quant.AtomicFile;
 import java.io.EOFException;
 import java.io.IOException;
 import java.io.UncheckedIOException;
@@ -10,10 +11,7 @@ import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
 import java.nio.channels.WritableByteChannel;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.AtomicMoveNotSupportedException;
-import java.nio.file.Files;
 import java.nio.file.Path;
-import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
 import java.util.Arrays;
 import java.util.HexFormat;
@@ -34,8 +32,8 @@ import java.util.zip.CRC32C;
  * </pre>
  *
  * A file is written beside its target, forced to the disk and then moved onto it, so that a reader
- * sees the old or the new one. It is read twice: its checksum is right before anything of the
- * session changes. Stateless.
+ * sees the old or the new one; where files have permissions only its owner can read it. It is read
+ * twice: its checksum is right before anything of the session changes. Stateless.
  */
 final class SessionFile {
   private static final byte[] MAGIC = "FLTSESS2".getBytes(StandardCharsets.US_ASCII);
@@ -49,34 +47,21 @@ final class SessionFile {
   static void save(Path target, byte[] identity, GraphForward forward) {
     Path absolute = target.toAbsolutePath();
     try {
-      Path folder = absolute.getParent();
-      if (folder == null) {
+      if (absolute.getParent() == null) {
         throw new FletchException(target + ": expected=a file actual=a root folder");
       }
-      Path temporary = Files.createTempFile(folder, absolute.getFileName() + ".", ".tmp");
-      try {
-        try (FileChannel file = FileChannel.open(temporary, StandardOpenOption.WRITE)) {
-          write(file, identity, forward);
-          file.force(true);
-        }
-        move(temporary, absolute);
-      } finally {
-        Files.deleteIfExists(temporary);
+      // What was said to a model is its user's.
+      try (AtomicFile file = AtomicFile.ofOwner(absolute)) {
+        write(file, identity, forward);
+        file.complete(new byte[0]);
+        file.commit();
       }
     } catch (IOException e) {
       throw new UncheckedIOException(e);
     }
   }
 
-  private static void move(Path from, Path to) throws IOException {
-    try {
-      Files.move(from, to, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
-    } catch (AtomicMoveNotSupportedException _) {
-      Files.move(from, to, StandardCopyOption.REPLACE_EXISTING);
-    }
-  }
-
-  private static void write(FileChannel file, byte[] identity, GraphForward forward)
+  private static void write(AtomicFile file, byte[] identity, GraphForward forward)
       throws IOException {
     CRC32C sum = new CRC32C();
     WritableByteChannel summed =
@@ -84,14 +69,15 @@ final class SessionFile {
           @Override
           public int write(ByteBuffer bytes) throws IOException {
             ByteBuffer same = bytes.duplicate();
-            int n = file.write(bytes);
-            sum.update(same.limit(same.position() + n));
+            int n = bytes.remaining();
+            file.write(bytes);
+            sum.update(same);
             return n;
           }
 
           @Override
           public boolean isOpen() {
-            return file.isOpen();
+            return true;
           }
 
           @Override
@@ -108,7 +94,7 @@ final class SessionFile {
     KvCache.write(head.flip(), summed);
     forward.kv().save(n, summed);
     ByteBuffer end = buffer(Integer.BYTES).putInt((int) sum.getValue()).flip();
-    KvCache.write(end, file);
+    file.write(end);
   }
 
   private static ByteBuffer buffer(int bytes) {

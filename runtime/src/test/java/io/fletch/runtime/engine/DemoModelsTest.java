@@ -2,6 +2,7 @@ package io.fletch.runtime.engine;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -59,6 +60,21 @@ class DemoModelsTest {
     try (var files = Files.list(folder)) {
       assertEquals(3, files.count(), "no temporary files are left");
     }
+  }
+
+  @Test
+  void removesWhatKilledExtractionsLeft(@TempDir Path folder) throws IOException {
+    Path file = DemoModels.file("demo-small", List.of(folder));
+    Path left = folder.resolve("." + file.getFileName() + ".0123456789abcdef.tmp");
+    Path other = Files.writeString(folder.resolve(".demo-1.tmp"), "another program's");
+    Files.writeString(left, "half");
+    assertEquals(file, DemoModels.file("demo-small", List.of(folder)));
+    assertFalse(Files.exists(left));
+    Files.writeString(left, "half");
+    Files.delete(file);
+    assertIsModel("demo-small", DemoModels.file("demo-small", List.of(folder)));
+    assertFalse(Files.exists(left));
+    assertTrue(Files.exists(other));
   }
 
   @Test

@@ -2,6 +2,7 @@ package io.fletch.runtime.engine;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertInstanceOf;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -18,6 +19,7 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.attribute.PosixFilePermissions;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -204,6 +206,25 @@ class SessionStateTest {
       assertThrows(FletchException.class, () -> session.save(folder.resolve("x")));
       assertThrows(FletchException.class, () -> session.restore(folder.resolve("x")));
       assertArrayEquals(new Object[0], session.tokens().toArray());
+    }
+  }
+
+  /** A process that was killed while it saved; what others call alike stays. */
+  @Test
+  void savingRemovesWhatAKilledSaveLeft() throws IOException {
+    Path file = folder.resolve("chat.session");
+    Path left =
+        Files.writeString(folder.resolve(".chat.session.0123456789abcdef.tmp"), "half a session");
+    Path other = Files.writeString(folder.resolve("chat.session.17.tmp"), "another's");
+    try (Model model = TestModels.open("demo-small", options());
+        Session session = model.newSession()) {
+      session.save(file);
+    }
+    assertFalse(Files.exists(left));
+    assertTrue(Files.exists(other));
+    if (Files.getFileStore(folder).supportsFileAttributeView("posix")) {
+      assertEquals(
+          PosixFilePermissions.fromString("rw-------"), Files.getPosixFilePermissions(file));
     }
   }
 }
