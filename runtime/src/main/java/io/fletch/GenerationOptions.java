@@ -2,6 +2,7 @@ package io.fletch;
 
 import io.fletch.sampling.DiffusionOptions;
 import io.fletch.sampling.Grammar;
+import io.fletch.sampling.SamplerStep;
 import io.fletch.sampling.SamplingOptions;
 import java.util.List;
 import java.util.Objects;
@@ -11,12 +12,14 @@ import java.util.function.Consumer;
 /**
  * How an answer is generated.
  *
- * @param sampling temperature and friends; greedy by {@code SamplingOptions.greedy()}
+ * @param sampling temperature, filters, penalties and the seed, which is fixed unless you choose
+ *     one: the same prompt then gets the same answer; greedy by {@code SamplingOptions.greedy()}
  * @param maxTokens most tokens of the answer; 0 for what the context still holds
  * @param stopStrings texts that end the answer (and are not part of it)
- * @param stopTokens ids that end the answer, besides the model's own
+ * @param stopTokens ids that end the answer, besides the model's own; ids of the model
  * @param ignoreEnd go on after end-of-generation tokens
- * @param logprobs number of alternatives to report per token; -1 for none
+ * @param logprobs number of alternatives to report per token, no more than the vocabulary has; 0
+ *     for the token's own alone, -1 for none
  * @param diffusion how a diffusion model decodes; empty for low-confidence unmasking in blocks of
  *     16, one token per step, with the temperature, top-k, top-p and seed of {@code sampling}. Not
  *     for autoregressive models. {@code DiffusionTechnique.parse("fast", model.diffusion().get(),
@@ -35,6 +38,10 @@ import java.util.function.Consumer;
  * @param contextShift goes on where the context is full, by dropping old tokens; {@code maxTokens}
  *     0 is then no limit. Empty to end with {@link Generation.FinishReason#LENGTH}. Not for
  *     diffusion models, and not together with routing or unit policies
+ * @param samplerSteps the application's own changes of logits and candidates, applied to every
+ *     token in this order: behind penalties, bias and DRY, before the grammar and the filters of
+ *     {@code sampling}. Called by the thread that reads the answer; a step with memory of its own
+ *     belongs to one answer. Not for diffusion models
  */
 public record GenerationOptions(
     SamplingOptions sampling,
@@ -48,7 +55,8 @@ public record GenerationOptions(
     Optional<Grammar> grammar,
     Optional<Routing> routing,
     Optional<List<UnitPolicy>> units,
-    Optional<ContextShift> contextShift) {
+    Optional<ContextShift> contextShift,
+    List<SamplerStep> samplerSteps) {
   /** Copies and checks. */
   public GenerationOptions {
     Objects.requireNonNull(sampling, "sampling");
@@ -60,6 +68,10 @@ public record GenerationOptions(
     units = units.map(List::copyOf);
     stopStrings = List.copyOf(Objects.requireNonNull(stopStrings, "stopStrings"));
     stopTokens = List.copyOf(Objects.requireNonNull(stopTokens, "stopTokens"));
+    samplerSteps = List.copyOf(Objects.requireNonNull(samplerSteps, "samplerSteps"));
+    for (int id : stopTokens) {
+      Ranges.check("stopTokens", id, id >= 0, ">= 0");
+    }
     Ranges.check("maxTokens", maxTokens, maxTokens >= 0, ">= 0 (0 for no limit)");
     Ranges.check("logprobs", logprobs, logprobs >= -1, ">= -1 (-1 for none)");
     Ranges.check(
@@ -83,7 +95,8 @@ public record GenerationOptions(
         Optional.empty(),
         Optional.empty(),
         Optional.empty(),
-        Optional.empty());
+        Optional.empty(),
+        List.of());
   }
 
   /** Greedy decoding. */
@@ -151,6 +164,11 @@ public record GenerationOptions(
     return edit(with -> with.contextShift = Optional.of(value));
   }
 
+  /** With the application's own steps between logits and filters; they replace earlier ones. */
+  public GenerationOptions withSamplerSteps(List<SamplerStep> value) {
+    return edit(with -> with.samplerSteps = value);
+  }
+
   /** The components as variables, so that a {@code with} method names only what it changes. */
   private static final class Edit {
     private SamplingOptions sampling;
@@ -165,6 +183,7 @@ public record GenerationOptions(
     private Optional<Routing> routing;
     private Optional<List<UnitPolicy>> units;
     private Optional<ContextShift> contextShift;
+    private List<SamplerStep> samplerSteps;
 
     Edit(GenerationOptions from) {
       sampling = from.sampling;
@@ -179,6 +198,7 @@ public record GenerationOptions(
       routing = from.routing;
       units = from.units;
       contextShift = from.contextShift;
+      samplerSteps = from.samplerSteps;
     }
 
     GenerationOptions build() {
@@ -194,7 +214,8 @@ public record GenerationOptions(
           grammar,
           routing,
           units,
-          contextShift);
+          contextShift,
+          samplerSteps);
     }
   }
 

@@ -22,13 +22,21 @@ public interface Model extends AutoCloseable {
     return open(path, ModelOptions.defaults());
   }
 
-  /** Opens a model with options. */
+  /**
+   * Opens a model file or folder with options.
+   *
+   * @throws FletchException if it cannot be run, or not as the options say
+   * @throws java.io.UncheckedIOException if reading fails
+   */
   static Model open(Path path, ModelOptions options) {
     return Models.open(path, options);
   }
 
   /**
    * Opens an embedded demo model by name: {@code demo}, {@code demo-small}, {@code demo-diffusion}.
+   * They are in the jar of the command line ({@code fletch-tools}), not in that of the library.
+   *
+   * @throws FletchException as {@link #demoFile}
    */
   static Model demo(String name, ModelOptions options) {
     return Models.demo(name, options);
@@ -43,10 +51,10 @@ public interface Model extends AutoCloseable {
     return Models.demoFile(name);
   }
 
-  /** Name for people. */
+  /** Name for people: that of the file or folder. */
   String name();
 
-  /** What it is made of. */
+  /** What it is made of. Still there when the model is closed. */
   Info info();
 
   /**
@@ -59,10 +67,12 @@ public interface Model extends AutoCloseable {
   Tokenizer tokenizer();
 
   /**
-   * Renders messages with the model's chat template.
+   * Renders messages with the model's chat template. Encode the text with {@code encode(text,
+   * false, true)}: it has the beginning token and the special tokens in it.
    *
    * @param addGenerationPrompt end with the start of an assistant turn
    * @param variables further template variables, for example {@code tools}
+   * @throws FletchException if there is no template, or it refuses the messages
    */
   String chatPrompt(
       List<Message> messages, boolean addGenerationPrompt, Map<String, Object> variables);
@@ -95,7 +105,20 @@ public interface Model extends AutoCloseable {
    */
   void check(int[] prompt, GenerationOptions options);
 
-  /** Makes a session with the model's context length. */
+  /**
+   * Bytes of keys and values that a session keeps per token, in all layers: what a session of n
+   * tokens takes is n times this, and buffers that do not grow with it. Depends on {@link
+   * ModelOptions#kvType}.
+   */
+  long kvBytesPerToken();
+
+  /**
+   * Makes a session for up to {@link Info#contextLength} tokens. Its memory is reserved here and
+   * taken as tokens come ({@link #kvBytesPerToken}).
+   *
+   * @throws IllegalStateException if the model is closed
+   * @throws FletchException if a GPU has too little memory
+   */
   Session newSession();
 
   /** One line: backend, kernels, threads, and why. */

@@ -3,12 +3,14 @@ package io.fletch;
 import io.fletch.runtime.engine.EmbedderLoader;
 import io.fletch.runtime.engine.ModelLoader;
 import java.nio.file.Path;
+import java.util.Objects;
 
 /** Opens models: the way from the interfaces to their implementation. */
 final class Models {
   private Models() {}
 
   static Model open(Path path, ModelOptions options) {
+    Objects.requireNonNull(path, "path");
     return ModelLoader.open(path, options);
   }
 
@@ -21,6 +23,7 @@ final class Models {
   }
 
   static Embedder openEmbedder(Path path, EmbedderOptions options) {
+    Objects.requireNonNull(path, "path");
     return EmbedderLoader.open(path, options);
   }
 
@@ -29,6 +32,7 @@ final class Models {
   }
 
   static Tokenizer tokenizer(Path path) {
+    Objects.requireNonNull(path, "path");
     return ModelLoader.tokenizer(path);
   }
 }

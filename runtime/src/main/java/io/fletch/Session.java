@@ -47,12 +47,20 @@ public interface Session extends AutoCloseable {
   /** Whether the session is open and no generation is: the next one can begin. */
   boolean isIdle();
 
-  /** Tokens in the cache. */
+  /** Ids of the tokens in the cache, prompt and answers, in their order; a copy. */
   List<Integer> tokens();
 
   /**
    * Answers a chat: renders the messages with the model's template and generates. The part of the
-   * prompt that equals the start of the cache is not computed again.
+   * prompt that equals the start of the cache is not computed again. Nothing runs before the first
+   * chunk is asked for. Special tokens that are written in messages count as such.
+   *
+   * @param messages the whole conversation, one or more
+   * @throws IllegalArgumentException if there are no messages, or an option is out of the model's
+   *     range
+   * @throws IllegalStateException if a generation is open, or the session is closed
+   * @throws FletchException if the model has no chat template, that refuses the messages, the
+   *     prompt does not fit into the context, or the model cannot do what the options say
    */
   default Generation chat(List<Message> messages, GenerationOptions options) {
     return chat(messages, Map.of(), options);
@@ -67,22 +75,53 @@ public interface Session extends AutoCloseable {
    */
   Generation chat(List<Message> messages, Map<String, ?> variables, GenerationOptions options);
 
-  /** Continues a raw text. */
+  /**
+   * Continues a raw text, encoded as {@link Tokenizer#encode(String)} does: with a beginning token
+   * where the model wants one, special tokens recognised.
+   *
+   * @throws RuntimeException as {@link #generate(int[], GenerationOptions)}
+   */
   Generation generate(String prompt, GenerationOptions options);
 
-  /** Continues token ids. */
+  /**
+   * Continues token ids. The part of them that the cache begins with is not computed again; what
+   * the cache holds behind it is dropped.
+   *
+   * @param prompt one id or more, special tokens included; nothing is added
+   * @throws IllegalArgumentException if there are no ids, or an id or an option is out of the
+   *     model's range
+   * @throws IllegalStateException if a generation is open, or the session is closed
+   * @throws FletchException if the prompt does not fit into the context, or the model cannot do
+   *     what the options say
+   */
   Generation generate(int[] prompt, GenerationOptions options);
 
-  /** Logits {@code [ids.length][vocabulary]} of the ids, from an empty cache. */
+  /**
+   * Logits {@code [ids.length][vocabulary]}: row i is what follows ids 0 to i (for a diffusion
+   * model, what stands at i). Computed beside the conversation, whose cache stays as it is.
+   *
+   * @param ids from 1 to {@link Model.Info#contextLength}
+   * @throws FletchException if there are none or too many
+   * @throws IllegalArgumentException if an id is none of the model's
+   */
   float[][] logits(int[] ids);
 
   /**
-   * Log-likelihood (natural) of each token after the first, given those before it, from an empty
-   * cache.
+   * Log-likelihood (natural) of each token after the first, given those before it; {@code
+   * ids.length - 1} values. Computed beside the conversation, whose cache stays as it is.
+   *
+   * @param ids as of {@link #logits}
+   * @throws FletchException as {@link #logits}, and for a diffusion model
    */
   double[] score(int[] ids);
 
-  /** Drops tokens from {@code length} on; O(1). */
+  /**
+   * Drops tokens from {@code length} on; O(1).
+   *
+   * @param length from 0 to the number of {@link #tokens}
+   * @throws IndexOutOfBoundsException if it is not in that range
+   * @throws IllegalStateException if a generation is open
+   */
   void truncate(int length);
 
   /**

@@ -4,7 +4,10 @@ import java.nio.file.Path;
 import java.util.List;
 import java.util.OptionalInt;
 
-/** Text to token ids and back. Immutable and thread-safe. */
+/**
+ * Text to token ids and back. Immutable and thread-safe. Methods that take ids throw a {@link
+ * FletchException} for one that is not in {@code [0, vocabularySize())}.
+ */
 public interface Tokenizer {
   /**
    * Opens the tokenizer of a model file or folder without opening the model; a GGUF file without

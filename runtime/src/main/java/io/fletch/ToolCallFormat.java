@@ -44,7 +44,18 @@ public enum ToolCallFormat {
    * @param name of the tool
    * @param arguments a JSON object as text
    */
-  public record Call(String name, String arguments) {}
+  public record Call(String name, String arguments) {
+    /**
+     * The arguments as chat templates take them: a map, or the text where that is no JSON object.
+     */
+    public Object value() {
+      try {
+        return arguments.isBlank() ? Map.of() : JSON.std.mapFrom(arguments);
+      } catch (IOException _) {
+        return arguments;
+      }
+    }
+  }
 
   /** The text besides the calls, and the calls in their order. */
   public record Parsed(String content, List<Call> calls) {}

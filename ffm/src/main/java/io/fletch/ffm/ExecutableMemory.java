@@ -8,12 +8,15 @@ import java.lang.foreign.Linker;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.lang.invoke.MethodHandle;
+import java.util.ArrayList;
+import java.util.List;
 import java.util.Locale;
 import java.util.Optional;
 
 /**
- * Pages that hold machine code emitted at run time. Code lives as long as the process; {@link
- * #shared()} is the arena that everybody emits into, from any thread.
+ * Pages that hold machine code emitted at run time. {@link #shared()} is the arena that everybody
+ * emits into, from any thread. Code lives as long as this class is loaded: a container that gives
+ * an application a class loader of its own gets the pages back when it unloads that.
  *
  * <p>No page is ever writable and executable at one address (W^X). Pages are mapped read-write,
  * filled, then made read-execute; where a host refuses that change (SELinux execmem), a memory file
@@ -36,7 +39,7 @@ public final class ExecutableMemory {
    * An emitted function.
    *
    * @param name for logs and plans
-   * @param entry its address, of zero length, valid for ever
+   * @param entry its address, of zero length, valid while this class is loaded
    * @param bytes size of code and constants
    */
   public record Function(String name, MemorySegment entry, int bytes) {}
@@ -70,6 +73,9 @@ public final class ExecutableMemory {
   private long used;
   private long size;
   private long emitted;
+
+  /** What removes mappings when nobody can reach this arena. */
+  private final List<MemorySegment> mappings = new ArrayList<>();
 
   ExecutableMemory(Method method) {
     this.method = method;
@@ -201,6 +207,7 @@ public final class ExecutableMemory {
       int flags = Libc.MAP_PRIVATE | Libc.MAP_ANONYMOUS | Libc.MAP_NORESERVE;
       writable = check("mmap", Libc.mmap(0, bytes, Libc.PROT_NONE, flags, -1, 0));
       executable = writable;
+      hold(writable, bytes);
     } else {
       int fd = (int) check("memfd_create", Libc.memfdCreate("fletch-code", Libc.MFD_CLOEXEC));
       try {
@@ -214,12 +221,22 @@ public final class ExecutableMemory {
         }
         executable = check("mmap(rx)", rx);
         writable = rw;
+        hold(rw, bytes);
+        hold(rx, bytes);
       } finally {
         Libc.close(fd);
       }
     }
     used = 0;
     size = bytes;
+  }
+
+  /** Removes a mapping with the arena, unless that lives as long as the process anyway. */
+  private void hold(long address, long bytes) {
+    if (ExecutableMemory.class.getClassLoader() != ClassLoader.getSystemClassLoader()) {
+      // Takes some milliseconds of the start.
+      mappings.add(Libc.untilUnreachable(address, bytes));
+    }
   }
 
   private void prove() {

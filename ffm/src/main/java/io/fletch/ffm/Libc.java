@@ -7,7 +7,10 @@ import java.lang.foreign.MemoryLayout;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.lang.invoke.MethodHandle;
+import java.lang.invoke.MethodHandleProxies;
+import java.lang.invoke.MethodHandles;
 import java.lang.invoke.VarHandle;
+import java.util.function.Consumer;
 
 /**
  * The calls of the C library that this module makes, with errno. Linux only: the constants are the
@@ -70,6 +73,24 @@ final class Libc {
 
   static long munmap(long address, long bytes) {
     return call(MUNMAP, false, address, bytes, 0, 0, 0, 0);
+  }
+
+  /**
+   * A mapping that is removed when the segment is no longer reachable. What removes it is made of
+   * the JDK's classes only: the list of what is to be cleaned up then does not hold this class, and
+   * with it the class loader of an application that is deployed anew.
+   */
+  @SuppressWarnings("unchecked")
+  static MemorySegment untilUnreachable(long address, long bytes) {
+    MemorySegment state = Arena.ofAuto().allocate(Linker.Option.captureStateLayout());
+    MethodHandle unmap =
+        MethodHandles.insertArguments(CALL, 0, MUNMAP, state, address, bytes, 0L, 0L, 0L, 0L);
+    return MemorySegment.ofAddress(address)
+        .reinterpret(
+            bytes,
+            Arena.ofAuto(),
+            MethodHandleProxies.asInterfaceInstance(
+                Consumer.class, MethodHandles.dropArguments(unmap, 0, Object.class)));
   }
 
   static long mprotect(long address, long bytes, int protection) {

@@ -2,6 +2,7 @@ package io.fletch.ffm;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNotSame;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 import static org.junit.jupiter.api.Assumptions.assumeTrue;
@@ -14,10 +15,13 @@ import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.net.URL;
+import java.net.URLClassLoader;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Optional;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -68,7 +72,7 @@ class ExecutableMemoryTest {
       }
       List<String> maps = Files.readAllLines(Path.of("/proc/self/maps"));
       for (ExecutableMemory.Function f : functions) {
-        assertEquals("r-x", rights(maps, f.entry().address()), choice + " " + f);
+        assertEquals(Optional.of("r-x"), rights(maps, f.entry().address()), choice + " " + f);
       }
       for (String line : maps) {
         if (line.contains("fletch-code")) {
@@ -79,16 +83,16 @@ class ExecutableMemoryTest {
     }
   }
 
-  /** Rights of the mapping that holds an address. */
-  private static String rights(List<String> maps, long address) {
+  /** Rights of the mapping that holds an address; empty if none does. */
+  private static Optional<String> rights(List<String> maps, long address) {
     for (String line : maps) {
       String[] range = line.split(" ")[0].split("-");
       if (Long.compareUnsigned(Long.parseUnsignedLong(range[0], 16), address) <= 0
           && Long.compareUnsigned(address, Long.parseUnsignedLong(range[1], 16)) < 0) {
-        return line.split(" ")[1].substring(0, 3);
+        return Optional.of(line.split(" ")[1].substring(0, 3));
       }
     }
-    throw new AssertionError("no mapping holds " + Long.toHexString(address));
+    return Optional.empty();
   }
 
   @Test
@@ -102,6 +106,39 @@ class ExecutableMemoryTest {
     assertEquals(6, ExecutableMemory.call(first, 1, 1, 0));
     assertEquals(6, ExecutableMemory.call(second, 1, 1, 0));
     assertTrue(memory.emittedBytes() >= 10 << 20);
+  }
+
+  @Test
+  void codeGoesWithItsClassLoader() throws Exception {
+    long address = emitElsewhere();
+    for (int i = 0; i < 200 && isMapped(address); i++) {
+      System.gc();
+      Thread.sleep(10);
+    }
+    assertFalse(isMapped(address), Long.toHexString(address));
+  }
+
+  /**
+   * Emits by classes of a loader that nobody knows afterwards, as a redeployed application does.
+   */
+  private static long emitElsewhere() throws Exception {
+    URL classes = ExecutableMemory.class.getProtectionDomain().getCodeSource().getLocation();
+    try (URLClassLoader loader =
+        new URLClassLoader(new URL[] {classes}, ClassLoader.getPlatformClassLoader())) {
+      Class<?> type = loader.loadClass(ExecutableMemory.class.getName());
+      assertNotSame(ExecutableMemory.class, type);
+      Object memory = type.getMethod("shared").invoke(null);
+      Object function =
+          type.getMethod("emit", String.class, byte[].class).invoke(memory, "f", addConstant(1));
+      MemorySegment entry = (MemorySegment) function.getClass().getMethod("entry").invoke(function);
+      assertTrue(isMapped(entry.address()));
+      return entry.address();
+    }
+  }
+
+  private static boolean isMapped(long address) throws IOException {
+    return rights(Files.readAllLines(Path.of("/proc/self/maps")), address)
+        .equals(Optional.of("r-x"));
   }
 
   @Test

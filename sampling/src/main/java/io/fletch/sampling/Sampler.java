@@ -9,12 +9,13 @@ import java.util.function.IntPredicate;
 
 /**
  * Draws a token from a row of logits: a chain of {@link SamplerStep}s and a counter-based draw. The
- * order is that of llama.cpp: penalties, bias, DRY, grammar mask, top-n-sigma, top-k, typical-p,
- * top-p, min-p, XTC, temperature, the application's own steps, draw; with Mirostat the temperature
- * comes first and replaces the other filters. The result is a function of (logits, history,
- * options, mask), with Mirostat also of the surprise of the tokens drawn so far: equal inputs give
- * equal tokens on every machine that computes equal logits. After construction nothing is
- * allocated, apart from DRY's memory for a longer history. Belongs to one decoder; not thread-safe.
+ * order is that of llama.cpp: penalties, bias, DRY, the application's own steps, grammar mask,
+ * top-n-sigma, top-k, typical-p, top-p, min-p, XTC, temperature, draw; with Mirostat the
+ * temperature comes first and replaces the other filters. The result is a function of (logits,
+ * history, options, mask), with Mirostat also of the surprise of the tokens drawn so far: equal
+ * inputs give equal tokens on every machine that computes equal logits. After construction nothing
+ * is allocated, apart from DRY's memory for a longer history. Belongs to one decoder; not
+ * thread-safe.
  */
 public final class Sampler {
   private final SamplingOptions options;
@@ -54,6 +55,7 @@ public final class Sampler {
     }
     SamplerExtras extras = options.extras();
     extras.dry().ifPresent(dry -> edits.add(new DryStep(vocabulary, dry, breaks)));
+    edits.addAll(more);
     if (options.temperature() > 0) {
       if (extras.mirostat().isPresent()) {
         addTemperature();
@@ -64,7 +66,6 @@ public final class Sampler {
         addTemperature();
       }
     }
-    filters.addAll(more);
     argmaxOnly = options.temperature() == 0 && edits.isEmpty() && filters.isEmpty();
     boolean topFirst =
         options.temperature() > 0
@@ -169,13 +170,13 @@ public final class Sampler {
     return of(options, vocabulary, List.of());
   }
 
-  /** The chain that the options describe, with further steps in front of the draw. */
+  /** The chain that the options describe, with further steps in front of its filters. */
   public static Sampler of(SamplingOptions options, int vocabulary, List<SamplerStep> more) {
     return of(options, vocabulary, more, token -> false);
   }
 
   /**
-   * The chain that the options describe, with further steps in front of the draw.
+   * The chain that the options describe, with further steps in front of its filters.
    *
    * @param breaks whether DRY's repetitions do not run across a token: its text contains one of the
    *     {@link SamplerExtras.Dry#breakers}

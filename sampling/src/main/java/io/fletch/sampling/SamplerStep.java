@@ -2,9 +2,10 @@ package io.fletch.sampling;
 
 /**
  * One step between a row of logits and the draw: it changes logits or removes candidates. An
- * application may add its own (see {@link Sampler#of(SamplingOptions, int, java.util.List)}). A
- * step must be a function of its two arguments, or a run cannot be repeated. Called by the decoding
- * thread; a step with scratch memory belongs to one sampler.
+ * application may add its own: the options of a generation take them, and {@link
+ * Sampler#of(SamplingOptions, int, java.util.List)} does for decoders of one's own. A step must be
+ * a function of its two arguments, or a run cannot be repeated; it may be applied more than once
+ * for one token. Called by the decoding thread; a step with scratch memory belongs to one sampler.
  */
 @FunctionalInterface
 public interface SamplerStep {

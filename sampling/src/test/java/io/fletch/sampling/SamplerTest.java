@@ -122,11 +122,16 @@ class SamplerTest {
   }
 
   @Test
-  void ownStepsRunLast() {
+  void ownStepsRunBeforeFilters() {
     SamplerStep evenOnly = (c, h) -> c.retain(id -> id % 2 == 0);
+    float[] logits = {0, 9, 1, 9};
     Sampler s = Sampler.of(SamplingOptions.greedy(), 4, List.of(evenOnly));
     assertFalse(s.isArgmax());
-    assertEquals(2, s.sample(new float[] {0, 9, 1, 9}, history()));
+    assertEquals(2, s.sample(logits, history()));
+    // Top-k would leave nothing that the step allows.
+    Sampler filtered = Sampler.of(PLAIN.withTopK(1), 4, List.of(evenOnly));
+    assertEquals(0, filtered.leading());
+    assertEquals(2, filtered.sample(logits, history()));
   }
 
   @Test

@@ -43,7 +43,8 @@ class DocumentationTest {
           new MergeCommand(),
           new PerplexityCommand(),
           new BenchCommand(),
-          new DoctorCommand());
+          new DoctorCommand(),
+          new CalibrateCommand());
 
   @Test
   void javaOfTheReadmeRuns(@TempDir Path folder) throws Exception {
@@ -54,9 +55,64 @@ class DocumentationTest {
     String code = block.group(1);
     // A body of about ten lines is what the README promises.
     assertTrue(code.lines().filter(line -> !line.isBlank()).count() <= 14, code);
+    compile("Ask", code, folder);
+    try (URLClassLoader loader =
+        new URLClassLoader(
+            new URL[] {folder.toUri().toURL()}, DocumentationTest.class.getClassLoader())) {
+      java.lang.reflect.Method ask =
+          loader.loadClass("Ask").getDeclaredMethod("ask", Path.class, String.class);
+      ask.setAccessible(true);
+      assertEquals("4+3=7\nAnswer: 7", ask.invoke(null, Model.demoFile("demo"), "What is 4 + 3?"));
+    }
+  }
+
+  /** What the blocks of the guides leave out: where they stand, and what is the reader's own. */
+  private static final String AROUND =
+      """
+      import io.fletch.*;
+      import io.fletch.sampling.*;
+      import java.nio.file.*;
+      import java.util.*;
+
+      class %s {
+        static Path path;
+        static Path big;
+        static Path little;
+        static Model model;
+        static List<Message> messages;
+        static void show(int position, List<Integer> ids) {}
+        static String run(ToolCallFormat.Call call) { return ""; }
+        %s
+      }
+      """;
+
+  @Test
+  void javaOfTheGuidesCompiles(@TempDir Path folder) throws Exception {
+    int blocks = 0;
+    try (Stream<Path> pages = Files.list(ROOT.resolve("docs"))) {
+      for (Path page : pages.filter(p -> p.toString().endsWith(".md")).toList()) {
+        Matcher block =
+            Pattern.compile("```java\n(.*?)```", Pattern.DOTALL).matcher(Files.readString(page));
+        while (block.find()) {
+          String code = block.group(1);
+          // That of LangChain4j is a class of its own, which its module compiles.
+          if (!code.startsWith("import ")) {
+            boolean isMember = code.startsWith("static ");
+            String name = "Block" + blocks++;
+            String member = isMember ? code : "static void f() throws Exception {" + code + "}";
+            compile(name, AROUND.formatted(name, member), folder);
+          }
+        }
+      }
+    }
+    assertTrue(blocks >= 4, "blocks=" + blocks);
+  }
+
+  private static void compile(String name, String code, Path folder) {
     JavaCompiler compiler = ToolProvider.getSystemJavaCompiler();
     JavaFileObject source =
-        new SimpleJavaFileObject(URI.create("string:///Ask.java"), JavaFileObject.Kind.SOURCE) {
+        new SimpleJavaFileObject(
+            URI.create("string:///" + name + ".java"), JavaFileObject.Kind.SOURCE) {
           @Override
           public CharSequence getCharContent(boolean ignoreEncodingErrors) {
             return code;
@@ -69,19 +125,11 @@ class DocumentationTest {
                 messages,
                 null,
                 null,
-                List.of("-d", folder.toString(), "-cp", classPath()),
+                List.of("-proc:none", "-d", folder.toString(), "-cp", classPath()),
                 null,
                 List.of(source))
             .call();
-    assertTrue(compiled, messages.toString());
-    try (URLClassLoader loader =
-        new URLClassLoader(
-            new URL[] {folder.toUri().toURL()}, DocumentationTest.class.getClassLoader())) {
-      java.lang.reflect.Method ask =
-          loader.loadClass("Ask").getDeclaredMethod("ask", Path.class, String.class);
-      ask.setAccessible(true);
-      assertEquals("4+3=7\nAnswer: 7", ask.invoke(null, Model.demoFile("demo"), "What is 4 + 3?"));
-    }
+    assertTrue(compiled, code + messages);
   }
 
   /** Surefire may hide the class path in the manifest of a jar of its own. */

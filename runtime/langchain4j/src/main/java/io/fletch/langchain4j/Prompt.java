@@ -1,6 +1,5 @@
 package io.fletch.langchain4j;
 
-import com.fasterxml.jackson.jr.ob.JSON;
 import dev.langchain4j.agent.tool.ToolExecutionRequest;
 import dev.langchain4j.agent.tool.ToolSpecification;
 import dev.langchain4j.data.message.AiMessage;
@@ -25,7 +24,6 @@ import io.fletch.ToolCallFormat;
 import io.fletch.sampling.Grammar;
 import io.fletch.sampling.SamplingException;
 import io.fletch.sampling.SamplingOptions;
-import java.io.IOException;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -224,14 +222,8 @@ record Prompt(
     Map<String, Object> function = new LinkedHashMap<>();
     function.put("name", request.name());
     String arguments = request.arguments() == null ? "" : request.arguments();
-    Object parsed;
-    try {
-      // Templates write JSON themselves; what is none stays text.
-      parsed = arguments.isBlank() ? Map.of() : JSON.std.mapFrom(arguments);
-    } catch (IOException _) {
-      parsed = arguments;
-    }
-    function.put("arguments", parsed);
+    // Templates write JSON themselves.
+    function.put("arguments", new ToolCallFormat.Call(request.name(), arguments).value());
     Map<String, Object> out = new LinkedHashMap<>();
     if (request.id() != null) {
       out.put("id", request.id());

@@ -92,7 +92,7 @@ final class AutoregressiveGeneration implements Generation {
         Sampler.of(
             options.sampling(),
             forward.vocabulary(),
-            List.of(),
+            options.samplerSteps(),
             session.model().breakers(options.sampling()));
     AutoregressiveOptions limits =
         new AutoregressiveOptions(maxTokens, stopTokens, options.logprobs());

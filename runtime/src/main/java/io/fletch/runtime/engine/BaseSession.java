@@ -67,6 +67,12 @@ abstract class BaseSession implements Session {
   }
 
   @Override
+  public final String toString() {
+    // Of no thread: nothing that changes.
+    return "Session[" + model.name() + "]";
+  }
+
+  @Override
   public final boolean isIdle() {
     guard.enter();
     try {
@@ -177,6 +183,9 @@ abstract class BaseSession implements Session {
   @Override
   public final Generation chat(
       List<Message> messages, Map<String, ?> variables, GenerationOptions options) {
+    if (Objects.requireNonNull(messages, "messages").isEmpty()) {
+      throw new IllegalArgumentException("messages: expected=one or more actual=none");
+    }
     // The template writes the beginning token itself where the model wants one.
     String prompt = model.chatPrompt(messages, true, Collections.unmodifiableMap(variables));
     return generate(model.tokenizer().encode(prompt, false, true), options);
@@ -217,6 +226,12 @@ abstract class BaseSession implements Session {
     checkIds(model, ids);
     int[] fitting = fit(model, ids, options);
     Sampler.check(options.sampling(), model.info().vocabularySize());
+    for (int id : options.stopTokens()) {
+      if (id >= model.info().vocabularySize()) {
+        throw new IllegalArgumentException(
+            "stop token: expected=below " + model.info().vocabularySize() + " actual=" + id);
+      }
+    }
     if (model.diffusion().isPresent()) {
       DiffusionSession.check(model, options);
     } else {

@@ -181,6 +181,12 @@ final class DiffusionSession extends BaseSession {
           "penalties, logit bias and sampler extras are not for diffusion models: model="
               + model.name());
     }
+    if (!options.samplerSteps().isEmpty()) {
+      throw new FletchException(
+          "sampler steps are for autoregressive models: model="
+              + model.name()
+              + " decoding=diffusion");
+    }
     if (options.grammar().isPresent()) {
       throw new FletchException(
           "a grammar is for autoregressive models: model=" + model.name() + " decoding=diffusion");

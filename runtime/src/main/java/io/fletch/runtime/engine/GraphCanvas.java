@@ -40,7 +40,7 @@ final class GraphCanvas implements CanvasForward, AutoCloseable {
     context = model.contextLength();
     type = model.kvType();
     weightBytes = model.info().bytesPerToken();
-    slotBytes = model.kvBytesPerSlot();
+    slotBytes = model.kvBytesPerToken();
     this.vocabulary = executable.graph().vocabulary();
     this.mostRows = executable.plans().getLast().maxRows();
   }

@@ -179,7 +179,7 @@ final class LoadedEmbedder implements Embedder {
 
   @Override
   public float[] embed(String text) {
-    return embed(List.of(text)).getFirst();
+    return embed(List.of(Objects.requireNonNull(text, "text"))).getFirst();
   }
 
   @Override

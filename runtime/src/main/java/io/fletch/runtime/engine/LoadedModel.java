@@ -208,8 +208,8 @@ final class LoadedModel implements Model {
     };
   }
 
-  /** Bytes of keys and values of one slot, all layers. */
-  long kvBytesPerSlot() {
+  @Override
+  public long kvBytesPerToken() {
     long elements = 0;
     for (AttentionSpec spec : executable.graph().kvLayers()) {
       elements += (long) spec.kvHeads() * (spec.keyDim() + spec.valueDim());
@@ -246,7 +246,7 @@ final class LoadedModel implements Model {
         rows,
         Math.min(rows, maxLogitRows),
         cost,
-        kvBytesPerSlot(),
+        kvBytesPerToken(),
         with,
         forwards);
   }
@@ -270,6 +270,11 @@ final class LoadedModel implements Model {
     context.put("messages", turns);
     context.put("add_generation_prompt", addGenerationPrompt);
     return t.render(context);
+  }
+
+  @Override
+  public String toString() {
+    return "Model[" + name + ", " + info + "]";
   }
 
   @Override

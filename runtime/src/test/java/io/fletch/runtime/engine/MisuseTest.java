@@ -6,6 +6,7 @@ import static org.junit.jupiter.api.Assertions.assertSame;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import io.fletch.Embedder;
 import io.fletch.FletchException;
 import io.fletch.Generation;
 import io.fletch.GenerationOptions;
@@ -14,6 +15,8 @@ import io.fletch.Message;
 import io.fletch.Model;
 import io.fletch.ModelOptions;
 import io.fletch.Session;
+import io.fletch.Tokenizer;
+import io.fletch.ToolCallFormat.Call;
 import io.fletch.sampling.Grammar;
 import io.fletch.sampling.SamplerExtras;
 import io.fletch.sampling.SamplingException;
@@ -203,6 +206,72 @@ class MisuseTest {
               .chat(messages, Collections.singletonMap("tools", null), endless(5))
               .result()
               .ids());
+    }
+  }
+
+  @Test
+  void requestsThatMakeNoSenseAreRefusedBeforeTheyRun() {
+    says("stopTokens: expected=>= 0 actual=-1", () -> GREEDY.withStopTokens(List.of(-1)));
+    says("path", () -> Model.open(null));
+    says("path", () -> Tokenizer.open(null));
+    says("path", () -> Embedder.open(null));
+    says("index: expected=>= 0 actual=-1", () -> Message.tool(-1, new Call("f", "{}"), "1"));
+    try (Model model = model();
+        Session session = model.newSession()) {
+      says("messages: expected=one or more actual=none", () -> session.chat(List.of(), endless(1)));
+      says(
+          "stop token: expected=below 1024 actual=1024",
+          () -> session.generate("Hi", GREEDY.withStopTokens(List.of(3, 1024))));
+      assertTrue(model.toString().startsWith("Model[demo-small.gguf, Info["), model.toString());
+      assertEquals("Session[demo-small.gguf]", session.toString());
+    }
+  }
+
+  @Test
+  void memoryOfASessionIsKnownBeforehand() {
+    long bytes = perToken(ModelOptions.KvType.F16);
+    // 4 layers, 1 head of 64 keys and 64 values, 2 bytes.
+    assertEquals(4 * (64 + 64) * 2, bytes);
+    assertEquals(bytes * 2, perToken(ModelOptions.KvType.F32));
+    assertEquals(bytes / 2 * 34 / 32, perToken(ModelOptions.KvType.Q8_0));
+  }
+
+  private static long perToken(ModelOptions.KvType type) {
+    try (Model model =
+        TestModels.open(
+            "demo-small", TestModels.options(ModelOptions.Backend.CPU).withKvType(type))) {
+      return model.kvBytesPerToken();
+    }
+  }
+
+  @Test
+  void stepsOfTheApplicationDecideWhatMayFollow() {
+    try (Model model = model();
+        Session session = model.newSession()) {
+      int digit = model.tokenizer().id("7").orElseThrow();
+      List<Integer> lengths = new ArrayList<>();
+      // Filters that leave one token come behind, so a step may forbid that one.
+      GenerationOptions only =
+          endless(4)
+              .withSampling(SamplingOptions.defaults().withTopK(1))
+              .withSamplerSteps(
+                  List.of(
+                      (candidates, history) -> lengths.add(history.length()),
+                      (candidates, history) -> candidates.retain(id -> id == digit)));
+      assertEquals(List.of(digit, digit, digit, digit), session.generate("H", only).result().ids());
+      int prompt = model.tokenizer().encode("H").length;
+      assertEquals(List.of(prompt, prompt + 1, prompt + 2, prompt + 3), lengths);
+      assertEquals(
+          session.generate("H", endless(4)).result().ids(),
+          session.generate("H", endless(4).withSamplerSteps(List.of((c, h) -> {}))).result().ids());
+    }
+    try (Model model =
+            TestModels.open("demo-diffusion", TestModels.options(ModelOptions.Backend.CPU));
+        Session session = model.newSession()) {
+      says(
+          "sampler steps are for autoregressive models: model=demo-diffusion.gguf"
+              + " decoding=diffusion",
+          () -> session.generate("H", GREEDY.withSamplerSteps(List.of((c, h) -> {}))));
     }
   }
 }

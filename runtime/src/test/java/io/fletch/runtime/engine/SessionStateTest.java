@@ -192,7 +192,7 @@ class SessionStateTest {
           session.generate(i + " different " + PROMPT, OPTIONS.withMaxTokens(1)).result();
         }
       }
-      long slot = loaded.kvBytesPerSlot();
+      long slot = loaded.kvBytesPerToken();
       assertTrue(loaded.prefixes().size() * 16 * slot <= 1 << 20);
       assertTrue(loaded.prefixes().size() < 60);
     }

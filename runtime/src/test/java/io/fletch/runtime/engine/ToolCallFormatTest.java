@@ -4,8 +4,10 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import io.fletch.Message;
 import io.fletch.ToolCallFormat;
 import io.fletch.ToolCallFormat.Call;
+import io.fletch.runtime.template.ChatTemplate;
 import io.fletch.sampling.Grammar;
 import io.fletch.sampling.GrammarTokens;
 import io.fletch.sampling.SamplingException;
@@ -414,5 +416,33 @@ class ToolCallFormatTest {
       assertThrows(IllegalArgumentException.class, () -> f.grammar(Map.of()));
       assertThrows(IllegalArgumentException.class, () -> f.grammar(Map.of("a", 7)));
     }
+  }
+
+  @Test
+  void callsAndResultsAreMessages() {
+    List<Call> calls =
+        List.of(
+            new Call("add", "{\"a\":[4,null],\"b\":3}"), new Call("now", ""), new Call("x", "{"));
+    Message called = Message.assistant("One moment.", calls);
+    Message result = Message.tool(1, calls.get(1), "12:00");
+    assertEquals("tool", result.role());
+    assertEquals(Map.of("tool_call_id", "call00001", "name", "now"), result.more());
+    // What a template of this kind makes of them.
+    String template =
+        "{{ messages[0].content }}{% for c in messages[0].tool_calls %}"
+            + "<{{ c.id }} {{ c.function.name }}({{ c.function.arguments | tojson }})>{% endfor %}";
+    assertEquals(
+        "One moment.<call00000 add({\"a\": [4, null], \"b\": 3})><call00001 now({})>"
+            + "<call00002 x(\"{\")>",
+        ChatTemplate.parse(template)
+            .render(
+                Map.of(
+                    "messages",
+                    List.of(
+                        Map.of(
+                            "content",
+                            called.content(),
+                            "tool_calls",
+                            called.more().get("tool_calls"))))));
   }
 }
