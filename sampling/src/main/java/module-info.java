@@ -5,4 +5,6 @@
  */
 module io.fletch.sampling {
   exports io.fletch.sampling;
+  exports io.fletch.sampling.support to
+      io.fletch.runtime;
 }

@@ -1,5 +1,6 @@
 package io.fletch;
 
+import io.fletch.sampling.support.Ranges;
 import java.util.Objects;
 import java.util.Optional;
 

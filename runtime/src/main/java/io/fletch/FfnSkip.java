@@ -1,6 +1,7 @@
 package io.fletch;
 
 import io.fletch.runtime.engine.UnitFiles;
+import io.fletch.sampling.support.Ranges;
 import java.nio.file.Path;
 import java.util.Map;
 import java.util.Objects;

@@ -4,6 +4,7 @@ import io.fletch.sampling.DiffusionOptions;
 import io.fletch.sampling.Grammar;
 import io.fletch.sampling.SamplerStep;
 import io.fletch.sampling.SamplingOptions;
+import io.fletch.sampling.support.Ranges;
 import java.util.List;
 import java.util.Objects;
 import java.util.Optional;

@@ -1,5 +1,6 @@
 package io.fletch;
 
+import io.fletch.sampling.support.Ranges;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.LinkedHashMap;

@@ -1,5 +1,6 @@
 package io.fletch;
 
+import io.fletch.sampling.support.Ranges;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Objects;

@@ -1,5 +1,6 @@
 package io.fletch.sampling;
 
+import io.fletch.sampling.support.Ranges;
 import java.util.Arrays;
 
 /**

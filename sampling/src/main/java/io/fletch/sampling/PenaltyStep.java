@@ -1,5 +1,7 @@
 package io.fletch.sampling;
 
+import io.fletch.sampling.support.Ranges;
+
 /**
  * Repetition, frequency and presence penalties (see {@link SamplerStep#penalties}). Holds one
  * counter per id, all zero between calls.

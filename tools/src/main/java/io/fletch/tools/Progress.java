@@ -1,5 +1,6 @@
 package io.fletch.tools;
 
+import io.fletch.ffm.Threads;
 import java.util.function.Supplier;
 
 /**
@@ -61,16 +62,6 @@ final class Progress implements AutoCloseable {
       return;
     }
     thread.interrupt();
-    boolean interrupted = false;
-    while (thread.isAlive()) {
-      try {
-        thread.join();
-      } catch (InterruptedException _) {
-        interrupted = true;
-      }
-    }
-    if (interrupted) {
-      Thread.currentThread().interrupt();
-    }
+    Threads.join(thread);
   }
 }

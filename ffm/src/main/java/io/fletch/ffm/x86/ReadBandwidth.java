@@ -2,6 +2,7 @@ package io.fletch.ffm.x86;
 
 import io.fletch.ffm.CpuFeatures;
 import io.fletch.ffm.NativeMemory;
+import io.fletch.ffm.Threads;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.BrokenBarrierException;
@@ -103,27 +104,12 @@ public final class ReadBandwidth implements AutoCloseable {
       whole = isRead(0, passes, begin, end);
     } finally {
       // They read memory that may be given back after this.
-      others.forEach(ReadBandwidth::join);
+      others.forEach(Threads::join);
     }
     if (!whole) {
       throw new IllegalStateException("the measurement was interrupted");
     }
     return (double) bytes() / best.get();
-  }
-
-  /** Waits for a thread that ends soon, interrupted or not. */
-  private static void join(Thread thread) {
-    boolean interrupted = false;
-    while (thread.isAlive()) {
-      try {
-        thread.join();
-      } catch (InterruptedException e) {
-        interrupted = true;
-      }
-    }
-    if (interrupted) {
-      Thread.currentThread().interrupt();
-    }
   }
 
   /** Reads a slice in every pass; false if one of the threads was interrupted, which ends all. */

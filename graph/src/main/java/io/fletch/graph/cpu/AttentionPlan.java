@@ -11,6 +11,13 @@ import java.util.concurrent.atomic.AtomicIntegerArray;
  *
  * <p>Made by the thread that starts the stage, then read by the workers; grows to the largest stage
  * seen. The bits of a result do not depend on it.
+ *
+ * <p>Every layer's rows are divided anew, though layers with one window and gates that let the same
+ * rows through divide alike. That takes 0.06 us for one row (0.18 us where its context is split),
+ * 0.6 us for 16 rows and 2.4 to 4.7 us for 128 (Emerald Rapids, 2026-11-30): 0.6 % of the attention
+ * of that layer at 64 slots (8 key/value heads of 64 with 4 query heads each), 0.2 % of 128 rows
+ * over 512. A division that is kept would have to be compared with window, shape and the gates of
+ * all rows, which decisions change within a forward.
  */
 final class AttentionPlan {
   /** A division is good where workers are idle for less than this part of the time. */

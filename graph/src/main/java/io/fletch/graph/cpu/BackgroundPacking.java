@@ -1,5 +1,6 @@
 package io.fletch.graph.cpu;
 
+import io.fletch.ffm.Threads;
 import java.lang.System.Logger;
 import java.lang.System.Logger.Level;
 import java.time.Duration;
@@ -66,23 +67,15 @@ final class BackgroundPacking implements AutoCloseable {
   /** Waits a little for the end, then cancels; after it nothing of this runs. */
   @Override
   public void close() {
-    boolean interrupted = false;
-    boolean waited = false;
-    while (thread.isAlive()) {
-      try {
-        if (!waited) {
-          waited = true;
-          thread.join(PATIENCE);
-        } else {
-          cancelled = true;
-          thread.join();
-        }
-      } catch (InterruptedException e) {
-        interrupted = true;
+    try {
+      // Refused by a thread that was not started.
+      if (thread.isAlive()) {
+        thread.join(PATIENCE);
       }
-    }
-    if (interrupted) {
+    } catch (InterruptedException _) {
       Thread.currentThread().interrupt();
     }
+    cancelled = true;
+    Threads.join(thread);
   }
 }

@@ -1,5 +1,6 @@
 package io.fletch.graph.cpu;
 
+import io.fletch.ffm.Threads;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
 import java.io.IOException;
@@ -106,17 +107,7 @@ final class HugeCopies implements AutoCloseable {
     synchronized (this) {
       cancelled = true;
     }
-    boolean interrupted = false;
-    while (thread.isAlive()) {
-      try {
-        thread.join();
-      } catch (InterruptedException e) {
-        interrupted = true;
-      }
-    }
+    Threads.join(thread);
     store.close();
-    if (interrupted) {
-      Thread.currentThread().interrupt();
-    }
   }
 }

@@ -1,6 +1,7 @@
 package io.fletch.graph.cpu;
 
 import io.fletch.ffm.NativeMemory;
+import io.fletch.ffm.Threads;
 import io.fletch.graph.GraphException;
 import io.fletch.graph.cpu.x86.PackedLayout;
 import io.fletch.quant.PackedFile;
@@ -493,17 +494,7 @@ final class PackedMatrices implements AutoCloseable {
 
   @Override
   public void close() {
-    boolean interrupted = false;
-    while (publishing.isPresent() && publishing.get().isAlive()) {
-      try {
-        publishing.get().join();
-      } catch (InterruptedException e) {
-        interrupted = true;
-      }
-    }
+    publishing.ifPresent(Threads::join);
     file.close();
-    if (interrupted) {
-      Thread.currentThread().interrupt();
-    }
   }
 }

@@ -1,6 +1,7 @@
 package io.fletch.graph.cpu;
 
 import io.fletch.ffm.Affinity;
+import io.fletch.ffm.Threads;
 import io.fletch.graph.GraphException;
 import java.lang.System.Logger;
 import java.lang.System.Logger.Level;
@@ -338,21 +339,11 @@ final class WorkerPool implements AutoCloseable {
       return;
     }
     closed = true;
-    boolean interrupted = false;
     for (int w = 1; w < threads; w++) {
       parking.unpark(workers[w]);
     }
     for (int w = 1; w < threads; w++) {
-      while (workers[w].isAlive()) {
-        try {
-          workers[w].join();
-        } catch (InterruptedException e) {
-          interrupted = true;
-        }
-      }
-    }
-    if (interrupted) {
-      Thread.currentThread().interrupt();
+      Threads.join(workers[w]);
     }
   }
 }

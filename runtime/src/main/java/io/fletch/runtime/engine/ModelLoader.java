@@ -8,6 +8,7 @@ import io.fletch.Tokenizer;
 import io.fletch.ffm.ExecutableMemory;
 import io.fletch.ffm.NativeAccess;
 import io.fletch.ffm.NativeException;
+import io.fletch.ffm.Threads;
 import io.fletch.ffm.device.CudaContext;
 import io.fletch.ffm.device.CudaDevices;
 import io.fletch.graph.Backend;
@@ -183,22 +184,7 @@ public final class ModelLoader {
       return load(file, derived, path, name, options, tokenizer);
     } finally {
       // The file may be closed next, and the reader must not outlive its mapping.
-      joinUninterruptibly(reader);
-    }
-  }
-
-  private static void joinUninterruptibly(Thread thread) {
-    boolean interrupted = false;
-    while (true) {
-      try {
-        thread.join();
-        break;
-      } catch (InterruptedException e) {
-        interrupted = true;
-      }
-    }
-    if (interrupted) {
-      Thread.currentThread().interrupt();
+      Threads.join(reader);
     }
   }
 
