@@ -139,7 +139,15 @@ public final class SparseBreakEven {
     if (m.packs()) {
       long rows = values.rows();
       data = store.allocate("packed", TensorType.I8, m.packedBytes(rows)).segment();
-      m.pack(values.segment(), data, rows, 0, rows);
+      double[] ms = new double[5];
+      for (int i = 0; i < ms.length; i++) {
+        long start = THREADS.getCurrentThreadCpuTime();
+        m.pack(values.segment(), data, rows, 0, rows);
+        ms[i] = (THREADS.getCurrentThreadCpuTime() - start) / 1e6;
+      }
+      double first = ms[0];
+      Arrays.sort(ms);
+      System.out.printf("packed %s %s: first %.1f, then %.1f ms%n", kind, type, first, ms[2]);
     }
     return new Candidate(kind, type, density, m, data, bytes);
   }

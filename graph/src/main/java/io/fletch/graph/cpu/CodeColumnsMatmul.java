@@ -3,6 +3,7 @@ package io.fletch.graph.cpu;
 import io.fletch.graph.cpu.Kernels.ActivationFormat;
 import io.fletch.graph.cpu.x86.CodeColumnsCode;
 import io.fletch.graph.cpu.x86.Isa;
+import io.fletch.graph.cpu.x86.PackColumnsCode;
 import io.fletch.quant.Tensor;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
@@ -30,6 +31,9 @@ final class CodeColumnsMatmul implements SkippingMatmul {
 
   /** Rows up to which lists of any length are faster than packing mapped weights piece by piece. */
   private static final int MOST_ROWS = 24;
+
+  /** Elements of a row up to which whole panels are packed by machine code. */
+  private static final int MOST_CODED = 1 << 22;
 
   private static final int SCALE_EXPONENT = 0x7c00;
 
@@ -115,8 +119,12 @@ final class CodeColumnsMatmul implements SkippingMatmul {
     Objects.checkFromIndexSize(0, packedBytes(out), packed.byteSize());
     for (long first = from; first < to; first += PANEL) {
       MemorySegment panel = packed.asSlice(packedBytes(first), panelBytes);
-      panel.fill((byte) 0);
       int outputs = (int) Math.min(PANEL, to - first);
+      if (outputs == PANEL && in <= MOST_CODED) {
+        packWhole(rowMajor.address() + first * rowBytes, panel);
+        continue;
+      }
+      panel.fill((byte) 0);
       boolean finite = true;
       // Block by block, whose columns stay in the nearest cache.
       for (int b = 0; b < in / 32; b++) {
@@ -128,6 +136,24 @@ final class CodeColumnsMatmul implements SkippingMatmul {
       }
       panel.set(ValueLayout.JAVA_BYTE, panelBytes - MARK_BYTES, (byte) (finite ? 0 : 1));
     }
+  }
+
+  /** Packs a panel that has all its outputs, line by line: its rows begin at an address. */
+  private void packWhole(long source, MemorySegment panel) {
+    MemorySegment code =
+        X86Code.function(
+            "pack " + type + " columns in=" + in, () -> PackColumnsCode.codes(type, in));
+    MemorySegment mark = panel.asSlice(panelBytes - MARK_BYTES);
+    mark.fill((byte) 0);
+    int step = PackColumnsCode.outputs(type);
+    boolean finite = true;
+    for (int o = 0; o < PANEL; o += step) {
+      long scales = panel.address() + 2L * o;
+      long line = panel.address() + 2L * PANEL + 64L * (o / step);
+      X86Code.call(code, source + o * type.bytes(in), line, in / 32, scales, mark.address());
+      finite &= mark.get(ValueLayout.JAVA_LONG_UNALIGNED, 0) == 0;
+    }
+    mark.set(ValueLayout.JAVA_LONG_UNALIGNED, 0, finite ? 0 : 1);
   }
 
   /** Writes a block of a row to its place among the outputs; whether its scale is finite. */

@@ -2,10 +2,12 @@ package io.fletch.graph.cpu;
 
 import io.fletch.graph.cpu.x86.ColumnsMatmulCode;
 import io.fletch.graph.cpu.x86.Isa;
+import io.fletch.graph.cpu.x86.PackColumnsCode;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Locale;
+import java.util.Objects;
 import java.util.Optional;
 import java.util.concurrent.atomic.AtomicLong;
 
@@ -48,6 +50,9 @@ final class ColumnsMatmul implements SkippingMatmul {
 
   /** Columns whose weights stay in a cache while all rows pass over them. */
   private static final int CACHED_COLUMNS = 128;
+
+  /** Elements of a row up to which its panels are packed by machine code. */
+  private static final int MOST_CODED = 1 << 24;
 
   private final TensorType type;
   private final int in;
@@ -115,43 +120,82 @@ final class ColumnsMatmul implements SkippingMatmul {
 
   @Override
   public void pack(MemorySegment rowMajor, MemorySegment packed, long out, long from, long to) {
-    int bytes = Math.toIntExact(type.bytes(1));
-    int exponent =
-        switch (type) {
-          case F32 -> 0x7f800000;
-          case F16 -> 0x7c00;
-          default -> 0x7f80;
-        };
+    Operands.checkRange(out, out, from, to, PANEL);
+    Objects.checkFromIndexSize(0, type.bytes(in * to), rowMajor.byteSize());
+    Objects.checkFromIndexSize(0, packedBytes(out), packed.byteSize());
+    boolean coded = isa.isPresent() && in <= MOST_CODED;
     for (long first = from; first < to; first += PANEL) {
       int outputs = (int) Math.min(PANEL, out - first);
-      long columnBytes = width(outputs) * bytes;
-      long base = packedBytes(first);
+      int width = (int) width(outputs);
+      MemorySegment rows =
+          rowMajor.asSlice(type.bytes(in * first), type.bytes((long) in * outputs));
+      MemorySegment panel = packed.asSlice(packedBytes(first), columnsBytes(width) + MARK_BYTES);
+      int doneRows = coded ? outputs & -PackColumnsCode.strip(type) : 0;
+      int doneColumns = coded ? in & -PackColumnsCode.columns(type) : 0;
       boolean finite = true;
-      for (int o = 0; o < outputs; o++) {
-        long row = (first + o) * in * bytes;
-        for (int j = 0; j < in; j++) {
-          long at = base + j * columnBytes + (long) o * bytes;
-          if (bytes == 2) {
-            short v = rowMajor.get(ValueLayout.JAVA_SHORT_UNALIGNED, row + 2L * j);
-            packed.set(ValueLayout.JAVA_SHORT_UNALIGNED, at, v);
-            finite &= (v & exponent) != exponent;
-          } else {
-            int v = rowMajor.get(ValueLayout.JAVA_INT_UNALIGNED, row + 4L * j);
-            packed.set(ValueLayout.JAVA_INT_UNALIGNED, at, v);
-            finite &= (v & exponent) != exponent;
-          }
-        }
+      if (doneRows > 0 && doneColumns > 0) {
+        finite = packStrips(rows, panel, width, doneRows, doneColumns);
+      } else {
+        doneRows = 0;
       }
-      for (int j = 0; outputs % 16 != 0 && j < in; j++) {
-        long end = base + (j + 1) * columnBytes;
-        packed
-            .asSlice(end - (width(outputs) - outputs) * bytes, (width(outputs) - outputs) * bytes)
+      for (int o = 0; o < outputs; o++) {
+        int begin = o < doneRows ? doneColumns : 0;
+        finite &= packRow(rows, o, begin, panel, width);
+      }
+      for (int j = 0; outputs < width && j < in; j++) {
+        panel
+            .asSlice(type.bytes((long) j * width + outputs), type.bytes(width - outputs))
             .fill((byte) 0);
       }
-      MemorySegment mark = packed.asSlice(base + columnsBytes(width(outputs)), MARK_BYTES);
+      MemorySegment mark = panel.asSlice(columnsBytes(width));
       mark.fill((byte) 0);
       mark.set(ValueLayout.JAVA_BYTE, 0, (byte) (finite ? 0 : 1));
     }
+  }
+
+  /** Packs the first rows and columns of a panel; whether all of them are finite. */
+  private boolean packStrips(
+      MemorySegment rows, MemorySegment panel, int width, int toRow, int toColumn) {
+    MemorySegment code =
+        X86Code.function(
+            "pack " + name() + " in=" + in + " width=" + width,
+            () -> PackColumnsCode.floats(type, in, width));
+    int strip = PackColumnsCode.strip(type);
+    long mark = columnsBytes(width);
+    boolean finite = true;
+    // A line of all columns at a time.
+    for (int o = 0; o < toRow; o += PackColumnsCode.LINE * strip) {
+      X86Code.call(
+          code,
+          rows.address() + type.bytes((long) in * o),
+          panel.address() + type.bytes(o),
+          toColumn / PackColumnsCode.columns(type),
+          Math.min(PackColumnsCode.LINE, (toRow - o) / strip),
+          panel.address() + mark);
+      finite &= panel.get(ValueLayout.JAVA_LONG_UNALIGNED, mark) == 0;
+    }
+    return finite;
+  }
+
+  /** Packs a row of a panel from a column on; whether all of it is finite. */
+  private boolean packRow(
+      MemorySegment rows, int output, int begin, MemorySegment panel, int width) {
+    boolean finite = true;
+    for (int j = begin; j < in; j++) {
+      long from = (long) output * in + j;
+      long at = (long) j * width + output;
+      if (type == TensorType.F32) {
+        int v = rows.get(ValueLayout.JAVA_INT_UNALIGNED, 4 * from);
+        panel.set(ValueLayout.JAVA_INT_UNALIGNED, 4 * at, v);
+        finite &= (v & 0x7f800000) != 0x7f800000;
+      } else {
+        int exponent = type == TensorType.F16 ? 0x7c00 : 0x7f80;
+        short v = rows.get(ValueLayout.JAVA_SHORT_UNALIGNED, 2 * from);
+        panel.set(ValueLayout.JAVA_SHORT_UNALIGNED, 2 * at, v);
+        finite &= (v & exponent) != exponent;
+      }
+    }
+    return finite;
   }
 
   @Override

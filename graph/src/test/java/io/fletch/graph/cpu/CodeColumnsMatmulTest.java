@@ -1,5 +1,6 @@
 package io.fletch.graph.cpu;
 
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -108,6 +109,69 @@ class CodeColumnsMatmulTest {
         // Whole blocks of zeros spare their scales, too.
         long columns = (long) zeros * (nibbles ? 128 : 256) * Math.ceilDiv(out, 256);
         assertTrue(m.skippedBytes() >= columns, "skipped " + m.skippedBytes());
+      }
+    }
+  }
+
+  /** The bytes are what the layout says, from and to exactly the memory there is. */
+  @Property(tries = 40)
+  void packsAsTheLayoutSays(
+      @ForAll long seed,
+      @ForAll boolean nibbles,
+      @ForAll @IntRange(min = 1, max = 600) int out,
+      @ForAll @IntRange(min = 1, max = 9) int blocks,
+      @ForAll Special special) {
+    assumeTrue(runs());
+    TensorType type = nibbles ? TensorType.Q4_0 : TensorType.Q8_0;
+    int in = 32 * blocks;
+    try (TensorStore store = TensorStore.create();
+        GuardedMemory memory = new GuardedMemory(seed % 2 == 0)) {
+      Tensor w = weights(type, out, in, special, new SplittableRandom(seed), store);
+      CodeColumnsMatmul m = new CodeColumnsMatmul(w, ISA);
+      MemorySegment source = memory.allocate(w.bytes()).copyFrom(w.segment());
+      MemorySegment packed = memory.allocate(m.packedBytes(out)).fill((byte) 0x55);
+      long middle = Math.min(out, CodeColumnsMatmul.PANEL);
+      m.pack(source, packed, out, middle, out);
+      m.pack(source, packed, out, 0, middle);
+      MemorySegment expected = MemorySegment.ofArray(new byte[(int) m.packedBytes(out)]);
+      for (int o = 0; o < out; o++) {
+        expect(type, w.segment().asSlice(o * w.rowBytes(), w.rowBytes()), o, blocks, expected);
+      }
+      assertArrayEquals(
+          expected.toArray(ValueLayout.JAVA_BYTE), packed.toArray(ValueLayout.JAVA_BYTE));
+    }
+  }
+
+  /** Puts a row to its place, in the words of {@code CodeColumnsCode}. */
+  private static void expect(
+      TensorType type, MemorySegment row, int output, int blocks, MemorySegment packed) {
+    boolean nibbles = type == TensorType.Q4_0;
+    int o = output % 256;
+    int column = nibbles ? 128 : 256;
+    int block = 512 + 32 * column;
+    long panel = output / 256 * (64L + (long) blocks * block);
+    for (int b = 0; b < blocks; b++) {
+      long from = b * type.bytes(32);
+      long to = panel + (long) b * block;
+      short scale = row.get(ValueLayout.JAVA_SHORT_UNALIGNED, from);
+      packed.set(ValueLayout.JAVA_SHORT_UNALIGNED, to + 2L * o, scale);
+      if (!Float.isFinite(Float.float16ToFloat(scale))) {
+        packed.set(ValueLayout.JAVA_BYTE, panel + (long) blocks * block, (byte) 1);
+      }
+      // Byte 16 l + 4 k + m of a line has output 16 k + 4 l + m of 64.
+      int byteOfLine = 16 * (o % 16 / 4) + 4 * (o % 64 / 16) + o % 4;
+      int line = nibbles ? o / 128 : o / 64;
+      for (int j = 0; j < 32; j++) {
+        long at = to + 512 + (long) j * column + 64 * line + byteOfLine;
+        int code = row.get(ValueLayout.JAVA_BYTE, from + 2 + (nibbles ? j % 16 : j));
+        if (nibbles) {
+          int nibble = (j < 16 ? code : code >> 4) & 15;
+          int other = packed.get(ValueLayout.JAVA_BYTE, at);
+          code = other | nibble << (o % 128 < 64 ? 0 : 4);
+        } else {
+          code += 128;
+        }
+        packed.set(ValueLayout.JAVA_BYTE, at, (byte) code);
       }
     }
   }

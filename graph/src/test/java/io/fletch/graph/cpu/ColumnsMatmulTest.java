@@ -1,5 +1,6 @@
 package io.fletch.graph.cpu;
 
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -90,6 +91,40 @@ class ColumnsMatmulTest {
           try (TensorStore store = TensorStore.create()) {
             SplittableRandom random = new SplittableRandom(seed);
             check(c, isa, random, random.nextBoolean() ? 0.3 / out : 0.1 / (out * in), store);
+          }
+        });
+  }
+
+  /** Machine code packs to the bytes of plain Java, from and to exactly the memory there is. */
+  @Property(tries = 40)
+  void packsAsPlainJava(
+      @ForAll long seed,
+      @ForAll @IntRange(min = 1, max = 530) int out,
+      @ForAll @IntRange(min = 1, max = 120) int in,
+      @ForAll @IntRange(min = 0, max = 2) int type) {
+    TensorType t = new TensorType[] {TensorType.F32, TensorType.F16, TensorType.BF16}[type];
+    byte[] bytes = new byte[Math.toIntExact(t.bytes((long) out * in))];
+    SplittableRandom random = new SplittableRandom(seed);
+    random.nextBytes(bytes);
+    // Random bits of 16 are not finite too often to tell panels apart.
+    for (int i = 1; random.nextInt(4) > 0 && i < bytes.length; i += 2) {
+      bytes[i] &= random.nextInt(bytes.length) == 0 ? -1 : (byte) 0xbb;
+    }
+    ColumnsMatmul plain = new ColumnsMatmul(t, in, Optional.empty());
+    byte[] expected = new byte[Math.toIntExact(plain.packedBytes(out))];
+    MemorySegment source = MemorySegment.ofArray(bytes);
+    plain.pack(source, MemorySegment.ofArray(expected), out, 0, out);
+    long middle = Math.min(out, ColumnsMatmul.PANEL);
+    sets()
+        .flatMap(Optional::stream)
+        .forEach(isa -> {
+          try (GuardedMemory memory = new GuardedMemory(seed % 2 == 0)) {
+            MemorySegment guarded = memory.allocate(bytes.length).copyFrom(source);
+            MemorySegment packed = memory.allocate(expected.length).fill((byte) 0x55);
+            ColumnsMatmul coded = new ColumnsMatmul(t, in, Optional.of(isa));
+            coded.pack(guarded, packed, out, middle, out);
+            coded.pack(guarded, packed, out, 0, middle);
+            assertArrayEquals(expected, packed.toArray(ValueLayout.JAVA_BYTE));
           }
         });
   }
