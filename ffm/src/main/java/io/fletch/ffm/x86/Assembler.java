@@ -1390,6 +1390,20 @@ public final class Assembler extends Encoder {
     legacyShort(false, 0x58, r);
   }
 
+  /** Pushes registers in their order: what {@link #popAll} takes back. */
+  public void pushAll(Gpr... registers) {
+    for (Gpr r : registers) {
+      push(r);
+    }
+  }
+
+  /** Pops registers in the opposite order: the same ones that {@link #pushAll} pushed. */
+  public void popAll(Gpr... registers) {
+    for (int i = registers.length - 1; i >= 0; i--) {
+      pop(registers[i]);
+    }
+  }
+
   public void cmov(Condition c, Gpr d, Gpr s) {
     legacy(0, true, true, 0x40 + c.ordinal(), d.code(), s, false);
   }

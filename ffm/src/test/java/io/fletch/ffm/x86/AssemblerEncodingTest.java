@@ -136,6 +136,21 @@ class AssemblerEncodingTest {
   }
 
   @Test
+  void registersArePoppedInTheOppositeOrder() {
+    Assembler all = new Assembler();
+    all.pushAll(Gpr.RBX, Gpr.R12, Gpr.RBP);
+    all.popAll(Gpr.RBX, Gpr.R12, Gpr.RBP);
+    Assembler each = new Assembler();
+    each.push(Gpr.RBX);
+    each.push(Gpr.R12);
+    each.push(Gpr.RBP);
+    each.pop(Gpr.RBP);
+    each.pop(Gpr.R12);
+    each.pop(Gpr.RBX);
+    assertArrayEquals(each.assemble(), all.assemble());
+  }
+
+  @Test
   void refusesWhatCannotBeEncoded() {
     Assembler a = new Assembler();
     assertThrows(IllegalArgumentException.class, () -> a.vpaddd(Ymm.YMM0, Xmm.XMM1, Ymm.YMM2));

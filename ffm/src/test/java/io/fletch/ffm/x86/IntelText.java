@@ -133,7 +133,8 @@ final class IntelText {
           "kmovw",
           "kmovd");
 
-  private static final Set<String> NOT_INSTRUCTIONS = Set.of("jmp", "jcc", "jccShort", "jmpShort");
+  private static final Set<String> NOT_INSTRUCTIONS =
+      Set.of("jmp", "jcc", "jccShort", "jmpShort", "pushAll", "popAll");
 
   private static final List<Method> METHODS = find();
 

@@ -243,13 +243,9 @@ public final class AttentionTileCode {
     a.cmp(FIRST, END);
     a.jcc(Condition.GE, nothing);
     a.mov(SOME_HIDDEN, Mem.of(BLOCK, RAGGED));
-    for (Gpr r : SAVED) {
-      a.push(r);
-    }
+    a.pushAll(SAVED);
     body.run();
-    for (int i = SAVED.length - 1; i >= 0; i--) {
-      a.pop(SAVED[i]);
-    }
+    a.popAll(SAVED);
     a.vzeroupper();
     a.bind(nothing);
     a.ret();

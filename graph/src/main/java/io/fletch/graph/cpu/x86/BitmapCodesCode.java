@@ -131,9 +131,7 @@ public final class BitmapCodesCode {
   }
 
   private byte[] emit() {
-    for (Gpr r : SAVED) {
-      a.push(r);
-    }
+    a.pushAll(SAVED);
     if (wide) {
       a.vmovdqu(zero(), a.repeated(four ? 0x08080808 : 0x80808080, 64));
       a.vmovdqu(LOW, a.repeated(0x0f0f0f0f, 64));
@@ -149,9 +147,7 @@ public final class BitmapCodesCode {
     a.dec(TEMP);
     a.mov(Mem.of(PARAMS, ROWS), TEMP);
     a.jcc(Condition.NE, each);
-    for (int i = SAVED.length - 1; i >= 0; i--) {
-      a.pop(SAVED[i]);
-    }
+    a.popAll(SAVED);
     a.vzeroupper();
     a.ret();
     return a.assemble();

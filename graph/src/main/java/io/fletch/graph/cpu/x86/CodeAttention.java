@@ -398,9 +398,7 @@ public final class CodeAttention {
   }
 
   private byte[] emit() {
-    for (Gpr r : SAVED) {
-      a.push(r);
-    }
+    a.pushAll(SAVED);
     a.mov(POSITION, Mem.of(WORK, layout.from));
     a.and(POSITION, -CHUNK);
     Label chunk = a.here();
@@ -459,9 +457,7 @@ public final class CodeAttention {
     a.add(POSITION, CHUNK);
     a.cmp(POSITION, Mem.of(WORK, layout.to));
     a.jcc(Condition.L, chunk);
-    for (int i = SAVED.length - 1; i >= 0; i--) {
-      a.pop(SAVED[i]);
-    }
+    a.popAll(SAVED);
     a.vzeroupper();
     a.ret();
     return a.assemble();

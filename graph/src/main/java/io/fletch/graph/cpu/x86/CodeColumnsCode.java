@@ -159,15 +159,11 @@ public final class CodeColumnsCode {
   }
 
   private void save() {
-    for (Gpr g : SAVED) {
-      a.push(g);
-    }
+    a.pushAll(SAVED);
   }
 
   private void restore() {
-    for (int i = SAVED.length - 1; i >= 0; i--) {
-      a.pop(SAVED[i]);
-    }
+    a.popAll(SAVED);
     a.vzeroupper();
     a.ret();
   }

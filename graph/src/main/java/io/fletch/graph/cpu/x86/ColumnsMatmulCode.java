@@ -190,15 +190,11 @@ public final class ColumnsMatmulCode {
 
   private byte[] listed() {
     a.push(I);
-    for (Gpr g : NEXT) {
-      a.push(g);
-    }
+    a.pushAll(NEXT);
     listedColumns(4);
     listedColumns(1);
     positiveZeros(Y);
-    for (int i = NEXT.length - 1; i >= 0; i--) {
-      a.pop(NEXT[i]);
-    }
+    a.popAll(NEXT);
     a.pop(I);
     a.vzeroupper();
     a.ret();

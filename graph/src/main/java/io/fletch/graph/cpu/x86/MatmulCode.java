@@ -271,9 +271,7 @@ public final class MatmulCode {
   }
 
   private byte[] emit() {
-    for (Gpr r : SAVED) {
-      a.push(r);
-    }
+    a.pushAll(SAVED);
     int slots = superBlocks() ? slots() * bytes : 0;
     int stack = slots + tokens * sumBytes();
     if (stack > 0) {
@@ -333,9 +331,7 @@ public final class MatmulCode {
     if (stack > 0) {
       a.add(Gpr.RSP, stack);
     }
-    for (int i = SAVED.length - 1; i >= 0; i--) {
-      a.pop(SAVED[i]);
-    }
+    a.popAll(SAVED);
     a.vzeroupper();
     a.ret();
     return a.assemble();

@@ -54,9 +54,7 @@ public final class PackCode {
   }
 
   private byte[] emit() {
-    for (Gpr r : SAVED) {
-      a.push(r);
-    }
+    a.pushAll(SAVED);
     Mem target = Mem.of(Gpr.RSP, 0);
     Mem groups = Mem.of(Gpr.RSP, 8);
     a.sub(Gpr.RSP, 16);
@@ -98,9 +96,7 @@ public final class PackCode {
     a.mov(groups, T);
     a.jcc(Condition.NE, group);
     a.add(Gpr.RSP, 16);
-    for (int i = SAVED.length - 1; i >= 0; i--) {
-      a.pop(SAVED[i]);
-    }
+    a.popAll(SAVED);
     a.ret();
     return a.assemble();
   }
