@@ -21,7 +21,8 @@ import java.util.Objects;
  *
  * <p>Made once, with working memory of its own, and filled again and again by one thread; nothing
  * allocates. The working memory is what kernels ask for, then, from {@link #statesFrom} on, {@code
- * [2][ROWS]} states: of what is merged so far, and of the next segment.
+ * [2][ROWS]} states: of what is merged so far, and of the next segment, or, of a single row, of the
+ * next segments.
  */
 public final class AttentionRows {
   private static final int ROWS = AttentionTile.ROWS;
@@ -157,30 +158,61 @@ public final class AttentionRows {
   /** Attention over keys and values that all lie side by side, and the results of all rows. */
   public void run(KvRun kv) {
     int end = endSegment();
-    for (int s = firstSegment(); s < end; s++) {
-      segment(s, kv);
+    int next;
+    for (int s = firstSegment(); s < end; s = next) {
+      next = segments(s, Integer.MAX_VALUE, kv);
     }
     finish();
   }
 
   /**
-   * Takes the next segment, in ascending order, into the working memory.
+   * Takes the next segment, in ascending order, into the working memory. Of a single row it takes
+   * segments behind that one, too: what is done between two calls takes as long as some dozen
+   * positions, since a call leaves little of anything else in the caches.
    *
-   * @param kv keys and values of the positions of the segment that rows see
+   * @param until end of the positions of which {@code kv} has keys and values: at least of those of
+   *     the segment that rows see
+   * @return the next segment
    */
-  void segment(int segment, KvRun kv) {
+  int segments(int segment, int until, KvRun kv) {
+    if (rows == 1) {
+      return segmentsOfRow(segment, until, kv);
+    }
     long next = statesFrom + (long) ROWS * stateFloats;
     fill(segment, scratch, statesFrom, next);
-    if (tile.rows() == 0) {
-      return;
-    }
-    kernels.attention(spec, tile, kv, scratch);
-    for (int r = 0; r < rows; r++) {
-      if (sees(r, segment) && from[r] / SEGMENT < segment) {
-        long state = (long) r * stateFloats;
-        kernels.attentionMerge(spec, scratch, statesFrom + state, next + state);
+    if (tile.rows() > 0) {
+      kernels.attention(spec, tile, kv, scratch);
+      for (int r = 0; r < rows; r++) {
+        if (sees(r, segment) && from[r] / SEGMENT < segment) {
+          long state = (long) r * stateFloats;
+          kernels.attentionMerge(spec, scratch, statesFrom + state, next + state);
+        }
       }
     }
+    return segment + 1;
+  }
+
+  private int segmentsOfRow(int segment, int until, KvRun kv) {
+    long next = statesFrom + (long) ROWS * stateFloats;
+    int last = (to[0] - 1) / SEGMENT;
+    tile.begin(segment, queries, scratch);
+    int s = segment;
+    do {
+      int begin = Math.max(from[0], s * SEGMENT);
+      long others = next + (long) tile.rows() * stateFloats;
+      if (s > segment) {
+        tile.nextSegment();
+      }
+      tile.add(query[0], begin, end(0, s), begin == from[0] ? statesFrom : others);
+      s++;
+    } while (s <= last && tile.rows() < ROWS && end(0, s) <= until);
+    kernels.attention(spec, tile, kv, scratch);
+    for (int i = 0; i < tile.rows(); i++) {
+      if (tile.state(i) != statesFrom) {
+        kernels.attentionMerge(spec, scratch, statesFrom, tile.state(i));
+      }
+    }
+    return s;
   }
 
   /** Writes the results of all rows after the last segment. */

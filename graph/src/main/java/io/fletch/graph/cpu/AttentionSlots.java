@@ -12,6 +12,7 @@ import java.lang.foreign.MemorySegment;
 final class AttentionSlots implements AutoCloseable {
   private NativeMemory gathered = NativeMemory.allocate(1);
   private final KvRun run = new KvRun();
+  private int until;
 
   /**
    * Finds positions for one key/value head.
@@ -33,6 +34,8 @@ final class AttentionSlots implements AutoCloseable {
           && (r == ranges - 1 || end <= next)
           && end - begin <= kv.run(slot + begin)) {
         long first = begin;
+        until = r < ranges - 1 ? next : Integer.MAX_VALUE;
+        until = (int) Math.min(until, first + kv.run(slot + begin));
         return run.set(
             kv.type(),
             kv.segment(),
@@ -78,7 +81,13 @@ final class AttentionSlots implements AutoCloseable {
       }
       at = next;
     }
+    until = end;
     return run.set(kv.type(), memory, keys, values);
+  }
+
+  /** End of the positions whose keys and values are where {@link #find} found the last ones. */
+  int until() {
+    return until;
   }
 
   private void reserve(long bytes) {

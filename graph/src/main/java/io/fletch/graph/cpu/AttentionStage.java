@@ -82,8 +82,10 @@ final class AttentionStage extends WorkerPool.Stage<Frame> {
     }
     if (!plan.split()) {
       int end = rows.endSegment();
-      for (int s = rows.firstSegment(); s < end; s++) {
-        rows.segment(s, slots.find(f, spec, window, first, head, rows.begin(s), rows.end(s)));
+      int next;
+      for (int s = rows.firstSegment(); s < end; s = next) {
+        KvRun kv = slots.find(f, spec, window, first, head, rows.begin(s), rows.end(s));
+        next = rows.segments(s, slots.until(), kv);
       }
       rows.finish();
       return;

@@ -9,6 +9,9 @@ import java.util.Objects;
  * share keys and values, and each sees a contiguous part of the segment, possibly none of it. With
  * the rows it has where their queries are and where their states go.
  *
+ * <p>Or one row over several consecutive segments: what it sees of each counts as a row of the tile
+ * ({@link #nextSegment}), with the same query and a state of its own.
+ *
  * <p>Made once and filled again and again by one thread; nothing allocates.
  */
 public final class AttentionTile {
@@ -22,6 +25,7 @@ public final class AttentionTile {
   private MemorySegment queries = MemorySegment.NULL;
   private MemorySegment states = MemorySegment.NULL;
   private long segmentFrom;
+  private int segments = 1;
   private int rows;
 
   /** An empty tile of segment 0. */
@@ -42,7 +46,23 @@ public final class AttentionTile {
     this.queries = Objects.requireNonNull(queries);
     this.states = Objects.requireNonNull(states);
     segmentFrom = (long) segment * Kernels.ATTENTION_SEGMENT;
+    segments = 1;
     rows = 0;
+  }
+
+  /**
+   * What is added next is what the one row sees of the segment behind the last one.
+   *
+   * @throws IllegalStateException if there is not just one row, which sees something, of each
+   *     segment so far
+   */
+  public void nextSegment() {
+    if (rows != segments || from[rows - 1] == to[rows - 1]) {
+      throw new IllegalStateException(
+          "rows that see something: expected=" + segments + " actual=" + rows);
+    }
+    segmentFrom += Kernels.ATTENTION_SEGMENT;
+    segments++;
   }
 
   /**
@@ -68,6 +88,15 @@ public final class AttentionTile {
               + " to "
               + to);
     }
+    if (segments > 1 && (query != this.query[0] || from == to)) {
+      throw new IllegalArgumentException(
+          "a part of the row: expected query="
+              + this.query[0]
+              + " actual="
+              + query
+              + " positions="
+              + (to - from));
+    }
     this.query[rows] = query;
     this.from[rows] = from;
     this.to[rows] = to;
@@ -83,6 +112,11 @@ public final class AttentionTile {
   /** What the rows' states go to. */
   public MemorySegment states() {
     return states;
+  }
+
+  /** Segments that there are: more than one are all of one row. */
+  public int segments() {
+    return segments;
   }
 
   /** Rows that were added. */

@@ -79,78 +79,98 @@ final class X86Attention {
     return Math.max(rowFloats(spec), tiles.scratchFloats(spec));
   }
 
-  /** Room for the states of a group. */
+  /** Room for the states of the groups of a tile. */
   private static int rowFloats(AttentionSpec spec) {
-    int parts = (spec.group() + AttentionCode.MAX_HEADS - 1) / AttentionCode.MAX_HEADS;
-    return parts * AttentionCode.VALUES + spec.group() * spec.valueDim();
+    return Math.multiplyExact(AttentionTile.ROWS, stateFloats(spec.valueDim()) * parts(spec));
+  }
+
+  private static int parts(AttentionSpec spec) {
+    return (spec.group() + AttentionCode.MAX_HEADS - 1) / AttentionCode.MAX_HEADS;
+  }
+
+  /** Floats of the state of a function, a multiple of a cache line. */
+  private static int stateFloats(int valueDim) {
+    return (AttentionCode.VALUES + AttentionCode.MAX_HEADS * valueDim + 15) & -16;
   }
 
   /** See {@link Kernels#attention}. */
   void run(AttentionSpec spec, AttentionTile tile, KvRun kv, MemorySegment scratch) {
     Objects.checkFromIndexSize(0, 4L * scratchFloats(spec), scratch.byteSize());
-    if (X86AttentionTiles.pays(spec, tile.rows())) {
+    if (X86AttentionTiles.pays(spec, tile)) {
       tiles.run(spec, tile, kv, scratch);
       return;
     }
+    // In three passes, so that little comes between calls that read memory.
+    long rowFloats = (long) parts(spec) * stateFloats(spec.valueDim());
     for (int r = 0; r < tile.rows(); r++) {
-      row(spec, tile, r, kv, scratch);
+      checkPositions(spec, kv, tile.from(r), tile.to(r));
+      long query = 4L * spec.group() * spec.keyDim();
+      Objects.checkFromIndexSize(4 * tile.query(r), query, tile.queries().byteSize());
+      begin(spec, scratch, r * rowFloats);
+    }
+    for (int r = 0; r < tile.rows(); r++) {
+      row(spec, tile, r, kv, scratch, r * rowFloats);
+    }
+    for (int r = 0; r < tile.rows(); r++) {
+      end(spec, scratch, r * rowFloats, tile.states(), tile.state(r));
     }
   }
 
-  private void row(
-      AttentionSpec spec, AttentionTile tile, int row, KvRun kv, MemorySegment scratch) {
-    KvCache.Type type = kv.type();
-    MemorySegment q = tile.queries();
-    MemorySegment states = tile.states();
-    int group = spec.group();
-    int keyDim = spec.keyDim();
-    int valueDim = spec.valueDim();
-    final long kStride = KvLayout.bytes(type, keyDim);
-    final long vStride = KvLayout.bytes(type, valueDim);
-    int from = tile.from(row);
-    int to = tile.to(row);
-    checkPositions(spec, kv, from, to);
-    Objects.checkFromIndexSize(4 * tile.query(row), 4L * group * keyDim, q.byteSize());
-    long stateFloats = AttentionCode.VALUES + (long) AttentionCode.MAX_HEADS * valueDim;
-    for (int first = 0; first < group; first += AttentionCode.MAX_HEADS) {
-      long state = first / AttentionCode.MAX_HEADS * stateFloats;
-      int heads = Math.min(AttentionCode.MAX_HEADS, group - first);
+  private static void begin(AttentionSpec spec, MemorySegment scratch, long state) {
+    for (int first = 0; first < spec.group(); first += AttentionCode.MAX_HEADS) {
+      int heads = Math.min(AttentionCode.MAX_HEADS, spec.group() - first);
       for (int h = 0; h < AttentionCode.MAX_HEADS; h++) {
         Segments.f32(scratch, state + AttentionCode.MAXIMUM + h, Float.NEGATIVE_INFINITY);
         Segments.f32(scratch, state + AttentionCode.SUM + h, 0f);
       }
       Segments.f32(scratch, state + AttentionCode.SCALE, spec.scale());
       Segments.f32(scratch, state + AttentionCode.CAP, spec.softCap());
-      Segments.zero(scratch, state + AttentionCode.VALUES, (long) heads * valueDim);
+      Segments.zero(scratch, state + AttentionCode.VALUES, (long) heads * spec.valueDim());
+      state += stateFloats(spec.valueDim());
     }
+  }
+
+  private void row(
+      AttentionSpec spec, AttentionTile tile, int row, KvRun kv, MemorySegment scratch, long at) {
+    KvCache.Type type = kv.type();
+    int group = spec.group();
+    final long kStride = KvLayout.bytes(type, spec.keyDim());
+    final long vStride = KvLayout.bytes(type, spec.valueDim());
+    int to = tile.to(row);
     // With more heads than a function takes, slots are read once from memory and then from a cache.
     int piece = group > AttentionCode.MAX_HEADS ? PIECE : Kernels.ATTENTION_SEGMENT;
     int end;
-    for (int at = from; at < to; at = end) {
-      end = Math.min(to - (at & -piece), piece) + (at & -piece);
+    for (int from = tile.from(row); from < to; from = end) {
+      end = Math.min(to - (from & -piece), piece) + (from & -piece);
+      long state = at;
       for (int first = 0; first < group; first += AttentionCode.MAX_HEADS) {
         int heads = Math.min(AttentionCode.MAX_HEADS, group - first);
         MemorySegment code = functions.get(spec, type, heads).code;
-        long query = q.address() + 4 * (tile.query(row) + (long) first * keyDim);
-        long state = first / AttentionCode.MAX_HEADS * stateFloats;
-        scratch.set(Segments.LONG, 4 * (state + AttentionCode.FRONT), at % AttentionCode.CHUNK);
+        long query = tile.query(row) + (long) first * spec.keyDim();
+        scratch.set(Segments.LONG, 4 * (state + AttentionCode.FRONT), from % AttentionCode.CHUNK);
         X86Code.call(
             code,
-            query,
-            kv.memory().address() + kv.keys() + at * kStride,
-            kv.memory().address() + kv.values() + at * vStride,
-            end - at,
+            tile.queries().address() + 4 * query,
+            kv.memory().address() + kv.keys() + from * kStride,
+            kv.memory().address() + kv.values() + from * vStride,
+            end - from,
             scratch.address() + 4 * state);
+        state += stateFloats(spec.valueDim());
       }
     }
+  }
+
+  private static void end(
+      AttentionSpec spec, MemorySegment scratch, long state, MemorySegment states, long into) {
+    int group = spec.group();
+    int valueDim = spec.valueDim();
     for (int first = 0; first < group; first += AttentionCode.MAX_HEADS) {
       long heads = Math.min(AttentionCode.MAX_HEADS, group - first);
-      long state = first / AttentionCode.MAX_HEADS * stateFloats;
-      long into = tile.state(row);
       copy(scratch, state + AttentionCode.MAXIMUM, states, into + first, heads);
       copy(scratch, state + AttentionCode.SUM, states, into + group + first, heads);
-      into += 2L * group + (long) first * valueDim;
-      copy(scratch, state + AttentionCode.VALUES, states, into, heads * valueDim);
+      long values = into + 2L * group + (long) first * valueDim;
+      copy(scratch, state + AttentionCode.VALUES, states, values, heads * valueDim);
+      state += stateFloats(valueDim);
     }
   }
 

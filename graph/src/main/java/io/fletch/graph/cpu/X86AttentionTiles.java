@@ -89,7 +89,8 @@ final class X86AttentionTiles {
   }
 
   /** Whether rows of a tile are done faster together than one by one: measured. */
-  static boolean pays(AttentionSpec spec, int rows) {
+  static boolean pays(AttentionSpec spec, AttentionTile tile) {
+    int rows = tile.segments() == 1 ? tile.rows() : 1;
     return rows >= LEAST_ROWS && rows * spec.group() >= LEAST_QUERIES;
   }
 

@@ -147,16 +147,20 @@ final class X86CodeAttention {
         empty(spec, states, tile.state(r));
         continue;
       }
-      Objects.checkFromIndexSize(4 * tile.query(r), 4L * group * spec.keyDim(), q.byteSize());
-      long rowFactors = factors + (long) r * factorBytes(spec);
-      long rowCodes = codes + (long) r * codeBytes(spec, l);
-      X86Code.call(
-          code.quantize,
-          q.address() + 4 * tile.query(r),
-          group,
-          base + rowCodes,
-          base + rowFactors,
-          base + work + l.scale);
+      // Segments of a row have one query.
+      int of = tile.segments() == 1 ? r : 0;
+      long rowFactors = factors + (long) of * factorBytes(spec);
+      long rowCodes = codes + (long) of * codeBytes(spec, l);
+      if (of == r) {
+        Objects.checkFromIndexSize(4 * tile.query(r), 4L * group * spec.keyDim(), q.byteSize());
+        X86Code.call(
+            code.quantize,
+            q.address() + 4 * tile.query(r),
+            group,
+            base + rowCodes,
+            base + rowFactors,
+            base + work + l.scale);
+      }
       for (int p = 0; p < parts; p++) {
         int head = Math.min(p * l.heads, group - l.heads);
         long entry = table + (long) count * Layout.ENTRY_BYTES;
@@ -177,13 +181,19 @@ final class X86CodeAttention {
     if (count == 0) {
       return;
     }
-    scratch.set(Segments.LONG, work + l.from, from);
-    scratch.set(Segments.LONG, work + l.to, to);
     scratch.set(Segments.LONG, work + l.keys, kv.memory().address() + kv.keys());
     scratch.set(Segments.LONG, work + l.values, kv.memory().address() + kv.values());
-    scratch.set(Segments.LONG, work + l.entries, base + table);
-    scratch.set(Segments.LONG, work + l.entryCount, count);
-    X86Code.call(code.attend, base + work, 0, 0, 0, 0);
+    // All rows of a segment in one call, or, of a row, the parts of each segment.
+    int together = count / tile.segments();
+    scratch.set(Segments.LONG, work + l.entryCount, together);
+    for (int s = 0; s < tile.segments(); s++) {
+      boolean one = tile.segments() == 1;
+      scratch.set(Segments.LONG, work + l.from, one ? from : tile.from(s));
+      scratch.set(Segments.LONG, work + l.to, one ? to : tile.to(s));
+      long entry = table + (long) s * together * Layout.ENTRY_BYTES;
+      scratch.set(Segments.LONG, work + l.entries, base + entry);
+      X86Code.call(code.attend, base + work, 0, 0, 0, 0);
+    }
     count = 0;
     for (int r = 0; r < tile.rows(); r++) {
       for (int p = 0; p < parts && tile.from(r) < tile.to(r); p++) {

@@ -263,6 +263,26 @@ class AttentionRowsPropertyTest {
     }
   }
 
+  /** More segments of a row than a kernel takes at a time. */
+  @Example
+  void manySegmentsOfARow() {
+    int from = SEGMENT - 3;
+    int to = (AttentionTile.ROWS + 3) * SEGMENT + 5;
+    for (KvCache.Type type : KvCache.Type.values()) {
+      for (int group : new int[] {2, 5}) {
+        try (Arena arena = Arena.ofConfined()) {
+          Random random = new Random(group);
+          AttentionSpec spec = new AttentionSpec(0, group, 1, 32, 32, 0.2f, 0f, 0);
+          MemorySegment q = gaussians(arena, group * 32, 1, random);
+          Kernels kernels = KernelSets.available().getFirst();
+          Problem p = new Problem(kernels, spec, type, q, new int[] {from}, new int[] {to});
+          Slots slots = slots(arena, p, from, to - from, random);
+          check(p.run(slots, 0, 1), p.divided(slots, 0, 1, random), 0, type + " " + group);
+        }
+      }
+    }
+  }
+
   @Example
   void tilesRefuseWhatIsNotInTheirSegment() {
     AttentionTile tile = new AttentionTile();
@@ -278,6 +298,22 @@ class AttentionRowsPropertyTest {
       tile.add(0, 2048, 2048, 0);
     }
     assertThrows(IllegalStateException.class, () -> tile.add(0, 2048, 2048, 0));
+    assertThrows(IllegalStateException.class, tile::nextSegment);
+    tile.begin(2, MemorySegment.NULL, MemorySegment.NULL);
+    assertThrows(IllegalStateException.class, tile::nextSegment);
+    tile.add(7, 2048, 3072, 0);
+    tile.nextSegment();
+    assertEquals(2, tile.segments());
+    assertThrows(IllegalStateException.class, tile::nextSegment);
+    assertThrows(IllegalArgumentException.class, () -> tile.add(8, 3072, 3073, 0));
+    assertThrows(IllegalArgumentException.class, () -> tile.add(7, 3072, 3072, 0));
+    assertThrows(IllegalArgumentException.class, () -> tile.add(7, 3071, 3073, 0));
+    tile.add(7, 3072, 3073, 0);
+    assertEquals(3073, tile.end());
+    tile.begin(2, MemorySegment.NULL, MemorySegment.NULL);
+    assertEquals(1, tile.segments());
+    tile.add(7, 2049, 2049, 0);
+    assertThrows(IllegalStateException.class, tile::nextSegment);
     tile.begin(Integer.MAX_VALUE / SEGMENT, MemorySegment.NULL, MemorySegment.NULL);
     assertEquals(0, tile.rows());
     tile.add(0, Integer.MAX_VALUE - 5, Integer.MAX_VALUE, 0);
