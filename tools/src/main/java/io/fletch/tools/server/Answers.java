@@ -96,11 +96,11 @@ final class Answers {
     return out;
   }
 
-  /** The prompt is one, however many choices it gets. */
+  /** A prompt counts once, however many choices it gets. */
   private void count(Generation.Result result) {
-    if (index == 0) {
-      promptTokens = result.promptTokens();
-      reusedTokens = result.reusedTokens();
+    if (request.isFirst(index)) {
+      promptTokens += result.promptTokens();
+      reusedTokens += result.reusedTokens();
     }
     completionTokens += result.completionTokens();
   }

@@ -25,7 +25,17 @@ final class ApiException extends RuntimeException {
     return new ApiException(400, "invalid_request_error", null, param, message);
   }
 
+  /** An error that is of a kind, which a code names. */
   static ApiException of(int status, String code, String message) {
+    return of(status, code, null, message);
+  }
+
+  /**
+   * An error of a kind.
+   *
+   * @param param what in the request it is about; null for nothing in particular
+   */
+  static ApiException of(int status, String code, String param, String message) {
     String type =
         switch (status) {
           case 401 -> "authentication_error";
@@ -34,7 +44,7 @@ final class ApiException extends RuntimeException {
           case 500, 503 -> "server_error";
           default -> "invalid_request_error";
         };
-    return new ApiException(status, type, code, null, message);
+    return new ApiException(status, type, code, param, message);
   }
 
   int status() {

@@ -371,19 +371,17 @@ public final class FletchServer implements AutoCloseable {
     String route = "other";
     try {
       try {
+        present(exchange);
+        String path = exchange.getRequestURI().getPath();
         Route found =
-            route(exchange.getRequestURI().getPath(), exchange.getRequestMethod())
-                .orElseThrow(() ->
-                    ApiException.of(
-                        404, "not_found", "no such path: " + exchange.getRequestURI().getPath()));
+            route(path, exchange.getRequestMethod())
+                .orElseThrow(
+                    () -> ApiException.of(404, "not_found", "no such path: " + shown(path)));
         route = found.name();
         guard(exchange, found);
         String method = exchange.getRequestMethod();
         if (method.equals("OPTIONS") && options.corsOrigin().isPresent()) {
-          exchange.getResponseHeaders().set("Access-Control-Allow-Methods", "GET, POST, OPTIONS");
-          exchange
-              .getResponseHeaders()
-              .set("Access-Control-Allow-Headers", "Authorization, Content-Type");
+          preflight(exchange);
           exchange.sendResponseHeaders(204, -1);
         } else if (method.equals(found.method())
             || method.equals("HEAD") && found.method().equals("GET")) {
@@ -413,16 +411,38 @@ public final class FletchServer implements AutoCloseable {
     }
   }
 
-  /** Who may ask, and in which form. */
-  private void guard(HttpExchange exchange, Route route) {
-    Headers in = exchange.getRequestHeaders();
+  /** What browsers must know of any response. */
+  private void present(HttpExchange exchange) {
+    Headers out = exchange.getResponseHeaders();
     options
         .corsOrigin()
         .ifPresent(origin -> {
-          exchange.getResponseHeaders().set("Access-Control-Allow-Origin", origin);
-          exchange.getResponseHeaders().set("Vary", "Origin");
+          out.set("Access-Control-Allow-Origin", origin);
+          out.set("Access-Control-Expose-Headers", "Retry-After");
+          out.set("Vary", "Origin");
         });
-    exchange.getResponseHeaders().set("X-Content-Type-Options", "nosniff");
+    out.set("X-Content-Type-Options", "nosniff");
+  }
+
+  /** What a page of the origin may send: also the headers that libraries add of their own. */
+  private static void preflight(HttpExchange exchange) {
+    Headers out = exchange.getResponseHeaders();
+    String asked = exchange.getRequestHeaders().getFirst("Access-Control-Request-Headers");
+    boolean isList = asked != null && asked.matches("[A-Za-z0-9_-]+( *, *[A-Za-z0-9_-]+){0,99}");
+    out.set("Access-Control-Allow-Headers", isList ? asked : "Authorization, Content-Type");
+    out.set("Access-Control-Allow-Methods", "GET, POST, OPTIONS");
+    out.set("Access-Control-Max-Age", "600");
+    out.set("Vary", "Origin, Access-Control-Request-Headers");
+  }
+
+  /** What a client has sent, or how long it is. */
+  private static String shown(String text) {
+    return text.length() > 200 ? "a text of " + text.length() + " characters" : text;
+  }
+
+  /** Who may ask, and in which form. */
+  private void guard(HttpExchange exchange, Route route) {
+    Headers in = exchange.getRequestHeaders();
     // A page of another site that points its name at this machine must not get in.
     if (options.address().getAddress().isLoopbackAddress() && !isLocal(in.getFirst("Host"))) {
       throw ApiException.of(
@@ -551,10 +571,7 @@ public final class FletchServer implements AutoCloseable {
       throw ApiException.of(
           404,
           "model_not_found",
-          "model: expected="
-              + String.join(" or ", names())
-              + " actual="
-              + (name.length() > 200 ? "a text of " + name.length() + " characters" : name));
+          "model: expected=" + String.join(" or ", names()) + " actual=" + shown(name));
     }
   }
 
@@ -657,7 +674,15 @@ public final class FletchServer implements AutoCloseable {
         && Long.parseLong(length) > options.maxBody()) {
       throw tooLarge;
     }
-    byte[] body = exchange.getRequestBody().readNBytes(options.maxBody() + 1);
+    byte[] body;
+    try {
+      body = exchange.getRequestBody().readNBytes(options.maxBody() + 1);
+    } catch (IOException e) {
+      // Broken off, or no chunks. What comes then is no request; who has gone does not hear it.
+      exchange.getResponseHeaders().set("Connection", "close");
+      throw ApiException.of(
+          400, "invalid_body", "the body cannot be read to its end: " + e.getMessage());
+    }
     if (body.length > options.maxBody()) {
       throw tooLarge;
     }
@@ -678,15 +703,15 @@ public final class FletchServer implements AutoCloseable {
         chat
             ? Request.chat(body, model, options.sampling())
             : Request.completion(body, model, options.sampling());
-    if (options.contextShift().isEmpty()
-        && request.prompt().length >= model.info().contextLength()) {
-      throw ApiException.of(
-          400,
-          "context_length_exceeded",
-          "prompt tokens: expected<"
-              + model.info().contextLength()
-              + " actual="
-              + request.prompt().length);
+    int most = options.contextShift().isEmpty() ? model.info().contextLength() : Integer.MAX_VALUE;
+    for (int[] prompt : request.prompts()) {
+      if (prompt.length >= most) {
+        throw ApiException.of(
+            400,
+            "context_length_exceeded",
+            chat ? "messages" : "prompt",
+            "prompt tokens: expected<" + most + " actual=" + prompt.length);
+      }
     }
     long deadline = System.nanoTime() + options.timeLimit().toNanos();
     inSlot(
@@ -695,14 +720,16 @@ public final class FletchServer implements AutoCloseable {
         deadline,
         () -> {
           try {
-            model.check(request.prompt(), completed(request, 0));
+            for (int[] prompt : request.prompts()) {
+              model.check(prompt, completed(request, 0));
+            }
           } catch (FletchException | SamplingException | IllegalArgumentException e) {
             throw ApiException.invalid(null, e.getMessage());
           }
         },
         response -> {
           try (SessionPool.Lease lease =
-              lease(request.prompt(), request.adapters().orElse(adapters))) {
+              lease(request.prompt(0), request.adapters().orElse(adapters))) {
             try {
               generate(response, request, lease.session(), deadline);
               lease.keep();
@@ -805,7 +832,7 @@ public final class FletchServer implements AutoCloseable {
       stream(response, request, session, answers, deadline);
       return;
     }
-    for (int i = 0; i < request.choices(); i++) {
+    for (int i = 0; i < request.answers(); i++) {
       answers.choose(i);
       run(
           response,
@@ -843,7 +870,7 @@ public final class FletchServer implements AutoCloseable {
       throws IOException {
     Generation generation;
     try {
-      generation = session.generate(request.prompt(), completed(request, choice));
+      generation = session.generate(request.prompt(choice), completed(request, choice));
     } catch (FletchException | IllegalArgumentException e) {
       throw ApiException.invalid(null, e.getMessage());
     }
@@ -892,7 +919,7 @@ public final class FletchServer implements AutoCloseable {
   private void stream(
       WatchedResponse response, Request request, Session session, Answers answers, long deadline)
       throws IOException {
-    for (int i = 0; i < request.choices(); i++) {
+    for (int i = 0; i < request.answers(); i++) {
       answers.choose(i);
       // Nothing of the answer is written before the request is known to be valid, which it is when
       // it runs.

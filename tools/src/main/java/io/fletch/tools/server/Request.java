@@ -26,8 +26,8 @@ import java.util.TreeMap;
  * answer are ignored; those that are not supported are refused.
  *
  * @param chat whether it is a chat completion
- * @param prompt token ids
- * @param choices how many answers
+ * @param prompts token ids of each; one of a chat
+ * @param choices how many answers to each prompt
  * @param logprobs whether the client wants log-probabilities
  * @param tools how calls of tools are written, where the request has tools
  * @param schemas of the arguments of the tools by their names
@@ -35,7 +35,7 @@ import java.util.TreeMap;
  */
 record Request(
     boolean chat,
-    int[] prompt,
+    List<int[]> prompts,
     int choices,
     GenerationOptions options,
     boolean stream,
@@ -55,6 +55,8 @@ record Request(
           "top_k",
           "min_p",
           "repeat_penalty",
+          "repetition_penalty",
+          "cache_prompt",
           "repeat_last_n",
           "presence_penalty",
           "frequency_penalty",
@@ -83,10 +85,21 @@ record Request(
           "service_tier",
           "safety_identifier",
           "prompt_cache_key",
+          "prompt_cache_retention",
+          "prediction",
+          "modalities",
+          "verbosity",
           "chat_template_kwargs");
 
   static Request chat(Wire body, Model model, SamplingOptions defaults) {
     body.only(union(CHAT));
+    // Their defaults say nothing.
+    if (body.has("modalities") && !body.list("modalities").equals(List.of("text"))) {
+      throw body.wrong("modalities", "[\"text\"]", body.get("modalities"));
+    }
+    if (!body.text("verbosity", "medium").equals("medium")) {
+      throw body.wrong("verbosity", "medium", body.get("verbosity"));
+    }
     List<Message> messages = new ArrayList<>();
     int index = 0;
     for (Object one : body.list("messages")) {
@@ -129,7 +142,7 @@ record Request(
       String prompt = model.chatPrompt(messages, true, variables);
       return new Request(
           true,
-          model.tokenizer().encode(prompt, false, true),
+          List.of(model.tokenizer().encode(prompt, false, true)),
           choices(body),
           options,
           body.flag("stream", false),
@@ -158,17 +171,10 @@ record Request(
               + body.get("best_of")
               + " (not supported: ask for n choices with logprobs and take the best)");
     }
-    int[] prompt =
-        switch (body.get("prompt")) {
-          case String s -> model.tokenizer().encode(s);
-          case List<?> l when l.size() == 1 && l.getFirst() instanceof String s ->
-              model.tokenizer().encode(s);
-          case List<?> l when isIds(l) -> ids(l);
-          case List<?> l when l.size() == 1 && l.getFirst() instanceof List<?> one && isIds(one) ->
-              ids(one);
-          case Object o -> throw body.wrong("prompt", "one text or array of token ids", o);
-          case null -> throw body.wrong("prompt", "a text", null);
-        };
+    List<int[]> prompts = prompts(body, model);
+    if ((long) prompts.size() * choices > MOST_CHOICES) {
+      throw body.wrong("n", "at most " + MOST_CHOICES + " answers to all prompts", choices);
+    }
     int top = (int) body.whole("logprobs", -1, 0, 20);
     GenerationOptions options = options(body, defaults, false).withLogprobs(top);
     // The default of that API.
@@ -179,7 +185,7 @@ record Request(
       Optional<Grammar> grammar = grammar(body);
       return new Request(
           false,
-          prompt,
+          prompts,
           choices,
           grammar.isPresent() ? options.withGrammar(grammar.get()) : options,
           body.flag("stream", false),
@@ -191,6 +197,28 @@ record Request(
     } catch (SamplingException e) {
       throw ApiException.invalid("grammar", e.getMessage());
     }
+  }
+
+  private static List<int[]> prompts(Wire body, Model model) {
+    Object prompt = body.get("prompt");
+    boolean isOne = prompt instanceof String || prompt instanceof List<?> l && isIds(l);
+    List<?> all = isOne ? List.of(prompt) : prompt instanceof List<?> l ? l : List.of();
+    List<int[]> out = new ArrayList<>();
+    for (Object one : all) {
+      switch (one) {
+        case String s -> out.add(model.tokenizer().encode(s));
+        case List<?> l when isIds(l) -> out.add(ids(l));
+        case null, default ->
+            throw body.wrong("prompt", "a text, token ids, or an array of either", prompt);
+      }
+      if (out.size() > MOST_CHOICES) {
+        break;
+      }
+    }
+    if (out.isEmpty()) {
+      throw body.wrong("prompt", "a text, token ids, or an array of either", prompt);
+    }
+    return out;
   }
 
   private static boolean isIds(List<?> list) {
@@ -284,30 +312,53 @@ record Request(
     return (int) body.whole("n", 1, 1, MOST_CHOICES);
   }
 
-  /** The options of a choice: each draws with a seed of its own, one higher than the one before. */
-  GenerationOptions options(int choice) {
+  /** How many answers there are to all prompts: first those to the first. */
+  int answers() {
+    return prompts.size() * choices;
+  }
+
+  /** What an answer is one to. */
+  int[] prompt(int answer) {
+    return prompts.get(answer / choices);
+  }
+
+  /** Whether an answer is the first to its prompt. */
+  boolean isFirst(int answer) {
+    return answer % choices == 0;
+  }
+
+  /**
+   * The options of an answer: each to a prompt draws with a seed of its own, one higher than the
+   * one before.
+   */
+  GenerationOptions options(int answer) {
     SamplingOptions sampling = options.sampling();
-    return choice == 0
+    return isFirst(answer)
         ? options
-        : options.withSampling(sampling.withSeed(sampling.seed() + choice));
+        : options.withSampling(sampling.withSeed(sampling.seed() + answer % choices));
   }
 
   private static GenerationOptions options(Wire body, SamplingOptions defaults, boolean newName) {
+    body.flag("cache_prompt", true); // Beginnings are kept whatever it says; answers are the same.
+    // Of llama.cpp's server, and of vLLM and others.
+    String repeat = body.has("repeat_penalty") ? "repeat_penalty" : "repetition_penalty";
     SamplingOptions sampling =
         defaults
             .withTemperature((float) body.real("temperature", defaults.temperature(), 0, 100))
-            .withTopK((int) body.whole("top_k", defaults.topK(), 0, Integer.MAX_VALUE))
+            // For vLLM -1 stands for all.
+            .withTopK(
+                Math.max(0, (int) body.whole("top_k", defaults.topK(), -1, Integer.MAX_VALUE)))
             .withTopP((float) Math.max(Float.MIN_NORMAL, body.real("top_p", defaults.topP(), 0, 1)))
             .withMinP((float) body.real("min_p", defaults.minP(), 0, 1))
             .withPenalties(
-                (float) body.real("repeat_penalty", 1, 0.01, 100),
+                (float) body.real(repeat, 1, 0.01, 100),
                 (float) body.real("frequency_penalty", 0, -2, 2),
                 (float) body.real("presence_penalty", 0, -2, 2),
                 // OpenAI's penalties look at the whole text, llama.cpp's at its end.
                 (int)
                     body.whole(
                         "repeat_last_n",
-                        body.has("repeat_penalty") ? defaults.penaltyWindow() : -1,
+                        body.has(repeat) ? defaults.penaltyWindow() : -1,
                         -1,
                         Integer.MAX_VALUE))
             .withExtras(Samplers.of(body, defaults.extras()))
@@ -330,9 +381,15 @@ record Request(
     String most = newName ? "max_completion_tokens" : "max_tokens";
     return GenerationOptions.defaults()
         .withSampling(sampling)
-        .withMaxTokens((int) body.whole(most, 0, 1, Integer.MAX_VALUE))
+        .withMaxTokens(
+            isEndless(body.get(most)) ? 0 : (int) body.whole(most, 0, 1, Integer.MAX_VALUE))
         .withStopStrings(stop)
         .withIgnoreEnd(body.flag("ignore_eos", false));
+  }
+
+  /** As llama.cpp's server has it. */
+  private static boolean isEndless(Object most) {
+    return most instanceof Integer n && n == -1;
   }
 
   private static Map<Integer, Float> bias(Wire body) {

@@ -362,6 +362,12 @@ class FletchServerTest {
         "{\"tool_choice\":\"required\",Q} ~ there are no tools",
         "{\"response_format\":{\"type\":\"xml\"},Q} ~ response_format.type",
         "{\"stream\":1,Q} ~ stream",
+        "{\"modalities\":[\"text\",\"audio\"],Q} ~ modalities",
+        "{\"verbosity\":\"low\",Q} ~ verbosity",
+        "{\"max_tokens\":-2,Q} ~ max_tokens",
+        "{\"top_k\":-2,Q} ~ top_k",
+        "{\"cache_prompt\":1,Q} ~ cache_prompt",
+        "{\"repetition_penalty\":0,Q} ~ repetition_penalty",
       })
   void refusesMalformedRequests(String body, String message) {
     HttpResponse<String> response = send(post("/v1/chat/completions", body.replace("Q", QUESTION)));
@@ -492,6 +498,32 @@ class FletchServerTest {
                 + QUESTION
                 + "}");
     assertEquals(ANSWER, at(a, "choices", 0, "message", "content"));
+    // Of OpenAI's libraries, llama.cpp's server and vLLM.
+    a =
+        ok(
+            "/v1/chat/completions",
+            "{\"modalities\":[\"text\"],\"verbosity\":\"medium\",\"prediction\":{\"type\":\"content\",\"content\":\"x\"},"
+                + "\"cache_prompt\":false,\"top_k\":-1,\"max_tokens\":-1,\"repetition_penalty\":1.0,"
+                + QUESTION
+                + "}");
+    assertEquals(ANSWER, at(a, "choices", 0, "message", "content"));
+    String penalized = "{\"NAME\":100,\"max_tokens\":8," + QUESTION + "}";
+    Object one =
+        at(
+            ok("/v1/chat/completions", penalized.replace("NAME", "repeat_penalty")),
+            "choices",
+            0,
+            "message",
+            "content");
+    assertEquals(
+        one,
+        at(
+            ok("/v1/chat/completions", penalized.replace("NAME", "repetition_penalty")),
+            "choices",
+            0,
+            "message",
+            "content"));
+    assertFalse(ANSWER.startsWith(one.toString()));
     ok("/v1/completions", "{\"prompt\":[[1,2,3]],\"echo\":false,\"suffix\":null,\"max_tokens\":2}");
     assertEquals(
         400, send(post("/v1/completions", "{\"prompt\":\"x\",\"echo\":true}")).statusCode());
@@ -504,6 +536,105 @@ class FletchServerTest {
                 .build());
     assertEquals(415, zipped.statusCode());
     assertTrue(zipped.body().contains("Content-Encoding"), zipped.body());
+  }
+
+  /** Each prompt gets what it gets alone. */
+  @Test
+  void completesSeveralPrompts() {
+    List<String> texts = new ArrayList<>();
+    int promptTokens = 0;
+    String more = "\"temperature\":1,\"seed\":5,\"n\":2,\"max_tokens\":4";
+    for (String prompt : List.of("\"2 + 2 =\"", "[1,2,3]")) {
+      Map<String, Object> alone = ok("/v1/completions", "{\"prompt\":" + prompt + "," + more + "}");
+      texts.add(at(alone, "choices", 0, "text").toString());
+      texts.add(at(alone, "choices", 1, "text").toString());
+      promptTokens += (int) at(alone, "usage", "prompt_tokens");
+    }
+    String both = "{\"prompt\":[\"2 + 2 =\",[1,2,3]]," + more;
+    Map<String, Object> a = ok("/v1/completions", both + "}");
+    List<String> answers = new ArrayList<>();
+    for (int i = 0; i < ((List<?>) a.get("choices")).size(); i++) {
+      assertEquals(i, at(a, "choices", i, "index"));
+      answers.add(at(a, "choices", i, "text").toString());
+    }
+    assertEquals(texts, answers);
+    assertEquals(promptTokens, at(a, "usage", "prompt_tokens"));
+    String[] streamed = {"", "", "", ""};
+    for (Map<String, Object> chunk :
+        stream(
+            "/v1/completions",
+            both + ",\"stream\":true,\"stream_options\":{\"include_usage\":true}}")) {
+      if (((List<?>) chunk.get("choices")).isEmpty()) {
+        assertEquals(promptTokens, at(chunk, "usage", "prompt_tokens"));
+      } else {
+        streamed[(int) at(chunk, "choices", 0, "index")] += at(chunk, "choices", 0, "text");
+      }
+    }
+    assertEquals(texts, List.of(streamed));
+    for (String bad :
+        List.of(
+            "[]",
+            "[\"a\",1]",
+            "[\"a\",[]]",
+            "[\"a\",null]",
+            "{}",
+            "[" + "\"a\",".repeat(64) + "\"a\"]")) {
+      HttpResponse<String> refused =
+          send(post("/v1/completions", "{\"n\":2,\"prompt\":" + bad + "}"));
+      assertEquals(400, refused.statusCode(), bad);
+      assertTrue(
+          refused.body().contains("\"param\":\"" + (bad.length() > 99 ? "n" : "prompt")),
+          refused.body());
+    }
+  }
+
+  /** All that comes back, until the server closes the connection. */
+  private String whole(String text) throws IOException {
+    try (Socket socket = new Socket("127.0.0.1", server.address().getPort())) {
+      socket.setSoTimeout((int) PATIENCE.toMillis());
+      socket.getOutputStream().write(text.getBytes(StandardCharsets.ISO_8859_1));
+      socket.shutdownOutput();
+      return new String(socket.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
+    }
+  }
+
+  @Test
+  void saysWhyABodyIsNone() throws IOException {
+    String head =
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+    String health = "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    String prompt = "{\"prompt\":\"2\",\"max_tokens\":1}";
+    String size = Integer.toHexString(prompt.length());
+    for (String body :
+        List.of(
+            // Too short, no chunks, a chunk that breaks off, and fields behind them.
+            "Content-Length: 99\r\n\r\n" + prompt,
+            "Transfer-Encoding: chunked\r\n\r\nzz\r\n" + prompt + "\r\n" + health,
+            "Transfer-Encoding: chunked\r\n\r\n" + size + "\r\n" + prompt.substring(9),
+            "Transfer-Encoding: chunked\r\n\r\n"
+                + size
+                + "\r\n"
+                + prompt
+                + "\r\n0\r\nX-Sum: 1\r\n\r\n"
+                + health)) {
+      String answer = whole(head + body);
+      assertTrue(answer.startsWith("HTTP/1.1 400"), body + answer);
+      assertTrue(answer.contains("\"code\":\"invalid_body\""), answer);
+      // What stands behind is not taken for a request.
+      assertFalse(answer.contains("\"status\""), answer);
+    }
+    String chunked =
+        whole(
+            head
+                + "Transfer-Encoding: chunked\r\n\r\n"
+                + size
+                + ";name=value\r\n"
+                + prompt
+                + "\r\n0\r\n\r\n"
+                + health);
+    assertTrue(chunked.startsWith("HTTP/1.1 200") && chunked.contains("\"status\""), chunked);
+    String far = send(to("/" + "a".repeat(5000)).build()).body();
+    assertTrue(far.length() < 300, far);
   }
 
   private String raw(String text) throws IOException {
@@ -984,6 +1115,31 @@ class FletchServerTest {
                 .build());
     assertEquals(204, preflight.statusCode());
     assertNotNull(preflight.headers().firstValue("Access-Control-Allow-Headers").orElse(null));
+    // Libraries in pages send headers of their own; what is none is not repeated.
+    for (String[] headers :
+        new String[][] {
+          {
+            "authorization,content-type, x-stainless-os",
+            "authorization,content-type, x-stainless-os"
+          },
+          {"x; y", "Authorization, Content-Type"},
+        }) {
+      HttpResponse<String> asked =
+          send(
+              to("/v1/chat/completions")
+                  .header("Access-Control-Request-Headers", headers[0])
+                  .method("OPTIONS", HttpRequest.BodyPublishers.noBody())
+                  .build());
+      assertEquals(204, asked.statusCode());
+      assertEquals(
+          headers[1], asked.headers().firstValue("Access-Control-Allow-Headers").orElseThrow());
+    }
+    // A page can read errors too.
+    HttpResponse<String> none = send(to("/v1/nothing").build());
+    assertEquals(404, none.statusCode());
+    assertEquals(
+        "https://app.example",
+        none.headers().firstValue("Access-Control-Allow-Origin").orElseThrow());
   }
 
   @Test
