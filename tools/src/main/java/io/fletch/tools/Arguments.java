@@ -46,6 +46,10 @@ final class Arguments {
     try {
       return new Arguments(parser.parse(options, args.toArray(String[]::new)));
     } catch (UnrecognizedOptionException e) {
+      if (e.getOption().contains(" ")) {
+        throw new UsageException(
+            "unknown option " + e.getOption() + " (write -- before a text that begins with -)");
+      }
       String name = e.getOption().replaceFirst("^-+", "").replaceFirst("=.*", "");
       List<String> names =
           options.getOptions().stream().map(Option::getLongOpt).filter(Objects::nonNull).toList();

@@ -79,7 +79,7 @@ final class CalibrateCommand implements Command {
           "what is calibrated: expected=one of "
               + String.join(", ", KINDS.keySet())
               + " actual="
-              + kind);
+              + (kind.isEmpty() ? "nothing" : kind));
     }
     Set<Option> mine = Set.copyOf(KINDS.get(kind).section().options());
     KINDS.forEach((name, calibrator) -> {

@@ -94,7 +94,7 @@ final class ChatCommand implements Command {
           RoutingFlags.apply(
               arguments, model, small, DiffusionFlags.apply(arguments, model, guide, sampled));
       session.adapters(ModelFlags.attach(model, modelOptions));
-      boolean fillsIn = terminal && model.diffusion().isPresent();
+      boolean fillsIn = terminal && io.isScreen(Io.Stream.OUT) && model.diffusion().isPresent();
       if (terminal) {
         front.note(model.name() + " - /help lists commands, Ctrl-D leaves");
       }

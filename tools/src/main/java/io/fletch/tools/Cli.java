@@ -39,7 +39,8 @@ final class Cli {
     commands.put("logits", new Entry("write logits of token ids", LogitsCommand::new));
     commands.put("eval", new Entry("accuracy on a set of questions", EvalCommand::new));
     commands.put(
-        "compare", new Entry("what techniques of a diffusion model cost", CompareCommand::new));
+        "compare",
+        new Entry("what decoding techniques cost, and their accuracy", CompareCommand::new));
     commands.put(
         "convert", new Entry("the same weights in another container", ConvertCommand::new));
     commands.put("quantize", new Entry("a model with smaller weights", QuantizeCommand::new));
@@ -48,7 +49,7 @@ final class Cli {
     commands.put(
         "perplexity", new Entry("how well a model predicts a text", PerplexityCommand::new));
     commands.put(
-        "calibrate", new Entry("train what decides between two models", CalibrateCommand::new));
+        "calibrate", new Entry("train routers, skipping and forecasters", CalibrateCommand::new));
     commands.put("bench", new Entry("measure prefill and decode speed", BenchCommand::new));
     commands.put(
         "doctor", new Entry("what runs here, why, and what to change", DoctorCommand::new));

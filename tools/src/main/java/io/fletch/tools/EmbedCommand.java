@@ -94,7 +94,7 @@ final class EmbedCommand implements Command {
   @Override
   public int run(Arguments arguments, Io io) throws IOException {
     if (!arguments.has("model")) {
-      throw new UsageException("--model: needed: an embedding model");
+      throw new UsageException("--model is required: an embedding model");
     }
     EmbedderOptions options = options(arguments);
     boolean isSimilarity = arguments.has("similarity");

@@ -45,8 +45,19 @@ final class Io {
   private final OutputStream out;
   private final OutputStream err;
   private final Set<Stream> terminals;
+  private final boolean isDumb;
 
   Io(InputStream in, OutputStream out, OutputStream err, Set<Stream> terminals) {
+    this(in, out, err, terminals, false);
+  }
+
+  /**
+   * Streams.
+   *
+   * @param isDumb whether the terminal cannot draw over what it shows
+   */
+  Io(InputStream in, OutputStream out, OutputStream err, Set<Stream> terminals, boolean isDumb) {
+    this.isDumb = isDumb;
     this.in = new BufferedReader(new InputStreamReader(in, StandardCharsets.UTF_8));
     this.out = new BufferedOutputStream(out, 1 << 14);
     this.err = err;
@@ -72,7 +83,13 @@ final class Io {
         new FileInputStream(FileDescriptor.in),
         new FileOutputStream(FileDescriptor.out),
         new FileOutputStream(FileDescriptor.err),
-        terminals);
+        terminals,
+        "dumb".equals(System.getenv("TERM")));
+  }
+
+  /** Whether a stream is a terminal that understands escape sequences. */
+  boolean isScreen(Stream stream) {
+    return isTerminal(stream) && !isDumb;
   }
 
   /** Whether a stream is a terminal. */

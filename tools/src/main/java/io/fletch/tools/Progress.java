@@ -5,7 +5,8 @@ import java.util.function.Supplier;
 
 /**
  * A line on standard error that says what takes so long, with the seconds gone by. Shown only on a
- * terminal and only after a moment, and wiped when it is done, so that fast work stays silent.
+ * terminal that can wipe it and only after a moment, and wiped when it is done, so that fast work
+ * stays silent.
  */
 final class Progress implements AutoCloseable {
   private static final long FIRST_MILLIS = 400;
@@ -29,7 +30,7 @@ final class Progress implements AutoCloseable {
 
   /** Shows a text that is asked for again and again, by another thread. */
   static Progress show(Io io, Supplier<String> text) {
-    if (!io.isTerminal(Io.Stream.ERR)) {
+    if (!io.isScreen(Io.Stream.ERR)) {
       return silent();
     }
     Thread thread = new Thread(() -> run(io, text), "fletch-progress");

@@ -92,7 +92,7 @@ final class RunCommand implements Command {
       List<Generation.TokenLogprob> logprobs = new ArrayList<>();
       boolean lineEnded = false;
       FillingView filling =
-          !json && io.isTerminal(Io.Stream.OUT) && model.diffusion().isPresent()
+          !json && io.isScreen(Io.Stream.OUT) && model.diffusion().isPresent()
               ? new FillingView(model.tokenizer(), FillingView.columns(), io::show)
               : null;
       while (generation.hasNext()) {

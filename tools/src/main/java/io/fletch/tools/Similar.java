@@ -6,11 +6,14 @@ import java.util.Optional;
 
 /** Names that somebody who mistyped one may have meant. */
 final class Similar {
-  /** Letters that may be wrong, missing or superfluous. */
+  /** Letters that may be wrong, missing, superfluous or exchanged with the next. */
   private static final int MOST_EDITS = 2;
 
-  /** Shorter beginnings say nothing. */
+  /** Shorter beginnings say nothing, and shorter words may have one wrong letter. */
   private static final int LEAST_COMMON = 4;
+
+  /** Of shorter words nearly everything is a neighbour. */
+  private static final int SHORTEST = 3;
 
   private Similar() {}
 
@@ -26,26 +29,30 @@ final class Similar {
   private static boolean isClose(String given, String name) {
     int shorter = Math.min(given.length(), name.length());
     if (shorter < LEAST_COMMON) {
-      return false;
+      return shorter >= SHORTEST && distance(given, name) <= 1;
     }
     return given.startsWith(name) || name.startsWith(given) || distance(given, name) <= MOST_EDITS;
   }
 
-  /** Levenshtein's distance. */
+  /** Distance of Damerau and Levenshtein, where no part is edited twice. */
   private static int distance(String a, String b) {
-    int[] row = new int[b.length() + 1];
-    for (int j = 0; j < row.length; j++) {
-      row[j] = j;
-    }
-    for (int i = 1; i <= a.length(); i++) {
-      int diagonal = row[0];
-      row[0] = i;
-      for (int j = 1; j <= b.length(); j++) {
-        int changed = diagonal + (a.charAt(i - 1) == b.charAt(j - 1) ? 0 : 1);
-        diagonal = row[j];
-        row[j] = Math.min(changed, 1 + Math.min(row[j], row[j - 1]));
+    int[][] edits = new int[a.length() + 1][b.length() + 1];
+    for (int i = 0; i <= a.length(); i++) {
+      for (int j = 0; j <= b.length(); j++) {
+        if (i == 0 || j == 0) {
+          edits[i][j] = i + j;
+          continue;
+        }
+        int changed = edits[i - 1][j - 1] + (a.charAt(i - 1) == b.charAt(j - 1) ? 0 : 1);
+        edits[i][j] = Math.min(changed, 1 + Math.min(edits[i - 1][j], edits[i][j - 1]));
+        if (i > 1
+            && j > 1
+            && a.charAt(i - 1) == b.charAt(j - 2)
+            && a.charAt(i - 2) == b.charAt(j - 1)) {
+          edits[i][j] = Math.min(edits[i][j], edits[i - 2][j - 2] + 1);
+        }
       }
     }
-    return row[b.length()];
+    return edits[a.length()][b.length()];
   }
 }

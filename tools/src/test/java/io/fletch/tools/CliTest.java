@@ -105,6 +105,14 @@ class CliTest {
         "run --modle x ~ fletch run: unknown option --modle, perhaps --model (see: fletch run"
             + " --help)",
         "chta ~ fletch: unknown command chta, perhaps chat (see: fletch help)",
+        "rnu ~ fletch: unknown command rnu, perhaps run (see: fletch help)",
+        "ru ~ fletch: unknown command ru (see: fletch help)",
+        "run --tmep 0 x ~ fletch run: unknown option --tmep, perhaps --temp (see: fletch run"
+            + " --help)",
+        "embed x ~ fletch embed: --model is required: an embedding model (see: fletch embed"
+            + " --help)",
+        "calibrate ~ fletch calibrate: what is calibrated: expected=one of r2r, ffn-skip, lff"
+            + " actual=nothing (see: fletch calibrate --help)",
         "run --set x ~ fletch run: unknown option --set (see: fletch run --help)",
         "logits --ids 1 ~ fletch logits: --out is required (see: fletch logits --help)",
         "logits --out x.npy ~ fletch logits: either --ids or --prompt is required (see: fletch"
@@ -175,11 +183,25 @@ class CliTest {
   }
 
   @Test
-  void progressIsForTerminalsOnly() throws InterruptedException {
+  void textsThatLookLikeOptionsAreTold() {
+    assertEquals(
+        "fletch run: unknown option -5 + 3 (write -- before a text that begins with -)"
+            + " (see: fletch run --help)\n",
+        Fletch.run("run", "-5 + 3").err());
+    assertEquals("45 53 311 32 51\n", Fletch.ok("tokenize", "--", "-5 + 3").out());
+  }
+
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void progressIsForTerminalsOnly(boolean isDumb) throws InterruptedException {
     ByteArrayOutputStream err = new ByteArrayOutputStream();
     Io io =
         new Io(
-            new ByteArrayInputStream(new byte[0]), OutputStream.nullOutputStream(), err, Set.of());
+            new ByteArrayInputStream(new byte[0]),
+            OutputStream.nullOutputStream(),
+            err,
+            isDumb ? Set.of(Io.Stream.ERR) : Set.of(),
+            isDumb);
     try (Progress _ = Progress.show(io, "working")) {
       Thread.sleep(600);
     }
