@@ -12,6 +12,7 @@ import java.net.URLClassLoader;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
+import java.util.Locale;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Stream;
@@ -152,6 +153,17 @@ class DocumentationTest {
     }
   }
 
+  /** Anchors of a page's headings as GitHub makes them. */
+  private static List<String> anchors(Path page) throws IOException {
+    try (Stream<String> lines = Files.lines(page)) {
+      return lines
+          .filter(line -> line.startsWith("#"))
+          .map(line -> line.replaceFirst("^#+ ", "").toLowerCase(Locale.ROOT))
+          .map(text -> "#" + text.replaceAll("[^\\w\\- ]", "").replace(' ', '-'))
+          .toList();
+    }
+  }
+
   @Test
   void linksLeadSomewhere() throws IOException {
     try (Stream<Path> files = Files.list(ROOT.resolve("docs"))) {
@@ -161,9 +173,14 @@ class DocumentationTest {
               .filter(file -> file.toString().endsWith(".md"))
               .toList();
       for (Path page : pages) {
-        Matcher link = Pattern.compile("\\]\\(([^)#:]+)\\)").matcher(Files.readString(page));
+        Matcher link =
+            Pattern.compile("\\]\\(([^)#:]*)(#[^)]+)?\\)").matcher(Files.readString(page));
         while (link.find()) {
-          assertTrue(Files.exists(page.resolveSibling(link.group(1))), page + ": " + link.group());
+          Path target = link.group(1).isEmpty() ? page : page.resolveSibling(link.group(1));
+          assertTrue(Files.exists(target), page + ": " + link.group());
+          assertTrue(
+              link.group(2) == null || anchors(target).contains(link.group(2)),
+              page + ": " + link.group());
         }
       }
     }
