@@ -36,9 +36,6 @@ public final class CodeAttention {
 
   private static final int CHUNK = SoftmaxCode.CHUNK;
 
-  /** Bytes of what all positions have of a pair of elements of keys. */
-  private static final int PAIR_BYTES = 4 * CHUNK;
-
   /** Bytes of the codes of a head's query of one block. */
   private static final int BLOCK_QUERY = 64;
 
@@ -50,6 +47,9 @@ public final class CodeAttention {
 
   /** Positions of the words of four elements of a query. */
   private static final int[] QUERY_ORDER = {0x05040100, 0x07060302, 0x0d0c0908, 0x0f0e0b0a};
+
+  /** Lower words of four lanes, then the upper ones. */
+  private static final int[] HALVES = {0x05040100, 0x0d0c0908, 0x07060302, 0x0f0e0b0a};
 
   private static final Gpr WORK = Gpr.RDI;
 
@@ -88,6 +88,16 @@ public final class CodeAttention {
   private final int minAmaxBits;
   private final int bytes;
   private final int perVector;
+
+  /**
+   * Bytes from a pair of elements of packed keys to the next. With 256 bits a group of eight
+   * positions is apart from the others, since two stores in a cycle have to be to one line.
+   */
+  private final int pairBytes;
+
+  /** Bytes from the pairs of a vector of positions to those of the next. */
+  private final int groupBytes;
+
   private final int heads;
   private final int keyDim;
   private final int valueDim;
@@ -102,8 +112,11 @@ public final class CodeAttention {
   /** Where packed values are. */
   private int valuesAt;
 
-  /** Lines that are prefetched from where the cursors are. */
-  private int ahead;
+  /** Lines that are prefetched from where the cursors are, of keys and of values. */
+  private final int[] ahead = new int[2];
+
+  /** Whose turn it is: 0 for keys, 1 for values. */
+  private int turn;
 
   private CodeAttention(Layout layout, boolean capped, Isa isa, int limit, int minAmaxBits) {
     this.limit = limit;
@@ -114,6 +127,8 @@ public final class CodeAttention {
     this.lanes = new Lanes(a, isa);
     this.bytes = isa.bytes();
     this.perVector = isa.lanes();
+    this.pairBytes = lanes.parts == 1 ? 4 * CHUNK : bytes;
+    this.groupBytes = lanes.parts == 1 ? bytes : layout.keyDim / 2 * bytes;
     this.heads = layout.heads;
     this.keyDim = layout.keyDim;
     this.valueDim = layout.valueDim;
@@ -193,8 +208,6 @@ public final class CodeAttention {
     private final int valueStride;
     private final int factor = CHUNK * SoftmaxCode.SCORE_BYTES;
     private final int sums;
-    private final int keyHalves;
-    private final int valueHalves;
     private final int keyScales;
     private final int valueScales;
     private final int visibleScales;
@@ -231,10 +244,6 @@ public final class CodeAttention {
       int at = from + 64;
       sums = at;
       at += MAX_HEADS * CHUNK * 4;
-      keyHalves = at;
-      at += keyBlocks * CHUNK * 2;
-      valueHalves = at;
-      at += valueBlocks * CHUNK * 8;
       keyScales = at;
       at += keyBlocks * CHUNK * 4;
       valueScales = at;
@@ -246,7 +255,7 @@ public final class CodeAttention {
       weightScales = at;
       at = aligned(at + 2 * valueBlocks * 16);
       packedKeys = at;
-      at += keyDim / 2 * PAIR_BYTES;
+      at += keyDim / 2 * 4 * CHUNK;
       packedValues = at;
       at += CHUNK / 2 * 4 * valueDim;
       keyCopy = at;
@@ -412,10 +421,6 @@ public final class CodeAttention {
     copyVisible();
     scalesOfKeys();
     packKeys();
-    if (lanes.parts > 1) {
-      convert(layout.keyHalves, layout.keyScales, keyBlocks * CHUNK);
-      convert(layout.valueHalves, layout.valueScales, valueBlocks * CHUNK * 4);
-    }
     Label apart = a.label();
     Label entry = a.label();
     Label next = a.label();
@@ -457,10 +462,37 @@ public final class CodeAttention {
     a.add(POSITION, CHUNK);
     a.cmp(POSITION, Mem.of(WORK, layout.to));
     a.jcc(Condition.L, chunk);
+    if (lanes.parts > 1) {
+      orderResults();
+    }
     a.popAll(SAVED);
     a.vzeroupper();
     a.ret();
     return a.assemble();
+  }
+
+  /** Puts results of blocks, whose quarters {@link #packQuad} interleaved, in order. */
+  private void orderResults() {
+    a.mov(ENTRY, Mem.of(WORK, layout.entries));
+    a.mov(COUNT, Mem.of(WORK, layout.entryCount));
+    Label entry = a.here();
+    a.mov(A, Mem.of(ENTRY, Layout.ENTRY_STATE));
+    a.mov(X, heads * valueBlocks);
+    Label block = a.here();
+    for (int i = 0; i < 4; i++) {
+      a.vmovups(lanes.reg(i), Mem.of(A, 4 * Layout.STATE_VALUES + i * bytes));
+    }
+    for (int i = 0; i < 4; i++) {
+      int pair = i % 2 * 2;
+      a.vperm2f128(lanes.reg(4), lanes.reg(pair), lanes.reg(pair + 1), i < 2 ? 0x20 : 0x31);
+      a.vmovups(Mem.of(A, 4 * Layout.STATE_VALUES + i * bytes), lanes.reg(4));
+    }
+    a.add(A, 4 * bytes);
+    a.dec(X);
+    a.jcc(Condition.NE, block);
+    a.add(ENTRY, Layout.ENTRY_BYTES);
+    a.dec(COUNT);
+    a.jcc(Condition.NE, entry);
   }
 
   /** The part of a range of positions that is in the chunk. */
@@ -528,49 +560,54 @@ public final class CodeAttention {
   /** Prefetches lines, of keys and values by turns, where {@link #paced} says so. */
   private void line(int lines) {
     for (int i = 0; paced && i < lines; i++) {
-      a.prefetcht1(Mem.of(ahead % 2 == 0 ? NEXT_KEYS : NEXT_VALUES, 64 * (ahead / 2)));
-      ahead++;
+      a.prefetcht1(Mem.of(turn == 0 ? NEXT_KEYS : NEXT_VALUES, 64 * ahead[turn]++));
+      turn ^= 1;
     }
   }
 
   /** Moves the cursors on by what was prefetched: wherever a loop ends. */
   private void advance() {
-    if (ahead > 0) {
-      a.add(NEXT_KEYS, 64 * ((ahead + 1) / 2));
-      a.add(NEXT_VALUES, 64 * (ahead / 2));
-      ahead = 0;
+    for (int i = 0; i < 2; i++) {
+      if (ahead[i] > 0) {
+        a.add(i == 0 ? NEXT_KEYS : NEXT_VALUES, 64 * ahead[i]);
+        ahead[i] = 0;
+      }
     }
+    turn = 0;
+  }
+
+  /** Lines of a chunk that are left for the softmax with 256 bits. */
+  private int rest() {
+    return keyStride + valueStride - 24 * keyBlocks - 32 * valueBlocks;
   }
 
   // ---- packing
 
   private void scalesOfKeys() {
-    if (lanes.parts == 1) {
-      for (int g = 0; g < CHUNK / 16; g++) {
-        scalesOfGroup(KEYS, keyStride, keyBlocks, g, layout.keyScales, false);
-      }
-    } else {
-      halves(KEYS, keyStride, keyDim, layout.keyHalves, false);
-      halves(VALUES, valueStride, valueDim, layout.valueHalves, true);
+    for (int g = 0; g < CHUNK / perVector; g++) {
+      scalesOfGroup(KEYS, keyStride, keyBlocks, g, layout.keyScales, false);
     }
   }
 
   private void scalesOfValues() {
-    for (int g = 0; lanes.parts == 1 && g < CHUNK / 16; g++) {
+    for (int g = 0; g < CHUNK / perVector; g++) {
       scalesOfGroup(VALUES, valueStride, valueBlocks, g, layout.valueScales, true);
     }
   }
 
   /**
-   * Scales of sixteen positions as float32: of each block in the lanes of packed keys, or of each
-   * position four times, positions in order. They come with the sixteen bytes at the end of a
-   * position, transposed, two in a lane; the first of an odd number with two codes.
+   * Scales of as many positions as there are lanes, as float32: of each block in the lanes of
+   * packed keys, or of each position four times, positions in order. They come with the sixteen
+   * bytes at the end of a position, transposed, two in a lane; the first of an odd number with two
+   * codes.
    */
   private void scalesOfGroup(Gpr from, int stride, int blocks, int group, int to, boolean four) {
+    final int apart = perVector / 4;
     for (int k = 0; 2 * k < blocks; k++) {
       if (k % 4 == 0) {
         for (int i = 0; i < 4; i++) {
-          gather(reg(i), from, (16 * group + 4 * i) * stride + stride - 4 * k - 16, stride);
+          int slot = perVector * group + apart * i;
+          gather(reg(i), from, slot * stride + stride - 4 * k - 16, stride);
         }
         a.vpunpckhdq(reg(4), reg(0), reg(1));
         a.vpunpckhdq(reg(5), reg(2), reg(3));
@@ -587,7 +624,20 @@ public final class CodeAttention {
         a.vpunpcklqdq(reg(8), low, high);
       }
       int block = blocks - 1 - 2 * k;
-      a.vpsrld(reg(9), reg(8), 16);
+      if (lanes.parts == 1) {
+        a.vpsrld(reg(9), reg(8), 16);
+        a.vpmovdw(reg(9).ymm(), reg(9));
+        a.vcvtph2ps(reg(9), reg(9).ymm());
+        a.vpmovdw(reg(8).ymm(), reg(8));
+        a.vcvtph2ps(reg(8), reg(8).ymm());
+      } else {
+        // Lower words of lanes to the lower half, upper ones to the upper half.
+        a.vpshufb(reg(8), reg(8), a.ints(twice(HALVES)));
+        a.vpermq(reg(8), reg(8), 0xd8);
+        a.vextracti128(reg(9).xmm(), reg(8).ymm(), 1);
+        a.vcvtph2ps(reg(9), reg(9).xmm());
+        a.vcvtph2ps(reg(8), reg(8).xmm());
+      }
       storeScales(reg(9), to, block, group, four);
       if (block > 0) {
         storeScales(reg(8), to, block - 1, group, four);
@@ -595,18 +645,16 @@ public final class CodeAttention {
     }
   }
 
-  /** The half-precision numbers in the lower words of lanes. */
   private void storeScales(Vec x, int to, int block, int group, boolean four) {
-    a.vpmovdw(x.ymm(), x);
-    a.vcvtph2ps(x, x.ymm());
+    int position = block * CHUNK + perVector * group;
     if (!four) {
-      a.vmovups(Mem.of(WORK, to + 4 * (block * CHUNK + 16 * group)), x);
+      a.vmovups(Mem.of(WORK, to + 4 * position), x);
       return;
     }
     for (int i = 0; i < 4; i++) {
-      // Lane i of each quarter: four positions in order.
+      // Lane i of each quarter: as many positions in order as there are quarters.
       a.vpermilps(reg(10), x, 0x55 * i);
-      a.vmovups(Mem.of(WORK, to + 16 * (block * CHUNK + 16 * group + 4 * i)), reg(10));
+      a.vmovups(Mem.of(WORK, to + 16 * (position + perVector / 4 * i)), reg(10));
     }
   }
 
@@ -620,30 +668,6 @@ public final class CodeAttention {
     for (int p = 1; p < 4; p++) {
       a.vinserti32x4(d, d, Mem.of(from, offset + p * stride), p);
     }
-  }
-
-  /** Copies scales of all positions by general registers; or each of them four times. */
-  private void halves(Gpr from, int stride, int dim, int to, boolean four) {
-    a.mov(A, from);
-    a.lea(B, Mem.of(WORK, to));
-    a.mov(C, CHUNK / 8);
-    a.mov(Y, 0x0001000100010001L);
-    Label loop = a.here();
-    for (int b = 0; b < dim / 32; b++) {
-      for (int slot = 0; slot < 8; slot++) {
-        a.movzx16(X, Mem.of(A, slot * stride + dim + 2 * b));
-        if (four) {
-          a.imul(X, Y);
-          a.mov(Mem.of(B, 8 * (b * CHUNK + slot)), X);
-        } else {
-          a.mov16(Mem.of(B, 2 * (b * CHUNK + laneOf(slot))), X);
-        }
-      }
-    }
-    a.add(A, 8 * stride);
-    a.add(B, four ? 64 : 16);
-    a.dec(C);
-    a.jcc(Condition.NE, loop);
   }
 
   /** Registers for packing: not those that {@link SoftmaxCode} needs meanwhile. */
@@ -662,8 +686,9 @@ public final class CodeAttention {
     a.sub(COUNT, X);
     a.imul(Y, X, perVector * keyStride);
     a.add(KEYS, Y);
-    a.shl(X, shift);
-    a.lea(A, Mem.of(WORK, X, 4, layout.packedKeys));
+    a.imul(X, X, groupBytes);
+    a.lea(A, Mem.of(WORK, X, 1, layout.packedKeys));
+    ones();
     Label group = a.here();
     a.mov(X, KEYS);
     a.mov(Y, A);
@@ -677,18 +702,13 @@ public final class CodeAttention {
     }
     advance();
     a.add(X, 32);
-    a.add(Y, 16 * PAIR_BYTES);
+    a.add(Y, 16 * pairBytes);
     a.dec(ENTRY);
     a.jcc(Condition.NE, block);
     a.add(KEYS, perVector * keyStride);
-    a.add(A, bytes);
+    a.add(A, groupBytes);
     a.dec(COUNT);
     a.jcc(Condition.NE, group);
-  }
-
-  private int laneOf(int slot) {
-    int parts = perVector / 4;
-    return slot % parts * 4 + slot / parts;
   }
 
   /** Sixteen elements of the keys of a group. */
@@ -703,10 +723,9 @@ public final class CodeAttention {
       words(
           lanes.reg(e),
           lanes.reg(8 + e % 4),
-          Mem.of(Y, pair * PAIR_BYTES),
-          Mem.of(Y, (pair + 1) * PAIR_BYTES));
+          Mem.of(Y, pair * pairBytes),
+          Mem.of(Y, (pair + 1) * pairBytes));
     }
-    line(1);
   }
 
   /** Thirty-two elements of the keys of a group of sixteen: what two columns would be. */
@@ -730,8 +749,8 @@ public final class CodeAttention {
         words(
             x,
             lanes.reg(17 + 2 * column),
-            Mem.of(Y, pair * PAIR_BYTES),
-            Mem.of(Y, (pair + 1) * PAIR_BYTES));
+            Mem.of(Y, pair * pairBytes),
+            Mem.of(Y, (pair + 1) * pairBytes));
       }
       line(e < 3 ? 1 : 0);
     }
@@ -751,11 +770,29 @@ public final class CodeAttention {
 
   /** Stores bytes 0 and 2, and 1 and 3, of every lane as words. */
   private void words(Vec x, Vec temp, Mem even, Mem odd) {
-    a.vpsllw(temp, x, 8);
-    a.vpsraw(x, x, 8);
-    a.vpsraw(temp, temp, 8);
-    a.vmovdqu(odd, x);
+    words(x, temp);
     a.vmovdqu(even, temp);
+    a.vmovdqu(odd, x);
+  }
+
+  /** Bytes 0 and 2 of every lane become words of the second register, 1 and 3 of the first. */
+  private void words(Vec x, Vec temp) {
+    if (lanes.parts > 1) {
+      // Even bytes times one and odd ones times zero.
+      a.vpmaddubsw(temp, lanes.reg(14), x);
+      a.vpsraw(x, x, 8);
+    } else {
+      a.vpsllw(temp, x, 8);
+      a.vpsraw(x, x, 8);
+      a.vpsraw(temp, temp, 8);
+    }
+  }
+
+  /** What {@link #words} multiplies with in 256 bits. */
+  private void ones() {
+    if (lanes.parts > 1) {
+      a.vmovdqu(lanes.reg(14), a.repeated(0x00010001, bytes));
+    }
   }
 
   private void packValues() {
@@ -780,7 +817,11 @@ public final class CodeAttention {
 
   /** Packs the values of eight positions. */
   private void packGroup(int group, Gpr to) {
-    a.vmovdqu(reg(12), a.ints(elementOrder()));
+    if (lanes.parts == 1) {
+      a.vmovdqu(reg(12), a.ints(elementOrder()));
+    } else {
+      ones();
+    }
     // Pairs are those of positions whose weights lie in the same lane of two vectors.
     int apart = perVector / 4;
     for (int at = 0; at < valueDim; at += bytes) {
@@ -788,7 +829,7 @@ public final class CodeAttention {
         int slot = TOGETHER * group + (apart == 4 ? 2 * i : 4 * i);
         int pair = TOGETHER / 2 * group + 2 * i;
         packQuad(slot, apart, at, Mem.of(to, valuesAt + (pair * valueDim + at) * 4));
-        line(1);
+        line(lanes.parts == 1 || i == 0 ? 1 : 0);
       }
     }
   }
@@ -802,13 +843,19 @@ public final class CodeAttention {
     return order;
   }
 
-  /** Positions slot, slot + 1, and those {@code apart} from them: two pairs. */
+  /**
+   * Positions slot, slot + 1, and those {@code apart} from them: two pairs. With 256 bits, vector i
+   * of a block gets elements {@code 4 i} to {@code 4 i + 3} and those 16 later; {@link
+   * #orderResults} makes up for it.
+   */
   private void packQuad(int slot, int apart, int at, Mem to) {
     boolean half = bytes > valueDim - at;
     int[] slots = {slot, slot + 1, slot + apart, slot + apart + 1};
     for (int i = 0; i < 4; i++) {
       Mem m = Mem.of(VALUES, slots[i] * valueStride + at);
-      if (half) {
+      if (lanes.parts > 1) {
+        a.vmovdqu(reg(i), m);
+      } else if (half) {
         a.vmovdqu(reg(i).ymm(), m);
         a.vpermd(reg(i), reg(12), reg(i));
       } else {
@@ -826,23 +873,15 @@ public final class CodeAttention {
       a.vpunpckhwd(reg(3), reg(5), reg(7));
     }
     for (int i = 0; i < (half ? 2 : 4); i++) {
-      Mem m = to.plus(4 * i * perVector);
-      words(reg(i), reg(8 + i), m, m.plus(4 * valueDim));
+      words(reg(i), reg(8 + i));
     }
-  }
-
-  /** Half-precision numbers to float32, a multiple of 64 of them. */
-  private void convert(int from, int to, int n) {
-    final int unroll = 64 / perVector;
-    a.mov(X, 0);
-    Label loop = a.here();
-    for (int i = 0; i < unroll; i++) {
-      a.vcvtph2ps(lanes.reg(i), Mem.of(WORK, X, 1, from + i * bytes / 2));
-      a.vmovups(Mem.of(WORK, X, 2, to + i * bytes), lanes.reg(i));
+    for (int i = 0; i < (half ? 2 : 4); i += 2) {
+      for (int odd = 0; odd < 2; odd++) {
+        Mem m = to.plus(4 * i * perVector + 4 * valueDim * odd);
+        a.vmovdqu(m, reg(odd == 0 ? 8 + i : i));
+        a.vmovdqu(m.plus(bytes), reg(odd == 0 ? 9 + i : i + 1));
+      }
     }
-    a.add(X, 128);
-    a.cmp(X, 2 * n);
-    a.jcc(Condition.L, loop);
   }
 
   // ---- an entry
@@ -851,6 +890,7 @@ public final class CodeAttention {
    * @param pack whether values are still to be packed, all of the chunk
    */
   private void attend(boolean pack) {
+    final int pauses = CHUNK * SoftmaxCode.SCORE_BYTES / bytes;
     scores();
     a.mov(B, Mem.of(ENTRY, Layout.ENTRY_STATE));
     new SoftmaxCode(
@@ -869,7 +909,7 @@ public final class CodeAttention {
             Y,
             i -> {
               packSome(pack && i == 0, true, 0, 3);
-              line(1);
+              line(lanes.parts == 1 ? 1 : (i + 1) * rest() / pauses - i * rest() / pauses);
             });
     advance();
     largestWeights();
@@ -891,8 +931,12 @@ public final class CodeAttention {
     }
   }
 
-  private void product(Vec sum, Vec x, Operand y, Vec temp) {
-    if (isa.vnni()) {
+  /**
+   * Adds products to sums. With 256 bits every fourth pair is added apart: eight sums at a time,
+   * each of which waits five cycles for the one before, leave multipliers idle.
+   */
+  private void product(int pair, Vec sum, Vec x, Operand y, Vec temp) {
+    if (isa.vnni() && (lanes.parts == 1 || pair % 4 < 3)) {
       if (isa.evexDots()) {
         a.evex();
       }
@@ -918,28 +962,38 @@ public final class CodeAttention {
     a.xor(pass, pass);
     Label positions = a.here();
     a.mov(codes, Mem.of(ENTRY, Layout.ENTRY_CODES));
-    a.lea(A, Mem.of(WORK, pass, 1, layout.packedKeys));
+    if (groupBytes == bytes) {
+      a.lea(A, Mem.of(WORK, pass, 1, layout.packedKeys));
+    } else {
+      a.imul(A, pass, groupBytes / bytes);
+      a.lea(A, Mem.of(WORK, A, 1, layout.packedKeys));
+    }
     a.lea(B, Mem.of(WORK, pass, 1, layout.keyScales));
     a.lea(Y, Mem.of(WORK, pass, 1, layout.sums));
     a.mov(X, keyBlocks);
     Label block = a.here();
-    for (int i = 0; i < heads * vectors; i++) {
+    for (int i = 0; isa.vnni() && i < heads * vectors; i++) {
       a.vpxor(lanes.reg(i).xmm(), lanes.reg(i).xmm(), lanes.reg(i).xmm());
     }
     int keyBase = lanes.parts == 1 ? 16 : 8;
     for (int pair = 0; pair < 16; pair++) {
       for (int v = 0; v < vectors; v++) {
-        a.vmovdqu(lanes.reg(keyBase + v), Mem.of(A, pair * PAIR_BYTES + v * bytes));
+        a.vmovdqu(lanes.reg(keyBase + v), Mem.of(A, pair * pairBytes + v * groupBytes));
       }
       for (int h = 0; h < heads; h++) {
         Vec query = lanes.reg(keyBase + vectors + h % 2);
         a.vpbroadcastd(query, Mem.of(codes, h * layout.queryBytes() + 4 * pair));
         for (int v = 0; v < vectors; v++) {
           Vec temp = lanes.reg(keyBase + vectors + 2 + v);
-          product(lanes.reg(h * vectors + v), query, lanes.reg(keyBase + v), temp);
+          Vec sum = lanes.reg(h * vectors + v);
+          if (pair == 0 && !isa.vnni()) {
+            a.vpmaddwd(sum, query, lanes.reg(keyBase + v));
+          } else {
+            product(pair, sum, query, lanes.reg(keyBase + v), temp);
+          }
         }
       }
-      if (passes == 1 || pair % passes == 0) {
+      if (passes == 1 || pair % 8 == 0) {
         line(1);
       }
     }
@@ -956,7 +1010,7 @@ public final class CodeAttention {
     }
     advance();
     a.add(codes, BLOCK_QUERY);
-    a.add(A, 16 * PAIR_BYTES);
+    a.add(A, 16 * pairBytes);
     a.add(B, 4 * CHUNK);
     a.dec(X);
     a.jcc(Condition.NE, block);
@@ -1080,7 +1134,9 @@ public final class CodeAttention {
         a.vpblendw(low, low, high, 0xaa);
       }
       a.vmovdqu(Mem.of(A, j / 2 * bytes), low);
+      line(lanes.parts > 1 && j % (CHUNK * 4 / bytes) == 0 ? 1 : 0);
     }
+    advance();
     a.add(scales, CHUNK * 16);
     a.add(A, CHUNK / 2 * 16);
     a.add(Y, 16);
@@ -1172,6 +1228,7 @@ public final class CodeAttention {
     int base = lanes.parts == 1 ? 16 : 8;
     int temps = lanes.parts == 1 ? 28 : 12;
     Label loop = a.here();
+    turn = from / count % 2;
     for (int pair = 0; pair < TOGETHER / 2; pair++) {
       for (int v = 0; v < count; v += blockVectors) {
         int together = Math.min(blockVectors, count - v);
@@ -1186,6 +1243,7 @@ public final class CodeAttention {
           a.vpbroadcastd(weight, Mem.of(B, block * CHUNK / 2 * 16 + pair * 16 + 4 * h));
           for (int i = 0; i < together; i++) {
             product(
+                pair,
                 lanes.reg(h * count + v + i),
                 weight,
                 load ? lanes.reg(base + i) : value(pair, v + i),
@@ -1193,7 +1251,8 @@ public final class CodeAttention {
           }
         }
       }
-      line(1);
+      // Passes of 256 bits are many: four lines for a block and group.
+      line(lanes.parts == 1 ? 1 : (pair + 1) * count / 8 - pair * count / 8);
     }
     advance();
     a.add(A, TOGETHER * 2 * valueDim);

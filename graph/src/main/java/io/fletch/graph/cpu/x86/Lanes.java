@@ -17,6 +17,9 @@ final class Lanes {
   /** Predicate "less" of a float comparison, false for NaN. */
   private static final int LESS = 1;
 
+  /** Scores below, relative to the largest, have weight zero. */
+  static final float LEAST_SCORE = -70f;
+
   final Assembler a;
   final int bytes;
 
@@ -123,18 +126,28 @@ final class Lanes {
 
   /** The weight of a score, {@code FloatMath.weight}: two thirds of the instructions of exp. */
   void weight(Vec x, Vec t, Vec n, Vec p) {
+    a.vmovups(t, all(LEAST_SCORE));
+    weight(x, t, t, n, p);
+  }
+
+  /**
+   * The same.
+   *
+   * @param least full of {@link #LEAST_SCORE}; kept if it is no temporary
+   */
+  void weight(Vec x, Vec least, Vec t, Vec n, Vec p) {
     // The operand that comes second is the result when one of them is NaN.
-    a.vmovups(t, all(-70f));
-    a.vmaxps(x, t, x);
+    a.vmaxps(x, least, x);
+    // The low bits of this number are 101 + n. No x / ln(2) lies half-way between two integers, so
+    // 101 does not change which even one it would be rounded to.
     a.vmovups(t, all(1.442695f));
-    a.vfmadd213ps(t, x, all(12582912f));
-    a.vsubps(n, t, all(12582912f));
+    a.vfmadd213ps(t, x, all(12582912f + 101f));
+    a.vsubps(n, t, all(12582912f + 101f));
     a.vfmadd231ps(x, n, all(-0.6931472f));
     a.vfmadd231ps(x, n, all(1.9046542e-9f));
     polynomial(x, n, p);
     // 2^(n - 26), and zero where n is -101.
     a.vpslld(t, t, 23);
-    a.vpaddd(t, t, a.repeated(101 << 23, bytes));
     a.vmulps(p, p, all(0x1p26f));
     a.vmulps(x, p, t);
   }

@@ -159,6 +159,8 @@ final class SoftmaxCode {
     a.vsubps(f, f, max.xmm());
     lanes.weight(f, Xmm.XMM12, Xmm.XMM13, Xmm.XMM14);
     a.vmovups(factor, f);
+    // Negated, so that a score is loaded by the instruction that takes it off.
+    a.vxorps(max.xmm(), max.xmm(), a.repeated(0x80000000, 16));
     if (bytes == 64) {
       a.vshufi32x4(max, max, max, 0);
     } else {
@@ -237,9 +239,11 @@ final class SoftmaxCode {
       return;
     }
     pause.accept(pauses++);
-    a.vmovups(x, Mem.of(scores, first * bytes));
-    a.vsubps(x, x, base);
-    lanes.weight(x, lanes.reg(12), lanes.reg(13), lanes.reg(14));
+    if (first == 0) {
+      a.vmovups(lanes.reg(15), lanes.all(Lanes.LEAST_SCORE));
+    }
+    a.vaddps(x, base, Mem.of(scores, first * bytes));
+    lanes.weight(x, lanes.reg(15), lanes.reg(12), lanes.reg(13), lanes.reg(14));
     a.vmovups(Mem.of(scores, first * bytes), x);
   }
 }
