@@ -106,9 +106,13 @@ final class Answers {
   }
 
   private ToolCallFormat.Parsed parsed(Generation.Result result) {
-    return reader == null
-        ? new ToolCallFormat.Parsed(result.text(), List.of())
-        : reader.parse(result);
+    if (reader == null) {
+      return new ToolCallFormat.Parsed(result.text(), List.of());
+    }
+    ToolCallFormat.Parsed all = reader.parse(result);
+    return request.oneCall() && all.calls().size() > 1
+        ? new ToolCallFormat.Parsed(all.content(), all.calls().subList(0, 1))
+        : all;
   }
 
   private static List<Object> calls(ToolCallFormat.Parsed parsed, boolean indexed) {

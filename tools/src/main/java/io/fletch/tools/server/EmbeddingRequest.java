@@ -68,13 +68,13 @@ record EmbeddingRequest(List<int[]> inputs, int dimensions, boolean base64) {
     try {
       ids = embedder.tokens(text);
     } catch (FletchException e) {
-      throw tooLong(name + ": " + e.getMessage());
+      throw tooLong(name, e.getMessage());
     }
     return ids;
   }
 
-  private static ApiException tooLong(String message) {
-    return ApiException.of(400, "context_length_exceeded", message);
+  private static ApiException tooLong(String name, String message) {
+    return ApiException.of(400, "context_length_exceeded", name, name + ": " + message);
   }
 
   private static int[] ids(List<?> list, String name, Embedder embedder) {
@@ -84,7 +84,7 @@ record EmbeddingRequest(List<int[]> inputs, int dimensions, boolean base64) {
       throw ApiException.invalid(name, name + ": expected=at least one token id actual=none");
     }
     if (list.size() > most) {
-      throw tooLong(name + ": tokens: expected<=" + most + " actual=" + list.size());
+      throw tooLong(name, "tokens: expected<=" + most + " actual=" + list.size());
     }
     int[] out = new int[list.size()];
     for (int i = 0; i < out.length; i++) {

@@ -31,6 +31,7 @@ import java.util.TreeMap;
  * @param logprobs whether the client wants log-probabilities
  * @param tools how calls of tools are written, where the request has tools
  * @param schemas of the arguments of the tools by their names
+ * @param oneCall whether an answer has one call at most
  * @param adapters those of the request; empty for the server's
  */
 record Request(
@@ -43,6 +44,7 @@ record Request(
     boolean logprobs,
     Optional<ToolCallFormat> tools,
     Map<String, Object> schemas,
+    boolean oneCall,
     Optional<List<Adapter.Scaled>> adapters) {
   private static final SecureRandom SEEDS = new SecureRandom();
   private static final int MOST_CHOICES = 128;
@@ -150,6 +152,7 @@ record Request(
           logprobs,
           tools.format(),
           tools.schemas(),
+          !body.flag("parallel_tool_calls", true),
           adapters(body, model));
     } catch (FletchException | SamplingException | IllegalArgumentException e) {
       throw ApiException.invalid(null, e.getMessage());
@@ -193,6 +196,7 @@ record Request(
           top >= 0,
           Optional.empty(),
           Map.of(),
+          false,
           adapters(body, model));
     } catch (SamplingException e) {
       throw ApiException.invalid("grammar", e.getMessage());

@@ -1066,6 +1066,30 @@ class FletchServerTest {
               content == null || content.toString().matches("(?s)(\\{|<tool_call>).*"),
               either.toString());
         }
+        // Two calls, which are forced here, unless the client wants one at most.
+        String two =
+            marks.contains("function")
+                ? "<function=add></function>".repeat(2)
+                : "<tool_call>{'name':'add'}</tool_call>".repeat(2);
+        String forced =
+            "\"grammar\":\"root ::= \\\"T"
+                + two.replace("'", "\\\\\\\"")
+                + "\\\"\",\"logit_bias\":{\""
+                + own.tokenizer().encode("T")[0]
+                + "\":100},"
+                + tools
+                + QUESTION
+                + "}";
+        for (String more : List.of("", "\"parallel_tool_calls\":false,")) {
+          int calls = more.isEmpty() ? 2 : 1;
+          Object a = ok("/v1/chat/completions", "{" + more + forced);
+          assertEquals("T", at(a, "choices", 0, "message", "content"));
+          assertEquals(calls, ((List<?>) at(a, "choices", 0, "message", "tool_calls")).size());
+          List<Map<String, Object>> chunks =
+              stream("/v1/chat/completions", "{\"stream\":true," + more + forced);
+          Object delta = at(chunks.get(chunks.size() - 2), "choices", 0, "delta", "tool_calls");
+          assertEquals(calls, ((List<?>) delta).size());
+        }
         ok(
             "/v1/chat/completions",
             "{\"max_tokens\":2,\"messages\":[{\"role\":\"user\",\"content\":\"x\"},"
