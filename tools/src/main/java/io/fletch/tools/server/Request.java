@@ -14,6 +14,7 @@ import java.io.IOException;
 import java.security.SecureRandom;
 import java.util.ArrayList;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -48,6 +49,11 @@ record Request(
     Optional<List<Adapter.Scaled>> adapters) {
   private static final SecureRandom SEEDS = new SecureRandom();
   private static final int MOST_CHOICES = 128;
+
+  /** Of a function that leaves them out. */
+  private static final Map<String, Object> NO_PARAMETERS =
+      Map.of("type", "object", "properties", Map.of(), "additionalProperties", false);
+
   private static final Set<String> COMMON =
       Set.of(
           "model",
@@ -271,7 +277,7 @@ record Request(
   }
 
   private static Set<String> union(Set<String> more) {
-    Set<String> out = new java.util.HashSet<>(COMMON);
+    Set<String> out = new HashSet<>(COMMON);
     out.addAll(Samplers.FIELDS);
     out.addAll(more);
     return out;
@@ -478,6 +484,15 @@ record Request(
       Map<String, Object> schemas,
       Optional<ToolCallFormat> format,
       Optional<Grammar> grammar) {
+    /** The name of a function that is one of the tools. */
+    private static String name(Wire of, Map<String, Object> schemas) {
+      String name = of.object("function").text("name", "");
+      if (!schemas.containsKey(name)) {
+        throw ApiException.invalid("tool_choice", "tool_choice: no tool named " + name);
+      }
+      return name;
+    }
+
     static Tools of(Wire body, Model model) {
       List<Object> tools = new ArrayList<>();
       Map<String, Object> schemas = new LinkedHashMap<>();
@@ -493,10 +508,7 @@ record Request(
           throw function.wrong("name", "1 to 64 letters, digits, _ . -", name);
         }
         schemas.put(
-            name,
-            function.has("parameters")
-                ? function.object("parameters").map()
-                : Map.of("type", "object"));
+            name, function.has("parameters") ? function.object("parameters").map() : NO_PARAMETERS);
         tools.add(tool.map());
       }
       String choice = "auto";
@@ -505,10 +517,26 @@ record Request(
         case null -> {}
         case String s when Set.of("auto", "none", "required").contains(s) -> choice = s;
         case Map<?, ?> _ -> {
-          choice = "required";
-          named = body.object("tool_choice").object("function").text("name", "");
-          if (!schemas.containsKey(named)) {
-            throw ApiException.invalid("tool_choice", "tool_choice: no tool named " + named);
+          Wire wish = body.object("tool_choice");
+          String type = wish.text("type", "function");
+          if (type.equals("allowed_tools")) {
+            Wire some = wish.object("allowed_tools");
+            choice = some.text("mode", "auto");
+            if (!Set.of("auto", "required").contains(choice)) {
+              throw some.wrong("mode", "auto or required", choice);
+            }
+            Set<String> allowed = new HashSet<>();
+            for (Object one : some.list("tools")) {
+              allowed.add(name(Wire.of(one, "tool_choice.allowed_tools.tools[]"), schemas));
+            }
+            // The model sees the others no more, so it calls none of them.
+            tools.removeIf(tool -> !allowed.contains(name(Wire.of(tool, "tools[]"), schemas)));
+            schemas.keySet().retainAll(allowed);
+          } else if (type.equals("function")) {
+            choice = "required";
+            named = name(wish, schemas);
+          } else {
+            throw wish.wrong("type", "function or allowed_tools", type);
           }
         }
         case Object o -> throw body.wrong("tool_choice", "auto, none, required or a function", o);

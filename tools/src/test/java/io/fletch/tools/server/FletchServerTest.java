@@ -1066,6 +1066,22 @@ class FletchServerTest {
               content == null || content.toString().matches("(?s)(\\{|<tool_call>).*"),
               either.toString());
         }
+        // A function without parameters has none; of two tools the allowed one is called.
+        String without =
+            "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"add\"}},"
+                + "{\"type\":\"function\",\"function\":{\"name\":\"now\"}}],\"tool_choice\":"
+                + "{\"type\":\"allowed_tools\",\"allowed_tools\":{\"mode\":\"required\",\"tools\":"
+                + "[{\"type\":\"function\",\"function\":{\"name\":\"now\"}}]}},";
+        Object now =
+            at(
+                ok("/v1/chat/completions", "{" + without + QUESTION + "}"),
+                "choices",
+                0,
+                "message",
+                "tool_calls",
+                0,
+                "function");
+        assertEquals(Map.of("name", "now", "arguments", "{}"), now);
         // Two calls, which are forced here, unless the client wants one at most.
         String two =
             marks.contains("function")
@@ -1100,6 +1116,9 @@ class FletchServerTest {
             List.of(
                 "\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"none\"}},",
                 "\"tool_choice\":7,",
+                "\"tool_choice\":{\"type\":\"custom\",\"custom\":{\"name\":\"add\"}},",
+                "\"tool_choice\":{\"type\":\"allowed_tools\",\"allowed_tools\":{\"mode\":\"all\"}},",
+                "\"tool_choice\":{\"type\":\"allowed_tools\",\"allowed_tools\":{\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"x\"}}]}},",
                 "\"tool_choice\":\"required\",\"response_format\":{\"type\":\"json_object\"},")) {
           assertEquals(
               400,
