@@ -11,10 +11,13 @@ final class Block {
   /** Where shared memory starts; below it an address is a mistake. */
   static final int SHARED_BASE = 1024;
 
-  final Launch launch;
+  Launch launch;
   final Warp[] warps;
   final byte[] shared;
-  final boolean[] sharedWritten;
+
+  /** 1 for each byte of shared memory that may be read. */
+  final byte[] sharedWritten;
+
   final Races.Shared races;
   final Map<Integer, TransactionBarrier> transactions = new HashMap<>();
   int number;
@@ -62,6 +65,9 @@ final class Block {
     }
   }
 
+  /**
+   * A block for this launch and for others of its kernel with as many threads and as much memory.
+   */
   Block(Launch launch) {
     this.launch = launch;
     int threads = launch.blockX * launch.blockY * launch.blockZ;
@@ -69,18 +75,31 @@ final class Block {
     for (int i = 0; i < warps.length; i++) {
       warps[i] = new Warp(launch.kernel, i);
     }
-    int bytes = (launch.kernel.staticShared + 15 & -16) + launch.shared;
+    int bytes = sharedBytes(launch);
     shared = new byte[bytes];
-    sharedWritten = new boolean[bytes];
+    sharedWritten = new byte[bytes];
     races = new Races.Shared(bytes, warps.length);
   }
 
-  void start(int n) {
+  /** Whether the block could be one of a launch. */
+  boolean serves(Launch other) {
+    int threads = other.blockX * other.blockY * other.blockZ;
+    return warps.length == (threads + 31) / 32
+        && shared.length == sharedBytes(other)
+        && other.races == launch.races;
+  }
+
+  private static int sharedBytes(Launch launch) {
+    return (launch.kernel.staticShared + 15 & -16) + launch.shared;
+  }
+
+  void start(Launch owner, int n) {
+    launch = owner;
     number = n;
     x = number % launch.gridX;
     y = number / launch.gridX % launch.gridY;
     z = number / launch.gridX / launch.gridY;
-    Arrays.fill(sharedWritten, false);
+    Arrays.fill(sharedWritten, (byte) 0);
     races.clear();
     Arrays.fill(barriers, null);
     transactions.clear();

@@ -1,9 +1,13 @@
 package io.fletch.tests.softgpu;
 
+import java.util.ArrayDeque;
+import java.util.Deque;
 import java.util.List;
 import java.util.Map;
 
-/** A kernel ready to run. Immutable once made. */
+/**
+ * A kernel ready to run. Immutable once made, but for the blocks that it keeps for its launches.
+ */
 final class CompiledKernel {
   String name;
   Instruction[] code;
@@ -19,6 +23,29 @@ final class CompiledKernel {
   int[] constantSlots;
 
   long[] constants;
+
+  /** Of finished launches. */
+  private final Deque<Block> idle = new ArrayDeque<>();
+
+  /** A block for a launch, which starts it. */
+  Block takeBlock(Launch launch) {
+    synchronized (idle) {
+      Block b = idle.poll();
+      if (b != null && b.serves(launch)) {
+        return b;
+      }
+    }
+    return new Block(launch);
+  }
+
+  /** Takes a block back whose work is done. */
+  void giveBlock(Block b) {
+    synchronized (idle) {
+      if (idle.size() < 2) {
+        idle.push(b);
+      }
+    }
+  }
 
   /** Special registers by name and their slots. */
   Map<String, Integer> specials;

@@ -25,6 +25,10 @@ final class Half {
     if (Double.isNaN(v)) {
       return 0x7fff;
     }
+    float single = (float) v;
+    if (single == v) {
+      return Float.floatToFloat16(single) & 0xffffL;
+    }
     double q = round(v, 10, -14);
     if (Math.abs(q) > 65504) {
       return v > 0 ? 0x7c00 : 0xfc00;
@@ -35,6 +39,11 @@ final class Half {
   static long toBf16(double v) {
     if (Double.isNaN(v)) {
       return 0x7fff;
+    }
+    float single = (float) v;
+    if (single == v) {
+      int bits = Float.floatToRawIntBits(single);
+      return bits + 0x7fff + (bits >>> 16 & 1) >>> 16;
     }
     double q = round(v, 7, -126);
     if (Math.abs(q) > 0x1.fep127) {

@@ -2,6 +2,10 @@ package io.fletch.tests.softgpu;
 
 import java.util.ArrayList;
 import java.util.List;
+import java.util.concurrent.ExecutionException;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.atomic.AtomicLong;
 import java.util.concurrent.atomic.AtomicReference;
@@ -12,6 +16,10 @@ final class Launch {
 
   /** More would not fit the limits that a real device has. */
   private static final int COOPERATIVE_BLOCKS = 8 * SoftGpu.MULTIPROCESSORS;
+
+  /** Threads that run blocks beside those that launch. */
+  private static final ExecutorService HELPERS =
+      Executors.newCachedThreadPool(Thread.ofPlatform().daemon().name("gpu-", 0).factory());
 
   final CompiledKernel kernel;
   final MemoryMap memory;
@@ -76,7 +84,7 @@ final class Launch {
       List<Block> all = new ArrayList<>();
       for (int i = 0; i < blocks; i++) {
         Block b = new Block(this);
-        b.start(i);
+        b.start(this, i);
         all.add(b);
       }
       while (!all.isEmpty()) {
@@ -100,12 +108,19 @@ final class Launch {
             next.set(blocks);
           }
         };
-    Thread helper = Thread.ofPlatform().daemon().unstarted(job);
-    helper.start();
+    Future<?> helper = HELPERS.submit(job);
     job.run();
-    try {
-      helper.join();
-    } catch (InterruptedException e) {
+    boolean interrupted = false;
+    while (!helper.isDone()) {
+      try {
+        helper.get();
+      } catch (InterruptedException _) {
+        interrupted = true;
+      } catch (ExecutionException e) {
+        throw new IllegalStateException(e.getCause());
+      }
+    }
+    if (interrupted) {
       Thread.currentThread().interrupt();
     }
     if (failure.get() != null) {
@@ -114,12 +129,13 @@ final class Launch {
   }
 
   private void work(AtomicInteger next, int blocks) {
-    Block block = new Block(this);
+    Block block = kernel.takeBlock(this);
     for (int i = next.getAndIncrement(); i < blocks; i = next.getAndIncrement()) {
-      block.start(i);
+      block.start(this, i);
       while (block.step(SHARE)) {
         Thread.onSpinWait();
       }
     }
+    kernel.giveBlock(block);
   }
 }

@@ -1,15 +1,20 @@
 package io.fletch.tests.softgpu;
 
+import static io.fletch.tests.softgpu.Lanes.map;
+
 import io.fletch.tests.softgpu.PtxParser.Register;
 import io.fletch.tests.softgpu.PtxParser.Statement;
 import io.fletch.tests.softgpu.PtxParser.Variable;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.lang.invoke.MethodHandles;
+import java.lang.invoke.VarHandle;
 import java.nio.ByteOrder;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Set;
 
@@ -24,6 +29,13 @@ final class PtxCompiler {
       ValueLayout.JAVA_INT_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
   private static final ValueLayout.OfShort SHORT =
       ValueLayout.JAVA_SHORT_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
+
+  private static final VarHandle LONGS =
+      MethodHandles.byteArrayViewVarHandle(long[].class, ByteOrder.LITTLE_ENDIAN);
+  private static final VarHandle INTS =
+      MethodHandles.byteArrayViewVarHandle(int[].class, ByteOrder.LITTLE_ENDIAN);
+  private static final VarHandle SHORTS =
+      MethodHandles.byteArrayViewVarHandle(short[].class, ByteOrder.LITTLE_ENDIAN);
 
   /** All atomic operations of the process, one at a time. */
   static final Object ATOMIC = new Object();
@@ -358,48 +370,6 @@ final class PtxCompiler {
 
   // Lane by lane.
 
-  private interface L1 {
-    long f(long a);
-  }
-
-  private interface L2 {
-    long f(long a, long b);
-  }
-
-  private interface L3 {
-    long f(long a, long b, long c);
-  }
-
-  private static Instruction.Body map(int d, int a, L1 f) {
-    return (w, mask) -> {
-      long[] r = w.r;
-      for (int m = mask; m != 0; m &= m - 1) {
-        int l = Integer.numberOfTrailingZeros(m);
-        r[d + l] = f.f(r[a + l]);
-      }
-    };
-  }
-
-  private static Instruction.Body map(int d, int a, int b, L2 f) {
-    return (w, mask) -> {
-      long[] r = w.r;
-      for (int m = mask; m != 0; m &= m - 1) {
-        int l = Integer.numberOfTrailingZeros(m);
-        r[d + l] = f.f(r[a + l], r[b + l]);
-      }
-    };
-  }
-
-  private static Instruction.Body map(int d, int a, int b, int c, L3 f) {
-    return (w, mask) -> {
-      long[] r = w.r;
-      for (int m = mask; m != 0; m &= m - 1) {
-        int l = Integer.numberOfTrailingZeros(m);
-        r[d + l] = f.f(r[a + l], r[b + l], r[c + l]);
-      }
-    };
-  }
-
   private static float f(long a) {
     return Float.intBitsToFloat((int) a);
   }
@@ -420,17 +390,36 @@ final class PtxCompiler {
     return Math.abs(v) < Float.MIN_NORMAL ? Math.copySign(0f, v) : v;
   }
 
+  /**
+   * Where integers of a type are in a register.
+   *
+   * @param unused bits above them
+   */
+  private record Width(int unused, boolean signed) {
+    static Width of(String type) {
+      int bits =
+          switch (type) {
+            case "s8", "u8", "b8" -> 8;
+            case "s16", "u16", "b16" -> 16;
+            case "s32", "u32", "b32" -> 32;
+            default -> 64;
+          };
+      return new Width(64 - bits, PtxCompiler.signed(type));
+    }
+
+    /** The value of an integer. */
+    long of(long v) {
+      return signed ? v << unused >> unused : v << unused >>> unused;
+    }
+
+    int compare(long x, long y) {
+      return signed ? Long.compare(of(x), of(y)) : Long.compareUnsigned(of(x), of(y));
+    }
+  }
+
   /** The value of an integer of a type. */
   private static long value(String type, long v) {
-    return switch (type) {
-      case "s8" -> (byte) v;
-      case "u8", "b8" -> v & 0xff;
-      case "s16" -> (short) v;
-      case "u16", "b16" -> v & 0xffff;
-      case "s32" -> (int) v;
-      case "u32", "b32" -> v & 0xffffffffL;
-      default -> v;
-    };
+    return Width.of(type).of(v);
   }
 
   private static boolean signed(String type) {
@@ -457,9 +446,8 @@ final class PtxCompiler {
         }
         int a = read(1, t);
         int d = write(0, t);
-        yield base.equals("not")
-            ? map(d, a, v -> ~v)
-            : map(d, a, v -> value(unsigned(t), v) == 0 ? 1 : 0);
+        Width n = Width.of(unsigned(t));
+        yield base.equals("not") ? map(d, a, v -> ~v) : map(d, a, v -> n.of(v) == 0 ? 1 : 0);
       }
       case "abs", "neg", "ex2", "lg2", "rcp", "sqrt", "rsqrt", "sin", "cos", "tanh" -> unary(base);
       case "shl", "shr" -> {
@@ -475,9 +463,10 @@ final class PtxCompiler {
         if (t.equals("u32") || t.equals("b32")) {
           yield map(d, a, b, (x, y) -> (y & 0xffffffffL) >= 32 ? 0 : (x & 0xffffffffL) >>> y);
         }
+        Width width = Width.of(t);
         yield signed(t)
-            ? map(d, a, b, (x, y) -> value(t, x) >> Math.min(y & 0xffffffffL, 63))
-            : map(d, a, b, (x, y) -> (y & 0xffffffffL) >= n ? 0 : value(t, x) >>> y);
+            ? map(d, a, b, (x, y) -> width.of(x) >> Math.min(y & 0xffffffffL, 63))
+            : map(d, a, b, (x, y) -> (y & 0xffffffffL) >= n ? 0 : width.of(x) >>> y);
       }
       case "shf" -> {
         count(4);
@@ -528,7 +517,8 @@ final class PtxCompiler {
         String t = lastMod();
         int a = read(1, t);
         int d = write(0, "b32");
-        yield map(d, a, v -> Long.bitCount(value(unsigned(t), v)));
+        Width n = Width.of(unsigned(t));
+        yield map(d, a, v -> Long.bitCount(n.of(v)));
       }
       case "clz" -> {
         count(2);
@@ -536,7 +526,8 @@ final class PtxCompiler {
         int a = read(1, t);
         int d = write(0, "b32");
         int skip = 64 - bits(t);
-        yield map(d, a, v -> Long.numberOfLeadingZeros(value(unsigned(t), v)) - skip);
+        Width n = Width.of(unsigned(t));
+        yield map(d, a, v -> Long.numberOfLeadingZeros(n.of(v)) - skip);
       }
       case "brev" -> {
         count(2);
@@ -552,11 +543,12 @@ final class PtxCompiler {
         int a = read(1, t);
         int d = write(0, "b32");
         boolean shift = mod("shiftamt");
+        Width n = Width.of(t);
         yield map(
             d,
             a,
             v -> {
-              long x = value(t, v);
+              long x = n.of(v);
               x = x < 0 && signed(t) ? ~x : x;
               int bit = 63 - Long.numberOfLeadingZeros(x);
               return bit < 0 ? -1 : shift ? bits(t) - 1 - bit : bit;
@@ -715,7 +707,7 @@ final class PtxCompiler {
       }
       case "atom" -> atomic(true);
       case "red" -> atomic(false);
-      case "membar", "fence" -> (w, m) -> java.lang.invoke.VarHandle.fullFence();
+      case "membar", "fence" -> (w, m) -> VarHandle.fullFence();
       case "prefetch", "prefetchu", "discard", "applypriority" -> {
         address(op(0), false);
         yield (w, m) -> {};
@@ -942,6 +934,24 @@ final class PtxCompiler {
         }
       };
     }
+    if (space == Space.SHARED) {
+      return (w, mask) -> {
+        long[] r = w.r;
+        Block block = w.block;
+        for (int m = mask; m != 0; m &= m - 1) {
+          int l = Integer.numberOfTrailingZeros(m);
+          long at = (narrow ? r[base + l] & 0xffffffffL : r[base + l]) + offset;
+          int i = shared(w, l, at, bytes);
+          checkWritten(w, l, i, bytes);
+          if (!strong) {
+            block.races.read(w, l, i, bytes);
+          }
+          for (int e = 0; e < n; e++) {
+            r[d[e] + l] = get(block.shared, i + e * size, size, extend);
+          }
+        }
+      };
+    }
     return (w, mask) -> {
       long[] r = w.r;
       for (int m = mask; m != 0; m &= m - 1) {
@@ -1137,31 +1147,44 @@ final class PtxCompiler {
   }
 
   private static void checkWritten(Warp w, int lane, int i, int bytes) {
-    boolean[] written = w.block.sharedWritten;
-    for (int b = i; b < i + bytes; b++) {
-      if (!written[b]) {
-        throw w.fault(
-            GpuFault.LAUNCH_FAILED,
-            lane,
-            "reads shared memory that was not written, or whose copy was not waited for: offset="
-                + i);
-      }
+    byte[] written = w.block.sharedWritten;
+    boolean all =
+        switch (bytes) {
+          case 1 -> written[i] != 0;
+          case 2 -> (short) SHORTS.get(written, i) == 0x0101;
+          case 4 -> (int) INTS.get(written, i) == 0x01010101;
+          default -> {
+            boolean yes = true;
+            for (int b = i; b < i + bytes; b += 8) {
+              yes &= (long) LONGS.get(written, b) == 0x0101010101010101L;
+            }
+            yield yes;
+          }
+        };
+    if (!all) {
+      throw w.fault(
+          GpuFault.LAUNCH_FAILED,
+          lane,
+          "reads shared memory that was not written, or whose copy was not waited for: offset="
+              + i);
     }
   }
 
   private static void markWritten(Warp w, int i, int bytes) {
-    Arrays.fill(w.block.sharedWritten, i, i + bytes, true);
+    Arrays.fill(w.block.sharedWritten, i, i + bytes, (byte) 1);
   }
 
   private static long get(byte[] a, int i, int size, boolean extend) {
-    return get(MemorySegment.ofArray(a), i, size, extend);
+    return switch (size) {
+      case 1 -> extend ? a[i] : a[i] & 0xff;
+      case 2 -> extend ? (short) SHORTS.get(a, i) : (short) SHORTS.get(a, i) & 0xffff;
+      case 4 -> extend ? (int) INTS.get(a, i) : (int) INTS.get(a, i) & 0xffffffffL;
+      default -> (long) LONGS.get(a, i);
+    };
   }
 
   private static long get(long at, int size, boolean extend) {
-    return get(MemoryMap.ALL, at, size, extend);
-  }
-
-  private static long get(MemorySegment m, long at, int size, boolean extend) {
+    MemorySegment m = MemoryMap.ALL;
     return switch (size) {
       case 1 -> extend ? m.get(ValueLayout.JAVA_BYTE, at) : m.get(ValueLayout.JAVA_BYTE, at) & 0xff;
       case 2 -> extend ? m.get(SHORT, at) : m.get(SHORT, at) & 0xffff;
@@ -1171,14 +1194,16 @@ final class PtxCompiler {
   }
 
   private static void put(byte[] a, int i, int size, long v) {
-    put(MemorySegment.ofArray(a), i, size, v);
+    switch (size) {
+      case 1 -> a[i] = (byte) v;
+      case 2 -> SHORTS.set(a, i, (short) v);
+      case 4 -> INTS.set(a, i, (int) v);
+      default -> LONGS.set(a, i, v);
+    }
   }
 
   private static void put(long at, int size, long v) {
-    put(MemoryMap.ALL, at, size, v);
-  }
-
-  private static void put(MemorySegment m, long at, int size, long v) {
+    MemorySegment m = MemoryMap.ALL;
     switch (size) {
       case 1 -> m.set(ValueLayout.JAVA_BYTE, at, (byte) v);
       case 2 -> m.set(SHORT, at, (short) v);
@@ -1223,17 +1248,21 @@ final class PtxCompiler {
       int d = write(0, t);
       boolean nan = mod("NaN");
       if (t.equals("f32") && !ftz && !sat) {
-        switch (base) {
-          case "add" -> {
-            return map(d, a, b, (x, y) -> f(f(x) + f(y)));
-          }
-          case "mul" -> {
-            return map(d, a, b, (x, y) -> f(f(x) * f(y)));
-          }
-          default -> {}
+        Instruction.Body plain =
+            switch (base) {
+              case "add" -> map(d, a, b, (x, y) -> f(f(x) + f(y)));
+              case "sub" -> map(d, a, b, (x, y) -> f(f(x) - f(y)));
+              case "mul" -> map(d, a, b, (x, y) -> f(f(x) * f(y)));
+              case "div" -> map(d, a, b, (x, y) -> f(f(x) / f(y)));
+              case "min" -> map(d, a, b, (x, y) -> f((float) least(f(x), f(y), nan)));
+              case "max" -> map(d, a, b, (x, y) -> f((float) greatest(f(x), f(y), nan)));
+              default -> null;
+            };
+        if (plain != null) {
+          return plain;
         }
       }
-      L2 op =
+      Lanes.Two op =
           switch (t) {
             case "f32" ->
                 (x, y) -> {
@@ -1290,6 +1319,7 @@ final class PtxCompiler {
           : map(d, a, b, (x, y) -> clamp((long) (int) x - (int) y, "s32"));
     }
     boolean sg = signed(t);
+    Width n = Width.of(t);
     return switch (base) {
       case "add" -> map(d, a, b, (x, y) -> x + y);
       case "sub" -> map(d, a, b, (x, y) -> x - y);
@@ -1299,8 +1329,8 @@ final class PtxCompiler {
               a,
               b,
               (x, y) -> {
-                long p = value(t, x);
-                long q = value(t, y);
+                long p = n.of(x);
+                long q = n.of(y);
                 // Hardware gives all ones.
                 return q == 0 ? -1 : sg ? p / q : Long.divideUnsigned(p, q);
               });
@@ -1310,20 +1340,14 @@ final class PtxCompiler {
               a,
               b,
               (x, y) -> {
-                long p = value(t, x);
-                long q = value(t, y);
+                long p = n.of(x);
+                long q = n.of(y);
                 return q == 0 ? p : sg ? p % q : Long.remainderUnsigned(p, q);
               });
-      case "min" -> map(d, a, b, (x, y) -> compare(t, x, y) <= 0 ? x : y);
-      case "max" -> map(d, a, b, (x, y) -> compare(t, x, y) >= 0 ? x : y);
+      case "min" -> map(d, a, b, (x, y) -> n.compare(x, y) <= 0 ? x : y);
+      case "max" -> map(d, a, b, (x, y) -> n.compare(x, y) >= 0 ? x : y);
       default -> throw unknown();
     };
-  }
-
-  private static int compare(String t, long x, long y) {
-    return signed(t)
-        ? Long.compare(value(t, x), value(t, y))
-        : Long.compareUnsigned(value(t, x), value(t, y));
   }
 
   private static long clamp(long v, String t) {
@@ -1411,31 +1435,26 @@ final class PtxCompiler {
   private Instruction.Body multiplyIntegers(String t) {
     int a = read(1, t);
     int b = read(2, t);
+    Width n = Width.of(t);
     if (mod("wide")) {
       int d = write(0, t.charAt(0) + Integer.toString(2 * bits(t)));
-      if (t.equals("s32")) {
-        return map(d, a, b, (x, y) -> (long) (int) x * (int) y);
-      }
-      if (t.equals("u32")) {
-        return map(d, a, b, (x, y) -> (x & 0xffffffffL) * (y & 0xffffffffL));
-      }
-      return map(d, a, b, (x, y) -> value(t, x) * value(t, y));
+      return map(d, a, b, (x, y) -> n.of(x) * n.of(y));
     }
     int d = write(0, t);
     if (mod("lo")) {
       return map(d, a, b, (x, y) -> x * y);
     }
     if (mod("hi")) {
-      return map(d, a, b, (x, y) -> high(t, x, y));
+      return map(d, a, b, (x, y) -> high(n, x, y));
     }
     throw error("mul needs .lo, .hi or .wide");
   }
 
-  private static long high(String t, long x, long y) {
-    if (bits(t) == 64) {
-      return signed(t) ? Math.multiplyHigh(x, y) : Math.unsignedMultiplyHigh(x, y);
+  private static long high(Width n, long x, long y) {
+    if (n.unused() == 0) {
+      return n.signed() ? Math.multiplyHigh(x, y) : Math.unsignedMultiplyHigh(x, y);
     }
-    return value(t, x) * value(t, y) >> bits(t);
+    return n.of(x) * n.of(y) >> 64 - n.unused();
   }
 
   private Instruction.Body ternary(String base) {
@@ -1455,19 +1474,7 @@ final class PtxCompiler {
           throw unknown();
         }
         if (!ftz && !sat) {
-          return (w, mask) -> {
-            long[] r = w.r;
-            if (mask == -1) {
-              for (int l = 0; l < 32; l++) {
-                r[d + l] = f(Math.fma(f(r[a + l]), f(r[b + l]), f(r[c + l])));
-              }
-              return;
-            }
-            for (int m = mask; m != 0; m &= m - 1) {
-              int l = Integer.numberOfTrailingZeros(m);
-              r[d + l] = f(Math.fma(f(r[a + l]), f(r[b + l]), f(r[c + l])));
-            }
-          };
+          return map(d, a, b, c, (x, y, z) -> f(Math.fma(f(x), f(y), f(z))));
         }
         return map(
             d,
@@ -1503,20 +1510,15 @@ final class PtxCompiler {
     String wide = mod("wide") ? t.charAt(0) + Integer.toString(2 * bits(t)) : t;
     int c = read(3, wide);
     int d = write(0, wide);
-    if (mod("wide") && t.equals("u32")) {
-      return map(d, a, b, c, (x, y, z) -> (x & 0xffffffffL) * (y & 0xffffffffL) + z);
-    }
-    if (mod("wide") && t.equals("s32")) {
-      return map(d, a, b, c, (x, y, z) -> (long) (int) x * (int) y + z);
-    }
+    Width n = Width.of(t);
     if (mod("wide")) {
-      return map(d, a, b, c, (x, y, z) -> value(t, x) * value(t, y) + z);
+      return map(d, a, b, c, (x, y, z) -> n.of(x) * n.of(y) + z);
     }
     if (mod("lo")) {
       return map(d, a, b, c, (x, y, z) -> x * y + z);
     }
     if (mod("hi")) {
-      return map(d, a, b, c, (x, y, z) -> high(t, x, y) + z);
+      return map(d, a, b, c, (x, y, z) -> high(n, x, y) + z);
     }
     throw error("mad needs .lo, .hi or .wide");
   }
@@ -1562,7 +1564,10 @@ final class PtxCompiler {
         throw unknown();
       }
       return switch (base) {
-        case "abs" -> map(d, a, v -> Math.abs(value(t, v)));
+        case "abs" -> {
+          Width n = Width.of(t);
+          yield map(d, a, v -> Math.abs(n.of(v)));
+        }
         case "neg" -> map(d, a, v -> -v);
         default -> throw unknown();
       };
@@ -1575,6 +1580,19 @@ final class PtxCompiler {
         };
     if (approximate && !mod("approx")) {
       throw error(base + " needs .approx");
+    }
+    if (t.equals("f32") && !ftz) {
+      Instruction.Body plain =
+          switch (base) {
+            case "abs" -> map(d, a, v -> f(Math.abs(f(v))));
+            case "neg" -> map(d, a, v -> f(-f(v)));
+            case "rcp" -> map(d, a, v -> f(1 / f(v)));
+            case "ex2" -> map(d, a, v -> f((float) Math.pow(2, f(v))));
+            default -> null;
+          };
+      if (plain != null) {
+        return plain;
+      }
     }
     if (t.equals("f32")) {
       return map(
@@ -1634,6 +1652,7 @@ final class PtxCompiler {
     int d = write(0, t);
     int n = bits(t);
     boolean sg = signed(t);
+    Width width = Width.of(t);
     return map(
         d,
         a,
@@ -1642,7 +1661,7 @@ final class PtxCompiler {
         (x, y, z) -> {
           int pos = (int) y & 0xff;
           int len = (int) z & 0xff;
-          long v = value(t, x);
+          long v = width.of(x);
           int top = Math.min(pos + len - 1, n - 1);
           long sign = sg && len > 0 ? v >>> top & 1 : 0;
           long out = 0;
@@ -1708,7 +1727,7 @@ final class PtxCompiler {
         default -> throw new IllegalArgumentException(op);
       };
     }
-    int c = compare(t, x, y);
+    int c = Width.of(t).compare(x, y);
     return switch (op) {
       case "eq" -> c == 0;
       case "ne" -> c != 0;
@@ -1717,6 +1736,32 @@ final class PtxCompiler {
       case "gt", "hi" -> c > 0;
       case "ge", "hs" -> c >= 0;
       default -> throw new IllegalArgumentException(op);
+    };
+  }
+
+  /** What {@link #holds} says, chosen beforehand. */
+  private static Lanes.Test comparison(String op, String t) {
+    if (t.equals("f32")) {
+      return switch (op) {
+        case "eq" -> (x, y) -> f(x) == f(y);
+        case "lt" -> (x, y) -> f(x) < f(y);
+        case "le" -> (x, y) -> f(x) <= f(y);
+        case "gt" -> (x, y) -> f(x) > f(y);
+        case "ge" -> (x, y) -> f(x) >= f(y);
+        default -> (x, y) -> holds(op, t, x, y);
+      };
+    }
+    if (isFloat(t)) {
+      return (x, y) -> holds(op, t, x, y);
+    }
+    Width n = Width.of(t);
+    return switch (op) {
+      case "eq" -> (x, y) -> n.of(x) == n.of(y);
+      case "ne" -> (x, y) -> n.of(x) != n.of(y);
+      case "lt", "lo" -> (x, y) -> n.compare(x, y) < 0;
+      case "le", "ls" -> (x, y) -> n.compare(x, y) <= 0;
+      case "gt", "hi" -> (x, y) -> n.compare(x, y) > 0;
+      default -> (x, y) -> n.compare(x, y) >= 0;
     };
   }
 
@@ -1765,46 +1810,17 @@ final class PtxCompiler {
     String[] pair = op(0).split("\\|");
     int d = writePredicate(pair[0].strip());
     int e = pair.length > 1 ? writePredicate(pair[1].strip()) : -1;
-    boolean plain32 = bits(t) == 32 && !isFloat(t) && join.isEmpty() && e < 0;
-    if (plain32) {
-      boolean sg = signed(t);
-      // Which of less, equal and greater make it true.
-      int truth =
-          switch (op) {
-            case "eq" -> 2;
-            case "ne" -> 5;
-            case "lt", "lo" -> 1;
-            case "le", "ls" -> 3;
-            case "gt", "hi" -> 4;
-            default -> 6;
-          };
-      return (w, mask) -> {
-        long[] r = w.r;
-        int yes = 0;
-        for (int m = mask; m != 0; m &= m - 1) {
-          int l = Integer.numberOfTrailingZeros(m);
-          int x = (int) r[a + l];
-          int y = (int) r[b + l];
-          int order = sg ? Integer.compare(x, y) : Integer.compareUnsigned(x, y);
-          yes |= (truth >>> Integer.signum(order) + 1 & 1) << l;
-        }
-        w.p[d] = w.p[d] & ~mask | yes;
-      };
+    Lanes.Test exact = comparison(op, t);
+    Lanes.Tests test =
+        Lanes.test(
+            a,
+            b,
+            ftz && t.equals("f32") ? (x, y) -> exact.f(f(flush(f(x))), f(flush(f(y)))) : exact);
+    if (c < 0 && e < 0) {
+      return (w, mask) -> w.p[d] = w.p[d] & ~mask | test.of(w, mask);
     }
     return (w, mask) -> {
-      int yes = 0;
-      for (int m = mask; m != 0; m &= m - 1) {
-        int l = Integer.numberOfTrailingZeros(m);
-        long x = w.r[a + l];
-        long y = w.r[b + l];
-        if (ftz && t.equals("f32")) {
-          x = f(flush(f(x)));
-          y = f(flush(f(y)));
-        }
-        if (holds(op, t, x, y)) {
-          yes |= 1 << l;
-        }
-      }
+      int yes = test.of(w, mask);
       int no = ~yes;
       if (c >= 0) {
         int z = not ? ~w.p[c] : w.p[c];
@@ -1835,7 +1851,8 @@ final class PtxCompiler {
     int b = read(2, t);
     int d = write(0, to);
     long yes = to.equals("f32") ? f(1f) : -1;
-    return map(d, a, b, (x, y) -> holds(op, t, x, y) ? yes : 0);
+    Lanes.Test test = comparison(op, t);
+    return map(d, a, b, (x, y) -> test.f(x, y) ? yes : 0);
   }
 
   // Conversions.
@@ -1881,6 +1898,8 @@ final class PtxCompiler {
     count(2);
     int a = read(op(1), from, true);
     int d = write(op(0), to, true);
+    Width source = Width.of(from);
+    Width target = Width.of(to);
     if (!isFloat(from) && !isFloat(to)) {
       if (!rounding.isEmpty()) {
         throw error("a rounding between integers");
@@ -1890,14 +1909,14 @@ final class PtxCompiler {
             d,
             a,
             v -> {
-              long x = value(from, v);
+              long x = source.of(v);
               if (bits(from) == 64 && !signed(from) && x < 0) {
                 x = Long.MAX_VALUE;
               }
               return to.equals("u64") ? Math.max(x, 0) : clamp(x, to);
             });
       }
-      return map(d, a, v -> value(to, value(from, v)));
+      return map(d, a, v -> target.of(source.of(v)));
     }
     if (isFloat(from) && isFloat(to)) {
       boolean integral = rounding.endsWith("i");
@@ -1908,6 +1927,19 @@ final class PtxCompiler {
               || to.equals("f16") && from.equals("bf16");
       if (narrower && rounding.isEmpty()) {
         throw error("a narrowing conversion needs a rounding");
+      }
+      if (!ftz && !integral && !relu && !sat) {
+        Instruction.Body plain =
+            switch (from + " " + to + " " + rounding) {
+              case "f16 f32 " -> map(d, a, v -> f(Half.f16(v)));
+              case "bf16 f32 " -> map(d, a, v -> f(Half.bf16(v)));
+              case "f32 f16 rn" -> map(d, a, v -> Half.toF16(f(v)));
+              case "f32 bf16 rn" -> map(d, a, v -> Half.toBf16(f(v)));
+              default -> null;
+            };
+        if (plain != null) {
+          return plain;
+        }
       }
       return map(
           d,
@@ -1949,13 +1981,15 @@ final class PtxCompiler {
     if (!rounding.equals("rn")) {
       throw error("unsupported rounding ." + rounding);
     }
+    boolean unsigned64 = from.equals("u64");
+    boolean single = to.equals("f32");
     return map(
         d,
         a,
         v -> {
-          long x = value(from, v);
-          boolean big = from.equals("u64") && x < 0;
-          if (to.equals("f32")) {
+          long x = source.of(v);
+          boolean big = unsigned64 && x < 0;
+          if (single) {
             return f(big ? new java.math.BigInteger(Long.toUnsignedString(x)).floatValue() : x);
           }
           double y = big ? new java.math.BigInteger(Long.toUnsignedString(x)).doubleValue() : x;
@@ -2086,49 +2120,45 @@ final class PtxCompiler {
     warp(4);
     int d = write(pair[0].strip(), "b32", false);
     int p = pair.length > 1 ? writePredicate(pair[1].strip()) : -1;
+    int kind =
+        switch (mode) {
+          case "up" -> 0;
+          case "down" -> 1;
+          case "bfly" -> 2;
+          case "idx" -> 3;
+          default -> throw unknown();
+        };
     return (w, mask) -> {
-      long[] out = new long[32];
+      long[] r = w.r;
+      long[] out = w.out;
       int inside = 0;
       for (int m = mask; m != 0; m &= m - 1) {
         int l = Integer.numberOfTrailingZeros(m);
-        int by = (int) w.r[b + l] & 31;
-        int clampBits = (int) w.r[c + l];
+        int by = (int) r[b + l] & 31;
+        int clampBits = (int) r[c + l];
         int cval = clampBits & 31;
         int seg = clampBits >> 8 & 31;
-        int max = l & seg | cval & ~seg;
         int min = l & seg;
-        int from;
-        boolean ok;
-        switch (mode) {
-          case "up" -> {
-            from = l - by;
-            ok = from >= max;
-          }
-          case "down" -> {
-            from = l + by;
-            ok = from <= max;
-          }
-          case "bfly" -> {
-            from = l ^ by;
-            ok = from <= max;
-          }
-          case "idx" -> {
-            from = min | by & ~seg;
-            ok = from <= max;
-          }
-          default -> throw new IllegalArgumentException(mode);
-        }
+        int max = min | cval & ~seg;
+        int from =
+            switch (kind) {
+              case 0 -> l - by;
+              case 1 -> l + by;
+              case 2 -> l ^ by;
+              default -> min | by & ~seg;
+            };
+        boolean ok = kind == 0 ? from >= max : from <= max;
         from = ok ? from : l;
         if ((mask >>> from & 1) == 0) {
           throw w.fault(
               GpuFault.LAUNCH_FAILED, l, "reads lane " + from + " that does not take part");
         }
         inside |= ok ? 1 << l : 0;
-        out[l] = w.r[a + from];
+        out[l] = r[a + from];
       }
       for (int m = mask; m != 0; m &= m - 1) {
         int l = Integer.numberOfTrailingZeros(m);
-        w.r[d + l] = out[l];
+        r[d + l] = out[l];
       }
       if (p >= 0) {
         w.p[p] = w.p[p] & ~mask | inside;
@@ -2173,6 +2203,7 @@ final class PtxCompiler {
     int a = read(1, t);
     warp(2);
     int d = write(0, t);
+    Width n = Width.of(t);
     return (w, mask) -> {
       long v = w.r[a + Integer.numberOfTrailingZeros(mask)];
       for (int m = mask & mask - 1; m != 0; m &= m - 1) {
@@ -2180,8 +2211,8 @@ final class PtxCompiler {
         v =
             switch (mode) {
               case "add" -> v + x;
-              case "min" -> compare(t, v, x) <= 0 ? v : x;
-              case "max" -> compare(t, v, x) >= 0 ? v : x;
+              case "min" -> n.compare(v, x) <= 0 ? v : x;
+              case "max" -> n.compare(v, x) >= 0 ? v : x;
               case "and" -> v & x;
               case "or" -> v | x;
               case "xor" -> v ^ x;
@@ -2201,15 +2232,15 @@ final class PtxCompiler {
     int a = read(1, t);
     warp(2);
     int d = write(0, "b32");
+    Width n = Width.of(unsigned(t));
     return (w, mask) -> {
       long[] out = new long[32];
       for (int m = mask; m != 0; m &= m - 1) {
         int l = Integer.numberOfTrailingZeros(m);
+        long own = n.of(w.r[a + l]);
         for (int k = mask; k != 0; k &= k - 1) {
           int o = Integer.numberOfTrailingZeros(k);
-          if (value(unsigned(t), w.r[a + o]) == value(unsigned(t), w.r[a + l])) {
-            out[l] |= 1L << o;
-          }
+          out[l] |= n.of(w.r[a + o]) == own ? 1L << o : 0;
         }
       }
       for (int m = mask; m != 0; m &= m - 1) {
@@ -2284,17 +2315,18 @@ final class PtxCompiler {
         default -> small(t, (p, q, z) -> half(op, p, q, false, false)).two(old, x);
       };
     }
+    Width n = Width.of(t);
     return switch (op) {
       case "add" -> old + x;
-      case "min" -> compare(t, old, x) <= 0 ? old : x;
-      case "max" -> compare(t, old, x) >= 0 ? old : x;
+      case "min" -> n.compare(old, x) <= 0 ? old : x;
+      case "max" -> n.compare(old, x) >= 0 ? old : x;
       case "and" -> old & x;
       case "or" -> old | x;
       case "xor" -> old ^ x;
       case "exch" -> x;
       case "cas" -> value(unsigned(t), old) == value(unsigned(t), x) ? y : old;
-      case "inc" -> compare(t, old, x) >= 0 ? 0 : old + 1;
-      case "dec" -> value(t, old) == 0 || compare(t, old, x) > 0 ? x : old - 1;
+      case "inc" -> n.compare(old, x) >= 0 ? 0 : old + 1;
+      case "dec" -> n.of(old) == 0 || n.compare(old, x) > 0 ? x : old - 1;
       default -> throw new IllegalArgumentException(op);
     };
   }
@@ -2377,7 +2409,7 @@ final class PtxCompiler {
           w.block.launch.races.read(w, l, source0, n);
         }
         unless(w.block.races.write(w, l, i, bytes, false));
-        Arrays.fill(w.block.sharedWritten, i, i + bytes, false);
+        Arrays.fill(w.block.sharedWritten, i, i + bytes, (byte) 0);
         Block block = w.block;
         w.startCopy(
             l,
@@ -2385,7 +2417,7 @@ final class PtxCompiler {
               for (int k = 0; k < bytes; k++) {
                 block.shared[i + k] = k < n ? (byte) get(source0 + k, 1, false) : 0;
               }
-              Arrays.fill(block.sharedWritten, i, i + bytes, true);
+              Arrays.fill(block.sharedWritten, i, i + bytes, (byte) 1);
               block.races.arrive(w, l, i, bytes);
             });
       }
@@ -2485,11 +2517,11 @@ final class PtxCompiler {
           w.block.launch.races.read(w, l, src + at, 16);
         }
         unless(w.block.races.write(w, l, first, n, false));
-        Arrays.fill(w.block.sharedWritten, first, first + n, false);
+        Arrays.fill(w.block.sharedWritten, first, first + n, (byte) 0);
         Block block = w.block;
         b.copies.add(() -> {
           MemorySegment.copy(MemoryMap.ALL, ValueLayout.JAVA_BYTE, src, block.shared, first, n);
-          Arrays.fill(block.sharedWritten, first, first + n, true);
+          Arrays.fill(block.sharedWritten, first, first + n, (byte) 1);
           block.races.forget(first, n);
           b.bytes -= n;
           b.complete();
@@ -2759,48 +2791,58 @@ final class PtxCompiler {
     int[] d = writeVector(op(0), halfSum ? "b32" : td, cRegisters);
     boolean satfinite = mod("satfinite");
     allLanes();
+    Elements ea = Elements.of(ta);
+    Elements eb = Elements.of(tb);
     return (w, mask) -> {
-      double[] ma = new double[16 * kb];
-      double[] mb = new double[8 * kb];
+      long[] registers = w.r;
+      double[] ma = w.matrixA;
+      double[] mb = w.matrixB;
+      double[] sums = w.matrixC;
+      if (sparse) {
+        Arrays.fill(ma, 0, 16 * kb, 0);
+      }
+      double[] few = new double[4];
       for (int l = 0; l < 32; l++) {
         int group = l >> 2;
         int tig = l & 3;
         for (int r = 0; r < aRegisters; r++) {
           int row = group + 8 * (r & 1);
+          int first = tig * each + 4 * each * (r >> 1);
+          if (!sparse) {
+            ea.read(registers[a[r] + l], ma, row * kb + first, 1);
+            continue;
+          }
+          ea.read(registers[a[r] + l], few, 0, 1);
           for (int e = 0; e < each; e++) {
-            int col = tig * each + e + 4 * each * (r >> 1);
-            double v = element(ta, w.r[a[r] + l], e);
-            if (sparse) {
-              int full = 4 * (col / 2) + index(w, l, meta, selector, kb, row, col);
-              if ((col & 1) != 0
-                  && index(w, l, meta, selector, kb, row, col)
-                      == index(w, l, meta, selector, kb, row, col - 1)) {
-                throw w.fault(GpuFault.LAUNCH_FAILED, l, "sparse metadata names one place twice");
-              }
-              ma[row * kb + full] += v;
-            } else {
-              ma[row * kb + col] = v;
+            int col = first + e;
+            int full = 4 * (col / 2) + index(w, l, meta, selector, kb, row, col);
+            if ((col & 1) != 0
+                && index(w, l, meta, selector, kb, row, col)
+                    == index(w, l, meta, selector, kb, row, col - 1)) {
+              throw w.fault(GpuFault.LAUNCH_FAILED, l, "sparse metadata names one place twice");
             }
+            ma[row * kb + full] += few[e];
           }
         }
         for (int r = 0; r < bRegisters; r++) {
-          for (int e = 0; e < each; e++) {
-            mb[(tig * each + e + 4 * each * r) * 8 + group] = element(tb, w.r[b[r] + l], e);
-          }
+          eb.read(registers[b[r] + l], mb, (tig * each + 4 * each * r) * 8 + group, 8);
         }
+        for (int i = 0; i < 4; i++) {
+          int reg = halfSum ? i >> 1 : i;
+          long old = registers[c[reg] + l] >>> (halfSum ? 16 * (i & 1) : 0);
+          sums[((l >> 2) + 8 * (i >> 1)) * 8 + (l & 3) * 2 + (i & 1)] =
+              integers ? (int) old : halfSum ? Half.f16(old & 0xffff) : f(old);
+        }
+      }
+      for (int row = 0; row < 16; row++) {
+        addProducts(ma, row * kb, mb, kb, sums, row * 8);
       }
       long[] out = new long[32 * cRegisters];
       for (int l = 0; l < 32; l++) {
         for (int i = 0; i < 4; i++) {
-          int row = (l >> 2) + 8 * (i >> 1);
-          int col = (l & 3) * 2 + (i & 1);
           int reg = halfSum ? i >> 1 : i;
           int shift = halfSum ? 16 * (i & 1) : 0;
-          long old = w.r[c[reg] + l] >>> shift;
-          double sum = integers ? (int) old : halfSum ? Half.f16(old & 0xffff) : f(old);
-          for (int x = 0; x < kb; x++) {
-            sum += ma[row * kb + x] * mb[x * 8 + col];
-          }
+          double sum = sums[((l >> 2) + 8 * (i >> 1)) * 8 + (l & 3) * 2 + (i & 1)];
           long v;
           if (integers) {
             v = satfinite ? clamp((long) sum, "s32") : (int) (long) sum;
@@ -2834,14 +2876,73 @@ final class PtxCompiler {
     return (int) (w.r[meta + holder] >>> shift) & 3;
   }
 
-  private static double element(String t, long v, int e) {
-    return switch (t) {
-      case "f16" -> Half.f16(v >>> 16 * e & 0xffff);
-      case "bf16" -> Half.bf16(v >>> 16 * e & 0xffff);
-      case "tf32" -> f(v & 0xffffe000L);
-      case "s8" -> (byte) (v >>> 8 * e);
-      case "u8" -> v >>> 8 * e & 0xff;
-      default -> throw new IllegalArgumentException(t);
-    };
+  /** Adds a row times a matrix of 8 columns to a row of sums, each from the first product on. */
+  private static void addProducts(
+      double[] row, int first, double[] matrix, int k, double[] sums, int to) {
+    double s0 = sums[to];
+    double s1 = sums[to + 1];
+    double s2 = sums[to + 2];
+    double s3 = sums[to + 3];
+    double s4 = sums[to + 4];
+    double s5 = sums[to + 5];
+    double s6 = sums[to + 6];
+    double s7 = sums[to + 7];
+    for (int x = 0; x < k; x++) {
+      double v = row[first + x];
+      s0 += v * matrix[8 * x];
+      s1 += v * matrix[8 * x + 1];
+      s2 += v * matrix[8 * x + 2];
+      s3 += v * matrix[8 * x + 3];
+      s4 += v * matrix[8 * x + 4];
+      s5 += v * matrix[8 * x + 5];
+      s6 += v * matrix[8 * x + 6];
+      s7 += v * matrix[8 * x + 7];
+    }
+    sums[to] = s0;
+    sums[to + 1] = s1;
+    sums[to + 2] = s2;
+    sums[to + 3] = s3;
+    sums[to + 4] = s4;
+    sums[to + 5] = s5;
+    sums[to + 6] = s6;
+    sums[to + 7] = s7;
+  }
+
+  /** Elements of matrices, as many of them as 32 bits hold. */
+  private enum Elements {
+    F16,
+    BF16,
+    TF32,
+    S8,
+    U8;
+
+    static Elements of(String type) {
+      return valueOf(type.toUpperCase(Locale.ROOT));
+    }
+
+    /** Puts the elements of a register at places that are a step apart. */
+    void read(long v, double[] to, int at, int step) {
+      switch (this) {
+        case F16 -> {
+          to[at] = Half.f16(v);
+          to[at + step] = Half.f16(v >>> 16);
+        }
+        case BF16 -> {
+          to[at] = Half.bf16(v);
+          to[at + step] = Half.bf16(v >>> 16);
+        }
+        case TF32 -> to[at] = f(v & 0xffffe000L);
+        case S8 -> {
+          for (int e = 0; e < 4; e++) {
+            to[at + e * step] = (byte) (v >>> 8 * e);
+          }
+        }
+        case U8 -> {
+          for (int e = 0; e < 4; e++) {
+            to[at + e * step] = v >>> 8 * e & 0xff;
+          }
+        }
+      }
+    }
   }
 }

@@ -30,6 +30,13 @@ final class Warp {
   /** Of each warp of the block the clock up to which all comes before what this one does. */
   int[] seen = {};
 
+  /** What instructions of all lanes put their results and matrices together in. */
+  final long[] out = new long[32];
+
+  final double[] matrixA = new double[16 * 32];
+  final double[] matrixB = new double[8 * 32];
+  final double[] matrixC = new double[16 * 8];
+
   final Races.Page[] pages = new Races.Page[64];
   final long[] pageNumbers = new long[64];
 
@@ -93,8 +100,12 @@ final class Warp {
     }
     kernel.specials.forEach((name, slot) -> {
       written[slot] = -1;
-      for (int l = 0; l < 32; l++) {
-        r[slot * 32 + l] = special(name, l);
+      if (name.startsWith("%tid.") || name.startsWith("%lane")) {
+        for (int l = 0; l < 32; l++) {
+          r[slot * 32 + l] = special(name, l);
+        }
+      } else {
+        Arrays.fill(r, slot * 32, slot * 32 + 32, special(name, 0));
       }
     });
   }
