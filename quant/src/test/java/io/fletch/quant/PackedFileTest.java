@@ -9,9 +9,14 @@ import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.nio.ByteBuffer;
+import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Comparator;
 import java.util.List;
 import java.util.SplittableRandom;
 import java.util.stream.Stream;
@@ -134,13 +139,24 @@ class PackedFileTest {
   void truncatedFilesDoNotOpen() throws IOException {
     byte[] whole = written();
     int header = PackedFile.header("id 7", 0, List.of(), List.of()).length + 200;
-    for (int n = 0; n < whole.length; n += n < header ? 1 : 100_003) {
-      assertRefused(Arrays.copyOf(whole, n), "length " + n);
+    try (FileChannel file = FileChannel.open(target(), StandardOpenOption.WRITE)) {
+      file.write(ByteBuffer.allocate(1), whole.length);
+      assertRefused("one byte more");
+      file.truncate(whole.length);
+      PackedFile.open(target()).close();
+      List<Integer> lengths = new ArrayList<>();
+      for (int n = 0; n < whole.length; n += n < header ? 1 : 100_003) {
+        lengths.add(n);
+      }
+      int data = Math.toIntExact(PackedFile.DATA);
+      lengths.addAll(List.of(data, data + 10_000, whole.length - 1));
+      // Each shorter than the one before.
+      lengths.sort(Comparator.reverseOrder());
+      for (int n : lengths) {
+        file.truncate(n);
+        assertRefused("length " + n);
+      }
     }
-    for (long n : new long[] {PackedFile.DATA, PackedFile.DATA + 10_000, whole.length - 1}) {
-      assertRefused(Arrays.copyOf(whole, (int) n), "length " + n);
-    }
-    assertRefused(Arrays.copyOf(whole, whole.length + 1), "one byte more");
   }
 
   @Test
@@ -149,18 +165,28 @@ class PackedFileTest {
     long dataFrom = PackedFile.DATA;
     int header = whole[12] & 255 | (whole[13] & 255) << 8;
     for (int i = 0; i < header; i++) {
-      byte[] damaged = whole.clone();
-      damaged[i] ^= (byte) (1 << i % 8);
-      assertRefused(damaged, "header byte " + i);
+      overwrite(i, (byte) (whole[i] ^ 1 << i % 8));
+      assertRefused("header byte " + i);
+      overwrite(i, whole[i]);
     }
     SplittableRandom random = new SplittableRandom(5);
     for (int k = 0; k < 200; k++) {
-      byte[] damaged = whole.clone();
-      damaged[(int) dataFrom + random.nextInt(10_000)] ^= (byte) (1 << random.nextInt(8));
-      Files.write(target(), damaged);
+      int at = (int) dataFrom + random.nextInt(10_000);
+      overwrite(at, (byte) (whole[at] ^ 1 << random.nextInt(8)));
       try (PackedFile file = PackedFile.open(target())) {
         assertFalse(intact(file));
       }
+      overwrite(at, whole[at]);
+    }
+    try (PackedFile file = PackedFile.open(target())) {
+      assertTrue(intact(file));
+    }
+  }
+
+  /** Writes bytes over those at a place of the file. */
+  private void overwrite(int at, byte... bytes) throws IOException {
+    try (FileChannel file = FileChannel.open(target(), StandardOpenOption.WRITE)) {
+      file.write(ByteBuffer.wrap(bytes), at);
     }
   }
 
@@ -172,17 +198,20 @@ class PackedFileTest {
     SplittableRandom random = new SplittableRandom(9);
     int refused = 0;
     for (int k = 0; k < 3000; k++) {
-      byte[] damaged = whole.clone();
+      byte[] damaged = Arrays.copyOf(whole, header);
       int at = PackedFile.CHECKED_FROM + random.nextInt(header - PackedFile.CHECKED_FROM);
       damaged[at] = (byte) random.nextInt();
       java.util.zip.CRC32C crc = new java.util.zip.CRC32C();
       int claimed = damaged[12] & 255 | (damaged[13] & 255) << 8;
       int checked = Math.max(0, claimed - PackedFile.CHECKED_FROM);
-      crc.update(damaged, PackedFile.CHECKED_FROM, checked);
+      crc.update(
+          damaged, PackedFile.CHECKED_FROM, Math.min(checked, header - PackedFile.CHECKED_FROM));
+      // A longer header than there is takes in what comes behind it.
+      crc.update(whole, header, Math.max(0, claimed - header));
       for (int b = 0; b < 4; b++) {
         damaged[8 + b] = (byte) (crc.getValue() >>> 8 * b);
       }
-      Files.write(target(), damaged);
+      overwrite(0, damaged);
       try (PackedFile file = PackedFile.open(target())) {
         // A changed name or checksum is no lie about the structure.
         intact(file);
@@ -194,8 +223,7 @@ class PackedFileTest {
     assertTrue(refused > 500, "refused " + refused);
   }
 
-  private void assertRefused(byte[] bytes, String what) throws IOException {
-    Files.write(target(), bytes);
+  private void assertRefused(String what) {
     assertThrows(WeightFileException.class, () -> PackedFile.open(target()).close(), what);
   }
 }

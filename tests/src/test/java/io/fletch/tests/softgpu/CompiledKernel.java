@@ -24,6 +24,24 @@ final class CompiledKernel {
 
   long[] constants;
 
+  /** The same kernel with no launches. */
+  CompiledKernel copy() {
+    CompiledKernel k = new CompiledKernel();
+    k.name = name;
+    k.code = code;
+    k.slots = slots;
+    k.predicates = predicates;
+    k.parameters = parameters;
+    k.parameterBytes = parameterBytes;
+    k.staticShared = staticShared;
+    k.maxThreads = maxThreads;
+    k.requiredThreads = requiredThreads;
+    k.constantSlots = constantSlots;
+    k.constants = constants;
+    k.specials = specials;
+    return k;
+  }
+
   /** Of finished launches. */
   private final Deque<Block> idle = new ArrayDeque<>();
 

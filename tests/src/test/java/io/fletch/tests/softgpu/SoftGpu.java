@@ -983,13 +983,61 @@ public final class SoftGpu {
     }
   }
 
-  private PtxParser parse(String ptx) {
-    PtxParser p = new PtxParser(ptx);
+  /** Modules without variables, whose addresses would be part of the kernels, by their texts. */
+  private static final Map<String, Compiled> COMPILED =
+      new LinkedHashMap<>(64, 0.75f, true) {
+        private static final long serialVersionUID = 1L;
+
+        @Override
+        protected boolean removeEldestEntry(Map.Entry<String, Compiled> eldest) {
+          return size() > 64;
+        }
+      };
+
+  /** A text that was read, and its kernels unless they are to be made. */
+  private record Compiled(PtxParser source, List<CompiledKernel> kernels) {}
+
+  private static boolean isPlaced(PtxParser.Variable v) {
+    return !v.space().equals(".shared");
+  }
+
+  private Compiled parse(String ptx) {
+    Compiled known;
+    synchronized (COMPILED) {
+      known = COMPILED.get(ptx);
+    }
+    Compiled c = known == null ? new Compiled(new PtxParser(ptx), null) : known;
+    checkTarget(c.source());
+    return c;
+  }
+
+  /**
+   * Kernels of a text.
+   *
+   * @param places addresses of its variables
+   */
+  private static List<CompiledKernel> compile(String ptx, Compiled c, Map<String, Long> places) {
+    PtxParser p = c.source();
+    List<CompiledKernel> kernels = c.kernels();
+    if (kernels == null) {
+      kernels =
+          p.kernels.values().stream()
+              .map(k -> PtxCompiler.compile(k, p.variables, places))
+              .toList();
+      if (p.variables.values().stream().noneMatch(SoftGpu::isPlaced)) {
+        synchronized (COMPILED) {
+          COMPILED.put(ptx, new Compiled(p, kernels));
+        }
+      }
+    }
+    return kernels.stream().map(CompiledKernel::copy).toList();
+  }
+
+  private void checkTarget(PtxParser p) {
     String digits = p.target.replaceAll("\\D", "");
     if (digits.isEmpty() || Integer.parseInt(digits) > capability) {
       throw new PtxException(1, "target " + p.target + " is newer than the device: " + capability);
     }
-    return p;
   }
 
   int cuModuleLoadDataEx(
@@ -1012,9 +1060,9 @@ public final class SoftGpu {
     }
     Module m = new Module();
     try {
-      PtxParser p = parse(ptx);
-      for (PtxParser.Variable v : p.variables.values()) {
-        if (v.space().equals(".shared")) {
+      Compiled c = parse(ptx);
+      for (PtxParser.Variable v : c.source().variables.values()) {
+        if (!isPlaced(v)) {
           continue;
         }
         try (Arena arena = Arena.ofConfined()) {
@@ -1032,9 +1080,9 @@ public final class SoftGpu {
           }
         }
       }
-      for (PtxParser.Kernel k : p.kernels.values()) {
+      for (CompiledKernel k : compile(ptx, c, m.variables)) {
         Function f = new Function();
-        f.kernel = PtxCompiler.compile(k, p.variables, m.variables);
+        f.kernel = k;
         m.functions.put(k.name, add(f));
       }
     } catch (PtxException e) {
@@ -1114,10 +1162,10 @@ public final class SoftGpu {
     }
     String ptx = at(data, size).getString(0);
     try {
-      PtxParser p = parse(ptx);
+      Compiled c = parse(ptx);
       Map<String, Long> places = new HashMap<>();
-      p.variables.keySet().forEach(v -> places.put(v, 4096L));
-      p.kernels.values().forEach(k -> PtxCompiler.compile(k, p.variables, places));
+      c.source().variables.keySet().forEach(v -> places.put(v, 4096L));
+      compile(ptx, c, places);
     } catch (PtxException _) {
       return INVALID_PTX;
     }
