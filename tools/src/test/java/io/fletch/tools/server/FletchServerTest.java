@@ -957,6 +957,7 @@ class FletchServerTest {
 
   @Test
   void shutdownLetsAnswersFinishAndRefusesNewOnes() throws Exception {
+    restart(with(2, 2, PATIENCE, PATIENCE, null, null));
     String body = "{\"stream\":true,\"ignore_eos\":true,\"max_tokens\":480," + QUESTION + "}";
     CompletableFuture<HttpResponse<String>> running =
         client.sendAsync(post("/v1/chat/completions", body), BodyHandlers.ofString());
