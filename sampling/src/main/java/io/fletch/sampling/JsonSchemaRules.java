@@ -366,7 +366,9 @@ final class JsonSchemaRules {
     }
     String ws = primitive("ws");
     if (all.isEmpty()) {
-      Object others = schema.getOrDefault("additionalProperties", Boolean.TRUE);
+      // As where there are some: others come only if they are asked for.
+      boolean isOpen = schema.get("properties") == null || least > 0;
+      Object others = schema.getOrDefault("additionalProperties", isOpen);
       if (Boolean.FALSE.equals(others)) {
         if (least > 0) {
           throw refused(where + "/minProperties", "0", String.valueOf(least));

@@ -340,6 +340,22 @@ class GrammarTest {
     }
   }
 
+  /** No members are described, which is something else than that nothing is said of them. */
+  @Test
+  void objectsWithoutMembers() {
+    Map<String, Object> none = map("type", "object", "properties", map());
+    assertEquals(1, status(none, "{}"));
+    assertEquals(-1, status(none, "{\""));
+    none.put("additionalProperties", map("type", "integer"));
+    assertEquals(1, status(none, "{\"a\":1}"));
+    assertEquals(-1, status(none, "{\"a\":\""));
+    none.remove("additionalProperties");
+    none.put("minProperties", 1);
+    assertEquals(-1, status(none, "{}"));
+    assertEquals(1, status(none, "{\"a\":\"b\"}"));
+    assertEquals(1, status(map("type", "object"), "{\"a\":1}"));
+  }
+
   @ParameterizedTest
   @CsvSource({"0,9", "-5,17", "99,1203", "-130,-7", "10,10", "0,0", "-1,0", "7,1000", "385,4021"})
   void integersBetween(int low, int high) {
