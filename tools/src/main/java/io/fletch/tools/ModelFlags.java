@@ -58,7 +58,8 @@ final class ModelFlags {
                 "on (default: packed weights are kept beside the model or in the user's cache"
                     + " folder), off or a folder"),
             Command.flag(
-                "verify-pack-cache", "verify every byte of kept packed weights before use"),
+                "verify-pack-cache",
+                "verify every byte of kept packed weights before use, not beside the first tokens"),
             Command.value(
                 "huge-pages",
                 "on|off",

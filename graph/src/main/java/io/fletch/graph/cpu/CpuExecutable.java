@@ -178,6 +178,11 @@ final class CpuExecutable implements Executable {
     return description + weights.description();
   }
 
+  /** Waits until what is verified beside forwards is verified. */
+  void awaitVerification() {
+    weights.awaitVerification();
+  }
+
   /** The threads that run stages besides the caller. */
   Thread[] workers() {
     return pool.workers();
@@ -209,6 +214,7 @@ final class CpuExecutable implements Executable {
       if (closed) {
         throw new IllegalStateException("the executable is closed");
       }
+      weights.check();
       b.checkRunnable();
       Variant variant = b.adapted() ? adapted.orElseThrow() : plain;
       Frame frame = variant.frame();

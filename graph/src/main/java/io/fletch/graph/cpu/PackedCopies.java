@@ -1,5 +1,6 @@
 package io.fletch.graph.cpu;
 
+import io.fletch.quant.PackedFile;
 import io.fletch.quant.TensorStore;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
@@ -97,6 +98,11 @@ final class PackedCopies implements AutoCloseable {
   /** Whether the copies are in a mapped file. */
   boolean inFile() {
     return file.isPresent();
+  }
+
+  /** The file, if all of it is still to be verified. */
+  Optional<PackedFile> unverified() {
+    return file.flatMap(PackedMatrices::unverified);
   }
 
   /** Takes the pages of the file out of the memory of this process. */

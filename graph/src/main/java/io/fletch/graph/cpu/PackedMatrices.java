@@ -51,6 +51,9 @@ import java.util.zip.CRC32C;
  * without; the lock dies with its process, and whoever gets it removes what a dead one left. The
  * first tokens need not wait for the disk: the file is mapped at once under its temporary name, and
  * forced and renamed in the background, which {@link #close} waits for.
+ *
+ * <p>The checksums of all data are compared before use if that is asked for, else beside the first
+ * forwards ({@link BackgroundVerification}).
  */
 final class PackedMatrices implements AutoCloseable {
   private static final Logger LOG = System.getLogger("io.fletch");
@@ -98,11 +101,14 @@ final class PackedMatrices implements AutoCloseable {
   private final PackedFile file;
   private final Path path;
   private final Optional<Thread> publishing;
+  private final boolean verified;
 
-  private PackedMatrices(PackedFile file, Path path, Optional<Thread> publishing) {
+  private PackedMatrices(
+      PackedFile file, Path path, Optional<Thread> publishing, boolean verified) {
     this.file = file;
     this.path = path;
     this.publishing = publishing;
+    this.verified = verified;
   }
 
   /** The file of an earlier start, if there is a valid one. A damaged one is reported. */
@@ -136,7 +142,7 @@ final class PackedMatrices implements AutoCloseable {
         throw e;
       }
       if (obstacle.isEmpty()) {
-        return Optional.of(new PackedMatrices(file, path, Optional.empty()));
+        return Optional.of(new PackedMatrices(file, path, Optional.empty(), verify));
       }
       file.close();
     } catch (WeightFileException | UncheckedIOException e) {
@@ -280,7 +286,7 @@ final class PackedMatrices implements AutoCloseable {
               .daemon(true)
               .name("fletch-pack-cache")
               .start(() -> publish(writer, target, lock));
-      return new PackedMatrices(file, target, Optional.of(thread));
+      return new PackedMatrices(file, target, Optional.of(thread), true);
     } catch (GraphException e) {
       writer.close();
       if (e.getCause() instanceof UncheckedIOException io) {
@@ -457,13 +463,7 @@ final class PackedMatrices implements AutoCloseable {
     void run(PackedFile file, int task, int worker) {
       int found = Arrays.binarySearch(first, task);
       int index = found >= 0 ? found : -found - 2;
-      if (!file.verify(index, task - first[index])) {
-        throw new WeightFileException(
-            file.entries().get(index).name()
-                + ": checksum of chunk "
-                + (task - first[index])
-                + " is wrong");
-      }
+      BackgroundVerification.verify(file, index, task - first[index]);
     }
 
     @Override
@@ -475,6 +475,11 @@ final class PackedMatrices implements AutoCloseable {
   /** Matrix {@code index}; lives until this is closed. */
   MemorySegment segment(int index) {
     return file.tensor(index).segment();
+  }
+
+  /** The file, if it is of an earlier start and nobody compared all its checksums. */
+  Optional<PackedFile> unverified() {
+    return verified ? Optional.empty() : Optional.of(file);
   }
 
   /** Takes the pages read so far out of the memory of this process. */

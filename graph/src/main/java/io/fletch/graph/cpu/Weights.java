@@ -54,6 +54,7 @@ final class Weights implements AutoCloseable {
   private Optional<PackedCopies> copies = Optional.empty();
   private Optional<PackedCopies> sparseCopies = Optional.empty();
   private Optional<BackgroundPacking> packing = Optional.empty();
+  private Optional<BackgroundVerification> verification = Optional.empty();
   private Optional<HugeCopies> huge = Optional.empty();
   private String description = "";
 
@@ -329,11 +330,33 @@ final class Weights implements AutoCloseable {
 
   /** Begins what may be done beside forwards; called once, when all else is ready for them. */
   void ready() {
-    if (packing.isPresent()) {
+    verification =
+        copies
+            .flatMap(PackedCopies::unverified)
+            .map(file -> new BackgroundVerification(file, () -> huge.ifPresent(HugeCopies::start)));
+    if (verification.isPresent()) {
+      verification.get().start();
+    } else if (packing.isPresent()) {
       packing.get().start();
     } else {
       huge.ifPresent(HugeCopies::start);
     }
+  }
+
+  /**
+   * Refuses if packed weights were found to be damaged.
+   *
+   * @throws io.fletch.graph.GraphException naming the file and the place
+   */
+  void check() {
+    if (verification.isPresent()) {
+      verification.get().check();
+    }
+  }
+
+  /** Waits until a packed file of an earlier start is verified. */
+  void awaitVerification() {
+    verification.ifPresent(BackgroundVerification::await);
   }
 
   /** A matrix. */
@@ -369,6 +392,7 @@ final class Weights implements AutoCloseable {
 
   @Override
   public void close() {
+    verification.ifPresent(BackgroundVerification::close);
     packing.ifPresent(BackgroundPacking::close);
     packing = Optional.empty();
     huge.ifPresent(HugeCopies::close);

@@ -2,11 +2,13 @@ package io.fletch.graph.cpu;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import io.fletch.graph.Executable;
 import io.fletch.graph.Graph;
+import io.fletch.graph.GraphException;
 import io.fletch.graph.KvCache;
 import io.fletch.graph.ReferenceBackend;
 import io.fletch.graph.SplitBackend;
@@ -192,6 +194,29 @@ class PackCacheTest {
       assertSame(expected(), answers(e));
     }
     assertFound(cache(true, folder));
+  }
+
+  /** What a start does not look at before its first answer is verified beside it. */
+  @Test
+  void damageBehindTheSampleIsFoundWhileServing() throws IOException {
+    Path file = written();
+    byte[] last = Files.readAllBytes(file);
+    last[(2 << 20) + 700] ^= 1;
+    Files.write(file, last);
+    try (Executable e = compile(graph, cache(false, folder))) {
+      assertTrue(e.description().contains("mapped from"), e.description());
+      ((CpuExecutable) e).awaitVerification();
+      String message = assertThrows(GraphException.class, () -> answers(e)).getMessage();
+      assertTrue(message.contains(file + ": "), message);
+      assertTrue(message.contains("checksum of chunk 0 is wrong"), message);
+      assertFalse(Files.exists(file));
+      assertThrows(GraphException.class, () -> answers(e));
+    }
+    assertEquals(file, written());
+    try (Executable e = compile(graph, cache(false, folder))) {
+      ((CpuExecutable) e).awaitVerification();
+      assertSame(expected(), answers(e));
+    }
   }
 
   @Test
