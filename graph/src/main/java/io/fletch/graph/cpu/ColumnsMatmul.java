@@ -59,9 +59,12 @@ final class ColumnsMatmul implements SkippingMatmul {
   private final Optional<Isa> isa;
   private final long xStride;
   private final AtomicLong skipped = new AtomicLong();
-  private MemorySegment list;
-  private final MemorySegment[] listed = new MemorySegment[PANEL / 16 + 1];
-  private final MemorySegment[] dense = new MemorySegment[PANEL / 16 + 1];
+
+  /** Code for lists, and for panels by their outputs over 16. */
+  private final X86Function list;
+
+  private final X86Functions listed = new X86Functions(PANEL / 16 + 1, this::emitListed);
+  private final X86Functions dense = new X86Functions(PANEL / 16 + 1, this::emitDense);
 
   /** Products of a type with rows of {@code in} elements. */
   ColumnsMatmul(TensorType type, int in, Optional<Isa> isa) {
@@ -72,6 +75,10 @@ final class ColumnsMatmul implements SkippingMatmul {
     this.in = in;
     this.isa = isa;
     xStride = ActivationLayout.bytes(Kernels.ActivationFormat.F32, in);
+    list =
+        new X86Function(
+            "list of columns " + isa.map(Isa::label).orElse("scalar"),
+            () -> ColumnsMatmulCode.list(isa.orElseThrow()));
   }
 
   @Override
@@ -259,7 +266,7 @@ final class ColumnsMatmul implements SkippingMatmul {
     int j = 0;
     if (isa.isPresent() && in >= LISTED_TOGETHER) {
       j = in & -LISTED_TOGETHER;
-      X86Code.call(listCode(), x.address() + from, j, to.address() + at, to.address(), 0);
+      X86Code.call(list.entry(), x.address() + from, j, to.address() + at, to.address(), 0);
       end = to.get(ValueLayout.JAVA_LONG, 0) - to.address();
     }
     for (; j + 1 < in; j += 2) {
@@ -301,7 +308,7 @@ final class ColumnsMatmul implements SkippingMatmul {
     MemorySegment.copy(ZEROS, 0, to, base, 4L * width);
     if (isa.isPresent()) {
       X86Code.call(
-          listedCode(width),
+          listed.get(width / 16),
           to.address() + base,
           weight.address() + panel,
           lists.address() + at,
@@ -372,7 +379,7 @@ final class ColumnsMatmul implements SkippingMatmul {
     for (int r = 0; r < rows; r++) {
       MemorySegment.copy(ZEROS, 0, y, 4 * (yAt + r * yStride), 4L * width);
     }
-    MemorySegment code = denseCode(width);
+    MemorySegment code = dense.get(width / 16);
     long columnBytes = type.bytes(width);
     for (int j = 0; j < in; j += CACHED_COLUMNS) {
       int columns = Math.min(CACHED_COLUMNS, in - j);
@@ -388,35 +395,15 @@ final class ColumnsMatmul implements SkippingMatmul {
     }
   }
 
-  private MemorySegment listCode() {
-    if (list == null) {
-      Isa set = isa.orElseThrow();
-      list = X86Code.function("list of columns " + set.label(), () -> ColumnsMatmulCode.list(set));
-    }
-    return list;
+  private MemorySegment emitListed(int lines) {
+    return X86Code.function(
+        name() + " listed " + 16 * lines,
+        () -> ColumnsMatmulCode.listed(type, isa.orElseThrow(), 16 * lines));
   }
 
-  private MemorySegment listedCode(int width) {
-    MemorySegment found = listed[width / 16];
-    if (found == null) {
-      found =
-          X86Code.function(
-              name() + " listed " + width,
-              () -> ColumnsMatmulCode.listed(type, isa.orElseThrow(), width));
-      listed[width / 16] = found;
-    }
-    return found;
-  }
-
-  private MemorySegment denseCode(int width) {
-    MemorySegment found = dense[width / 16];
-    if (found == null) {
-      found =
-          X86Code.function(
-              name() + " in=" + in + " dense " + width,
-              () -> ColumnsMatmulCode.dense(type, isa.orElseThrow(), width, xStride));
-      dense[width / 16] = found;
-    }
-    return found;
+  private MemorySegment emitDense(int lines) {
+    return X86Code.function(
+        name() + " in=" + in + " dense " + 16 * lines,
+        () -> ColumnsMatmulCode.dense(type, isa.orElseThrow(), 16 * lines, xStride));
   }
 }

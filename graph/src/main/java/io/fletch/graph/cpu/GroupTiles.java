@@ -1,7 +1,6 @@
 package io.fletch.graph.cpu;
 
 import java.lang.foreign.MemorySegment;
-import java.util.concurrent.atomic.AtomicReferenceArray;
 import java.util.function.IntFunction;
 
 /**
@@ -18,8 +17,7 @@ final class GroupTiles {
   private final long groupBytes;
   private final long xStride;
   private final int maxTokens;
-  private final IntFunction<MemorySegment> emit;
-  private final AtomicReferenceArray<MemorySegment> code;
+  private final X86Functions code;
 
   /**
    * Emits nothing yet.
@@ -35,8 +33,7 @@ final class GroupTiles {
     this.groupBytes = groupBytes;
     this.xStride = xStride;
     this.maxTokens = maxTokens;
-    this.emit = emit;
-    code = new AtomicReferenceArray<>(maxTokens + 1);
+    code = new X86Functions(maxTokens + 1, emit);
   }
 
   /** Rows of a tile when {@code rows} are cut into {@code tiles}: they differ by at most one. */
@@ -54,15 +51,6 @@ final class GroupTiles {
     }
     int first = Math.min(maxTokens, (3 * rows + 3) / 4);
     return tile == 0 ? first : rows - first;
-  }
-
-  private MemorySegment code(int tokens) {
-    MemorySegment entry = code.getAcquire(tokens);
-    if (entry == null) {
-      entry = emit.apply(tokens);
-      code.setRelease(tokens, entry);
-    }
-    return entry;
   }
 
   /**
@@ -83,7 +71,8 @@ final class GroupTiles {
       long yg = y.address() + yByte + 4 * g * lanes;
       for (int tile = 0, row = 0; tile < tiles; tile++) {
         int tokens = size(rows, tiles, tile);
-        X86Code.call(code(tokens), wg, x + row * xStride, yg + row * yStrideBytes, yStrideBytes, n);
+        X86Code.call(
+            code.get(tokens), wg, x + row * xStride, yg + row * yStrideBytes, yStrideBytes, n);
         row += tokens;
       }
     }
@@ -94,7 +83,7 @@ final class GroupTiles {
       long wg = w + groups * groupBytes;
       for (int tile = 0, row = 0; tile < tiles; tile++) {
         int tokens = size(rows, tiles, tile);
-        X86Code.call(code(tokens), wg, x + row * xStride, scratch.address(), 4L * lanes, 1);
+        X86Code.call(code.get(tokens), wg, x + row * xStride, scratch.address(), 4L * lanes, 1);
         for (int t = 0; t < tokens; t++) {
           long at = yByte + 4 * groups * lanes + (row + t) * yStrideBytes;
           MemorySegment.copy(scratch, 4L * t * lanes, y, at, 4L * rest);

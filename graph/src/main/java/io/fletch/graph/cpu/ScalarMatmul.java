@@ -8,52 +8,15 @@ import java.util.Locale;
  * Products with a matrix in its file layout. A row of weights is unpacked once, then multiplied
  * with every row of activations.
  */
-final class ScalarMatmul implements Kernels.Matmul {
-  private final TensorType type;
-  private final int in;
-  private final long rowBytes;
-  private final Kernels.ActivationFormat activation;
-  private final long xStride;
+final class ScalarMatmul extends FileLayoutMatmul {
 
   ScalarMatmul(TensorType type, int in) {
-    this.activation = WeightBlocks.activation(type);
-    if (in <= 0) {
-      throw new IllegalArgumentException("empty row: expected=positive actual=" + in);
-    }
-    this.type = type;
-    this.in = in;
-    this.rowBytes = type.bytes(in);
-    this.xStride = ActivationLayout.bytes(activation, in);
+    super(type, in);
   }
 
   @Override
   public String name() {
     return type.name().toLowerCase(Locale.ROOT) + " scalar";
-  }
-
-  @Override
-  public Kernels.ActivationFormat activation() {
-    return activation;
-  }
-
-  @Override
-  public boolean packs() {
-    return false;
-  }
-
-  @Override
-  public long packedBytes(long out) {
-    return Math.multiplyExact(out, rowBytes);
-  }
-
-  @Override
-  public int rowGranule() {
-    return 1;
-  }
-
-  @Override
-  public void pack(MemorySegment rowMajor, MemorySegment packed, long out, long from, long to) {
-    MemorySegment.copy(rowMajor, from * rowBytes, packed, from * rowBytes, (to - from) * rowBytes);
   }
 
   @Override

@@ -20,7 +20,7 @@ import jdk.incubator.vector.VectorSpecies;
  * accumulators it cost 25 to 30 % of the speed for Q8_0 and 3 to 14 % for Q4_0. Many rows: {@link
  * VectorTile}. Float types: sixteen partial sums, four dot products at a time.
  */
-final class VectorMatmul implements Kernels.Matmul {
+final class VectorMatmul extends FileLayoutMatmul {
   private static final ByteOrder LITTLE = ByteOrder.LITTLE_ENDIAN;
   private static final boolean WIDE = FloatVector.SPECIES_PREFERRED.length() >= 8;
 
@@ -45,23 +45,11 @@ final class VectorMatmul implements Kernels.Matmul {
   /** Dot products of float32 taken together. */
   private static final int QUAD = 4;
 
-  private final TensorType type;
-  private final int in;
-  private final long rowBytes;
-  private final Kernels.ActivationFormat activation;
-  private final long xStride;
   private final boolean hasMin;
   private final VectorTile tile;
 
   VectorMatmul(TensorType type, int in) {
-    this.activation = WeightBlocks.activation(type);
-    if (in <= 0) {
-      throw new IllegalArgumentException("empty row: expected=positive actual=" + in);
-    }
-    this.type = type;
-    this.in = in;
-    this.rowBytes = type.bytes(in);
-    this.xStride = ActivationLayout.bytes(activation, in);
+    super(type, in);
     this.hasMin = WeightBlocks.hasMin(type);
     this.tile = type.isQuantized() ? new VectorTile(type, in) : null;
   }
@@ -69,31 +57,6 @@ final class VectorMatmul implements Kernels.Matmul {
   @Override
   public String name() {
     return type.name().toLowerCase(Locale.ROOT) + " vector-" + F.vectorBitSize();
-  }
-
-  @Override
-  public Kernels.ActivationFormat activation() {
-    return activation;
-  }
-
-  @Override
-  public boolean packs() {
-    return false;
-  }
-
-  @Override
-  public long packedBytes(long out) {
-    return Math.multiplyExact(out, rowBytes);
-  }
-
-  @Override
-  public int rowGranule() {
-    return 1;
-  }
-
-  @Override
-  public void pack(MemorySegment rowMajor, MemorySegment packed, long out, long from, long to) {
-    MemorySegment.copy(rowMajor, from * rowBytes, packed, from * rowBytes, (to - from) * rowBytes);
   }
 
   @Override

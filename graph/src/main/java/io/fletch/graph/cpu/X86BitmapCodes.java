@@ -8,7 +8,6 @@ import io.fletch.quant.SparseMatrix;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
-import java.util.concurrent.atomic.AtomicReferenceArray;
 
 /**
  * Products with one bitmap of codes in machine code ({@link BitmapCodesCode}), from the bytes of
@@ -32,7 +31,7 @@ final class X86BitmapCodes extends RowsMatmul {
   /** Rows that the code can do where they lie. */
   private final long safe;
 
-  private final AtomicReferenceArray<MemorySegment> code;
+  private final X86Functions code;
 
   X86BitmapCodes(SparseMatrix.BitmapCodes m, Isa isa) {
     this.m = m;
@@ -44,7 +43,7 @@ final class X86BitmapCodes extends RowsMatmul {
     }
     safe = rows;
     maxTokens = BitmapCodesCode.maxTokens(wide);
-    code = new AtomicReferenceArray<>(maxTokens + 1);
+    code = new X86Functions(maxTokens + 1, this::emit);
   }
 
   @Override
@@ -104,7 +103,7 @@ final class X86BitmapCodes extends RowsMatmul {
         scratch.set(Segments.LONG, 40, n);
         scratch.set(Segments.LONG, 48, 4 * yStride);
         scratch.set(Segments.LONG, 56, scratch.address() + 64);
-        X86Code.call(code(tokens), scratch.address(), 0, 0, 0, 0);
+        X86Code.call(code.get(tokens), scratch.address(), 0, 0, 0, 0);
         row += tokens;
       }
       o += n;
@@ -118,23 +117,17 @@ final class X86BitmapCodes extends RowsMatmul {
     return to;
   }
 
-  private MemorySegment code(int tokens) {
-    MemorySegment entry = code.getAcquire(tokens);
-    if (entry == null) {
-      entry =
-          X86Code.function(
-              name() + " in=" + in + " tokens=" + tokens,
-              () ->
-                  BitmapCodesCode.emit(
-                      m.bits(),
-                      in,
-                      ActivationLayout.bytes(activation(), in),
-                      ActivationLayout.scalesOffset(activation(), in),
-                      tokens,
-                      wide,
-                      Table.ADDRESS));
-      code.setRelease(tokens, entry);
-    }
-    return entry;
+  private MemorySegment emit(int tokens) {
+    return X86Code.function(
+        name() + " in=" + in + " tokens=" + tokens,
+        () ->
+            BitmapCodesCode.emit(
+                m.bits(),
+                in,
+                ActivationLayout.bytes(activation(), in),
+                ActivationLayout.scalesOffset(activation(), in),
+                tokens,
+                wide,
+                Table.ADDRESS));
   }
 }

@@ -15,7 +15,6 @@ import java.util.EnumMap;
 import java.util.Map;
 import java.util.Objects;
 import java.util.function.Function;
-import java.util.function.Supplier;
 
 /**
  * The kernels in machine code that work on one row: checks of ranges, and calls. Each function is
@@ -24,65 +23,49 @@ import java.util.function.Supplier;
 final class X86Elements {
   private static final int MIN_AMAX_BITS = Float.floatToRawIntBits(ActivationLayout.MIN_AMAX);
 
-  /** A function that is emitted when first called. */
-  private static final class Lazy {
-    private final String name;
-    private final Supplier<byte[]> code;
-    private volatile MemorySegment entry;
-
-    Lazy(String name, Supplier<byte[]> code) {
-      this.name = name;
-      this.code = code;
-    }
-
-    void call(long a, long b, long c, long d, long e) {
-      MemorySegment found = entry;
-      if (found == null) {
-        found = X86Code.function(name, code);
-        entry = found;
-      }
-      X86Code.call(found, a, b, c, d, e);
-    }
-  }
-
-  private final Map<Activation, Lazy> gated;
-  private final Map<Activation, Lazy> plain;
-  private final Map<RopeSpec.Style, Lazy> rope;
-  private final Map<TensorType, Lazy> accumulate = new EnumMap<>(TensorType.class);
-  private final Lazy add;
-  private final Lazy multiply;
-  private final Lazy scale;
-  private final Lazy softCap;
-  private final Lazy rmsNorm;
-  private final Lazy argmax;
-  private final Lazy quantize32;
-  private final Lazy quantize256;
-  private final Lazy halves;
-  private final Lazy halfScales;
+  private final Map<Activation, X86Function> gated;
+  private final Map<Activation, X86Function> plain;
+  private final Map<RopeSpec.Style, X86Function> rope;
+  private final Map<TensorType, X86Function> accumulate = new EnumMap<>(TensorType.class);
+  private final X86Function add;
+  private final X86Function multiply;
+  private final X86Function scale;
+  private final X86Function softCap;
+  private final X86Function rmsNorm;
+  private final X86Function argmax;
+  private final X86Function quantize32;
+  private final X86Function quantize256;
+  private final X86Function halves;
+  private final X86Function halfScales;
 
   X86Elements(Isa isa) {
     String set = " " + isa.label();
     gated =
-        each(Activation.class, x -> new Lazy(x + " gated" + set, () -> ElementCode.gated(x, isa)));
-    plain = each(Activation.class, x -> new Lazy(x + set, () -> ElementCode.plain(x, isa)));
-    rope = each(RopeSpec.Style.class, x -> new Lazy("rope " + x, () -> RopeCode.emit(x)));
+        each(
+            Activation.class,
+            x -> new X86Function(x + " gated" + set, () -> ElementCode.gated(x, isa)));
+    plain = each(Activation.class, x -> new X86Function(x + set, () -> ElementCode.plain(x, isa)));
+    rope = each(RopeSpec.Style.class, x -> new X86Function("rope " + x, () -> RopeCode.emit(x)));
     for (TensorType t : new TensorType[] {TensorType.F32, TensorType.F16, TensorType.BF16}) {
-      accumulate.put(t, new Lazy("accumulate " + t + set, () -> AccumulateCode.emit(t, isa)));
+      accumulate.put(
+          t, new X86Function("accumulate " + t + set, () -> AccumulateCode.emit(t, isa)));
     }
-    add = new Lazy("add" + set, () -> ElementCode.add(isa));
-    multiply = new Lazy("multiply" + set, () -> ElementCode.multiply(isa));
-    scale = new Lazy("scale" + set, () -> ElementCode.scale(isa));
-    softCap = new Lazy("soft cap" + set, () -> ElementCode.softCap(isa));
-    rmsNorm = new Lazy("rms norm" + set, () -> ElementCode.rmsNorm(isa));
-    argmax = new Lazy("argmax" + set, () -> ElementCode.argmax(isa));
-    quantize32 = new Lazy("quantize 32", () -> QuantizeCode.blocks32(MIN_AMAX_BITS));
-    quantize256 = new Lazy("quantize 256", () -> QuantizeCode.blocks256(MIN_AMAX_BITS));
-    halves = new Lazy("halves", QuantizeCode::halves);
-    halfScales = new Lazy("quantize kv", () -> QuantizeCode.blocks32HalfScales(MIN_AMAX_BITS));
+    add = new X86Function("add" + set, () -> ElementCode.add(isa));
+    multiply = new X86Function("multiply" + set, () -> ElementCode.multiply(isa));
+    scale = new X86Function("scale" + set, () -> ElementCode.scale(isa));
+    softCap = new X86Function("soft cap" + set, () -> ElementCode.softCap(isa));
+    rmsNorm = new X86Function("rms norm" + set, () -> ElementCode.rmsNorm(isa));
+    argmax = new X86Function("argmax" + set, () -> ElementCode.argmax(isa));
+    quantize32 = new X86Function("quantize 32", () -> QuantizeCode.blocks32(MIN_AMAX_BITS));
+    quantize256 = new X86Function("quantize 256", () -> QuantizeCode.blocks256(MIN_AMAX_BITS));
+    halves = new X86Function("halves", QuantizeCode::halves);
+    halfScales =
+        new X86Function("quantize kv", () -> QuantizeCode.blocks32HalfScales(MIN_AMAX_BITS));
   }
 
-  private static <K extends Enum<K>> Map<K, Lazy> each(Class<K> type, Function<K, Lazy> function) {
-    Map<K, Lazy> map = new EnumMap<>(type);
+  private static <K extends Enum<K>> Map<K, X86Function> each(
+      Class<K> type, Function<K, X86Function> function) {
+    Map<K, X86Function> map = new EnumMap<>(type);
     for (K key : type.getEnumConstants()) {
       map.put(key, function.apply(key));
     }
@@ -117,7 +100,7 @@ final class X86Elements {
     int sumBytes =
         format == ActivationFormat.Q8_BLOCK32 ? n / 8 : n / ActivationLayout.SUM_GROUP * 2;
     long to = address(dst, dstOffset, n == 0 ? 0 : sums + sumBytes);
-    Lazy code = format == ActivationFormat.Q8_BLOCK32 ? quantize32 : quantize256;
+    X86Function code = format == ActivationFormat.Q8_BLOCK32 ? quantize32 : quantize256;
     code.call(floats(x, offset, n), n / block, to, to + scales, to + sums);
   }
 

@@ -5,66 +5,30 @@ import io.fletch.graph.cpu.x86.Isa;
 import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
 import java.util.Locale;
-import java.util.concurrent.atomic.AtomicReferenceArray;
 
 /**
  * Products with F32, F16 and BF16 weights in their file layout, in machine code ({@link
  * FloatMatmulCode}). Nothing is packed: lanes are elements, which a file has in order.
  */
-final class X86FloatMatmul implements Kernels.Matmul {
+final class X86FloatMatmul extends FileLayoutMatmul {
   /** Weights that stay in the level-2 cache while several tiles of activations pass over them. */
   private static final long CACHED_WEIGHTS = 256 << 10;
 
-  private final TensorType type;
-  private final int in;
   private final Isa isa;
-  private final long rowBytes;
-  private final long xStride;
-  private final AtomicReferenceArray<MemorySegment> code;
+  private final X86Functions code;
 
   X86FloatMatmul(TensorType type, int in, Isa isa) {
-    if (WeightBlocks.activation(type) != Kernels.ActivationFormat.F32) {
+    super(type, in);
+    if (activation != Kernels.ActivationFormat.F32) {
       throw new IllegalArgumentException("not a float type: actual=" + type);
     }
-    if (in <= 0) {
-      throw new IllegalArgumentException("empty row: expected=positive actual=" + in);
-    }
-    this.type = type;
-    this.in = in;
     this.isa = isa;
-    this.rowBytes = type.bytes(in);
-    this.xStride = ActivationLayout.bytes(Kernels.ActivationFormat.F32, in);
-    this.code = new AtomicReferenceArray<>(FloatMatmulCode.maxTokens() + 1);
+    this.code = new X86Functions(FloatMatmulCode.maxTokens() + 1, this::emit);
   }
 
   @Override
   public String name() {
     return type.name().toLowerCase(Locale.ROOT) + " rows " + isa.label();
-  }
-
-  @Override
-  public Kernels.ActivationFormat activation() {
-    return Kernels.ActivationFormat.F32;
-  }
-
-  @Override
-  public boolean packs() {
-    return false;
-  }
-
-  @Override
-  public long packedBytes(long out) {
-    return Math.multiplyExact(out, rowBytes);
-  }
-
-  @Override
-  public int rowGranule() {
-    return 1;
-  }
-
-  @Override
-  public void pack(MemorySegment rowMajor, MemorySegment packed, long out, long from, long to) {
-    MemorySegment.copy(rowMajor, from * rowBytes, packed, from * rowBytes, (to - from) * rowBytes);
   }
 
   @Override
@@ -95,7 +59,7 @@ final class X86FloatMatmul implements Kernels.Matmul {
       for (int tile = 0, row = 0; tile < tiles; tile++) {
         int tokens = GroupTiles.tokens(rows, tiles, tile);
         X86Code.call(
-            code(tokens),
+            code.get(tokens),
             weight.address() + o * rowBytes,
             x.address() + xOffset + row * xStride,
             y.address() + 4 * (yOffset + row * yStride + o),
@@ -106,15 +70,9 @@ final class X86FloatMatmul implements Kernels.Matmul {
     }
   }
 
-  private MemorySegment code(int tokens) {
-    MemorySegment entry = code.getAcquire(tokens);
-    if (entry == null) {
-      entry =
-          X86Code.function(
-              name() + " in=" + in + " tokens=" + tokens,
-              () -> FloatMatmulCode.emit(type, in, isa, xStride, tokens));
-      code.setRelease(tokens, entry);
-    }
-    return entry;
+  private MemorySegment emit(int tokens) {
+    return X86Code.function(
+        name() + " in=" + in + " tokens=" + tokens,
+        () -> FloatMatmulCode.emit(type, in, isa, xStride, tokens));
   }
 }

@@ -10,8 +10,6 @@ import io.fletch.quant.TensorType;
 import java.lang.foreign.MemorySegment;
 import java.util.Locale;
 import java.util.Objects;
-import java.util.concurrent.atomic.AtomicReference;
-import java.util.concurrent.atomic.AtomicReferenceArray;
 
 /**
  * Products with quantized weights in machine code ({@link MatmulCode}), which reads a packed
@@ -40,12 +38,12 @@ final class X86Matmul implements Kernels.Matmul {
   private final GroupTiles tiles;
 
   /** The product in place. */
-  private final AtomicReference<MemorySegment> inPlace = new AtomicReference<>();
+  private final X86Function inPlace;
 
   /** How a single row reads weights, and the entries of all ways. */
   private final StreamingChoice streaming;
 
-  private final AtomicReferenceArray<MemorySegment> single;
+  private final X86Functions single;
 
   X86Matmul(TensorType type, int in, Isa isa, boolean mapped) {
     this(type, in, isa, mapped, StreamingChoice.of(type, isa));
@@ -70,7 +68,17 @@ final class X86Matmul implements Kernels.Matmul {
             MatmulCode.maxTokens(layout, isa),
             this::code);
     this.streaming = streaming;
-    this.single = new AtomicReferenceArray<>(streaming.ways().size());
+    this.single = new X86Functions(streaming.ways().size(), this::single);
+    this.inPlace =
+        new X86Function(
+            kernelName + " in place in=" + in,
+            () ->
+                RowMajorCode.emit(
+                    type,
+                    in,
+                    isa,
+                    ActivationLayout.scalesOffset(activation, in),
+                    ActivationLayout.sumsOffset(activation, in)));
   }
 
   @Override
@@ -196,29 +204,11 @@ final class X86Matmul implements Kernels.Matmul {
       long n = Math.min(step, groups - g);
       for (int row = 0; row < rows; row++) {
         long at = y.address() + yByte + 4 * (row * yStride + g * RowMajorCode.ROWS);
-        X86Code.call(inPlace(), w, x + row * xStride, at, 0, n);
+        inPlace.call(w, x + row * xStride, at, 0, n);
       }
     }
     long rest = from + groups * RowMajorCode.ROWS;
     runPieces(weight, rest, to, x, rows, y, yByte + 4 * (rest - from), yStride);
-  }
-
-  private MemorySegment inPlace() {
-    MemorySegment entry = inPlace.getAcquire();
-    if (entry == null) {
-      entry =
-          X86Code.function(
-              kernelName + " in place in=" + in,
-              () ->
-                  RowMajorCode.emit(
-                      type,
-                      in,
-                      isa,
-                      ActivationLayout.scalesOffset(activation, in),
-                      ActivationLayout.sumsOffset(activation, in)));
-      inPlace.setRelease(entry);
-    }
-    return entry;
   }
 
   /** Mapped rows, packed piece by piece. */
@@ -265,7 +255,7 @@ final class X86Matmul implements Kernels.Matmul {
   private void runSingle(long w, long x, long y, long groups) {
     long bytes = groups * layout.groupBytes();
     int turn = streaming.begin(bytes);
-    MemorySegment entry = single(streaming.way(turn));
+    MemorySegment entry = single.get(streaming.way(turn));
     long start = turn < 0 ? 0 : System.nanoTime();
     X86Code.call(entry, w, x, y, 0, groups);
     if (turn >= 0) {
@@ -274,24 +264,18 @@ final class X86Matmul implements Kernels.Matmul {
   }
 
   private MemorySegment single(int way) {
-    MemorySegment entry = single.getAcquire(way);
-    if (entry == null) {
-      Streaming chosen = streaming.ways().get(way);
-      entry =
-          X86Code.function(
-              kernelName + " in=" + in + " " + chosen,
-              () ->
-                  MatmulCode.emit(
-                      layout,
-                      isa,
-                      chosen,
-                      xStride,
-                      ActivationLayout.scalesOffset(activation, in),
-                      ActivationLayout.sumsOffset(activation, in),
-                      1));
-      single.setRelease(way, entry);
-    }
-    return entry;
+    Streaming chosen = streaming.ways().get(way);
+    return X86Code.function(
+        kernelName + " in=" + in + " " + chosen,
+        () ->
+            MatmulCode.emit(
+                layout,
+                isa,
+                chosen,
+                xStride,
+                ActivationLayout.scalesOffset(activation, in),
+                ActivationLayout.sumsOffset(activation, in),
+                1));
   }
 
   private MemorySegment code(int tokens) {

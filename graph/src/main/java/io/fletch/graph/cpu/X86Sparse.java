@@ -13,7 +13,6 @@ import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.concurrent.ConcurrentHashMap;
-import java.util.concurrent.atomic.AtomicReferenceArray;
 
 /**
  * Products with bitmap and 2:4 matrices and float32 activations in machine code ({@link
@@ -46,8 +45,7 @@ final class X86Sparse extends RowsMatmul {
   /** Rows that the code can do where they lie. */
   private final long safe;
 
-  private final AtomicReferenceArray<MemorySegment> code =
-      new AtomicReferenceArray<>(SparseMatmulCode.maxTokens() + 1);
+  private final X86Functions code = new X86Functions(SparseMatmulCode.maxTokens() + 1, this::emit);
 
   private X86Sparse(
       Kind kind,
@@ -156,7 +154,7 @@ final class X86Sparse extends RowsMatmul {
       for (int tile = 0, row = 0; tile < tiles; tile++) {
         int tokens = GroupTiles.tokens(rows, tiles, tile);
         X86Code.call(
-            code(tokens),
+            code.get(tokens),
             values,
             index.address() + o * indexRow,
             x.address() + xOffset + row * xStride,
@@ -185,19 +183,11 @@ final class X86Sparse extends RowsMatmul {
     return kind == Kind.BITMAP ? type.bytes(start[(int) row]) : row * m.values().rowBytes();
   }
 
-  private MemorySegment code(int tokens) {
-    MemorySegment entry = code.getAcquire(tokens);
-    if (entry == null) {
-      long stride = ActivationLayout.bytes(activation(), in);
-      TensorType values = isDecoded ? TensorType.F32 : type;
-      entry =
-          X86Code.function(
-              name() + " in=" + in + " tokens=" + tokens,
-              () ->
-                  SparseMatmulCode.emit(
-                      kind, values, in, stride, tokens, table(kind, values), isWide));
-      code.setRelease(tokens, entry);
-    }
-    return entry;
+  private MemorySegment emit(int tokens) {
+    long stride = ActivationLayout.bytes(activation(), in);
+    TensorType values = isDecoded ? TensorType.F32 : type;
+    return X86Code.function(
+        name() + " in=" + in + " tokens=" + tokens,
+        () -> SparseMatmulCode.emit(kind, values, in, stride, tokens, table(kind, values), isWide));
   }
 }
