@@ -43,7 +43,8 @@ public record Streaming(int streams, int prefetch, boolean half) {
   /** The same for CPUs of AMD with AVX-512, or for all others, whichever this one is. */
   public static List<Streaming> candidates(Isa isa, TensorType type, boolean amdWithAvx512) {
     if (isa != Isa.AVX512_VNNI) {
-      // The first is for Zen 3 and older Intel servers, the last for AMD with AVX-512.
+      // The first is for Zen 3 and older Intel servers, and reads at 93 to 99 % with AVX-VNNI on
+      // Emerald Rapids; the last is for AMD with AVX-512.
       return List.of(
           new Streaming(2, 1024, false), new Streaming(2, 256, false), new Streaming(2, 0, false));
     }
