@@ -107,6 +107,17 @@ final class Cli {
         io.println(version());
         return OK;
       }
+      case "completion" -> {
+        if (!rest.equals(List.of("bash"))) {
+          throw new UsageException(
+              "completion: expected=bash actual="
+                  + (rest.isEmpty() ? "nothing" : String.join(" ", rest)));
+        }
+        Map<String, List<Command.Section>> all = new java.util.LinkedHashMap<>();
+        commands().forEach((n, entry) -> all.put(n, sections(entry.make().get())));
+        io.print(Completion.bash(all));
+        return OK;
+      }
       case "help", "--help", "-h" -> {
         if (rest.isEmpty()) {
           io.print(overview());
@@ -156,6 +167,7 @@ final class Cli {
     text.append("  fletch run \"What is 457 + 386?\"\n\nCommands:\n");
     commands().forEach((name, entry) -> Help.entry(text, name, entry.summary()));
     Help.entry(text, "help COMMAND", "options and examples of a command");
+    Help.entry(text, "completion bash", "a script that completes commands and options");
     Help.entry(text, "--version", "version of fletch and of the JDK");
     return text.toString();
   }

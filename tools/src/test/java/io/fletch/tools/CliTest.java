@@ -3,12 +3,16 @@ package io.fletch.tools;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.io.OutputStream;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Set;
 import org.junit.jupiter.api.Test;
@@ -180,6 +184,32 @@ class CliTest {
     assertEquals(
         "fletch run: cannot write to standard output: No space left on device\n",
         err.toString(StandardCharsets.UTF_8));
+  }
+
+  @Test
+  void bashCompletesCommandsOptionsAndModels() throws Exception {
+    String script = Fletch.ok("completion", "bash").out();
+    Path bash = Path.of("/bin/bash");
+    assumeTrue(Files.isExecutable(bash), "no " + bash);
+    assertEquals("prune perplexity", completed(script, "fletch", "p"));
+    assertEquals("chat", completed(script, "fletch", "help", "ch"));
+    assertEquals("--temp", completed(script, "fletch", "run", "hi", "--temp"));
+    assertTrue(completed(script, "fletch", "serve", "--p").startsWith("--port --parallel "));
+    assertEquals("demo-small demo-diffusion", completed(script, "fletch", "run", "-m", "demo-"));
+    assertEquals("", completed(script, "fletch", "run", "no option"));
+    assertEquals(
+        "fletch: completion: expected=bash actual=nothing (see: fletch help)\n",
+        Fletch.run("completion").err());
+  }
+
+  /** What bash offers for the last of some words. */
+  private static String completed(String script, String... words) throws Exception {
+    String line =
+        script + "COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _fletch; echo \"${COMPREPLY[*]}\"";
+    List<String> command = new ArrayList<>(List.of("/bin/bash", "-c", line, "bash"));
+    command.addAll(List.of(words));
+    Process process = new ProcessBuilder(command).redirectErrorStream(true).start();
+    return new String(process.getInputStream().readAllBytes(), StandardCharsets.UTF_8).strip();
   }
 
   @Test

@@ -1,6 +1,8 @@
 package io.fletch.tools;
 
+import static org.junit.jupiter.api.Assertions.assertDoesNotThrow;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.fletch.Model;
@@ -11,6 +13,7 @@ import java.net.URL;
 import java.net.URLClassLoader;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
 import java.util.regex.Matcher;
@@ -151,6 +154,33 @@ class DocumentationTest {
                     command.getClass().getSimpleName() + " --" + option.getLongOpt()));
       }
     }
+  }
+
+  @Test
+  void examplesOfTheHelpAreCommandLines() {
+    for (Command command : COMMANDS) {
+      assertFalse(command.examples().isEmpty(), command.getClass().getSimpleName());
+      for (String example : command.examples()) {
+        for (String part : example.split(" [|>] ")) {
+          List<String> words = words(part);
+          if (words.getFirst().equals("fletch")) {
+            List<Command.Section> sections = new ArrayList<>(command.sections());
+            sections.add(new Command.Section("General", List.of(Command.flag("v", "verbose", ""))));
+            assertDoesNotThrow(
+                () -> Arguments.parse(sections, words.subList(2, words.size())), example);
+          }
+        }
+      }
+    }
+  }
+
+  /** The words of a command line; double quotation marks hold blanks together. */
+  private static List<String> words(String line) {
+    return Pattern.compile("\"([^\"]*)\"|'([^']*)'|\\S+")
+        .matcher(line)
+        .results()
+        .map(m -> m.group(1) != null ? m.group(1) : m.group(2) != null ? m.group(2) : m.group())
+        .toList();
   }
 
   /** Anchors of a page's headings as GitHub makes them. */
