@@ -268,7 +268,11 @@ class DriverLayerTest {
         CudaModule module = context.loadPtx("add", DriverScenario.PTX);
         CudaLaunch launch = module.function("add").prepare(LaunchConfig.of(1, 32), 3)) {
       assertThrows(IllegalStateException.class, () -> launch.launch(stream));
-      launch.setLong(0, 16).setInt(1, 4).setInt(2, 1).launch(stream);
+      launch.setLong(0, 16).setInt(2, 1);
+      contains(
+          assertThrows(IllegalStateException.class, () -> launch.launch(stream)),
+          "parameter 1 of add.add was not set");
+      launch.setInt(1, 4).launch(stream);
       CudaException e = assertThrows(CudaException.class, stream::synchronize);
       contains(e, "CUDA_ERROR_ILLEGAL_ADDRESS", "kernel add", "ld.global.u32 %v, [%x]");
       assertThrows(CudaException.class, () -> context.allocate(16));

@@ -277,10 +277,15 @@ final class Races {
       if (bytes < 2) {
         return;
       }
+      int ordered = 0;
       for (int i = at >> 1; i < at + bytes >> 1; i++) {
         int by = writes[i];
-        if (by != 0 && !w.before(by & ~ATOMIC, lane)) {
-          throw race(w, lane, by, at);
+        // Most often one write filled all of it.
+        if (by != ordered) {
+          if (by != 0 && !w.before(by & ~ATOMIC, lane)) {
+            throw race(w, lane, by, at);
+          }
+          ordered = by;
         }
         int n = i * warps + w.index;
         int old = reads[n];
