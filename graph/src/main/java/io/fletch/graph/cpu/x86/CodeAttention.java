@@ -208,6 +208,8 @@ public final class CodeAttention {
     private final int valueStride;
     private final int factor = CHUNK * SoftmaxCode.SCORE_BYTES;
     private final int sums;
+    private final int keyHalves;
+    private final int valueHalves;
     private final int keyScales;
     private final int valueScales;
     private final int visibleScales;
@@ -244,6 +246,10 @@ public final class CodeAttention {
       int at = from + 64;
       sums = at;
       at += MAX_HEADS * CHUNK * 4;
+      keyHalves = at;
+      at += (keyBlocks + 1) / 2 * CHUNK * 4;
+      valueHalves = at;
+      at += (valueBlocks + 1) / 2 * CHUNK * 4;
       keyScales = at;
       at += keyBlocks * CHUNK * 4;
       valueScales = at;
@@ -419,8 +425,13 @@ public final class CodeAttention {
     a.lea(NEXT_KEYS, Mem.of(KEYS, AHEAD * CHUNK * keyStride));
     a.lea(NEXT_VALUES, Mem.of(VALUES, AHEAD * CHUNK * valueStride));
     copyVisible();
-    scalesOfKeys();
+    if (lanes.parts > 1) {
+      scalesOfKeys();
+    }
     packKeys();
+    if (lanes.parts == 1) {
+      scalesOfKeys();
+    }
     Label apart = a.label();
     Label entry = a.label();
     Label next = a.label();
@@ -581,17 +592,78 @@ public final class CodeAttention {
     return keyStride + valueStride - 24 * keyBlocks - 32 * valueBlocks;
   }
 
+  /**
+   * Prefetches what is left for a pause of the softmax with 512 bits: all that there is, since a
+   * line of a chunk that is not prefetched costs as much time as some positions.
+   */
+  private void rest(int pause, int pauses) {
+    int passes = (valueDim / perVector + vectorsPerPass() - 1) / vectorsPerPass();
+    int packing = 8 * keyBlocks + TOGETHER * ((valueDim + bytes - 1) / bytes);
+    int others = packing + 8 * keyBlocks + 3 * valueBlocks + 16 * passes;
+    for (int i = 0; i < 2; i++) {
+      int left = Math.max(0, (i == 0 ? keyStride : valueStride) - others);
+      for (int n = pause * left / pauses; n < (pause + 1) * left / pauses; n++) {
+        turn = i;
+        line(1);
+      }
+    }
+  }
+
   // ---- packing
 
   private void scalesOfKeys() {
     for (int g = 0; g < CHUNK / perVector; g++) {
-      scalesOfGroup(KEYS, keyStride, keyBlocks, g, layout.keyScales, false);
+      if (lanes.parts == 1) {
+        scalesOfCopies(keyBlocks, g, layout.keyHalves, layout.keyScales, false);
+      } else {
+        scalesOfGroup(KEYS, keyStride, keyBlocks, g, layout.keyScales, false);
+      }
     }
   }
 
   private void scalesOfValues() {
     for (int g = 0; g < CHUNK / perVector; g++) {
-      scalesOfGroup(VALUES, valueStride, valueBlocks, g, layout.valueScales, true);
+      if (lanes.parts == 1) {
+        scalesOfCopies(valueBlocks, g, layout.valueHalves, layout.valueScales, true);
+      } else {
+        scalesOfGroup(VALUES, valueStride, valueBlocks, g, layout.valueScales, true);
+      }
+    }
+  }
+
+  // With 512 bits general registers, which have little else to do, copy scales while keys are
+  // packed: two of a position side by side, in the order that gives that of lanes when what comes
+  // of the first eight and of the second eight positions is divided into even and odd ones.
+
+  private void copyScales(Gpr from, int stride, int blocks, Gpr to, int offset) {
+    for (int k = 0; k < blocks; k += 2) {
+      for (int slot = 0; slot < 16; slot++) {
+        Gpr t = slot % 2 == 0 ? X : Y;
+        Mem scale = Mem.of(from, slot * stride + 32 * blocks + 2 * k);
+        if (k + 1 < blocks) {
+          a.mov32(t, scale);
+        } else {
+          a.movzx16(t, scale);
+        }
+        int column = slot / 4;
+        int at = column / 2 * 8 + slot % 4 * 2 + column % 2;
+        a.mov32(Mem.of(to, offset + k / 2 * CHUNK * 4 + 4 * at), t);
+      }
+    }
+  }
+
+  /** Copied scales of sixteen positions as {@link #scalesOfGroup} leaves them. */
+  private void scalesOfCopies(int blocks, int group, int from, int to, boolean four) {
+    for (int k = 0; k < blocks; k += 2) {
+      int at = from + (k / 2 * CHUNK + 16 * group) * 4;
+      a.vcvtph2ps(reg(0), Mem.of(WORK, at));
+      a.vcvtph2ps(reg(1), Mem.of(WORK, at + 32));
+      a.vshufps(reg(2), reg(0), reg(1), 0x88);
+      storeScales(reg(2), to, k, group, four);
+      if (k + 1 < blocks) {
+        a.vshufps(reg(3), reg(0), reg(1), 0xdd);
+        storeScales(reg(3), to, k + 1, group, four);
+      }
     }
   }
 
@@ -624,20 +696,12 @@ public final class CodeAttention {
         a.vpunpcklqdq(reg(8), low, high);
       }
       int block = blocks - 1 - 2 * k;
-      if (lanes.parts == 1) {
-        a.vpsrld(reg(9), reg(8), 16);
-        a.vpmovdw(reg(9).ymm(), reg(9));
-        a.vcvtph2ps(reg(9), reg(9).ymm());
-        a.vpmovdw(reg(8).ymm(), reg(8));
-        a.vcvtph2ps(reg(8), reg(8).ymm());
-      } else {
-        // Lower words of lanes to the lower half, upper ones to the upper half.
-        a.vpshufb(reg(8), reg(8), a.ints(twice(HALVES)));
-        a.vpermq(reg(8), reg(8), 0xd8);
-        a.vextracti128(reg(9).xmm(), reg(8).ymm(), 1);
-        a.vcvtph2ps(reg(9), reg(9).xmm());
-        a.vcvtph2ps(reg(8), reg(8).xmm());
-      }
+      // Lower words of lanes to the lower half, upper ones to the upper half.
+      a.vpshufb(reg(8), reg(8), a.ints(twice(HALVES)));
+      a.vpermq(reg(8), reg(8), 0xd8);
+      a.vextracti128(reg(9).xmm(), reg(8).ymm(), 1);
+      a.vcvtph2ps(reg(9), reg(9).xmm());
+      a.vcvtph2ps(reg(8), reg(8).xmm());
       storeScales(reg(9), to, block, group, four);
       if (block > 0) {
         storeScales(reg(8), to, block - 1, group, four);
@@ -686,10 +750,21 @@ public final class CodeAttention {
     a.sub(COUNT, X);
     a.imul(Y, X, perVector * keyStride);
     a.add(KEYS, Y);
+    a.imul(C, X, perVector * valueStride);
+    a.add(C, VALUES);
     a.imul(X, X, groupBytes);
     a.lea(A, Mem.of(WORK, X, 1, layout.packedKeys));
     ones();
+    if (lanes.parts == 1) {
+      a.lea(B, Mem.of(WORK, X, 1, 0));
+    }
     Label group = a.here();
+    if (lanes.parts == 1) {
+      copyScales(KEYS, keyStride, keyBlocks, B, layout.keyHalves);
+      copyScales(C, valueStride, valueBlocks, B, layout.valueHalves);
+      a.add(B, 64);
+      a.add(C, perVector * valueStride);
+    }
     a.mov(X, KEYS);
     a.mov(Y, A);
     a.mov(ENTRY, keyBlocks);
@@ -909,7 +984,11 @@ public final class CodeAttention {
             Y,
             i -> {
               packSome(pack && i == 0, true, 0, 3);
-              line(lanes.parts == 1 ? 1 : (i + 1) * rest() / pauses - i * rest() / pauses);
+              if (lanes.parts == 1) {
+                rest(i, pauses);
+              } else {
+                line((i + 1) * rest() / pauses - i * rest() / pauses);
+              }
             });
     advance();
     largestWeights();
@@ -1080,7 +1159,7 @@ public final class CodeAttention {
         a.vpand(t, t, lanes.reg(15));
         a.vpmaxsd(max, max, t);
       }
-      line(j % (CHUNK * 4 / bytes) == 0 ? 1 : 0);
+      line(j % 8 == 0 ? 1 : 0);
     }
     a.vpmaxsd(lanes.reg(4), lanes.reg(4), lanes.reg(5));
     a.vpmaxsd(lanes.reg(6), lanes.reg(6), lanes.reg(7));
@@ -1134,7 +1213,7 @@ public final class CodeAttention {
         a.vpblendw(low, low, high, 0xaa);
       }
       a.vmovdqu(Mem.of(A, j / 2 * bytes), low);
-      line(lanes.parts > 1 && j % (CHUNK * 4 / bytes) == 0 ? 1 : 0);
+      line(j % (CHUNK * 4 / bytes) == 0 ? 1 : 0);
     }
     advance();
     a.add(scales, CHUNK * 16);
