@@ -3,25 +3,33 @@ package io.fletch.quant;
 import io.fletch.ffm.MappedFile;
 import java.io.IOException;
 import java.io.UncheckedIOException;
+import java.lang.foreign.MemorySegment;
+import java.nio.channels.FileChannel;
+import java.nio.channels.OverlappingFileLockException;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.DirectoryStream;
+import java.nio.file.DirectoryNotEmptyException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.util.Arrays;
 import java.util.HexFormat;
+import java.util.List;
+import java.util.stream.Stream;
 
 /**
  * What an offline tool has finished so far: a folder {@code OUT.partial} beside the output, with
  * one file of raw bytes per finished part. A part appears when it is complete; a second run with
- * the same key finds it and goes on. Nothing in the folder opens as a model. Confined to one
- * thread.
+ * the same key finds it and goes on. Nothing in the folder opens as a model. A file in it is locked
+ * until this is closed, so that two runs never mix their parts. Confined to one thread.
  */
-public final class Workspace {
+public final class Workspace implements AutoCloseable {
   private static final String KEY = "key";
+  private static final String LOCK = "lock";
 
   private final Path folder;
+  private FileChannel lock;
 
   private Workspace(Path folder) {
     this.folder = folder;
@@ -31,6 +39,7 @@ public final class Workspace {
    * Opens the workspace of an output, keeping what a run with the same key left there.
    *
    * @param key everything that the parts depend on: inputs and options
+   * @throws WeightFileException if another run has it
    * @throws UncheckedIOException if the folder cannot be made
    */
   public static Workspace open(Path output, String key) {
@@ -38,15 +47,49 @@ public final class Workspace {
     Workspace workspace = new Workspace(out.resolveSibling(out.getFileName() + ".partial"));
     byte[] wanted = key.getBytes(StandardCharsets.UTF_8);
     try {
-      Path file = workspace.folder.resolve(KEY);
-      if (!Files.exists(file) || !Arrays.equals(Files.readAllBytes(file), wanted)) {
-        workspace.delete();
-        Files.createDirectory(workspace.folder);
-        workspace.write(file, sink -> sink.write(java.lang.foreign.MemorySegment.ofArray(wanted)));
+      workspace.acquire(output);
+      try {
+        Path file = workspace.folder.resolve(KEY);
+        if (!Files.exists(file) || !Arrays.equals(Files.readAllBytes(file), wanted)) {
+          workspace.clear();
+          workspace.write(file, sink -> sink.write(MemorySegment.ofArray(wanted)));
+        }
+        return workspace;
+      } catch (IOException | RuntimeException | Error e) {
+        workspace.close();
+        throw e;
       }
-      return workspace;
     } catch (IOException e) {
       throw new UncheckedIOException(e);
+    }
+  }
+
+  /** Makes the folder and locks it; where files cannot be locked nobody does. */
+  private void acquire(Path output) throws IOException {
+    Path file = folder.resolve(LOCK);
+    while (lock == null) {
+      if (!Files.isDirectory(folder)) {
+        Files.createDirectory(folder);
+      }
+      FileChannel channel =
+          FileChannel.open(file, StandardOpenOption.CREATE, StandardOpenOption.WRITE);
+      boolean mine;
+      try {
+        mine = channel.tryLock() != null;
+      } catch (OverlappingFileLockException _) {
+        mine = false;
+      } catch (IOException _) {
+        mine = true;
+      }
+      if (mine && Files.exists(file)) {
+        lock = channel;
+        return;
+      }
+      channel.close();
+      if (!mine) {
+        throw new WeightFileException(output + ": another run is writing it (" + folder + ")");
+      }
+      // The run that had it has just ended and removed the folder.
     }
   }
 
@@ -139,22 +182,45 @@ public final class Workspace {
     }
   }
 
-  /** Removes the folder, once the output is there. */
+  /** Removes the folder, once the output is there, and closes this. */
   public void delete() {
-    if (!Files.isDirectory(folder)) {
-      return;
-    }
     try {
-      try (DirectoryStream<Path> files = Files.newDirectoryStream(folder)) {
-        for (Path file : files) {
-          String name = file.getFileName().toString();
-          // Only what a workspace makes, so that a folder of that name is never emptied by mistake.
-          if (name.equals(KEY) || name.endsWith(".part") || name.endsWith(".tmp")) {
-            Files.delete(file);
-          }
-        }
+      clear();
+      // Before the file goes, for systems that delete no open one.
+      lock.close();
+      Files.deleteIfExists(folder.resolve(LOCK));
+      Files.deleteIfExists(folder);
+    } catch (DirectoryNotEmptyException _) {
+      // What is not of a workspace stays.
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
+    }
+  }
+
+  /** Removes only what a workspace makes, so that a folder of that name is never emptied. */
+  private void clear() throws IOException {
+    for (Path file : files()) {
+      String name = file.getFileName().toString();
+      if (name.equals(KEY) || name.endsWith(".part") || name.endsWith(".tmp")) {
+        Files.delete(file);
       }
-      Files.delete(folder);
+    }
+  }
+
+  private List<Path> files() throws IOException {
+    try (Stream<Path> files = Files.list(folder)) {
+      return files.toList();
+    }
+  }
+
+  /** Lets other runs have the folder: one with the same key goes on with what is finished. */
+  @Override
+  public void close() {
+    try {
+      if (lock.isOpen() && files().stream().noneMatch(f -> f.toString().endsWith(".part"))) {
+        delete();
+      }
+      lock.close();
     } catch (IOException e) {
       throw new UncheckedIOException(e);
     }

@@ -99,6 +99,11 @@ final class Adapter implements AutoCloseable {
     return parts.keySet();
   }
 
+  /** Its weights. */
+  WeightFile file() {
+    return file;
+  }
+
   /** What tells it from others of the same path. */
   String fingerprint() {
     return Workspace.fingerprint(file) + config;

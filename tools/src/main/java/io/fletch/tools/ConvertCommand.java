@@ -91,35 +91,37 @@ final class ConvertCommand implements Command {
       WeightFile file = dense.file();
       ModelOutput.View view = ModelOutput.View.of(file, to, derived);
       view.notes().forEach(note -> io.note("fletch: " + note));
-      ModelOutput out =
-          new ModelOutput(output, input, "convert " + to + " " + wanted + " " + sparse);
-      if (shard > 0) {
-        out.shards(shard * 1_000_000);
-      }
-      List<TensorCopy> tensors = view.tensors();
-      count = tensors.size();
-      try (Progress _ =
-          Progress.show(io, () -> ModelOutput.line("converting", out.done(), tensors.size()))) {
-        for (TensorCopy tensor : tensors) {
-          TensorType type =
-              wanted.isPresent() && QuantMix.takesPart(tensor.name(), tensor.shape())
-                  ? wanted.get()
-                  : dense.isDecoded(tensor.name())
-                      ? TensorType.F16
-                      : ModelConversion.defaultType(tensor, to);
-          if (sparse.isPresent() && SparseRequest.takesPart(tensor)) {
-            out.add(tensor, sparse.get(), type);
-            continue;
-          }
-          out.add(tensor.name(), type, tensor.shape(), tensor.as(type, null));
+      try (ModelOutput out =
+          new ModelOutput(
+              output, input, List.of(), "convert " + to + " " + wanted + " " + sparse)) {
+        if (shard > 0) {
+          out.shards(shard * 1_000_000);
         }
+        List<TensorCopy> tensors = view.tensors();
+        count = tensors.size();
+        try (Progress _ =
+            Progress.show(io, () -> ModelOutput.line("converting", out.done(), tensors.size()))) {
+          for (TensorCopy tensor : tensors) {
+            TensorType type =
+                wanted.isPresent() && QuantMix.takesPart(tensor.name(), tensor.shape())
+                    ? wanted.get()
+                    : dense.isDecoded(tensor.name())
+                        ? TensorType.F16
+                        : ModelConversion.defaultType(tensor, to);
+            if (sparse.isPresent() && SparseRequest.takesPart(tensor)) {
+              out.add(tensor, sparse.get(), type);
+              continue;
+            }
+            out.add(tensor.name(), type, tensor.shape(), tensor.as(type, null));
+          }
+        }
+        bytes = out.bytes();
+        kinds = out.kinds();
+        if (view.gguf() != null && wanted.isPresent()) {
+          view.gguf().put("general.file_type", QuantMix.valueOf(wanted.get().name()).fileType());
+        }
+        out.write(view);
       }
-      bytes = out.bytes();
-      kinds = out.kinds();
-      if (view.gguf() != null && wanted.isPresent()) {
-        view.gguf().put("general.file_type", QuantMix.valueOf(wanted.get().name()).fileType());
-      }
-      out.write(view);
     }
     if (arguments.has("json")) {
       io.println(

@@ -204,12 +204,18 @@ final class MergeCommand implements Command {
           }
         }
       }
-      ModelOutput out = new ModelOutput(output, base, key.toString());
-      int changed = merge(work, view, out, io);
-      long bytes = out.bytes();
-      ModelOutput.View described = recipe.isPresent() ? withLayers(view, base, recipe.get()) : view;
-      out.write(described);
-      report(arguments, io, output, recipe, changed, bytes);
+      List<WeightFile> further = new ArrayList<>(others);
+      if (adapter != null) {
+        further.add(adapter.file());
+      }
+      try (ModelOutput out = new ModelOutput(output, base, further, key.toString())) {
+        int changed = merge(work, view, out, io);
+        long bytes = out.bytes();
+        ModelOutput.View described =
+            recipe.isPresent() ? withLayers(view, base, recipe.get()) : view;
+        out.write(described);
+        report(arguments, io, output, recipe, changed, bytes);
+      }
     } finally {
       others.forEach(WeightFile::close);
     }

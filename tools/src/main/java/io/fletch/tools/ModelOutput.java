@@ -28,6 +28,7 @@ import java.util.Set;
 import java.util.TreeMap;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.Function;
+import java.util.regex.Pattern;
 
 /**
  * The model that an offline tool makes: tensors are finished one after the other into a {@link
@@ -36,10 +37,11 @@ import java.util.function.Function;
  * with {@code .arrow} a Fletch Arrow file, any other a folder of safetensors. Used by the thread of
  * the command.
  */
-final class ModelOutput {
+final class ModelOutput implements AutoCloseable {
   private record Item(String name, TensorType type, long[] shape) {}
 
   private final Path path;
+  private final List<Path> inputs = new ArrayList<>();
   private final Workspace workspace;
   private final Map<String, Item> items = new LinkedHashMap<>();
   private final Map<String, Integer> kinds = new TreeMap<>();
@@ -50,11 +52,15 @@ final class ModelOutput {
    * Opens or resumes the making of an output.
    *
    * @param key what the result depends on besides the model
-   * @throws UsageException if it would overwrite the input or another model's folder
+   * @param others further files that the result is made of, which must not be overwritten
+   * @throws UsageException if it would overwrite an input or another model's folder
+   * @throws io.fletch.quant.WeightFileException if another run is making it
    */
-  ModelOutput(Path path, WeightFile input, String key) throws IOException {
+  ModelOutput(Path path, WeightFile input, List<WeightFile> others, String key) throws IOException {
     this.path = path;
-    check(path, input);
+    inputs.addAll(input.shards());
+    others.forEach(o -> inputs.addAll(o.shards()));
+    check(path, inputs);
     this.workspace = Workspace.open(path, key + "\n" + Workspace.fingerprint(input));
   }
 
@@ -66,8 +72,8 @@ final class ModelOutput {
         : name.endsWith(".arrow") ? WeightFile.Format.ARROW : WeightFile.Format.SAFETENSORS;
   }
 
-  private static void check(Path path, WeightFile input) throws IOException {
-    for (Path shard : input.shards()) {
+  private static void check(Path path, List<Path> inputs) throws IOException {
+    for (Path shard : inputs) {
       if (Files.exists(path) && Files.isSameFile(path, shard)) {
         throw new UsageException("--output: expected=another file than the model actual=" + path);
       }
@@ -203,9 +209,27 @@ final class ModelOutput {
     workspace.delete();
   }
 
-  /** Cuts GGUF and Fletch Arrow files into shards of at most that many bytes of tensors. */
-  void shards(long bytes) {
+  /**
+   * Cuts GGUF and Fletch Arrow files into shards of at most that many bytes of tensors.
+   *
+   * @throws UsageException if one could overwrite a shard of an input
+   */
+  void shards(long bytes) throws IOException {
     shardBytes = bytes;
+    String name = path.getFileName().toString();
+    int dot = name.lastIndexOf('.');
+    String shards =
+        Pattern.quote(name.substring(0, dot))
+            + "-\\d{5}-of-\\d{5}"
+            + Pattern.quote(name.substring(dot));
+    Path folder = path.toAbsolutePath().getParent();
+    for (Path input : inputs) {
+      if (input.getFileName().toString().matches(shards)
+          && Files.isSameFile(input.toAbsolutePath().getParent(), folder)) {
+        throw new UsageException(
+            "--output: expected=other files than the model's actual=" + input + " among them");
+      }
+    }
   }
 
   /** Writes a folder and ends the workspace. {@code config.json}, which makes it one, is last. */
@@ -277,6 +301,12 @@ final class ModelOutput {
       file.tensors().values().forEach(t -> tensors.add(TensorCopy.of(t)));
       return new View(tensors, null, files, List.of());
     }
+  }
+
+  /** Lets other runs make it; what is finished stays, unless the whole is written. */
+  @Override
+  public void close() {
+    workspace.close();
   }
 
   /** Writes the whole, in the container of the view. */

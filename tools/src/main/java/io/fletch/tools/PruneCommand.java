@@ -222,13 +222,10 @@ final class PruneCommand implements Command {
       boolean calibrated = sequences.length > 0;
       Calibration calibration =
           Calibration.start(file, calibrated ? sequences : new int[][] {{0}}, derived);
-      ModelOutput out =
-          new ModelOutput(
-              output,
-              file,
-              "prune " + request + " " + type + " " + CalibrationFlags.key(arguments));
       AtomicReference<String> doing = new AtomicReference<>("calibrating");
-      try (Progress _ = Progress.show(io, doing::get)) {
+      String key = "prune " + request + " " + type + " " + CalibrationFlags.key(arguments);
+      try (ModelOutput out = new ModelOutput(output, file, List.of(), key);
+          Progress _ = Progress.show(io, doing::get)) {
         report =
             request.lowRank().isPresent()
                 ? new LowRankRun(

@@ -138,14 +138,15 @@ final class QuantizeCommand implements Command {
               + importanceFile.map(p -> p.toAbsolutePath() + " " + p.toFile().lastModified())
               + " "
               + CalibrationFlags.key(arguments);
-      ModelOutput out = new ModelOutput(output, input, key);
-      Map<TensorType, Integer> types = new TreeMap<>();
-      int weighted = convert(view, mix, overrides, importance, out, io, types);
-      view.gguf().put("general.file_type", mix.fileType());
-      view.gguf().put("general.quantization_version", 2);
-      long bytes = out.bytes();
-      out.write(view);
-      report(arguments, io, output, mix, input, bytes, types, weighted, start);
+      try (ModelOutput out = new ModelOutput(output, input, List.of(), key)) {
+        Map<TensorType, Integer> types = new TreeMap<>();
+        int weighted = convert(view, mix, overrides, importance, out, io, types);
+        view.gguf().put("general.file_type", mix.fileType());
+        view.gguf().put("general.quantization_version", 2);
+        long bytes = out.bytes();
+        out.write(view);
+        report(arguments, io, output, mix, input, bytes, types, weighted, start);
+      }
     }
     return Cli.OK;
   }

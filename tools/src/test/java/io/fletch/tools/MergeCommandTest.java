@@ -17,6 +17,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.List;
+import java.util.stream.Stream;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -237,5 +238,54 @@ class MergeCommandTest {
       assertEquals(2, Fletch.run(words).status(), Arrays.toString(words));
     }
     assertFalse(Files.exists(Path.of(at("never.gguf"))));
+  }
+
+  /** No input is overwritten, and what is refused leaves nothing. */
+  @Test
+  void inputsAreNotOutputs() throws IOException {
+    Fletch.ok("merge", "-m", at("base.gguf"), "--layers", "3,2,1,0", "-o", at("with.gguf"));
+    Files.createSymbolicLink(folder.resolve("link.gguf"), folder.resolve("with.gguf"));
+    long bytes = Files.size(folder.resolve("with.gguf"));
+    for (String out : List.of("base.gguf", "with.gguf", "link.gguf")) {
+      String[] merge = {
+        "merge",
+        "-m",
+        at("base.gguf"),
+        "--with",
+        at("with.gguf"),
+        "--method",
+        "average",
+        "-o",
+        at(out)
+      };
+      Fletch.Outcome outcome = Fletch.run(merge);
+      assertEquals(2, outcome.status(), outcome.err());
+      assertTrue(outcome.err().contains("expected=another file"), outcome.err());
+      assertEquals(bytes, Files.size(folder.resolve("with.gguf")));
+      assertFalse(Files.exists(folder.resolve(out + ".partial")));
+    }
+    Fletch.ok("convert", "-m", at("base.gguf"), "--shard-size", "1", "-o", at("pieces.gguf"));
+    try (Stream<Path> files = Files.list(folder)) {
+      Path first =
+          files
+              .filter(f -> f.getFileName().toString().startsWith("pieces-00001-of-"))
+              .findFirst()
+              .orElseThrow();
+      String[] again = {
+        "convert",
+        "-m",
+        first.toString(),
+        "--type",
+        "f16",
+        "--shard-size",
+        "1",
+        "-o",
+        at("pieces.gguf")
+      };
+      Fletch.Outcome outcome = Fletch.run(again);
+      assertEquals(2, outcome.status(), outcome.err());
+      assertTrue(outcome.err().contains("expected=other files"), outcome.err());
+      assertFalse(Files.exists(folder.resolve("pieces.gguf.partial")));
+    }
   }
 }
