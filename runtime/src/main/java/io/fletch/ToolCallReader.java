@@ -56,9 +56,20 @@ public final class ToolCallReader {
    */
   public ToolCallFormat.Parsed parse(Generation.Result result) {
     int[] ids = result.ids().stream().mapToInt(Integer::intValue).toArray();
-    ToolCallFormat.Parsed out = format.parse(tokenizer.decode(ids, true), tools);
+    String all = withoutStop(tokenizer.decode(ids, true), tokenizer.decode(ids, false), result);
+    ToolCallFormat.Parsed out = format.parse(all, tools);
     // Without a call the answer is what it would be without tools.
     return out.calls().isEmpty() ? new ToolCallFormat.Parsed(result.text(), out.calls()) : out;
+  }
+
+  /** An answer up to its stop string, whose tokens are among those of the answer. */
+  private static String withoutStop(String all, String plain, Generation.Result result) {
+    String text = result.text();
+    if (!plain.startsWith(text)) {
+      return all;
+    }
+    String stop = plain.substring(text.length());
+    return all.endsWith(stop) ? all.substring(0, all.length() - stop.length()) : all;
   }
 
   /** The text of a parsed answer that {@link #accept} has not given. */

@@ -1107,6 +1107,20 @@ class FletchServerTest {
           Object delta = at(chunks.get(chunks.size() - 2), "choices", 0, "delta", "tool_calls");
           assertEquals(calls, ((List<?>) delta).size());
         }
+        // A stop string behind a call is no content.
+        String stopped =
+            "{\"stop\":[\"See\"]," + forced.replace("\\\"\",\"logit", "See: 7\\\"\",\"logit");
+        assertTrue(stopped.contains("See: 7"), stopped);
+        Object message = at(ok("/v1/chat/completions", stopped), "choices", 0, "message");
+        assertEquals("T", at(message, "content"));
+        assertEquals(2, ((List<?>) at(message, "tool_calls")).size());
+        StringBuilder said = new StringBuilder();
+        for (Map<String, Object> c :
+            stream("/v1/chat/completions", "{\"stream\":true," + stopped.substring(1))) {
+          Object piece = at(c, "choices", 0, "delta", "content");
+          said.append(piece == null ? "" : piece);
+        }
+        assertEquals("T", said.toString());
         ok(
             "/v1/chat/completions",
             "{\"max_tokens\":2,\"messages\":[{\"role\":\"user\",\"content\":\"x\"},"
