@@ -50,6 +50,9 @@ record Request(
   private static final SecureRandom SEEDS = new SecureRandom();
   private static final int MOST_CHOICES = 128;
 
+  /** As in OpenAI's API: grammars of calls take time before there is a place in the queue. */
+  private static final int MOST_TOOLS = 128;
+
   /** Of a function that leaves them out. */
   private static final Map<String, Object> NO_PARAMETERS =
       Map.of("type", "object", "properties", Map.of(), "additionalProperties", false);
@@ -496,6 +499,11 @@ record Request(
     static Tools of(Wire body, Model model) {
       List<Object> tools = new ArrayList<>();
       Map<String, Object> schemas = new LinkedHashMap<>();
+      int count = body.list("tools").size();
+      if (count > MOST_TOOLS) {
+        throw ApiException.invalid(
+            "tools", "tools: expected=at most " + MOST_TOOLS + " actual=" + count);
+      }
       int index = 0;
       for (Object one : body.list("tools")) {
         Wire tool = Wire.of(one, "tools[" + index++ + "]");

@@ -360,6 +360,7 @@ class FletchServerTest {
         "{\"audio\":{},Q} ~ unknown or unsupported parameter: audio",
         "{\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}],Q} ~ knows no tools",
         "{\"tool_choice\":\"required\",Q} ~ there are no tools",
+        "{\"tools\":[129*],Q} ~ tools: expected=at most 128 actual=129",
         "{\"response_format\":{\"type\":\"xml\"},Q} ~ response_format.type",
         "{\"stream\":1,Q} ~ stream",
         "{\"modalities\":[\"text\",\"audio\"],Q} ~ modalities",
@@ -370,7 +371,8 @@ class FletchServerTest {
         "{\"repetition_penalty\":0,Q} ~ repetition_penalty",
       })
   void refusesMalformedRequests(String body, String message) {
-    HttpResponse<String> response = send(post("/v1/chat/completions", body.replace("Q", QUESTION)));
+    String whole = body.replace("Q", QUESTION).replace("129*", "1,".repeat(128) + "1");
+    HttpResponse<String> response = send(post("/v1/chat/completions", whole));
     assertEquals(400, response.statusCode(), response.body());
     Map<String, Object> error = json(response.body());
     assertEquals("invalid_request_error", at(error, "error", "type"));
