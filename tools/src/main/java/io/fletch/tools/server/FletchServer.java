@@ -44,6 +44,8 @@ import java.util.concurrent.ScheduledFuture;
 import java.util.concurrent.ScheduledThreadPoolExecutor;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
+import java.util.stream.Collectors;
+import java.util.stream.Stream;
 
 /**
  * An HTTP server for a model that generates text, one that embeds texts, or both, in the form of
@@ -387,9 +389,7 @@ public final class FletchServer implements AutoCloseable {
             || method.equals("HEAD") && found.method().equals("GET")) {
           found.handler().handle(exchange);
         } else {
-          exchange
-              .getResponseHeaders()
-              .set("Allow", found.method().equals("GET") ? "GET, HEAD" : found.method());
+          exchange.getResponseHeaders().set("Allow", allowed(path));
           throw ApiException.of(
               405,
               "method_not_allowed",
@@ -409,6 +409,14 @@ public final class FletchServer implements AutoCloseable {
       metrics.request(route, exchange.getResponseCode());
       inFlight.decrementAndGet();
     }
+  }
+
+  /** The methods that a path takes. */
+  private String allowed(String path) {
+    return Stream.of("GET", "POST")
+        .filter(method -> route(path, method).filter(r -> r.method().equals(method)).isPresent())
+        .map(method -> method.equals("GET") ? "GET, HEAD" : method)
+        .collect(Collectors.joining(", "));
   }
 
   /** What browsers must know of any response. */

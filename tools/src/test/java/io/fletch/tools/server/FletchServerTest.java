@@ -477,6 +477,13 @@ class FletchServerTest {
         send(to("/v1/completions").method("HEAD", HttpRequest.BodyPublishers.noBody()).build());
     assertEquals(405, post.statusCode());
     assertEquals("POST", post.headers().firstValue("Allow").orElseThrow());
+    for (Map.Entry<String, String> e :
+        Map.of("/health", "GET, HEAD", "/lora-adapters", "GET, HEAD, POST").entrySet()) {
+      HttpResponse<String> put =
+          send(to(e.getKey()).PUT(HttpRequest.BodyPublishers.ofString("{}")).build());
+      assertEquals(405, put.statusCode());
+      assertEquals(e.getValue(), put.headers().firstValue("Allow").orElseThrow());
+    }
   }
 
   /** What clients of other servers send. */
