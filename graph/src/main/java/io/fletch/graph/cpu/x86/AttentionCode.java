@@ -472,14 +472,21 @@ public final class AttentionCode {
   /** Adds the weighted values of the chunk to the results. */
   private void update() {
     int vectors = valueDim * 4 / bytes;
-    int perPass = (lanes.parts == 1 ? 16 : 8) / heads;
+    int perPass = sums() / heads;
     int passes = (vectors + perPass - 1) / perPass;
     if (lanes.parts > 1) {
       a.lea(NEXT_VALUES, Mem.of(VALUES_POINTER, AHEAD * CHUNK * valueStride));
     }
-    for (int from = 0; from < vectors; from += perPass) {
-      pass(from, Math.min(perPass, vectors - from), passes);
+    // No pass with much fewer columns than others: few sums in work wait for each other.
+    for (int pass = 0; pass < passes; pass++) {
+      int from = pass * vectors / passes;
+      pass(from, (pass + 1) * vectors / passes - from, passes);
     }
+  }
+
+  /** Most vectors of results in registers. */
+  private int sums() {
+    return lanes.parts == 1 ? 16 : 12;
   }
 
   private Mem result(int head, int vector) {
@@ -488,12 +495,11 @@ public final class AttentionCode {
 
   /** As many columns of the results as registers hold. */
   private void pass(int from, int count, int passes) {
-    int base = lanes.parts == 1 ? 16 : 8;
-    Vec v = lanes.reg(base);
+    Vec factor = lanes.reg(sums());
     for (int h = 0; h < heads; h++) {
-      a.vbroadcastss(v, Mem.of(STATE, 4 * (FACTOR + h)));
+      a.vbroadcastss(factor, Mem.of(STATE, 4 * (FACTOR + h)));
       for (int i = 0; i < count; i++) {
-        a.vmulps(lanes.reg(count * h + i), v, result(h, from + i));
+        a.vmulps(lanes.reg(count * h + i), factor, result(h, from + i));
       }
     }
     // Passes of 256 bits are many: each prefetches a part from memory, the first one for all from
@@ -507,22 +513,18 @@ public final class AttentionCode {
         together,
         slots -> {
           for (int s = 0; s < slots; s++) {
-            for (int i = 0; i < count; i++) {
-              if (i == 0) {
-                for (int h = 0; h < heads; h++) {
-                  a.vbroadcastss(lanes.reg(base + 1 + h), Mem.of(SCORE, s * SCORE_BYTES + 4 * h));
-                }
-              }
-              load(v, s * valueStride, (from + i) * bytes / 4);
-              for (int h = 0; h < heads; h++) {
-                a.vfmadd231ps(lanes.reg(count * h + i), lanes.reg(base + 1 + h), v);
-              }
-              if (!apart) {
-                prefetch(from + i, valueDim * 4 / bytes, 1, valueStride, 0);
-              } else if (slots == together) {
-                prefetchApart(s * count + i, together * count, lines, from == 0);
-              }
-            }
+            int slot = s;
+            take(
+                slot,
+                from,
+                count,
+                (part, parts) -> {
+                  if (!apart) {
+                    prefetch(from + part, valueDim * 4 / bytes, 1, valueStride, 0);
+                  } else if (slots == together) {
+                    prefetchApart(slot * parts + part, together * parts, lines, from == 0);
+                  }
+                });
           }
           if (apart && slots == together) {
             a.add(NEXT_VALUES, 64 * lines);
@@ -532,6 +534,45 @@ public final class AttentionCode {
       for (int i = 0; i < count; i++) {
         a.vmovups(result(h, from + i), lanes.reg(count * h + i));
       }
+    }
+  }
+
+  /** What is done beside one of some parts of work. */
+  @FunctionalInterface
+  private interface Beside {
+    void emit(int part, int parts);
+  }
+
+  /** Adds the weighted value of a slot to the sums of some columns. */
+  private void take(int slot, int from, int count, Beside beside) {
+    int base = sums();
+    int at = slot * valueStride;
+    Mem weights = Mem.of(SCORE, slot * SCORE_BYTES);
+    if (lanes.parts > 1 && count < heads) {
+      // All columns and one weight are fewer registers than one column and all weights.
+      Vec weight = lanes.reg(base + count);
+      for (int i = 0; i < count; i++) {
+        load(lanes.reg(base + i), at, (from + i) * bytes / 4);
+      }
+      for (int h = 0; h < heads; h++) {
+        a.vbroadcastss(weight, weights.plus(4 * h));
+        for (int i = 0; i < count; i++) {
+          a.vfmadd231ps(lanes.reg(count * h + i), weight, lanes.reg(base + i));
+        }
+        beside.emit(h, heads);
+      }
+      return;
+    }
+    Vec v = lanes.reg(base);
+    for (int h = 0; h < heads; h++) {
+      a.vbroadcastss(lanes.reg(base + 1 + h), weights.plus(4 * h));
+    }
+    for (int i = 0; i < count; i++) {
+      load(v, at, (from + i) * bytes / 4);
+      for (int h = 0; h < heads; h++) {
+        a.vfmadd231ps(lanes.reg(count * h + i), lanes.reg(base + 1 + h), v);
+      }
+      beside.emit(i, count);
     }
   }
 
