@@ -43,8 +43,7 @@ public final class Workspace implements AutoCloseable {
    * @throws UncheckedIOException if the folder cannot be made
    */
   public static Workspace open(Path output, String key) {
-    Path out = output.toAbsolutePath();
-    Workspace workspace = new Workspace(out.resolveSibling(out.getFileName() + ".partial"));
+    Workspace workspace = new Workspace(folder(output));
     byte[] wanted = key.getBytes(StandardCharsets.UTF_8);
     try {
       workspace.acquire(output);
@@ -91,6 +90,16 @@ public final class Workspace implements AutoCloseable {
       }
       // The run that had it has just ended and removed the folder.
     }
+  }
+
+  /** Whether a run has begun an output and not finished it. */
+  public static boolean exists(Path output) {
+    return Files.isDirectory(folder(output));
+  }
+
+  private static Path folder(Path output) {
+    Path out = output.toAbsolutePath();
+    return out.resolveSibling(out.getFileName() + ".partial");
   }
 
   /** What identifies the files of a model to a key: names, sizes and times of change. */

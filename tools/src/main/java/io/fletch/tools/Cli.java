@@ -5,7 +5,9 @@ import java.io.UncheckedIOException;
 import java.nio.file.AccessDeniedException;
 import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.FileSystemException;
+import java.nio.file.Files;
 import java.nio.file.NoSuchFileException;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
@@ -203,7 +205,7 @@ final class Cli {
   static String message(Throwable error) {
     return switch (error) {
       case UncheckedIOException e -> message(e.getCause());
-      case NoSuchFileException e -> "no such file: " + e.getFile();
+      case NoSuchFileException e -> "no such file: " + e.getFile() + missingFolder(e.getFile());
       case AccessDeniedException e -> "permission denied: " + e.getFile();
       case FileAlreadyExistsException e -> "exists already: " + e.getFile();
       case FileSystemException e -> e.getMessage();
@@ -217,6 +219,14 @@ final class Cli {
       case Throwable e when isForPeople(e) -> e.getMessage();
       default -> "internal error: " + error + " (--verbose shows the trace)";
     };
+  }
+
+  /** What keeps a file from being written, too. */
+  private static String missingFolder(String file) {
+    Path folder = file == null ? null : Path.of(file).toAbsolutePath().getParent();
+    return folder == null || Files.isDirectory(folder)
+        ? ""
+        : " (there is no folder " + folder + ")";
   }
 
   /** Exceptions of Fletch's modules, and refused arguments, carry messages written for users. */

@@ -29,6 +29,7 @@ import java.util.TreeMap;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.Function;
 import java.util.regex.Pattern;
+import java.util.stream.Stream;
 
 /**
  * The model that an offline tool makes: tensors are finished one after the other into a {@link
@@ -80,9 +81,23 @@ final class ModelOutput implements AutoCloseable {
     }
     if (format(path) == WeightFile.Format.SAFETENSORS
         && Files.exists(path)
-        && (!Files.isDirectory(path) || Files.exists(path.resolve("config.json")))) {
+        && !isUnfinished(path)) {
       throw new UsageException(
           "--output: expected=NAME.gguf, NAME.arrow or a new folder actual=" + path + " (exists)");
+    }
+    Path parent = path.toAbsolutePath().getParent();
+    if (parent != null && !Files.isDirectory(parent)) {
+      throw new UsageException("--output: expected=in a folder that exists actual=" + path);
+    }
+  }
+
+  /** Whether nothing is lost in a folder: it is empty, or what an interrupted run has left. */
+  private static boolean isUnfinished(Path path) throws IOException {
+    if (!Files.isDirectory(path) || Files.exists(path.resolve("config.json"))) {
+      return false;
+    }
+    try (Stream<Path> files = Files.list(path)) {
+      return files.findAny().isEmpty() || Workspace.exists(path);
     }
   }
 

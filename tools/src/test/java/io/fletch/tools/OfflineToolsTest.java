@@ -30,6 +30,30 @@ class OfflineToolsTest {
     return folder.resolve(name);
   }
 
+  @Test
+  void foldersOfOtherThingsAreLeftAlone() throws IOException {
+    Files.createDirectory(at("photos"));
+    Files.writeString(at("photos").resolve("cat"), "meow");
+    String refused =
+        "fletch convert: --output: expected=NAME.gguf, NAME.arrow or a new folder actual="
+            + at("photos")
+            + " (exists) (see: fletch convert --help)\n";
+    assertEquals(refused, Fletch.run("convert", "-o", at("photos").toString()).err());
+    assertEquals(List.of("cat"), List.of(at("photos").toFile().list()));
+    Files.createDirectory(at("empty"));
+    Fletch.ok("convert", "-m", "demo-small", "-o", at("empty").toString());
+    assertTrue(Files.exists(at("empty").resolve("config.json")));
+    Path nowhere = at("none").resolve("x.gguf");
+    assertEquals(
+        "fletch convert: --output: expected=in a folder that exists actual="
+            + nowhere
+            + " (see: fletch convert --help)\n",
+        Fletch.run("convert", "-o", nowhere.toString()).err());
+    assertEquals(
+        "fletch logits: no such file: " + nowhere + " (there is no folder " + at("none") + ")\n",
+        Fletch.run("logits", "--ids", "1", "-o", nowhere.toString()).err());
+  }
+
   /** Specs weights 6.11: what is written and read again is the same byte for byte. */
   @Test
   void conversionAndBackKeepsEveryWeight() throws IOException {
