@@ -29,14 +29,6 @@ final class ReferenceBatch extends AbstractBatch {
   }
 
   @Override
-  protected void checkCache(KvCache cache) {
-    if (!(cache instanceof ReferenceKvCache c) || !c.isOf(owner)) {
-      throw new IllegalArgumentException("the cache was made by another executable: " + cache);
-    }
-    c.checkOpen();
-  }
-
-  @Override
   protected void copyLogits(int logitRow, int from, int count, float[] dst, int dstOffset) {
     int width = graph().logits().width();
     System.arraycopy(logits, logitRow * width + from, dst, dstOffset, count);

@@ -1,44 +1,29 @@
 package io.fletch.graph;
 
+import io.fletch.graph.support.AbstractKvCache;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.channels.ReadableByteChannel;
 import java.nio.channels.WritableByteChannel;
 import java.util.Arrays;
-import java.util.Objects;
 
 /**
  * Keys and values as floats that have been rounded to the cache's type, growing as slots are
  * written. Slots never written read as zero.
  */
-final class ReferenceKvCache implements KvCache {
+final class ReferenceKvCache extends AbstractKvCache {
   private static final int BLOCK = 32;
 
   private final ReferenceExecutable owner;
-  private final Type type;
-  private final int capacity;
   private final float[][] keys;
   private final float[][] values;
-  private int length;
-  private boolean closed;
 
   ReferenceKvCache(ReferenceExecutable owner, int capacity, Type type) {
+    super(owner, capacity, type);
     this.owner = owner;
-    this.type = Objects.requireNonNull(type, "type");
-    this.capacity = capacity;
     int layers = owner.graph().kvLayers().size();
     keys = new float[layers][0];
     values = new float[layers][0];
-  }
-
-  boolean isOf(ReferenceExecutable executable) {
-    return owner == executable;
-  }
-
-  void checkOpen() {
-    if (closed) {
-      throw new IllegalStateException("the cache is closed");
-    }
   }
 
   /** Rounds and stores one row's keys and values, all heads. */
@@ -77,7 +62,7 @@ final class ReferenceKvCache implements KvCache {
   }
 
   private void round(float[] from, int fromAt, float[] to, int toAt, int n) {
-    switch (type) {
+    switch (type()) {
       case F32 -> System.arraycopy(from, fromAt, to, toAt, n);
       case F16 -> {
         for (int i = 0; i < n; i++) {
@@ -106,38 +91,9 @@ final class ReferenceKvCache implements KvCache {
   }
 
   @Override
-  public Type type() {
-    return type;
-  }
-
-  @Override
-  public int capacity() {
-    return capacity;
-  }
-
-  @Override
-  public int length() {
-    return length;
-  }
-
-  @Override
-  public void length(int newLength) {
-    checkOpen();
-    if (newLength < 0 || newLength > capacity) {
-      throw new IndexOutOfBoundsException(
-          "length: expected in [0, " + capacity + "] actual=" + newLength);
-    }
-    length = newLength;
-  }
-
-  @Override
   public void copy(KvCache source, int sourceSlot, int slot, int count) {
-    checkOpen();
-    if (!(source instanceof ReferenceKvCache from) || from.owner != owner) {
-      throw new IllegalArgumentException("the cache was made by another executable");
-    }
-    from.checkOpen();
-    KvCache.checkCopy(source, sourceSlot, this, slot, count);
+    checkCopy(source, sourceSlot, slot, count);
+    ReferenceKvCache from = (ReferenceKvCache) source;
     for (AttentionSpec spec : owner.graph().kvLayers()) {
       int l = spec.layer();
       copy(from.keys, keys, l, sourceSlot, slot, count, spec.kvHeads() * spec.keyDim());
@@ -157,7 +113,7 @@ final class ReferenceKvCache implements KvCache {
 
   @Override
   public String layout() {
-    return "reference " + type;
+    return "reference " + type();
   }
 
   @Override
@@ -171,8 +127,7 @@ final class ReferenceKvCache implements KvCache {
 
   @Override
   public void save(int count, WritableByteChannel to) throws IOException {
-    checkOpen();
-    Objects.checkFromIndexSize(0, count, capacity);
+    checkCount(count);
     for (AttentionSpec spec : owner.graph().kvLayers()) {
       save(
           room(keys, spec.layer(), count * spec.kvHeads() * spec.keyDim()),
@@ -193,8 +148,7 @@ final class ReferenceKvCache implements KvCache {
 
   @Override
   public void load(int count, ReadableByteChannel from) throws IOException {
-    checkOpen();
-    Objects.checkFromIndexSize(0, count, capacity);
+    checkCount(count);
     for (AttentionSpec spec : owner.graph().kvLayers()) {
       load(keys, spec.layer(), spec.kvHeads() * spec.keyDim() * count, from);
       load(values, spec.layer(), spec.kvHeads() * spec.valueDim() * count, from);
@@ -220,7 +174,7 @@ final class ReferenceKvCache implements KvCache {
 
   @Override
   public void close() {
-    closed = true;
+    end();
     Arrays.fill(keys, new float[0]);
     Arrays.fill(values, new float[0]);
   }

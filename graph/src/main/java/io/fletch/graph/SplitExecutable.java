@@ -333,14 +333,6 @@ final class SplitExecutable implements Executable {
     }
 
     @Override
-    protected void checkCache(KvCache cache) {
-      if (!(cache instanceof SplitKvCache c) || !c.isOf(owner)) {
-        throw new IllegalArgumentException("the cache was made by another executable: " + cache);
-      }
-      c.checkOpen();
-    }
-
-    @Override
     protected void copyLogits(int logitRow, int from, int count, float[] dst, int at) {
       if (from == 0 && at == 0 && count == graph().logits().width() && dst.length >= count) {
         back.logits(logitRow, dst);

@@ -1,30 +1,21 @@
 package io.fletch.graph;
 
+import io.fletch.graph.support.AbstractKvCache;
 import java.io.IOException;
 import java.nio.channels.ReadableByteChannel;
 import java.nio.channels.WritableByteChannel;
 
 /** Keys and values of the layers of both parts, each in a cache of its executable. */
-final class SplitKvCache implements KvCache {
+final class SplitKvCache extends AbstractKvCache {
   private final SplitExecutable owner;
   private final KvCache front;
   private final KvCache back;
-  private boolean closed;
 
   SplitKvCache(SplitExecutable owner, KvCache front, KvCache back) {
+    super(owner, front.capacity(), front.type());
     this.owner = owner;
     this.front = front;
     this.back = back;
-  }
-
-  boolean isOf(SplitExecutable executable) {
-    return owner == executable;
-  }
-
-  void checkOpen() {
-    if (closed) {
-      throw new IllegalStateException("the cache is closed");
-    }
   }
 
   KvCache front() {
@@ -33,16 +24,6 @@ final class SplitKvCache implements KvCache {
 
   KvCache back() {
     return back;
-  }
-
-  @Override
-  public Type type() {
-    return front.type();
-  }
-
-  @Override
-  public int capacity() {
-    return front.capacity();
   }
 
   @Override
@@ -58,12 +39,8 @@ final class SplitKvCache implements KvCache {
 
   @Override
   public void copy(KvCache source, int sourceSlot, int slot, int count) {
-    checkOpen();
-    if (!(source instanceof SplitKvCache from) || from.owner != owner) {
-      throw new IllegalArgumentException("the cache was made by another executable");
-    }
-    from.checkOpen();
-    KvCache.checkCopy(source, sourceSlot, this, slot, count);
+    checkCopy(source, sourceSlot, slot, count);
+    SplitKvCache from = (SplitKvCache) source;
     front.copy(from.front, sourceSlot, slot, count);
     back.copy(from.back, sourceSlot, slot, count);
   }
@@ -99,8 +76,7 @@ final class SplitKvCache implements KvCache {
 
   @Override
   public void close() {
-    if (!closed) {
-      closed = true;
+    if (end()) {
       try {
         front.close();
       } finally {

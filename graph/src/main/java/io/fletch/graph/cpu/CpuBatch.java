@@ -2,7 +2,6 @@ package io.fletch.graph.cpu;
 
 import io.fletch.ffm.NativeMemory;
 import io.fletch.graph.Executable;
-import io.fletch.graph.KvCache;
 import io.fletch.graph.support.AbstractBatch;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
@@ -50,14 +49,6 @@ final class CpuBatch extends AbstractBatch {
 
   MemorySegment logitSegment() {
     return segment;
-  }
-
-  @Override
-  protected void checkCache(KvCache cache) {
-    if (!(cache instanceof CpuKvCache c)) {
-      throw new IllegalArgumentException("the cache was made by another backend: " + cache);
-    }
-    c.check(owner);
   }
 
   @Override

@@ -3,13 +3,13 @@ package io.fletch.graph.cpu;
 import io.fletch.ffm.NativeMemory;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.KvCache;
+import io.fletch.graph.support.AbstractKvCache;
 import java.io.IOException;
 import java.lang.foreign.MemorySegment;
 import java.nio.ByteBuffer;
 import java.nio.channels.ReadableByteChannel;
 import java.nio.channels.WritableByteChannel;
 import java.util.List;
-import java.util.Objects;
 import java.util.Optional;
 
 /**
@@ -17,13 +17,10 @@ import java.util.Optional;
  * reserved at once and taken from the system as slots are written, in long caches in huge pages
  * ({@link HugeSlots}).
  */
-final class CpuKvCache implements KvCache {
+final class CpuKvCache extends AbstractKvCache {
   /** Largest piece that is handed to a channel at once. */
   private static final long MOST_BYTES = 1 << 24;
 
-  private final CpuExecutable owner;
-  private final Type type;
-  private final int capacity;
   private final NativeMemory memory;
   private final MemorySegment segment;
   private final KvBlocks blocks;
@@ -31,8 +28,6 @@ final class CpuKvCache implements KvCache {
   private final long[] valueBytes;
   private final int[] heads;
   private final Optional<HugeSlots> huge;
-  private int length;
-  private boolean closed;
 
   CpuKvCache(
       CpuExecutable owner,
@@ -41,9 +36,7 @@ final class CpuKvCache implements KvCache {
       int capacity,
       Type type,
       boolean hugePages) {
-    this.owner = owner;
-    this.type = type;
-    this.capacity = capacity;
+    super(owner, capacity, type);
     int n = layers.size();
     keyBytes = new long[n];
     valueBytes = new long[n];
@@ -59,15 +52,6 @@ final class CpuKvCache implements KvCache {
     memory = NativeMemory.allocateSparse(Math.max(blocks.bytes(), 64));
     segment = memory.segment();
     huge = hugePages ? Optional.of(new HugeSlots(memory, blocks)) : Optional.empty();
-  }
-
-  void check(CpuExecutable executable) {
-    if (owner != executable) {
-      throw new IllegalArgumentException("the cache was made by another executable");
-    }
-    if (closed) {
-      throw new IllegalStateException("the cache is closed");
-    }
   }
 
   MemorySegment segment() {
@@ -98,30 +82,8 @@ final class CpuKvCache implements KvCache {
   }
 
   @Override
-  public Type type() {
-    return type;
-  }
-
-  @Override
-  public int capacity() {
-    return capacity;
-  }
-
-  @Override
-  public int length() {
-    return length;
-  }
-
-  @Override
   public void length(int newLength) {
-    if (closed) {
-      throw new IllegalStateException("the cache is closed");
-    }
-    if (newLength < 0 || newLength > capacity) {
-      throw new IndexOutOfBoundsException(
-          "length: expected in [0, " + capacity + "] actual=" + newLength);
-    }
-    length = newLength;
+    super.length(newLength);
     if (huge.isPresent()) {
       huge.get().filled(newLength);
     }
@@ -129,12 +91,8 @@ final class CpuKvCache implements KvCache {
 
   @Override
   public void copy(KvCache source, int sourceSlot, int slot, int count) {
-    check(owner);
-    if (!(source instanceof CpuKvCache from)) {
-      throw new IllegalArgumentException("the cache was made by another executable");
-    }
-    from.check(owner);
-    KvCache.checkCopy(source, sourceSlot, this, slot, count);
+    checkCopy(source, sourceSlot, slot, count);
+    CpuKvCache from = (CpuKvCache) source;
     huge.ifPresent(h -> h.expect(slot + count));
     for (int done = 0; done < count; ) {
       int n = Math.min(from.run(sourceSlot + done), run(slot + done));
@@ -166,7 +124,7 @@ final class CpuKvCache implements KvCache {
 
   @Override
   public String layout() {
-    return "cpu " + type;
+    return "cpu " + type();
   }
 
   @Override
@@ -181,13 +139,6 @@ final class CpuKvCache implements KvCache {
   /** Takes a contiguous piece of the cache. */
   private interface Piece {
     void accept(ByteBuffer bytes) throws IOException;
-  }
-
-  private void checkCount(int count) {
-    if (closed) {
-      throw new IllegalStateException("the cache is closed");
-    }
-    Objects.checkFromIndexSize(0, count, capacity);
   }
 
   /** Goes through the first slots, layer by layer and head by head, keys before values. */
@@ -232,8 +183,7 @@ final class CpuKvCache implements KvCache {
 
   @Override
   public void close() {
-    if (!closed) {
-      closed = true;
+    if (end()) {
       memory.close();
     }
   }

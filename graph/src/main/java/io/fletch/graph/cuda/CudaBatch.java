@@ -5,7 +5,6 @@ import io.fletch.ffm.device.DeviceMemory;
 import io.fletch.graph.Executable;
 import io.fletch.graph.Gate;
 import io.fletch.graph.GraphException;
-import io.fletch.graph.KvCache;
 import io.fletch.graph.support.AbstractBatch;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
@@ -167,14 +166,6 @@ final class CudaBatch extends AbstractBatch {
 
   DeviceMemory keptHidden() {
     return ownHidden;
-  }
-
-  @Override
-  protected void checkCache(KvCache cache) {
-    if (!(cache instanceof CudaKvCache c) || !c.isOf(owner)) {
-      throw new IllegalArgumentException("the cache was made by another executable: " + cache);
-    }
-    c.checkOpen();
   }
 
   @Override

@@ -26,6 +26,7 @@ import io.fletch.graph.LowRankDelta;
 import io.fletch.graph.Plan;
 import io.fletch.graph.Value;
 import io.fletch.graph.support.AbstractBatch;
+import io.fletch.graph.support.AbstractKvCache;
 import io.fletch.graph.support.AdapterPass;
 import io.fletch.graph.support.Decomposition;
 import io.fletch.graph.support.PreparedAdapter;
@@ -597,9 +598,8 @@ final class CudaExecutable implements Executable {
 
   @Override
   public Optional<GreedySteps> newGreedySteps(KvCache cache, Batch batch) {
-    if (!(cache instanceof CudaKvCache kv) || !kv.isOf(this)) {
-      throw new IllegalArgumentException("the cache was made by another executable: " + cache);
-    }
+    AbstractKvCache.check(cache, this);
+    CudaKvCache kv = (CudaKvCache) cache;
     if (!(batch instanceof CudaBatch b) || !b.isOf(this)) {
       throw new IllegalArgumentException("the batch was made by another executable: " + batch);
     }

@@ -3,72 +3,32 @@ package io.fletch.graph.cuda;
 import io.fletch.ffm.device.DeviceMemory;
 import io.fletch.graph.AttentionSpec;
 import io.fletch.graph.KvCache;
+import io.fletch.graph.support.AbstractKvCache;
 import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.nio.channels.ReadableByteChannel;
 import java.nio.channels.WritableByteChannel;
-import java.util.Objects;
 
 /**
  * Keys and values in one block of device memory: for each layer the keys of all slots, then the
  * values of all slots. Slots never written are zero. Work on it is queued on its executable's
  * stream.
  */
-final class CudaKvCache implements KvCache {
+final class CudaKvCache extends AbstractKvCache {
   private final CudaExecutable owner;
-  private final Type type;
-  private final int capacity;
   private final long slotBytes;
   private final DeviceMemory memory;
-  private int length;
-  private boolean closed;
 
   CudaKvCache(CudaExecutable owner, int capacity, Type type, DeviceMemory memory, long slotBytes) {
+    super(owner, capacity, type);
     this.owner = owner;
-    this.type = type;
-    this.capacity = capacity;
     this.memory = memory;
     this.slotBytes = slotBytes;
   }
 
-  boolean isOf(CudaExecutable executable) {
-    return owner == executable;
-  }
-
-  void checkOpen() {
-    if (closed) {
-      throw new IllegalStateException("the cache is closed");
-    }
-  }
-
   long address() {
     return memory.address();
-  }
-
-  @Override
-  public Type type() {
-    return type;
-  }
-
-  @Override
-  public int capacity() {
-    return capacity;
-  }
-
-  @Override
-  public int length() {
-    return length;
-  }
-
-  @Override
-  public void length(int newLength) {
-    checkOpen();
-    if (newLength < 0 || newLength > capacity) {
-      throw new IndexOutOfBoundsException(
-          "length: expected in [0, " + capacity + "] actual=" + newLength);
-    }
-    length = newLength;
   }
 
   /** A use of the bytes of a layer's keys or values. */
@@ -81,7 +41,7 @@ final class CudaKvCache implements KvCache {
     long before = 0;
     for (AttentionSpec spec : owner.graph().kvLayers()) {
       for (int dim : new int[] {spec.keyDim(), spec.valueDim()}) {
-        int row = Emitter.kvBytes(type, spec.kvHeads() * dim);
+        int row = Emitter.kvBytes(type(), spec.kvHeads() * dim);
         piece.use(before, row);
         before += row;
       }
@@ -90,20 +50,16 @@ final class CudaKvCache implements KvCache {
 
   @Override
   public void copy(KvCache source, int sourceSlot, int slot, int count) {
-    checkOpen();
-    if (!(source instanceof CudaKvCache from) || from.owner != owner) {
-      throw new IllegalArgumentException("the cache was made by another executable");
-    }
-    from.checkOpen();
-    KvCache.checkCopy(source, sourceSlot, this, slot, count);
+    checkCopy(source, sourceSlot, slot, count);
+    CudaKvCache from = (CudaKvCache) source;
     owner.locked(stream -> {
       try {
         pieces((before, row) ->
             stream.copy(
                 from.memory,
-                before * from.capacity + (long) sourceSlot * row,
+                before * from.capacity() + (long) sourceSlot * row,
                 memory,
-                before * capacity + (long) slot * row,
+                before * capacity() + (long) slot * row,
                 (long) count * row));
       } catch (IOException e) {
         throw new AssertionError(e);
@@ -113,7 +69,7 @@ final class CudaKvCache implements KvCache {
 
   @Override
   public String layout() {
-    return "cuda " + type;
+    return "cuda " + type();
   }
 
   @Override
@@ -123,14 +79,13 @@ final class CudaKvCache implements KvCache {
 
   @Override
   public void save(int count, WritableByteChannel to) throws IOException {
-    checkOpen();
-    Objects.checkFromIndexSize(0, count, capacity);
+    checkCount(count);
     pieces((before, row) -> {
       try (Arena arena = Arena.ofConfined()) {
         MemorySegment host = arena.allocate(Math.max(1, (long) count * row));
         MemorySegment bytes = host.asSlice(0, (long) count * row);
         owner.locked(stream -> {
-          stream.download(memory, before * capacity, bytes);
+          stream.download(memory, before * capacity(), bytes);
           stream.synchronize();
         });
         KvCache.write(bytes.asByteBuffer(), to);
@@ -140,15 +95,14 @@ final class CudaKvCache implements KvCache {
 
   @Override
   public void load(int count, ReadableByteChannel from) throws IOException {
-    checkOpen();
-    Objects.checkFromIndexSize(0, count, capacity);
+    checkCount(count);
     pieces((before, row) -> {
       try (Arena arena = Arena.ofConfined()) {
         MemorySegment host = arena.allocate(Math.max(1, (long) count * row));
         MemorySegment bytes = host.asSlice(0, (long) count * row);
         KvCache.read(bytes.asByteBuffer(), from);
         owner.locked(stream -> {
-          stream.upload(bytes, memory, before * capacity);
+          stream.upload(bytes, memory, before * capacity());
           stream.synchronize();
         });
       }
@@ -157,13 +111,12 @@ final class CudaKvCache implements KvCache {
 
   @Override
   public long bytes() {
-    return closed ? 0 : memory.bytes();
+    return closed() ? 0 : memory.bytes();
   }
 
   @Override
   public void close() {
-    if (!closed) {
-      closed = true;
+    if (end()) {
       owner.release(memory);
     }
   }

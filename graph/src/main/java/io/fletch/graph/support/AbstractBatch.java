@@ -166,14 +166,6 @@ public abstract class AbstractBatch implements Batch {
     return graph;
   }
 
-  /**
-   * Refuses a cache that this backend or graph cannot use.
-   *
-   * @throws IllegalArgumentException if it was made by another executable
-   * @throws IllegalStateException if it is closed
-   */
-  protected abstract void checkCache(KvCache cache);
-
   /** The executable that runs it, and no other. */
   protected abstract Executable owner();
 
@@ -258,7 +250,7 @@ public abstract class AbstractBatch implements Batch {
       int[] tokens,
       int offset) {
     checkOpen();
-    checkCache(cache);
+    AbstractKvCache.check(cache, owner());
     Objects.checkFromIndexSize(offset, count, tokens.length);
     if (count > maxRows - rows) {
       throw new IllegalArgumentException(
@@ -661,7 +653,7 @@ public abstract class AbstractBatch implements Batch {
     }
     ran = false;
     for (int s = 0; s < spans; s++) {
-      checkCache(kv[s]);
+      AbstractKvCache.check(kv[s], owner());
     }
     for (int r = 0; adapted && r < rows; r++) {
       if (r == 0 || terms[r] != terms[r - 1]) {
