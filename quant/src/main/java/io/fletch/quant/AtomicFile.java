@@ -73,8 +73,13 @@ public final class AtomicFile implements AutoCloseable {
 
   /** Appends what remains of a buffer. */
   public void write(ByteBuffer buffer) throws IOException {
-    while (buffer.hasRemaining()) {
-      channel.write(buffer);
+    try {
+      while (buffer.hasRemaining()) {
+        channel.write(buffer);
+      }
+    } catch (IOException e) {
+      // What the system says, such as that a disk is full, has no name.
+      throw new IOException(target + ": " + e.getMessage(), e);
     }
   }
 

@@ -94,12 +94,24 @@ public record TensorCopy(String name, Tensor source, long[] shape, LongUnaryOper
       for (long from = 0; from < rows; from += step) {
         long first = from;
         long n = Math.min(step, rows - from);
-        LongStream.range(0, n)
-            .parallel()
-            .forEach(i -> writer.write(order.applyAsLong(first + i), piece, i * rowBytes));
+        try {
+          LongStream.range(0, n)
+              .parallel()
+              .forEach(i -> writer.write(order.applyAsLong(first + i), piece, i * rowBytes));
+        } catch (IllegalArgumentException e) {
+          throw asThrown(e);
+        }
         sink.write(piece.asSlice(0, n * rowBytes));
       }
     }
+  }
+
+  /** What a task threw: a pool gives another thread a copy that has it as its cause. */
+  private static IllegalArgumentException asThrown(IllegalArgumentException e) {
+    return e.getCause() instanceof IllegalArgumentException cause
+            && cause.toString().equals(e.getMessage())
+        ? cause
+        : e;
   }
 
   private void copy(long from, MemorySegment to, long at) {

@@ -4,7 +4,6 @@ import io.fletch.Tokenizer;
 import io.fletch.quant.WeightFile;
 import io.fletch.runtime.calibrate.Calibration;
 import java.io.IOException;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
 import org.apache.commons.cli.Option;
@@ -28,7 +27,7 @@ final class CalibrationFlags {
     if (!arguments.has("calibrate")) {
       return new int[0][];
     }
-    String text = Files.readString(Path.of(arguments.required("calibrate")));
+    String text = Texts.readStrict(Path.of(arguments.required("calibrate")));
     int[] ids = Tokenizer.open(file.path()).encode(text);
     return Calibration.sequences(ids, count, length);
   }

@@ -4,7 +4,6 @@ import com.fasterxml.jackson.jr.ob.JSON;
 import io.fletch.quant.TensorCopy;
 import io.fletch.quant.TensorStore;
 import java.io.IOException;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.HashSet;
@@ -129,7 +128,7 @@ final class Condensation {
 
   private static List<Object> list(Path file) throws IOException {
     try {
-      return JSON.std.listFrom(Files.readString(file));
+      return JSON.std.listFrom(Texts.readStrict(file));
     } catch (com.fasterxml.jackson.core.JacksonException e) {
       throw new CommandException(file + ": expected=a JSON list: " + e.getOriginalMessage());
     }
@@ -137,7 +136,7 @@ final class Condensation {
 
   private static Map<String, Object> object(Path file) throws IOException {
     try {
-      return JSON.std.mapFrom(Files.readString(file));
+      return JSON.std.mapFrom(Texts.readStrict(file));
     } catch (com.fasterxml.jackson.core.JacksonException e) {
       throw new CommandException(file + ": expected=a JSON object: " + e.getOriginalMessage());
     }

@@ -9,7 +9,6 @@ import io.fletch.runtime.calibrate.Calibration;
 import io.fletch.runtime.calibrate.ForcedText;
 import io.fletch.tools.QuestionSet.Question;
 import java.io.IOException;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -45,7 +44,7 @@ final class ForcedTexts {
     }
     List<ForcedText> all = new ArrayList<>();
     if (arguments.has("text")) {
-      int[] ids = model.tokenizer().encode(Files.readString(Path.of(arguments.required("text"))));
+      int[] ids = model.tokenizer().encode(Texts.readStrict(Path.of(arguments.required("text"))));
       int count = arguments.integer("samples", 128, 1, 1 << 20);
       int length =
           arguments.integer(

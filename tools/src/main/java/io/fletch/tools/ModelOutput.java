@@ -58,11 +58,11 @@ final class ModelOutput implements AutoCloseable {
    * @throws io.fletch.quant.WeightFileException if another run is making it
    */
   ModelOutput(Path path, WeightFile input, List<WeightFile> others, String key) throws IOException {
-    this.path = path;
+    this.path = path.toAbsolutePath().normalize();
     inputs.addAll(input.shards());
     others.forEach(o -> inputs.addAll(o.shards()));
     check(path, inputs);
-    this.workspace = Workspace.open(path, key + "\n" + Workspace.fingerprint(input));
+    this.workspace = Workspace.open(this.path, key + "\n" + Workspace.fingerprint(input));
   }
 
   /** The container of an output of that name. */
@@ -79,15 +79,27 @@ final class ModelOutput implements AutoCloseable {
         throw new UsageException("--output: expected=another file than the model actual=" + path);
       }
     }
-    if (format(path) == WeightFile.Format.SAFETENSORS
-        && Files.exists(path)
-        && !isUnfinished(path)) {
+    if (format(path) != WeightFile.Format.SAFETENSORS) {
+      if (Files.isDirectory(path)) {
+        throw new UsageException("--output: expected=a file actual=" + path + " (a folder)");
+      }
+    } else if (Files.exists(path) && !isUnfinished(path)) {
       throw new UsageException(
           "--output: expected=NAME.gguf, NAME.arrow or a new folder actual=" + path + " (exists)");
     }
-    Path parent = path.toAbsolutePath().getParent();
-    if (parent != null && !Files.isDirectory(parent)) {
-      throw new UsageException("--output: expected=in a folder that exists actual=" + path);
+    checkFolder("output", path);
+  }
+
+  /**
+   * Checks, before the work is done, that there is a folder for a file.
+   *
+   * @throws UsageException if there is none
+   */
+  static void checkFolder(String option, Path file) {
+    Path folder = file.toAbsolutePath().normalize().getParent();
+    if (folder == null || !Files.isDirectory(folder)) {
+      throw new UsageException(
+          "--" + option + ": expected=in a folder that exists actual=" + file);
     }
   }
 

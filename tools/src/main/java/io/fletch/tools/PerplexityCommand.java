@@ -3,7 +3,6 @@ package io.fletch.tools;
 import io.fletch.Model;
 import io.fletch.Session;
 import java.io.IOException;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.LinkedHashMap;
@@ -70,7 +69,7 @@ final class PerplexityCommand implements Command {
   @Override
   public int run(Arguments arguments, Io io) throws IOException {
     arguments.checkNoRest();
-    String text = Files.readString(Path.of(arguments.required("text")));
+    String text = Texts.readStrict(Path.of(arguments.required("text")));
     try (Model model = ModelFlags.open(arguments, io);
         Session session = model.newSession()) {
       int context = model.info().contextLength();

@@ -208,6 +208,9 @@ final class PruneCommand implements Command {
     arguments.checkNoRest();
     Path output = Path.of(arguments.required("output"));
     Request request = Request.of(arguments, output);
+    for (String option : List.of("report", "picture")) {
+      arguments.string(option).ifPresent(name -> ModelOutput.checkFolder(option, Path.of(name)));
+    }
     Optional<TensorType> type =
         arguments.has("type")
             ? Optional.of(TensorType.valueOf(arguments.choice("type", Type.F16).name()))
@@ -218,6 +221,8 @@ final class PruneCommand implements Command {
         TensorStore derived = TensorStore.create()) {
       ModelOutput.View view = ModelOutput.View.of(file, ModelOutput.format(output), derived);
       view.notes().forEach(note -> io.note("fletch: " + note));
+      // What is not a number is neither large nor small, and reaches all statistics.
+      file.tensors().values().forEach(Dequantizer::checkFinite);
       int[][] sequences = CalibrationFlags.sequences(arguments, file);
       boolean calibrated = sequences.length > 0;
       Calibration calibration =
@@ -430,7 +435,13 @@ final class PruneCommand implements Command {
         }
         Masks.apply(mask, w);
       }
-      case SPARSEGPT -> SparseGpt.prune(w, cols, input.hessian().orElseThrow(), sparsity, pattern);
+      case SPARSEGPT -> {
+        try {
+          SparseGpt.prune(w, cols, input.hessian().orElseThrow(), sparsity, pattern);
+        } catch (ArithmeticException e) {
+          throw new CommandException("sparsegpt: " + e.getMessage() + " (other text helps)", e);
+        }
+      }
       case FLAP, LOWRANK -> throw new AssertionError(request);
     }
   }

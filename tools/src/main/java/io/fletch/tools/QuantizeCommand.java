@@ -114,6 +114,9 @@ final class QuantizeCommand implements Command {
     if (arguments.has("save-imatrix") && !arguments.has("calibrate")) {
       throw new UsageException("--save-imatrix: only with --calibrate");
     }
+    arguments
+        .string("save-imatrix")
+        .ifPresent(name -> ModelOutput.checkFolder("save-imatrix", Path.of(name)));
     long start = System.nanoTime();
     try (WeightFile input = WeightFile.open(ModelFlags.path(arguments));
         DenseCopy dense =

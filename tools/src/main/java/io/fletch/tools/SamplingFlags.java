@@ -8,7 +8,6 @@ import io.fletch.sampling.SamplerExtras;
 import io.fletch.sampling.SamplingOptions;
 import java.io.IOException;
 import java.io.UncheckedIOException;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.security.SecureRandom;
 import java.util.LinkedHashMap;
@@ -144,7 +143,7 @@ final class SamplingFlags {
       if (arguments.has(name)) {
         String text;
         try {
-          text = Files.readString(Path.of(arguments.required(name)));
+          text = Texts.readStrict(Path.of(arguments.required(name)));
         } catch (IOException e) {
           throw new UncheckedIOException(e);
         }
