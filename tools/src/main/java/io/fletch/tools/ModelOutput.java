@@ -98,8 +98,7 @@ final class ModelOutput implements AutoCloseable {
   static void checkFolder(String option, Path file) {
     Path folder = file.toAbsolutePath().normalize().getParent();
     if (folder == null || !Files.isDirectory(folder)) {
-      throw new UsageException(
-          "--" + option + ": expected=in a folder that exists actual=" + file);
+      throw new UsageException("--" + option + ": expected=in a folder that exists actual=" + file);
     }
   }
 
