@@ -75,7 +75,7 @@ public final class AttentionCode {
   private static final int COLUMNS = 32;
 
   /** Chunks between what is prefetched from memory and what is used. */
-  private static final int AHEAD = 4;
+  private static final int AHEAD = 2;
 
   /** Lines of four keys that are prefetched during the softmax. */
   private static final int LATER = 2;

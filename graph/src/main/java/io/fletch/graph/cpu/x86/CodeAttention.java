@@ -43,7 +43,7 @@ public final class CodeAttention {
   private static final int TOGETHER = 8;
 
   /** Chunks between what is prefetched from memory and what is used. */
-  private static final int AHEAD = 4;
+  private static final int AHEAD = 2;
 
   /** Positions of the words of four elements of a query. */
   private static final int[] QUERY_ORDER = {0x05040100, 0x07060302, 0x0d0c0908, 0x0f0e0b0a};
