@@ -79,9 +79,9 @@ final class X86Attention {
     return Math.max(rowFloats(spec), tiles.scratchFloats(spec));
   }
 
-  /** Room for the states of the groups of a tile. */
+  /** Room for the states of a group: the same for all rows, so that it stays in the caches. */
   private static int rowFloats(AttentionSpec spec) {
-    return Math.multiplyExact(AttentionTile.ROWS, stateFloats(spec.valueDim()) * parts(spec));
+    return Math.multiplyExact(stateFloats(spec.valueDim()), parts(spec));
   }
 
   private static int parts(AttentionSpec spec) {
@@ -100,23 +100,21 @@ final class X86Attention {
       tiles.run(spec, tile, kv, scratch);
       return;
     }
-    // In three passes, so that little comes between calls that read memory.
-    long rowFloats = (long) parts(spec) * stateFloats(spec.valueDim());
     for (int r = 0; r < tile.rows(); r++) {
       checkPositions(spec, kv, tile.from(r), tile.to(r));
       long query = 4L * spec.group() * spec.keyDim();
       Objects.checkFromIndexSize(4 * tile.query(r), query, tile.queries().byteSize());
-      begin(spec, scratch, r * rowFloats);
     }
+    // As little as can be between calls that read memory.
     for (int r = 0; r < tile.rows(); r++) {
-      row(spec, tile, r, kv, scratch, r * rowFloats);
-    }
-    for (int r = 0; r < tile.rows(); r++) {
-      end(spec, scratch, r * rowFloats, tile.states(), tile.state(r));
+      begin(spec, scratch);
+      row(spec, tile, r, kv, scratch);
+      end(spec, scratch, tile.states(), tile.state(r));
     }
   }
 
-  private static void begin(AttentionSpec spec, MemorySegment scratch, long state) {
+  private static void begin(AttentionSpec spec, MemorySegment scratch) {
+    long state = 0;
     for (int first = 0; first < spec.group(); first += AttentionCode.MAX_HEADS) {
       int heads = Math.min(AttentionCode.MAX_HEADS, spec.group() - first);
       for (int h = 0; h < AttentionCode.MAX_HEADS; h++) {
@@ -131,7 +129,7 @@ final class X86Attention {
   }
 
   private void row(
-      AttentionSpec spec, AttentionTile tile, int row, KvRun kv, MemorySegment scratch, long at) {
+      AttentionSpec spec, AttentionTile tile, int row, KvRun kv, MemorySegment scratch) {
     KvCache.Type type = kv.type();
     int group = spec.group();
     final long kStride = KvLayout.bytes(type, spec.keyDim());
@@ -142,7 +140,7 @@ final class X86Attention {
     int end;
     for (int from = tile.from(row); from < to; from = end) {
       end = Math.min(to - (from & -piece), piece) + (from & -piece);
-      long state = at;
+      long state = 0;
       for (int first = 0; first < group; first += AttentionCode.MAX_HEADS) {
         int heads = Math.min(AttentionCode.MAX_HEADS, group - first);
         MemorySegment code = functions.get(spec, type, heads).code;
@@ -161,7 +159,8 @@ final class X86Attention {
   }
 
   private static void end(
-      AttentionSpec spec, MemorySegment scratch, long state, MemorySegment states, long into) {
+      AttentionSpec spec, MemorySegment scratch, MemorySegment states, long into) {
+    long state = 0;
     int group = spec.group();
     int valueDim = spec.valueDim();
     for (int first = 0; first < group; first += AttentionCode.MAX_HEADS) {
