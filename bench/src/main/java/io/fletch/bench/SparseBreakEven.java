@@ -33,6 +33,11 @@ public final class SparseBreakEven {
 
   private static final TensorType[] TYPES = {TensorType.F16, TensorType.Q8_0, TensorType.Q4_0};
 
+  /** Types whose zeros are multiplied, to compare with. */
+  private static final TensorType[] DENSE_ALONE = {
+    TensorType.Q4_K, TensorType.Q5_K, TensorType.Q6_K
+  };
+
   private record Candidate(
       String kind,
       TensorType type,
@@ -71,6 +76,12 @@ public final class SparseBreakEven {
         Tensor t = Quantizer.quantize(dense, type, store);
         Kernels.Matmul m = kernels.matmul(t.type(), Math.toIntExact(t.cols()));
         all.add(candidate("dense", type, 1, m, t, t.bytes(), store));
+      }
+      for (TensorType type : DENSE_ALONE) {
+        if (in % type.blockSize() == 0) {
+          Tensor t = Quantizer.quantize(dense, type, store);
+          all.add(candidate("dense", type, 1, kernels.matmul(type, in), t, t.bytes(), store));
+        }
       }
       Tensor half = matrix(store, random, out, in, 1, true);
       for (TensorType type : TYPES) {

@@ -77,12 +77,20 @@ final class QuantizeCommand implements Command {
 
   /** A type for some tensors. */
   private record TypeRule(Pattern pattern, TensorType type) {
+    boolean isFor(TensorCopy tensor) {
+      return tensor.shape().length > 1 && pattern.matcher(tensor.name()).find();
+    }
+
     static TypeRule parse(String text) {
       int at = text.lastIndexOf('=');
       try {
-        return new TypeRule(
-            Pattern.compile(text.substring(0, at)),
-            TensorType.valueOf(text.substring(at + 1).toUpperCase(Locale.ROOT)));
+        Pattern pattern = Pattern.compile(text.substring(0, at));
+        TensorType type = TensorType.valueOf(text.substring(at + 1).toUpperCase(Locale.ROOT));
+        return switch (type) {
+          case I8, I16, I32, I64, F64 ->
+              throw new IllegalArgumentException("no type of weights: " + type);
+          default -> new TypeRule(pattern, type);
+        };
       } catch (PatternSyntaxException | StringIndexOutOfBoundsException e) {
         throw new UsageException("--tensor-type: expected=PATTERN=TYPE actual=" + text);
       } catch (IllegalArgumentException e) {
@@ -186,6 +194,11 @@ final class QuantizeCommand implements Command {
       Map<TensorType, Integer> types) {
     QuantMix.Model model = model(view, importance.isPresent());
     List<TensorCopy> tensors = view.tensors();
+    for (TypeRule rule : overrides) {
+      if (tensors.stream().noneMatch(rule::isFor)) {
+        io.note("fletch: --tensor-type " + rule.pattern() + ": no matrix has such a name");
+      }
+    }
     List<String> requantized = new ArrayList<>();
     int weighted = 0;
     try (Progress _ =
@@ -217,7 +230,7 @@ final class QuantizeCommand implements Command {
       TensorCopy tensor, QuantMix mix, List<TypeRule> overrides, QuantMix.Model model) {
     long[] shape = tensor.shape();
     for (TypeRule rule : overrides) {
-      if (shape.length > 1 && rule.pattern().matcher(tensor.name()).find()) {
+      if (rule.isFor(tensor)) {
         return QuantMix.fitting(rule.type(), shape[shape.length - 1]);
       }
     }

@@ -92,6 +92,23 @@ class HostileToolsTest {
     assertEquals("somebody's", Files.readString(folder.resolve("taken/model.safetensors")));
   }
 
+  /** A rule for tensors that gives no weights, or has no tensor. */
+  @Test
+  void rulesThatChangeNothing() {
+    String[] quantize = {
+      "quantize", "-m", at("base.gguf"), "--type", "Q8_0", "-o", at("r.gguf"), "--tensor-type", ""
+    };
+    for (String type : List.of("I32", "F64", "Q9")) {
+      quantize[quantize.length - 1] = "ffn=" + type;
+      refused(2, "--tensor-type: expected=a type such as Q8_0 actual=" + type, quantize);
+    }
+    quantize[quantize.length - 1] = "fnn_down=Q4_0";
+    String said = Fletch.ok(quantize).err();
+    assertTrue(said.contains("--tensor-type fnn_down: no matrix has such a name"), said);
+    quantize[quantize.length - 1] = "ffn_down=Q4_0";
+    assertFalse(Fletch.ok(quantize).err().contains("no matrix"));
+  }
+
   @Test
   void textsThatAreNone() {
     String base = at("base.gguf");
