@@ -108,6 +108,30 @@ class AutoregressiveDecoderTest {
   }
 
   @Test
+  void whatIsDroppedWasNeverThere() {
+    SamplingOptions options = SamplingOptions.greedy();
+    for (int keep = 0; keep < 4; keep++) {
+      for (int count = 1; keep + count < PROMPT.length; count++) {
+        TableCausalModel m = new TableCausalModel(50, 64, 5, 3);
+        AutoregressiveDecoder d = decoder(m, options, 8);
+        d.start(PROMPT, 5);
+        d.drop(keep, count);
+        assertEquals(count, d.dropped());
+        int[] left = Arrays.copyOf(PROMPT, 5 - count);
+        System.arraycopy(PROMPT, keep + count, left, keep, 5 - count - keep);
+        AutoregressiveDecoder fresh = decoder(new TableCausalModel(50, 64, 5, 3), options, 8);
+        fresh.start(left, left.length);
+        assertArrayEquals(run(fresh), run(d), "keep " + keep + " count " + count);
+      }
+    }
+    AutoregressiveDecoder d = decoder(new TableCausalModel(50, 64, 5, 3), options, 8);
+    d.start(PROMPT, 5);
+    assertThrows(IllegalArgumentException.class, () -> d.drop(1, 4), "the last token stays");
+    assertThrows(IllegalArgumentException.class, () -> d.drop(0, 0));
+    assertThrows(IllegalArgumentException.class, () -> d.drop(-1, 1));
+  }
+
+  @Test
   void logProbabilitiesBelongToTheToken() {
     TableCausalModel m = new TableCausalModel(50, 64, 3, 1);
     AutoregressiveDecoder d =

@@ -136,6 +136,19 @@ class DiffusionOptionsTest {
   }
 
   @Test
+  void streamsTakeTheWholeAnswer() {
+    Search.Nap nap = (Search.Nap) SEARCHES.getLast();
+    int n = nap.length();
+    for (int[] lengths : new int[][] {{n, n / 2}, {2 * n, 2 * n}, {2 * n, n}}) {
+      DiffusionOptions o = DiffusionOptions.reference(lengths[0], lengths[1]);
+      IllegalArgumentException x =
+          assertThrows(IllegalArgumentException.class, () -> o.withSearch(nap));
+      assertTrue(x.getMessage().startsWith("nap needs answerLength and blockLength: "), "" + x);
+    }
+    assertEquals(nap, DiffusionOptions.reference(n, n).withSearch(nap).search());
+  }
+
+  @Test
   void rangesAreChecked() {
     DiffusionOptions o = DiffusionOptions.reference(16, 4);
     assertThrows(IllegalArgumentException.class, () -> DiffusionOptions.reference(16, 5));

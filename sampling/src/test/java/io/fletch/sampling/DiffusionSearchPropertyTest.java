@@ -445,6 +445,49 @@ class DiffusionSearchPropertyTest {
     assertEquals(15, d.counters().committed());
   }
 
+  /** A canvas that commits enough at once is the only one from then on. */
+  @Test
+  void soarCollapsesToASureCanvas() {
+    int[] met = new int[5];
+    for (int seed = 0; seed < 60; seed++) {
+      for (int collapse = 2; collapse <= 4; collapse++) {
+        DiffusionOptions o =
+            options(5, 3).withSearch(new Search.Soar(3, 0.5f, 2, 4, collapse, false));
+        DiffusionDecoder d = DiffusionDecoder.of(Decodes.network(seed), MODEL, o);
+        d.start(Decodes.prompt(seed, 5));
+        SoarRun run = (SoarRun) d.current();
+        while (d.next() && run.state().masks > 0) {
+          int together = run.history().getLast().offsets().size();
+          if (together >= collapse) {
+            assertEquals(1, run.canvases().size(), together + " of " + collapse);
+            met[collapse] += together == collapse ? 1 : 0;
+          }
+        }
+      }
+    }
+    assertTrue(met[2] > 0 && met[3] > 0, Arrays.toString(met));
+  }
+
+  /** What an exit fills is not counted as committed. */
+  @Test
+  void exitsOfSoarAreCounted() {
+    int filled = 0;
+    for (int seed = 0; seed < 20; seed++) {
+      DiffusionOptions o =
+          options(5, 3).withExit(exit(0.5f)).withSearch(new Search.Soar(2, 0.6f, 2, 4, 3, false));
+      Outcome r = run(seed, o);
+      int exits =
+          r.steps().stream()
+              .filter(s -> s.kind() == DecodeTrace.Kind.EXIT)
+              .mapToInt(s -> s.offsets().size())
+              .sum();
+      assertEquals(exits, r.counters().filled());
+      assertEquals(15, r.counters().filled() + r.counters().committed());
+      filled += exits;
+    }
+    assertTrue(filled > 0, "an exit");
+  }
+
   @Property(tries = 30, seed = "9")
   void soarOnBlockCausalModelsIsExact(
       @ForAll @IntRange(max = 1 << 20) int seed, @ForAll boolean fused) {

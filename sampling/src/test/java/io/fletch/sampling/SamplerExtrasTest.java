@@ -204,5 +204,15 @@ class SamplerExtrasTest {
     assertThrows(IllegalArgumentException.class, () -> SamplerExtras.NONE.withMirostat(5, 0));
     assertThrows(
         IllegalArgumentException.class, () -> new SamplerExtras.Dry(1, 1.75f, 2, -1, List.of("")));
+    List<String> none = List.of();
+    assertThrows(IllegalArgumentException.class, () -> new SamplerExtras.Dry(0, 1, 1, -1, none));
+    assertThrows(
+        IllegalArgumentException.class, () -> new SamplerExtras.Dry(1, 0.99f, 1, -1, none));
+    assertThrows(IllegalArgumentException.class, () -> new SamplerExtras.Dry(1, 1, 0, -1, none));
+    assertThrows(IllegalArgumentException.class, () -> new SamplerExtras.Dry(1, 1, 1, -2, none));
+    // The ends of the ranges belong to them.
+    assertEquals(1, new SamplerExtras.Dry(1, 1, 1, -1, none).base());
+    assertEquals(1, SamplerExtras.NONE.withTypicalP(1).withTopNSigma(0).typicalP());
+    assertEquals(1, SamplerExtras.NONE.withXtc(1, 1).xtc().orElseThrow().threshold());
   }
 }

@@ -66,6 +66,8 @@ class FormatsTest {
     assertEquals("1.0 KiB", Texts.bytes(1024));
     assertEquals("5.1 MiB", Texts.bytes(5_313_536));
     assertEquals("999", Texts.count(999));
+    assertEquals("1.0 k", Texts.count(1000));
+    assertEquals("1.0 M", Texts.count(1_000_000));
     assertEquals("5.0 M", Texts.count(4_986_112));
     assertEquals("8.0 G", Texts.count(8_000_000_000L));
   }

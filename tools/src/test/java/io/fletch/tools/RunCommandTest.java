@@ -102,6 +102,9 @@ class RunCommandTest {
   void limitsAndStopsEndTheAnswer() {
     Map<String, Object> limited = Fletch.ok("run", QUESTION, "--max-tokens", "3", "--json").json();
     assertEquals("7+6", limited.get("text"));
+    // An answer that ends its line is not given another end.
+    assertEquals("7+6=13\n", Fletch.ok("run", QUESTION, "--max-tokens", "6").out());
+    assertEquals("7+6=13\n", Fletch.ok("run", QUESTION, "--max-tokens", "7").out());
     assertEquals("length", limited.get("finish_reason"));
     assertEquals(3, limited.get("completion_tokens"));
     Map<String, Object> stopped =
