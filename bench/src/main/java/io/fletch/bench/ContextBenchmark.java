@@ -14,7 +14,8 @@ import java.util.Locale;
  *
  * <p>Lengths take turns. Printed per length: milliseconds per token; the milliseconds that are
  * predicted, those of the shortest context and the further bytes at the rate of a read loop with as
- * many threads, which is measured between the rounds; and the GB/s at which keys and values were
+ * many threads, which is measured between the rounds; those that all bytes, weights and keys and
+ * values, predict at the rate of the shortest context; and the GB/s at which keys and values were
  * read beyond the shortest context. As Markdown, medians.
  *
  * <p>Usage: {@code ContextBenchmark FILE|SHAPE:MIX THREADS f16|q8_0 LENGTH,LENGTH... [ROUNDS]}; see
@@ -75,9 +76,9 @@ public final class ContextBenchmark {
       int[] lengths, List<List<Double>> samples, BenchModel model, double bandwidth) {
     System.out.printf(Locale.ROOT, "- weights: %.0f MB per token%n%n", model.weightBytes() / 1e6);
     System.out.println(
-        "| context | keys and values MB | ms per token predicted | measured (range) | GB/s of keys"
-            + " and values |");
-    System.out.println("|---|---|---|---|---|");
+        "| context | keys and values MB | ms per token predicted | in proportion to bytes |"
+            + " measured (range) | GB/s of keys and values |");
+    System.out.println("|---|---|---|---|---|---|");
     double base = median(samples.getFirst());
     long baseKv = lengths[0] * model.slotBytes();
     for (int i = 0; i < lengths.length; i++) {
@@ -85,10 +86,11 @@ public final class ContextBenchmark {
       long more = lengths[i] * model.slotBytes() - baseKv;
       System.out.printf(
           Locale.ROOT,
-          "| %d | %.1f | %.1f | %.1f (%.1f-%.1f) | %s |%n",
+          "| %d | %.1f | %.1f | %.1f | %.1f (%.1f-%.1f) | %s |%n",
           lengths[i],
           lengths[i] * model.slotBytes() / 1e6,
           (base + more / bandwidth) / 1e6,
+          base * (1 + more / (double) (model.weightBytes() + baseKv)) / 1e6,
           nanos / 1e6,
           samples.get(i).stream().min(Double::compare).orElseThrow() / 1e6,
           samples.get(i).stream().max(Double::compare).orElseThrow() / 1e6,
