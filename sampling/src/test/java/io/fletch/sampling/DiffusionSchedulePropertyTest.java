@@ -276,7 +276,6 @@ class DiffusionSchedulePropertyTest {
     assertEquals(best, r.answer()[0]);
   }
 
-  /** Invariant 8. */
   /** Of a row the margin and the entropy are given, whatever is drawn. */
   @Test
   void scoresOfDreamDoNotDependOnTheDraw() {
@@ -299,6 +298,7 @@ class DiffusionSchedulePropertyTest {
     assertTrue(differ > 10, "other tokens drawn: " + differ);
   }
 
+  /** Invariant 8. */
   @Property(tries = 30, seed = "7")
   void orderDoesNotMatterWithoutContext(@ForAll @IntRange(max = 1 << 20) int seed) {
     TinyCanvasModel m = new TinyCanvasModel(Decodes.VOCABULARY, 64, seed, false);
